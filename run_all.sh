@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Everything, in order: raw slices -> folds -> stage 1 -> stage 2 -> stack -> blend -> thresholds -> submission -> scores.
+# Usage: bash run_all.sh [recipe] [--set key=value ...]      Each stage does what is missing or stale, and nothing else.
+set -euo pipefail
+cd "$(dirname "$0")"
+source ./setup.sh requirements.txt
+
+[ $# -gt 0 ] || set -- configs/demo.yaml
+
+ich demo       "$@"    # where the recipe's competition is a synthetic one
+ich prepare    "$@"
+ich folds      "$@"
+ich cnn        "$@"
+ich sequence   "$@"
+ich stack      "$@"
+ich blend      "$@"
+ich thresholds "$@"
+ich submit     "$@"
+ich score      "$@"

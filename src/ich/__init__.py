@@ -1,0 +1,1 @@
+"""Head-CT hemorrhage competitions, from DICOM slices to a submission."""

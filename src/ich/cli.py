@@ -1,0 +1,165 @@
+"""The `ich` commands. Nothing heavy is imported here: each command imports its stage when it is called."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ich.stages.plan import Plan
+
+app = typer.Typer(
+    name="ich",
+    help="Head-CT hemorrhage competitions, from DICOM slices to a submission.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="a YAML file below configs/")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="override a key, as cnn.resnet.epochs=8"),
+]
+Force = Annotated[bool, typer.Option("--force", help="redo what is named, even if it is done")]
+Model = Annotated[str | None, typer.Option("--model", help="only this member")]
+Fold = Annotated[int | None, typer.Option("--fold", help="only this fold, counted from 0")]
+
+
+def _plan(recipe: Path, overrides: list[str] | None) -> "Plan":
+    from ich.recipe import load
+    from ich.stages.plan import Plan
+
+    return Plan(load(recipe, overrides or []), Path.cwd())
+
+
+@app.command()
+def status(recipe: RecipePath, overrides: Set = None) -> None:
+    """Every artefact: done | stale (and why) | missing | running."""
+    from ich.stages import status as stage
+
+    stage.run(_plan(recipe, overrides))
+
+
+@app.command()
+def demo(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
+    """Write the synthetic competition."""
+    from ich.stages import demo as stage
+
+    stage.run(_plan(recipe, overrides), force=force)
+
+
+@app.command()
+def prepare(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
+    """Raw files -> Hounsfield cache, slice table and quarantine list."""
+    from ich.stages import prepare as stage
+
+    stage.run(_plan(recipe, overrides), force=force)
+
+
+@app.command()
+def folds(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
+    """Folds by patient, balanced over the classes."""
+    from ich.stages import folds as stage
+
+    stage.run(_plan(recipe, overrides), force=force)
+
+
+@app.command()
+def cnn(
+    recipe: RecipePath, model: Model = None, fold: Fold = None, overrides: Set = None, force: Force = False
+) -> None:
+    """Stage 1: train backbones, save out-of-fold and test embeddings and logits."""
+    from ich.stages import cnn as stage
+
+    stage.run(_plan(recipe, overrides), model=model, fold=fold, force=force)
+
+
+@app.command()
+def sequence(
+    recipe: RecipePath, model: Model = None, fold: Fold = None, overrides: Set = None, force: Force = False
+) -> None:
+    """Stage 2: train LSTM and GRU models over each study."""
+    from ich.stages import sequence as stage
+
+    stage.run(_plan(recipe, overrides), model=model, fold=fold, force=force)
+
+
+@app.command()
+def stack(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
+    """LightGBM over the members' out-of-fold logits."""
+    from ich.stages import stack as stage
+
+    stage.run(_plan(recipe, overrides), force=force)
+
+
+@app.command()
+def blend(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
+    """Weighted mean of the members."""
+    from ich.stages import blend as stage
+
+    stage.run(_plan(recipe, overrides), force=force)
+
+
+@app.command()
+def thresholds(
+    recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="a YAML file below configs/")] = None,
+    metric: Annotated[str | None, typer.Option(help="f1 or f2")] = None,
+    trials: Annotated[int | None, typer.Option(help="Optuna trials a class")] = None,
+    table: Annotated[Path | None, typer.Option(help="instead of a recipe: columns <class> and prob_<class>")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="with --table: the JSON to write")] = None,
+    overrides: Set = None,
+    force: Force = False,
+) -> None:
+    """Search a threshold a class that maximises F1 or F2."""
+    from ich.stages import thresholds as stage
+    from ich.workspace import UserError
+
+    options = {"metric": metric, "trials": trials}
+    given = [f"thresholds.{key}={value}" for key, value in options.items() if value is not None]
+    if (recipe is None) == (table is None):
+        raise UserError("give a recipe, or --table FILE (.parquet or .csv); one of the two")
+    if recipe is not None:
+        stage.run(_plan(recipe, [*(overrides or []), *given]), force=force)
+    elif table is not None:
+        from ich.recipe import table_thresholds
+
+        stage.run_on_table(table, table_thresholds(given), out)
+
+
+@app.command()
+def submit(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
+    """Write the submission, checked against the sample submission."""
+    from ich.stages import submit as stage
+
+    stage.run(_plan(recipe, overrides), force=force)
+
+
+@app.command()
+def score(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
+    """Scores of every member, out of fold and on the solution where there is one."""
+    from ich.stages import score as stage
+
+    stage.run(_plan(recipe, overrides), force=force)
+
+
+def main() -> None:
+    """Run a command; what the user can mend is one line a fault, without a traceback."""
+    from ich.recipe import RecipeError
+    from ich.workspace import UserError
+
+    try:
+        app()
+    except (UserError, RecipeError) as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Random changes of a training slice: the one module that knows albumentations.
+
+A picture's change depends on the seed it is given and on nothing else. Two habits of albumentations 2.0.8
+stand against that: its generators repeat themselves in loader workers, and `Compose.set_random_seed` gives
+every transform the same generator, so that a picture would be flipped exactly when it is also brightened.
+Here each transform gets a seed of its own before each picture.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from albumentations import BasicTransform
+
+SEED_STEP = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: keeps the transforms' seeds far apart
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How strongly training pictures vary. A strength of 0 leaves that change out."""
+
+    flip: float = 0.5
+    """Probability of a left-right mirror."""
+    shift: float = 0.06
+    """Largest move in each direction, as a share of the picture's side."""
+    scale: float = 0.1
+    """Largest change of size, as a share."""
+    rotate: float = 15.0
+    """Largest rotation, degrees."""
+    brightness: float = 0.1
+    """Largest change of brightness, as a share of the grey scale."""
+    contrast: float = 0.1
+    """Largest change of contrast, as a share."""
+    noise: float = 0.0
+    """Largest standard deviation of Gaussian noise, as a share of the grey scale."""
+    dropout: float = 0.0
+    """Probability of blacking out one to four rectangles of up to a fifth of the side."""
+
+
+class Augment:
+    """Callable that changes one picture; see `build`."""
+
+    def __init__(self, transforms: "Sequence[BasicTransform]") -> None:
+        from albumentations import Compose
+
+        self._transforms = transforms
+        self._compose = Compose(list(transforms))
+
+    def __call__(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+        """Return a changed copy of uint8 [H, W, C]; the same seed makes the same change."""
+        for place, transform in enumerate(self._transforms):
+            transform.set_random_seed((seed + place * SEED_STEP) % 2**64)
+        return self._compose(image=image)["image"]
+
+
+def build(settings: Augmentation) -> Augment:
+    """Build the pipeline: mirror, one affine map, brightness and contrast, noise, rectangles."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks PyPI for a newer version
+    import albumentations as A
+
+    transforms: list[BasicTransform] = []
+    if settings.flip:
+        transforms.append(A.HorizontalFlip(p=settings.flip))
+    if settings.shift or settings.scale or settings.rotate:
+        transforms.append(
+            A.Affine(
+                scale=(1 - settings.scale, 1 + settings.scale),
+                translate_percent=(-settings.shift, settings.shift),
+                rotate=(-settings.rotate, settings.rotate),
+                keep_ratio=True,
+                border_mode=cv2.BORDER_CONSTANT,  # black, which is air in every window
+                p=1,
+            )
+        )
+    if settings.brightness or settings.contrast:
+        transforms.append(
+            A.RandomBrightnessContrast(
+                brightness_limit=(-settings.brightness, settings.brightness),
+                contrast_limit=(-settings.contrast, settings.contrast),
+                p=1,
+            )
+        )
+    if settings.noise:
+        transforms.append(A.GaussNoise(std_range=(0, settings.noise), p=1))
+    if settings.dropout:
+        transforms.append(
+            A.CoarseDropout(
+                num_holes_range=(1, 4),
+                hole_height_range=(0.05, 0.2),
+                hole_width_range=(0.05, 0.2),
+                p=settings.dropout,
+            )
+        )
+    return Augment(transforms)
+
+
+def sample_seed(seed: int, epoch: int, image_id: str) -> int:
+    """Hash (seed, epoch, image_id) to an integer of 63 bits, the same on every machine."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{image_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -1,0 +1,229 @@
+"""From raw files to one int16 memory map of Hounsfield units and the slice table that says what its rows are."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import joblib
+import numpy as np
+import pandas as pd
+
+from ich.data import dicom
+from ich.data.competitions import Raw
+from ich.data.dicom import Geometry, Reason, Unreadable
+
+AIR = dicom.HU_LOW
+CHUNK = 64  # files a task
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A file, or a promised image without a file, that the run goes on without."""
+
+    image_id: str
+    split: str
+    path: str
+    reason: str
+    detail: str
+
+
+def parallel(function: Callable[..., Any], tasks: Iterable[tuple], jobs: int) -> Iterator[Any]:
+    """Results of `function(*task)` in the order of the tasks, from `jobs` fresh processes (loky: nothing is forked)."""
+    if jobs == 1:
+        return (function(*task) for task in tasks)
+    runner = joblib.Parallel(n_jobs=jobs, backend="loky", return_as="generator", batch_size=1)  # pyright: ignore
+    return runner(joblib.delayed(function)(*task) for task in tasks)  # pyright: ignore
+
+
+def read_geometries(root: Path, paths: Sequence[str], jobs: int, on_done: Progress) -> list[Geometry | Unreadable]:
+    """The header of each file, in order; a file that cannot serve gives its Unreadable."""
+    chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
+    found: list[Geometry | Unreadable] = []
+    for part in parallel(_geometries, ((root, chunk) for chunk in chunks), jobs):
+        found += part
+        on_done(len(part))
+    return found
+
+
+def _geometries(root: Path, paths: Sequence[str]) -> list[Geometry | Unreadable]:
+    found: list[Geometry | Unreadable] = []
+    for path in paths:
+        try:
+            found.append(dicom.geometry(root / path))
+        except Unreadable as refusal:
+            found.append(refusal)
+    return found
+
+
+def slice_table(
+    raw: Raw, geometries: Sequence[Geometry | Unreadable], classes: Sequence[str]
+) -> tuple[pd.DataFrame, list[Quarantined]]:
+    """The slice table of the readable headers, and what was refused.
+
+    Columns: image_id, patient_id, study_id, series_id, position (mm), index, n_slices, split, tilt (degrees),
+    row_spacing, column_spacing (mm), a float32 column a class (NaN: unlabelled), path. Slices of a series stand
+    together, in order of position; a series of which a slice has no position is ordered by instance number.
+    """
+    keep = [isinstance(g, Geometry) for g in geometries]
+    refused = _quarantined(raw.files, {i: g for i, g in enumerate(geometries) if isinstance(g, Unreadable)})
+    table = raw.files[keep].reset_index(drop=True)
+    headers = pd.DataFrame(
+        [vars(g) for g in geometries if isinstance(g, Geometry)], columns=list(Geometry.__annotations__)
+    )
+    table = pd.concat([table, headers], axis=1).merge(raw.labels, on="image_id", how="left", validate="many_to_one")
+    if table["image_id"].duplicated().any():
+        twice = table.loc[table["image_id"].duplicated(), "image_id"].iloc[0]
+        raise ValueError(f"image {twice} lies in two folders; keep one of its files")
+    table[list(classes)] = table[list(classes)].astype("float32")
+    table.loc[table["split"] == "test", list(classes)] = np.nan
+    table = _ordered(table)
+    columns = ["image_id", "patient_id", "study_id", "series_id", "position", "index", "n_slices", "split"]
+    columns += ["tilt", "row_spacing", "column_spacing", *classes, "path"]
+    return table[columns], refused + _without_file(raw)
+
+
+def _ordered(table: pd.DataFrame) -> pd.DataFrame:
+    series = table.groupby(["split", "study_id", "series_id"], sort=False)
+    placed = series["position"].transform(lambda p: p.notna().all()).astype(bool)
+    table = table.assign(
+        position=table["position"].astype("float64"),
+        order=table["position"].where(placed, table["instance"]).astype("float64"),
+        is_test=table["split"] == "test",
+    )
+    keys = ["is_test", "study_id", "series_id", "order", "instance", "image_id"]
+    table = table.sort_values(keys, ignore_index=True, kind="stable")
+    series = table.groupby(["split", "study_id", "series_id"], sort=False)
+    return table.assign(
+        index=series.cumcount().astype("int32"), n_slices=series["image_id"].transform("size").astype("int32")
+    )
+
+
+def _quarantined(files: pd.DataFrame, refused: Mapping[int, Unreadable]) -> list[Quarantined]:
+    """The refused rows of a table with image_id, split and path."""
+    names = files[["image_id", "split", "path"]].astype(str).to_numpy()
+    reasons = {i: (refused[i].reason.name.lower(), refused[i].detail) for i in sorted(refused)}
+    return [Quarantined(names[i, 0], names[i, 1], names[i, 2], *reason) for i, reason in reasons.items()]
+
+
+def _without_file(raw: Raw) -> list[Quarantined]:
+    """Images that the labels or the sample submission name and that have no file."""
+    present = set(raw.files["image_id"])
+    promised = [("train", i) for i in raw.labels["image_id"]] + [("test", i) for i in raw.test_ids]
+    reason = Reason.LABEL_WITHOUT_FILE.name.lower()
+    return [Quarantined(i, split, "", reason, "") for split, i in promised if i not in present]
+
+
+def fill(
+    target: Path, table: pd.DataFrame, root: Path, size: int, crop: bool, jobs: int, on_done: Progress
+) -> tuple[pd.DataFrame, list[Quarantined]]:
+    """Write `target` (.npy, int16 [n, size, size]) study by study; row i belongs to row i of the returned table.
+
+    The returned table has lost the slices whose pixels could not be read and gained the crop: crop_row, crop_column
+    and crop_side, in pixels of the raw slice (rows x columns of it in raw_rows, raw_columns).
+    """
+    hu = np.lib.format.open_memmap(target, mode="w+", dtype=np.int16, shape=(len(table), size, size))
+    del hu
+    groups = table.groupby(["split", "study_id", "series_id"], sort=False).indices.values()
+    tasks = ((target, rows, [root / p for p in table["path"].iloc[rows]], size, crop) for rows in groups)
+    refused: dict[int, Unreadable] = {}
+    boxes = np.zeros((len(table), 5), dtype=np.int32)
+    for rows, part, box in parallel(_fill_series, tasks, jobs):
+        refused |= part
+        boxes[rows] = box
+        on_done(len(rows))
+    table = table.assign(**dict(zip(BOX, boxes.T, strict=True)))
+    if not refused:
+        return table, []
+    quarantined = _quarantined(table, refused)
+    keep = np.setdiff1d(np.arange(len(table)), sorted(refused))
+    _compact(target, keep)
+    table = table.iloc[keep].reset_index(drop=True)
+    series = table.groupby(["split", "study_id", "series_id"], sort=False)
+    counts = series["image_id"].transform("size").astype("int32")
+    return table.assign(index=series.cumcount().astype("int32"), n_slices=counts), quarantined
+
+
+BOX = ("crop_row", "crop_column", "crop_side", "raw_rows", "raw_columns")
+
+
+def _fill_series(
+    target: Path, rows: np.ndarray, paths: Sequence[Path], size: int, crop: bool
+) -> tuple[np.ndarray, dict[int, Unreadable], np.ndarray]:
+    cv2.setNumThreads(1)
+    slices: dict[int, np.ndarray] = {}
+    refused: dict[int, Unreadable] = {}
+    for row, path in zip(rows, paths, strict=True):
+        try:
+            slices[int(row)] = dicom.hounsfield(path)
+        except Unreadable as refusal:
+            refused[int(row)] = refusal
+    boxes = np.zeros((len(rows), 5), dtype=np.int32)
+    if slices:
+        hu = np.lib.format.open_memmap(target, mode="r+")
+        shapes = {picture.shape for picture in slices.values()}
+        found = {shape: head_box([p for p in slices.values() if p.shape == shape]) for shape in shapes} if crop else {}
+        for i, row in enumerate(rows):
+            if int(row) in slices:
+                picture = slices[int(row)]
+                box = found.get(picture.shape, (0, 0, max(picture.shape)))
+                hu[row] = resized(picture, box, size)
+                boxes[i] = (*box, *picture.shape)
+        hu.flush()
+    return rows, refused, boxes
+
+
+def resized(picture: np.ndarray, box: tuple[int, int, int], size: int) -> np.ndarray:
+    """The square `box` (row, column, side) of a slice, air where it reaches beyond, at size x size by area."""
+    row, column, side = box
+    top, left = max(row, 0), max(column, 0)
+    inside = picture[top : row + side, left : column + side]
+    below, right = side - (top - row) - inside.shape[0], side - (left - column) - inside.shape[1]
+    if below or right or top > row or left > column:
+        inside = cv2.copyMakeBorder(inside, top - row, below, left - column, right, cv2.BORDER_CONSTANT, value=[AIR])
+    method = cv2.INTER_AREA if side >= size else cv2.INTER_LINEAR
+    return cv2.resize(inside, (size, size), interpolation=method)
+
+
+def head_box(slices: Sequence[np.ndarray], margin: float = 0.02) -> tuple[int, int, int]:
+    """A square (row, column, side) around the head in all slices of a series, not fooled by head-rest and table.
+
+    The head is the largest piece of tissue once thin things are worn away: opening with a disc of 5 % of the picture
+    removes the shells of head-rest and table, and where they touch the scalp, cuts them off.
+    """
+    low, high, area = [], [], []
+    step = max(1, max(slices[0].shape) // 128)
+    for picture in slices:
+        tissue = (picture[::step, ::step] > -300).astype(np.uint8)
+        width = max(3, round(0.05 * max(tissue.shape))) | 1
+        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
+        # The skull closes the brain, so holes (ventricles are tissue, sinuses are not) do not matter to the box.
+        opened = cv2.morphologyEx(tissue, cv2.MORPH_OPEN, disc)
+        count, _, stats, _ = cv2.connectedComponentsWithStats(opened)
+        if count > 1:
+            left, top, across, down, pixels = stats[1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())]
+            low.append((top, left))
+            high.append((top + down, left + across))
+            area.append(pixels)
+    rows, columns = slices[0].shape
+    if not area or max(area) < 0.02 * (rows // step) * (columns // step):
+        return 0, 0, max(rows, columns)
+    large = np.asarray(area) > 0.2 * max(area)
+    first = np.asarray(low)[large].min(axis=0) * step
+    last = np.asarray(high)[large].max(axis=0) * step
+    side = round(float((last - first).max()) * (1 + 2 * margin))
+    row, column = ((first + last - side) // 2).tolist()
+    return row, column, side
+
+
+def _compact(target: Path, keep: np.ndarray) -> None:
+    """Keep the rows `keep` of a .npy file, copied in pieces so that memory stays small."""
+    old = np.load(target, mmap_mode="r", allow_pickle=False)
+    short = target.with_name(f"short-{target.name}")
+    new = np.lib.format.open_memmap(short, mode="w+", dtype=old.dtype, shape=(len(keep), *old.shape[1:]))
+    for start in range(0, len(keep), 1024):
+        new[start : start + 1024] = old[keep[start : start + 1024]]
+    new.flush()
+    short.replace(target)

@@ -1,0 +1,195 @@
+"""Batches for the networks: slices out of the HU cache, studies out of packed arrays.
+
+What a batch holds depends on (seed, epoch) alone: neither on the number of worker processes nor on the
+batches drawn before.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ich.data.augment import Augment, sample_seed
+from ich.data.views import View, render
+
+
+class SliceBatch(NamedTuple):
+    images: torch.Tensor
+    """uint8 [B, C, S, S], in channels_last memory"""
+    targets: torch.Tensor | None
+    """float32 [B, c]"""
+    rows: torch.Tensor
+    """int64 [B]: row numbers in the HU cache"""
+
+
+class StudyBatch(NamedTuple):
+    features: torch.Tensor
+    """float32 [B, T, D], 0 beyond a study's end"""
+    base: torch.Tensor
+    """float32 [B, T, c]: logits to start from"""
+    geometry: torch.Tensor
+    """float32 [B, T, 2]"""
+    lengths: torch.Tensor
+    """int64 [B]: slices of each study"""
+    targets: torch.Tensor | None
+    """float32 [B, T, c]"""
+    rows: torch.Tensor
+    """int64 [B, T]: row numbers in the packed arrays, -1 beyond a study's end"""
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, i), i below `n`; the order depends on (seed, epoch) alone.
+
+    With `drop_last` an incomplete last batch is left out, unless it is the only one.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int, epoch: int, *, shuffle: bool, drop_last: bool) -> None:
+        if n < 1 or batch_size < 1:
+            raise ValueError(f"need at least one sample and a batch size of 1, got {n} and {batch_size}")
+        self.n, self.batch_size, self.seed, self.epoch = n, batch_size, seed, epoch
+        self.shuffle, self.drop_last = shuffle, drop_last
+
+    def __len__(self) -> int:
+        return max(self.n // self.batch_size, 1) if self.drop_last else -(-self.n // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.arange(self.n)
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)
+        for batch in range(len(self)):
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [(self.epoch, int(i)) for i in chosen]
+
+
+class SliceDataset(Dataset[SliceBatch]):
+    """Slices of the HU cache as pictures; asked for whole batches at a time, by (epoch, i).
+
+    hu: int16 [N, S, S], usually a memory map. rows: int64 [n], the rows of `hu` this set consists of.
+    neighbours: int64 [N, 3] of `ich.data.views.neighbour_rows`. image_ids: the n ids of `rows`.
+    targets: float32 [n, c] or None. augment: None leaves the pictures as they are.
+    """
+
+    def __init__(
+        self,
+        hu: NDArray[np.int16],
+        rows: NDArray[np.int64],
+        neighbours: NDArray[np.int64],
+        image_ids: Sequence[str],
+        targets: NDArray[np.float32] | None,
+        view: View,
+        augment: Augment | None,
+        seed: int,
+    ) -> None:
+        if len(image_ids) != len(rows) or (targets is not None and len(targets) != len(rows)):
+            raise ValueError(
+                f"{len(rows)} rows, {len(image_ids)} image ids and "
+                f"{'no' if targets is None else len(targets)} targets do not belong together"
+            )
+        self.hu, self.rows, self.neighbours, self.image_ids = hu, rows, neighbours, image_ids
+        self.targets, self.view, self.augment, self.seed = targets, view, augment, seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, item: tuple[int, int]) -> SliceBatch:
+        return self.__getitems__([item])
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> SliceBatch:
+        chosen = np.array([i for _, i in items])
+        rows = self.rows[chosen]
+        needed = self.neighbours[rows] if self.view.kind == "neighbours" else rows[:, None]
+        images = render(np.asarray(self.hu[needed]), self.view)
+        if self.augment is not None:
+            for image, (epoch, i) in zip(images, items, strict=True):
+                image[:] = self.augment(image, sample_seed(self.seed, epoch, self.image_ids[i]))
+        targets = None if self.targets is None else torch.from_numpy(self.targets[chosen])
+        return SliceBatch(torch.from_numpy(images).permute(0, 3, 1, 2), targets, torch.from_numpy(rows))
+
+
+def slice_loader(
+    dataset: SliceDataset, epoch: int, batch_size: int, shuffle: bool, workers: int = 0
+) -> DataLoader[SliceBatch]:
+    """Iterate over one epoch of a dataset; the same batches whatever `workers`.
+
+    A shuffled epoch is for training and drops an incomplete last batch, which would unsettle the batch
+    statistics. Without a spare core, `workers=0` is the fastest.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=EpochBatches(len(dataset), batch_size, dataset.seed, epoch, shuffle=shuffle, drop_last=shuffle),
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        worker_init_fn=_one_thread,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # of its own: else it takes from the model's random numbers
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _one_thread(worker: int) -> None:
+    cv2.setNumThreads(0)
+
+
+@dataclass(frozen=True)
+class Studies:
+    """Slices of whole studies, packed one study after the other, each in order of position.
+
+    features: float16 or float32 [N, D]. base: float32 [N, c]. geometry: float32 [N, 2].
+    targets: float32 [N, c] or None. offsets: int64 [studies + 1]; study k is rows offsets[k]:offsets[k + 1].
+    """
+
+    features: NDArray[np.floating]
+    base: NDArray[np.float32]
+    geometry: NDArray[np.float32]
+    targets: NDArray[np.float32] | None
+    offsets: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        n = len(self.features)
+        lengths = {len(self.base), len(self.geometry), n if self.targets is None else len(self.targets)}
+        if lengths != {n}:
+            raise ValueError(f"features, base, geometry and targets differ in length: {n} and {sorted(lengths)}")
+        if self.offsets[0] != 0 or self.offsets[-1] != n or (np.diff(self.offsets) < 1).any():
+            raise ValueError(f"offsets must rise from 0 to {n} and leave no study empty")
+
+
+def study_loader(
+    studies: Studies,
+    chosen: NDArray[np.integer],
+    batch_size: int,
+    *,
+    shuffle: bool,
+    seed: int = 0,
+    epoch: int = 0,
+) -> Iterator[StudyBatch]:
+    """Yield the `chosen` studies (numbers, [m]) in batches padded to their longest study."""
+    for batch in EpochBatches(len(chosen), batch_size, seed, epoch, shuffle=shuffle, drop_last=False):
+        yield study_batch(studies, np.asarray(chosen)[[i for _, i in batch]])
+
+
+def study_batch(studies: Studies, chosen: NDArray[np.integer]) -> StudyBatch:
+    """Pad the `chosen` studies to the longest of them."""
+    starts, lengths = studies.offsets[chosen], np.diff(studies.offsets)[chosen]
+    place = np.arange(lengths.max())
+    inside = place < lengths[:, None]
+    rows = np.where(inside, starts[:, None] + place, -1)
+
+    def pad(packed: NDArray[np.floating]) -> torch.Tensor:
+        return torch.from_numpy(np.where(inside[..., None], packed[rows], 0).astype(np.float32, copy=False))
+
+    return StudyBatch(
+        features=pad(studies.features),
+        base=pad(studies.base),
+        geometry=pad(studies.geometry),
+        lengths=torch.from_numpy(lengths.astype(np.int64)),
+        targets=None if studies.targets is None else pad(studies.targets),
+        rows=torch.from_numpy(rows.astype(np.int64)),
+    )

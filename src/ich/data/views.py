@@ -1,0 +1,98 @@
+"""From Hounsfield units to the uint8 channels that a network sees."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+HU_MIN, HU_MAX = -1024, 3071
+
+
+@dataclass(frozen=True)
+class Window:
+    """A grey-value window: `level` is its centre and `width` its full width, both in Hounsfield units."""
+
+    level: float
+    width: float
+
+    def __post_init__(self) -> None:
+        if not self.width > 0:
+            raise ValueError(f"a window's width must be above 0 HU, not {self.width} (level {self.level})")
+
+
+@dataclass(frozen=True)
+class View:
+    """What becomes of a slice.
+
+    windows: a channel a window, all of the slice itself.
+    neighbours: the previous slice of the study, this one and the next, all three in `windows[0]`.
+    """
+
+    kind: Literal["windows", "neighbours"]
+    windows: tuple[Window, ...]
+
+    def __post_init__(self) -> None:
+        if self.kind not in {"windows", "neighbours"}:
+            raise ValueError(f"unknown view {self.kind!r}; use 'windows' or 'neighbours'")
+        if not self.windows:
+            raise ValueError("a view needs at least one window")
+        if self.kind == "neighbours" and len(self.windows) > 1:
+            raise ValueError(f"a view of neighbours takes one window, not {len(self.windows)}")
+
+    @property
+    def channels(self) -> int:
+        return 3 if self.kind == "neighbours" else len(self.windows)
+
+    @property
+    def depth(self) -> int:
+        """How many slices `render` needs for one picture."""
+        return 3 if self.kind == "neighbours" else 1
+
+
+@lru_cache(maxsize=32)
+def table(window: Window) -> NDArray[np.uint8]:
+    """The grey value of every 16-bit number, uint8 [65536], indexed by the bits of an int16 read as uint16.
+
+    Values outside -1024..3071 HU count as those limits. 0 is level - width / 2 and below, 255 is
+    level + width / 2 and above; linear and rounded in between.
+    """
+    hu = np.arange(65536, dtype=np.uint16).view(np.int16).astype(np.float64).clip(HU_MIN, HU_MAX)
+    grey = (hu - (window.level - window.width / 2)) / window.width * 255
+    return np.rint(grey.clip(0, 255)).astype(np.uint8)
+
+
+def render(hu: NDArray[np.int16], view: View) -> NDArray[np.uint8]:
+    """Turn Hounsfield units int16 [..., k, S, S] into grey values uint8 [..., S, S, channels], contiguous.
+
+    k is `view.depth`: 1 for windows, 3 (previous, this, next) for neighbours.
+    """
+    *batch, depth, height, width = hu.shape
+    if hu.dtype != np.int16 or depth != view.depth:
+        raise ValueError(
+            f"a view of {view.kind} wants int16 [..., {view.depth}, S, S], got {hu.dtype} {list(hu.shape)}"
+        )
+    slices = np.ascontiguousarray(np.moveaxis(hu, -3, 0)).view(np.uint16).reshape(depth, -1, width)
+    if view.kind == "neighbours":
+        grey = [cv2.LUT(one, table(view.windows[0])) for one in slices]
+    else:
+        grey = [cv2.LUT(slices[0], table(window)) for window in view.windows]
+    return cv2.merge(grey).reshape(*batch, height, width, view.channels).astype(np.uint8, copy=False)
+
+
+def neighbour_rows(study: NDArray[np.integer], index: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The row numbers of the previous, this and the next slice of the same study, int64 [n, 3].
+
+    `study` [n] holds a code a study and `index` [n] the place of the slice in it; rows may stand in any
+    order and indices may have holes. The first and the last slice of a study are their own neighbours.
+    """
+    if study.shape != index.shape or study.ndim != 1:
+        raise ValueError(f"study {list(study.shape)} and index {list(index.shape)} must be [n], the same n")
+    order = np.lexsort((index, study))
+    joined = study[order][1:] == study[order][:-1]
+    rows = np.repeat(np.arange(len(study), dtype=np.int64)[:, None], 3, axis=1)
+    rows[order[1:][joined], 0] = order[:-1][joined]
+    rows[order[:-1][joined], 2] = order[1:][joined]
+    return rows

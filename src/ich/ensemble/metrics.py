@@ -1,0 +1,158 @@
+"""Scores of slice-level predictions: weighted log loss, AUC, average precision and F-beta; numpy only.
+
+Shapes: n slices, c classes. Labels are 0 or 1 and complete: a table with an unlabelled (NaN) row is refused,
+because a score over whatever happened to be labelled is not comparable with any other.
+"""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Average = Literal["macro", "micro"]
+
+
+def weighted_log_loss(y: ArrayLike, p: ArrayLike, weights: ArrayLike, eps: float = 1e-7) -> float:
+    """The RSNA 2019 score: mean over slices of the class-weighted binary cross-entropy.
+
+    Per slice sum_c w_c * bce_c / sum_c w_c, with p [n, c] clipped to eps..1-eps. The competition's weights
+    are 1 for each subtype and 2 for "any" (https://www.kaggle.com/c/rsna-intracranial-hemorrhage-detection,
+    Evaluation).
+    """
+    labels, probabilities = checked_probabilities(y, p)
+    per_class = checked_weights(weights, labels.shape[1])
+    clipped = np.clip(probabilities, eps, 1 - eps)
+    loss = -(labels * np.log(clipped) + (1 - labels) * np.log1p(-clipped))
+    return float((loss.mean(axis=0) * per_class).sum())
+
+
+def class_auc(y: ArrayLike, p: ArrayLike) -> NDArray[np.float64]:
+    """Area under the ROC curve of each class [c], ties counted half; NaN where a class has one label only."""
+    labels, scores = checked_pair(y, p)
+    return np.array([_auc(labels[:, c], scores[:, c]) for c in range(labels.shape[1])])
+
+
+def class_average_precision(y: ArrayLike, p: ArrayLike) -> NDArray[np.float64]:
+    """Average precision of each class [c], sum of (recall step x precision) without interpolation.
+
+    NaN for a class with one label value only, so that it leaves the macro mean together with its AUC.
+    """
+    labels, scores = checked_pair(y, p)
+    return np.array([_average_precision(labels[:, c], scores[:, c]) for c in range(labels.shape[1])])
+
+
+def f_beta(y: ArrayLike, positive: ArrayLike, beta: float, average: Average) -> float:
+    """F-beta of the decisions `positive` [n, c], (1 + b^2) TP / ((1 + b^2) TP + b^2 FN + FP).
+
+    macro is the mean over classes, micro pools the counts of all classes. Where neither a positive nor a
+    prediction exists, the ratio 0/0 counts as 0 (scikit-learn's zero_division=0), in macro too: a class
+    without positives costs every solution the same.
+    """
+    labels, decided = checked_pair(y, positive)
+    if not ((decided == 0) | (decided == 1)).all():
+        raise ValueError("F-beta is taken of decisions (true or false), not of probabilities; apply thresholds first.")
+    true = (labels * decided).sum(axis=0)
+    predicted, actual = decided.sum(axis=0), labels.sum(axis=0)
+    if average == "micro":
+        true, predicted, actual = true.sum(), predicted.sum(), actual.sum()
+    elif average != "macro":
+        raise ValueError(f"average is {average!r}; it must be 'macro' or 'micro'.")
+    return float(np.mean(f_from_counts(true, predicted, actual, beta)))
+
+
+def f_from_counts(true: ArrayLike, predicted: ArrayLike, actual: ArrayLike, beta: float) -> NDArray[np.float64]:
+    """F-beta from true positives, predicted positives and actual positives; 0 where there are none of either.
+
+    TP + FP = predicted and TP + FN = actual turn the usual formula into (1 + b^2) TP / (b^2 actual +
+    predicted).
+    """
+    if not (np.isfinite(beta) and beta > 0):
+        raise ValueError(f"beta is {beta}; it must be a positive number (1 for F1, 2 for F2).")
+    square = beta * beta
+    below = square * np.asarray(actual, dtype=np.float64) + np.asarray(predicted, dtype=np.float64)
+    above = (1 + square) * np.asarray(true, dtype=np.float64)
+    return above / np.where(below > 0, below, 1)
+
+
+def macro(values: ArrayLike) -> float:
+    """Mean of the values that are not NaN; NaN if there are none."""
+    array = np.asarray(values, dtype=np.float64)
+    known = array[~np.isnan(array)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def operating_points(
+    labels: NDArray[np.float64], scores: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+    """What each possible threshold does: (score, predicted, true) for each distinct score, highest first.
+
+    labels and scores [n], n > 0, must be sorted by falling score. Entry i answers "positive where score >=
+    score[i]": predicted[i] slices are positive, true[i] of them rightly. Equal scores cannot be told apart
+    and share an entry.
+    """
+    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+    return scores[last], last + 1, np.cumsum(labels)[last]
+
+
+def checked_pair(y: ArrayLike, p: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Labels and predictions as two float64 arrays [n, c].
+
+    Raises ValueError for differing or empty shapes, labels other than 0 and 1, and predictions that are not
+    finite.
+    """
+    labels, predictions = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
+    if labels.ndim != 2 or labels.shape != predictions.shape or labels.size == 0:
+        raise ValueError(f"labels {labels.shape} and predictions {predictions.shape} must be two tables [n, c], n > 0.")
+    wrong = np.flatnonzero(~((labels == 0) | (labels == 1)).all(axis=1))
+    if wrong.size:
+        raise ValueError(f"labels must be 0 or 1; other values or NaN stand in {rows(wrong)}.")
+    wrong = np.flatnonzero(~np.isfinite(predictions).all(axis=1))
+    if wrong.size:
+        raise ValueError(f"predictions must be finite; NaN or infinity stands in {rows(wrong)}.")
+    return labels, predictions
+
+
+def checked_probabilities(y: ArrayLike, p: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """As checked_pair, and the predictions must lie in 0..1."""
+    labels, probabilities = checked_pair(y, p)
+    wrong = np.flatnonzero(~((probabilities >= 0) & (probabilities <= 1)).all(axis=1))
+    if wrong.size:
+        raise ValueError(f"probabilities must lie in 0..1 (are these logits?); see {rows(wrong)}.")
+    return labels, probabilities
+
+
+def checked_weights(weights: ArrayLike, classes: int) -> NDArray[np.float64]:
+    """Class weights [c] scaled to sum to 1; ValueError for negative ones, only zeros or another length."""
+    array = np.asarray(weights, dtype=np.float64)
+    if array.shape != (classes,) or not (np.isfinite(array).all() and (array >= 0).all() and array.sum() > 0):
+        raise ValueError(f"class weights {array.tolist()} must be {classes} numbers >= 0, not all of them 0.")
+    return array / array.sum()
+
+
+def rows(numbers: NDArray[np.intp], most: int = 5) -> str:
+    """The offending rows in words, for an error message: "3 rows: 4, 17, 20"."""
+    shown = ", ".join(str(number) for number in numbers[:most]) + (", ..." if len(numbers) > most else "")
+    return f"{len(numbers)} row{'s' if len(numbers) > 1 else ''}: {shown}"
+
+
+def _descending(labels: NDArray[np.float64], scores: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
+    order = np.argsort(-scores)
+    return labels[order], scores[order]
+
+
+def _auc(labels: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
+    _, predicted, true = operating_points(*_descending(labels, scores))
+    positives, negatives = true[-1], predicted[-1] - true[-1]
+    if positives == 0 or negatives == 0:
+        return float("nan")
+    hit = np.concatenate([[0.0], true]) / positives
+    alarm = np.concatenate([[0.0], predicted - true]) / negatives
+    return float(np.trapezoid(hit, alarm))
+
+
+def _average_precision(labels: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
+    _, predicted, true = operating_points(*_descending(labels, scores))
+    positives = true[-1]
+    if positives in {0, predicted[-1]}:
+        return float("nan")
+    return float(np.sum(np.diff(true, prepend=0.0) / positives * (true / predicted)))

@@ -1,0 +1,180 @@
+"""LightGBM over out-of-fold logits: what members say of a slice, its neighbours and its study.
+
+The stacker is a residual: boosting starts from the members' mean logit of the class (`base`). On simulated
+competitions of 84 studies x 24 slices this beat boosting from the prior by 0.003 to 0.016 macro AUC out of
+fold (200 rounds): the few positives of a rare class cannot teach small trees the members' ranking again.
+"""
+
+import re
+from collections.abc import Iterator
+
+import lightgbm as lgb
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Table = NDArray[np.float64]
+
+_TEXT = re.compile(r"\Atree\n.*\nend of trees\n.*\nend of parameters\n\s*pandas_categorical:null\n?\Z", re.DOTALL)
+
+
+def features(
+    logits: ArrayLike, study: ArrayLike, index: ArrayLike, position: ArrayLike, neighbours: int
+) -> tuple[NDArray[np.float32], list[str]]:
+    """The stacker's table [n, f] and its column names; row i belongs to row i of the input, in any order.
+
+    logits [n, m, c] of m members; study [n] integer codes; index [n] the slice's place in its study; position
+    [n] in mm along the slice normal. Columns: each member's logits; their mean; the mean at the 1..neighbours
+    slices before and after, NaN beyond the study's ends; mean, maximum and standard deviation of the mean
+    over the study; relative position 0..1, slices in the study, gap to the previous and to the next slice in
+    mm. The neighbours come as members' mean only: each member's own (3 times the columns) gained 0.001
+    macro AUC at best.
+
+    Raises ValueError for differing lengths, values that are not finite, and two slices at one place of a
+    study.
+    """
+    z, codes, place, mm = _checked(logits, study, index, position)
+    if neighbours < 0:
+        raise ValueError(f"neighbours is {neighbours}; it must be 0 or more.")
+    order = np.lexsort((place, codes))
+    z, codes, place, mm = z[order], codes[order], place[order], mm[order]
+    twice = (codes[1:] == codes[:-1]) & (place[1:] == place[:-1])
+    if twice.any():
+        at = int(np.flatnonzero(twice)[0])
+        raise ValueError(
+            f"study {codes[at]} has two slices with index {place[at]} (rows {order[at : at + 2].tolist()})."
+        )
+
+    names = _names(z.shape[1], z.shape[2], neighbours)
+    table = np.empty((len(z), len(names)), dtype=np.float32)
+    for number, values in enumerate(_columns(z, codes, mm, neighbours)):
+        table[order, number] = values
+    return table, names
+
+
+def fit(
+    x: NDArray[np.float32],
+    y: ArrayLike,
+    base: ArrayLike,
+    *,
+    seed: int,
+    threads: int,
+    rounds: int = 200,
+    learning_rate: float = 0.03,
+    num_leaves: int = 6,
+    min_data_in_leaf: int = 30,
+    lambda_l2: float = 10.0,
+    feature_fraction: float = 0.3,
+    bagging_fraction: float = 0.7,
+) -> str:
+    """Train one class's model and return its text.
+
+    x [n, f] from `features`, y [n] of 0 and 1, base [n] the logit that boosting starts from. The number of
+    rounds is fixed: stopping early on the validation fold would fit that fold. Same seed and threads, same
+    text.
+
+    Where y holds a single label, LightGBM's binary objective learns nothing: the model adds 0, and `predict`
+    returns its base.
+    """
+    # Copies: LightGBM warns of columns that are views of a table.
+    labels, start = np.array(y, dtype=np.float64), np.array(base, dtype=np.float64)
+    if x.ndim != 2 or labels.shape != (len(x),) or start.shape != (len(x),) or len(x) == 0:
+        raise ValueError(f"x {x.shape}, y {labels.shape} and base {start.shape} must be [n, f], [n] and [n], n > 0.")
+    if not ((labels == 0) | (labels == 1)).all() or not np.isfinite(start).all():
+        raise ValueError("y must be 0 or 1 without NaN, and base must be finite.")
+    settings = {
+        "objective": "binary",
+        "learning_rate": learning_rate,
+        "num_leaves": num_leaves,
+        "min_data_in_leaf": min_data_in_leaf,
+        "lambda_l2": lambda_l2,
+        "feature_fraction": feature_fraction,
+        "bagging_fraction": bagging_fraction,
+        "bagging_freq": 1,
+        "max_bin": 63,
+        "seed": seed,
+        "num_threads": threads,
+        "deterministic": True,
+        "force_row_wise": True,
+        "verbosity": -1,
+    }
+    data = lgb.Dataset(x, label=labels, init_score=start, params=settings)
+    return lgb.train(settings, data, num_boost_round=rounds).model_to_string()
+
+
+def predict(model_text: str, x: NDArray[np.float32], base: ArrayLike, *, threads: int = 1) -> Table:
+    """Logits [n]: base [n] plus what the model of `fit` adds to it.
+
+    LightGBM ends the whole process on a damaged text. A shortened one is refused here with ValueError; for
+    any other damage the caller compares the file's hash first.
+    """
+    if not _TEXT.match(model_text):
+        raise ValueError("this is not a complete LightGBM model text; train the stacker's fold again.")
+    start = np.asarray(base, dtype=np.float64)
+    booster = lgb.Booster(model_str=model_text)
+    if x.ndim != 2 or x.shape[1] != booster.num_feature() or start.shape != (len(x),):
+        raise ValueError(f"x {x.shape} and base {start.shape} must be [n, {booster.num_feature()}] and [n].")
+    if len(x) == 0:
+        return start.copy()
+    return start + np.asarray(booster.predict(x, raw_score=True, num_threads=threads), dtype=np.float64)
+
+
+def _names(members: int, classes: int, neighbours: int) -> list[str]:
+    def each(prefix: str) -> list[str]:
+        return [f"{prefix}_class{c}" for c in range(classes)]
+
+    names = [name for m in range(members) for name in each(f"member{m}")] + each("mean")
+    names += [name for offset in _offsets(neighbours) for name in each(f"slice{offset:+d}")]
+    names += [name for statistic in ("mean", "max", "std") for name in each(f"study_{statistic}")]
+    return [*names, "relative_position", "slices", "gap_previous", "gap_next"]
+
+
+def _columns(z: Table, codes: NDArray, mm: Table, neighbours: int) -> Iterator[NDArray]:
+    """The columns of `_names`, one by one, for rows sorted by study and index."""
+    mean = z.mean(axis=1)
+    yield from z.reshape(len(z), -1).T
+    yield from mean.T
+    for offset in _offsets(neighbours):
+        yield from _shifted(mean, codes, offset).T
+
+    first = np.flatnonzero(np.append(True, codes[1:] != codes[:-1]))
+    counts = np.diff(np.append(first, len(codes)))
+    average = np.add.reduceat(mean, first) / counts[:, None]
+    deviation = mean - np.repeat(average, counts, axis=0)
+    spread = np.sqrt(np.add.reduceat(deviation**2, first) / counts[:, None])
+    for statistic in (average, np.maximum.reduceat(mean, first), spread):
+        yield from np.repeat(statistic, counts, axis=0).T
+
+    low = np.repeat(np.minimum.reduceat(mm, first), counts)
+    extent = np.repeat(np.maximum.reduceat(mm, first), counts) - low
+    yield np.where(extent > 0, (mm - low) / np.where(extent > 0, extent, 1), 0.5)
+    yield np.repeat(counts, counts)
+    yield mm - _shifted(mm[:, None], codes, -1)[:, 0]
+    yield _shifted(mm[:, None], codes, +1)[:, 0] - mm
+
+
+def _offsets(neighbours: int) -> list[int]:
+    return [offset for offset in range(-neighbours, neighbours + 1) if offset != 0]
+
+
+def _shifted(values: Table, codes: NDArray, offset: int) -> Table:
+    """values [n, k] of the slice `offset` places further in the same study, NaN where there is none."""
+    out = np.full(values.shape, np.nan)
+    here = np.arange(max(0, -offset), len(values) - max(0, offset))
+    here = here[codes[here] == codes[here + offset]]
+    out[here] = values[here + offset]
+    return out
+
+
+def _checked(
+    logits: ArrayLike, study: ArrayLike, index: ArrayLike, position: ArrayLike
+) -> tuple[Table, NDArray, NDArray, Table]:
+    z, mm = np.asarray(logits, dtype=np.float64), np.asarray(position, dtype=np.float64)
+    codes, place = np.asarray(study), np.asarray(index)
+    if z.ndim != 3 or z.size == 0 or any(column.shape != (len(z),) for column in (codes, place, mm)):
+        raise ValueError(
+            f"logits {z.shape} must be [n, m, c], n > 0, and study {codes.shape}, index {place.shape} and "
+            f"position {mm.shape} must be [n]."
+        )
+    if not (np.isfinite(z).all() and np.isfinite(mm).all()):
+        raise ValueError("logits and positions must be finite; predict the slices with NaN or infinity again.")
+    return z, codes, place, mm

@@ -1,0 +1,135 @@
+"""A timm backbone as a slice classifier: the one module that knows timm."""
+
+import difflib
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def _declare_torchvision_operators() -> None:
+    """Let timm import torchvision where its compiled part does not fit torch.
+
+    timm needs torchvision's Python side only. PyPI has no torchvision for the CPU build of torch, and the
+    CUDA one stops at the import, when it describes two compiled operators that it could not load.
+    Declaring the two, which nothing here calls, lets the import go on.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        for operator in ("nms", "qnms"):
+            torch.library.define(
+                f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            )
+
+
+_declare_torchvision_operators()
+import timm  # noqa: E402
+
+
+@dataclass(frozen=True)
+class CnnSpec:
+    """All that is needed to build a network again, apart from its weights."""
+
+    backbone: str
+    """A name that timm knows: `timm.list_models()`."""
+    in_channels: int
+    classes: int
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the backbone, such as channels or growth_rate; lists count as tuples."""
+    dropout: float = 0.0
+    """Probability of dropping an element of the embedding before the last layer."""
+    pretrained: bool = False
+    """Start from timm's weights, downloaded once to the Hugging Face cache."""
+    weights: str | None = None
+    """Start from this file (safetensors, in timm's layout) instead, for machines without internet."""
+
+
+class Cnn(nn.Module):
+    """uint8 pictures to logits; scaling to the backbone's mean and standard deviation happens inside.
+
+    Random numbers for the first weights come from torch's global generator: seed it before.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, spec: CnnSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.backbone = _backbone(spec)
+        self.embedding_size = int(self.backbone.head_hidden_size)
+        self.dropout = nn.Dropout(spec.dropout)
+        self.classifier = nn.Linear(self.embedding_size, spec.classes)
+        nn.init.zeros_(self.classifier.weight)  # so that `output_bias` decides the first predictions
+        nn.init.zeros_(self.classifier.bias)
+        mean, std = (_per_channel(self.backbone.pretrained_cfg[key], spec.in_channels) for key in ("mean", "std"))
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("shift", -mean / std, persistent=False)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits float32 [B, classes] of uint8 [B, C, S, S]."""
+        return self.embed(images)[1]
+
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings [B, embedding_size] and logits float32 [B, classes] of uint8 [B, C, S, S]."""
+        pixels = torch.addcmul(self.shift, images.float(), self.scale)
+        embeddings = self.backbone.forward_head(self.backbone.forward_features(pixels), pre_logits=True)
+        # in full precision: half a byte of mantissa would tie predictions that differ
+        with torch.autocast(images.device.type, enabled=False):
+            return embeddings, self.classifier(self.dropout(embeddings.float()))
+
+    @torch.no_grad()
+    def output_bias(self, prevalence: np.ndarray) -> None:
+        """Start from the classes' frequencies [classes], so that training need not first learn them.
+
+        The loss at step 0 is then the entropy of the prevalence. See Karpathy, "A recipe for training
+        neural networks", 2019.
+        """
+        share = torch.as_tensor(prevalence, dtype=torch.float64).clamp(1e-4, 1 - 1e-4)
+        self.classifier.bias.copy_(torch.logit(share))
+
+
+def _backbone(spec: CnnSpec) -> Any:
+    if spec.backbone.partition(".")[0] not in timm.list_models():
+        close = difflib.get_close_matches(spec.backbone, timm.list_models(), n=5)
+        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() has the names"
+        raise ValueError(f"timm {timm.__version__} knows no backbone {spec.backbone!r}; {hint}")
+    overlay = None
+    if spec.weights is not None:
+        if not Path(spec.weights).is_file():
+            raise ValueError(f"no weights at {spec.weights} for backbone {spec.backbone}")
+        overlay = {"file": spec.weights}
+    try:
+        return timm.create_model(
+            spec.backbone,
+            pretrained=spec.pretrained or overlay is not None,
+            pretrained_cfg_overlay=overlay,
+            num_classes=0,
+            in_chans=spec.in_channels,
+            **_tuples(spec.kwargs),
+        )
+    except TypeError as error:
+        raise ValueError(f"backbone {spec.backbone} does not take {spec.kwargs}: {error}") from error
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, which YAML knows, as tuples, which timm wants; at any depth."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> Tensor:
+    """A statistic of three colours as [1, channels, 1, 1]; grey or many channels get its mean."""
+    fitted = values if len(values) == channels else [float(np.mean(values))] * channels
+    return torch.tensor(fitted).view(1, channels, 1, 1)

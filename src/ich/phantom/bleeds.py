@@ -1,0 +1,310 @@
+"""Bleeds: drawn where anatomy puts them, shaped on the coarse frame, and the push they give to the brain."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ich.phantom.anatomy import Brain, Cranium, Head
+from ich.phantom.shapes import Array, Ellipsoid, Point, smooth_step
+
+EPIDURAL, INTRAPARENCHYMAL, INTRAVENTRICULAR, SUBARACHNOID, SUBDURAL = range(5)
+Form = Literal["lens", "crescent", "falcine", "tentorial", "blob", "layer", "space"]
+AFFECTED: dict[Form, str] = {"space": "subarachnoid spaces", "layer": "ventricles"}
+
+
+@dataclass(frozen=True)
+class Bleed:
+    """One bleed. Lengths in mm, head coordinates."""
+
+    kind: int
+    form: Form
+    centre: Point
+    reach: Point  # half extents; of a layer (where blood starts along y, softness, unused)
+    thickness: float
+    density: float  # HU
+    gradient: float = 0.0  # HU denser at the back than at the front: settled blood cells
+    texture: float = 2.0  # HU, uneven density
+    oedema: float = 0.0  # mm of dark rim
+    push: float = 0.0  # mm by which the brain beside it gives way
+    front: float = 0.0  # reach towards the forehead where a suture ends it, else 0
+    offset: float = 0.0  # where in the noise its outline lies
+
+
+@dataclass
+class Lesion:
+    """A bleed on the coarse frame: a signed distance (or a fraction, for a layer or a space) and its density."""
+
+    bleed: Bleed
+    field: Array
+    density: Array
+
+
+def _long_tailed(rng: np.random.Generator, median: float, spread: float, low: float, high: float) -> float:
+    return float(np.clip(median * np.exp(rng.normal(0, spread)), low, high))
+
+
+def _on_vault(side: int, azimuth: float, z: float) -> Point:
+    """A point of the inner table: azimuth in degrees from the forehead (0) over the ear (90) to the back (180)."""
+    ring = np.sqrt(max(1 - ((z - 6) / 76) ** 2, 0.05))
+    angle = np.deg2rad(azimuth)
+    return float(side * 66 * ring * np.sin(angle)), float(-84 * ring * np.cos(angle)), z
+
+
+def draw_epidural(rng: np.random.Generator) -> Bleed:
+    """A lens, mostly under the temporal squama, that ends before the coronal and lambdoid sutures."""
+    side = int(rng.choice((-1, 1)))
+    site = rng.random()
+    if site < 0.68:
+        centre = _on_vault(side, rng.uniform(72, 118), rng.uniform(-6, 34))
+    elif site < 0.86:
+        centre = _on_vault(side, rng.uniform(22, 50), rng.uniform(4, 40))
+    else:
+        centre = _on_vault(side, rng.uniform(140, 160), rng.uniform(-22, -8))
+    reach = rng.uniform(20, 38)
+    coronal, lambdoid = -35 + 0.33 * centre[2], 45 + 0.46 * (centre[2] + 20)
+    y = centre[1]
+    front, back = reach * rng.uniform(0.8, 1.2), reach * rng.uniform(0.8, 1.2)
+    if y > coronal:
+        front = min(front, max(y - coronal, 9.0))
+    else:
+        back = min(back, max(coronal - y, 9.0))
+    if y < lambdoid:
+        back = min(back, max(lambdoid - y, 9.0))
+    thickness = max(_long_tailed(rng, 15, 0.4, 8, 34), 3.5 + max(front, back, 0.8 * reach) ** 2 / 150)
+    return Bleed(
+        EPIDURAL,
+        "lens",
+        centre,
+        (reach, back, reach * rng.uniform(0.75, 1.1)),
+        thickness,
+        float(rng.uniform(60, 78)),
+        texture=float(rng.uniform(1, 6)),
+        push=0.5 * thickness,
+        front=front,
+    )
+
+
+def draw_subdural(rng: np.random.Generator) -> Bleed:
+    """A crescent over a hemisphere, or a layer along the falx or the tentorium; acute, mixed, isodense or old."""
+    side = int(rng.choice((-1, 1)))
+    age = rng.random()
+    density, gradient = float(rng.uniform(58, 76)), 0.0
+    if age > 0.92:
+        density = float(rng.uniform(14, 24))
+    elif age > 0.85:
+        density = float(rng.uniform(32, 42))
+    elif age > 0.7:
+        density, gradient = float(rng.uniform(38, 52)), float(rng.uniform(12, 30))
+    site = rng.random()
+    if site < 0.74:
+        centre = _on_vault(side, rng.uniform(55, 125), rng.uniform(0, 45))
+        reach = (0.0, rng.uniform(30, 75), _long_tailed(rng, 28, 0.35, 15, 62))
+        thickness = _long_tailed(rng, 10.5, 0.4, 5.0, 28)
+        return Bleed(
+            SUBDURAL,
+            "crescent",
+            centre,
+            reach,
+            thickness,
+            density,
+            gradient,
+            rng.uniform(1, 6),
+            push=0.5 * thickness,
+        )
+    density = max(density, 50.0)
+    if site < 0.9:
+        centre = (
+            float(side),
+            float(rng.choice((rng.uniform(-60, -35), rng.uniform(30, 66)))),
+            float(rng.uniform(20, 58)),
+        )
+        reach = (0.0, rng.uniform(18, 45), rng.uniform(13, 30))
+        return Bleed(SUBDURAL, "falcine", centre, reach, _long_tailed(rng, 7.0, 0.35, 4.5, 14), density)
+    centre = (float(side * rng.uniform(22, 38)), float(rng.uniform(34, 58)), 0.0)
+    reach = (rng.uniform(14, 26), rng.uniform(14, 26), 0.0)
+    return Bleed(SUBDURAL, "tentorial", centre, reach, _long_tailed(rng, 7.0, 0.3, 4.5, 12), density)
+
+
+def draw_intraparenchymal(rng: np.random.Generator, contusion: bool = False, deep: bool = False) -> Bleed:
+    """A blob with a dark rim: deep, lobar, in the cerebellum or the pons; a contusion near a pole."""
+    side = int(rng.choice((-1, 1)))
+    site = rng.random() * (0.55 if deep else 1.0)
+    if contusion:
+        x, y, z = ((26, -62, 4), (42, -30, -24), (34, -56, -2), (50, 8, -14))[int(rng.integers(4))]
+    elif site < 0.38:
+        x, y, z = (25, -4, 4)
+    elif site < 0.55:
+        x, y, z = (12, 7, 6)
+    elif site < 0.87:
+        x, y, z = ((34, -50, 26), (44, 12, -6), (36, 30, 36), (26, 62, 14), (30, -10, 48))[int(rng.integers(5))]
+    elif site < 0.96:
+        x, y, z = (24, 46, -34)
+    else:
+        x, y, z = (3, 2, -34)
+    spread = 3.0 if 0.38 <= site < 0.55 or site > 0.96 else 7.0
+    centre = (
+        float(side * (x + rng.normal(0, spread))),
+        float(y + rng.normal(0, spread)),
+        float(z + rng.normal(0, spread)),
+    )
+    radius = _long_tailed(rng, 9.5 if contusion else 15, 0.5, 4.5, 34)
+    if site > 0.96 and not contusion:
+        radius = min(radius, 11)
+    a, b, c = np.exp(rng.normal(0, 0.2, 3))
+    return Bleed(
+        INTRAPARENCHYMAL,
+        "blob",
+        centre,
+        (float(radius * a), float(radius * b), float(radius * c)),
+        radius,
+        float(rng.uniform(56, 78)),
+        texture=float(rng.uniform(1, 5)),
+        oedema=float(rng.uniform(0.15, 0.8) * radius + 1.5),
+        push=0.3 * radius,
+        offset=float(rng.uniform(-60, 60)),
+    )
+
+
+def draw_intraventricular(rng: np.random.Generator) -> Bleed:
+    """Blood settled in the occipital horns, or casts of whole ventricles."""
+    level = float(rng.choice((rng.uniform(33, 46), rng.uniform(10, 33), rng.uniform(-60, 10)), p=(0.4, 0.33, 0.27)))
+    side = float(rng.choice((-1.0, 0.0, 1.0), p=(0.25, 0.5, 0.25)))
+    return Bleed(
+        INTRAVENTRICULAR,
+        "layer",
+        (side, level, 0.0),
+        (float(rng.uniform(1.0, 4.0)), 0.0, 0.0),
+        0.0,
+        float(rng.uniform(56, 78)),
+        texture=float(rng.uniform(1, 5)),
+    )
+
+
+def draw_subarachnoid(rng: np.random.Generator, aneurysm: bool | None = None) -> Bleed:
+    """Blood in the basal cisterns and Sylvian fissures, or in the sulci of one region."""
+    side = int(rng.choice((-1, 1)))
+    if aneurysm is None:
+        aneurysm = bool(rng.random() < 0.4)
+    density = float(rng.uniform(60, 78))
+    if aneurysm:
+        centre = (float(rng.normal(0, 12)), float(rng.normal(-10, 6)), float(rng.normal(-10, 4)))
+        reach = _long_tailed(rng, 36, 0.3, 22, 70)
+    elif rng.random() < 0.15:
+        centre, reach = (0.0, 0.0, -22.0), float(rng.uniform(18, 28))
+    else:
+        centre = _on_vault(side, rng.uniform(25, 150), rng.uniform(-4, 58))
+        reach = _long_tailed(rng, 25, 0.4, 14, 55)
+    return Bleed(SUBARACHNOID, "space", centre, (reach, reach, reach), 0.0, density, offset=float(rng.uniform(-60, 60)))
+
+
+def draw_bleeds(rng: np.random.Generator, kinds: Sequence[int]) -> list[Bleed]:
+    """Bleeds of exactly these kinds (0 epidural .. 4 subdural); those of one head share their cause and so their place."""
+    wanted, bleeds = set(kinds), list[Bleed]()
+    trauma = EPIDURAL in wanted or (SUBDURAL in wanted and bool(rng.random() < 0.7))
+    if EPIDURAL in wanted:
+        bleeds.append(draw_epidural(rng))
+    if SUBDURAL in wanted:
+        bleeds += [draw_subdural(rng) for _ in range(1 + int(rng.random() < 0.3))]
+    if SUBARACHNOID in wanted:
+        with_clot = not trauma and (INTRAVENTRICULAR in wanted or None)
+        bleeds += [draw_subarachnoid(rng, with_clot) for _ in range(1 + int(rng.random() < 0.35))]
+    if INTRAPARENCHYMAL in wanted:
+        count = 1 + int(trauma and rng.random() < 0.5) + int(trauma and rng.random() < 0.3)
+        deep = INTRAVENTRICULAR in wanted and not trauma
+        bleeds += [draw_intraparenchymal(rng, contusion=trauma, deep=deep) for _ in range(count)]
+    if INTRAVENTRICULAR in wanted:
+        layer = draw_intraventricular(rng)
+        source = bleeds[-1] if bleeds else layer
+        if source.kind == INTRAPARENCHYMAL and not trauma and rng.random() < 0.6:  # it broke through
+            side = float(np.sign(source.centre[0]))
+            layer = replace(
+                layer, centre=(side, source.centre[1] - 1.5 * source.thickness, 0.0), density=source.density
+            )
+        bleeds.append(layer)
+    return bleeds
+
+
+def followed_up(bleed: Bleed, rng: np.random.Generator) -> Bleed:
+    """The same bleed some days later: paler, its size a little changed, the rim wider."""
+    factor = float(rng.uniform(0.75, 1.12))
+    return replace(
+        bleed,
+        density=max(bleed.density - float(rng.uniform(0, 14)), min(bleed.density, 40.0)),
+        thickness=bleed.thickness * factor,
+        reach=bleed.reach if bleed.form == "layer" else tuple(r * factor for r in bleed.reach),
+        oedema=bleed.oedema * 1.5,
+    )
+
+
+def displaced(bleeds: Sequence[Bleed], bone: Cranium) -> tuple[Array, Array, Array]:
+    """Where the tissue now at each sample lay before the bleeds pushed it, head coordinates in mm."""
+    x, y, z = bone.x, bone.y, bone.z
+    for bleed in bleeds:
+        if bleed.push <= 0:
+            continue
+        cx, cy, cz = (np.float32(c) for c in bleed.centre)
+        px, py, pz = bone.x - cx, bone.y - cy, bone.z - cz
+        square = px * px + py * py + pz * pz
+        if bleed.form == "blob":
+            radius = np.float32(bleed.thickness)
+            gain = np.float32(-bleed.push) * np.exp(square * np.float32(-0.5) / (2 * radius) ** 2)
+            gain = gain / np.sqrt(square + radius**2)
+            x, y, z = x + gain * px, y + gain * py, z + gain * pz
+            continue
+        norm = np.sqrt(cx * cx + (0.7 * cy) ** 2 + (0.6 * (cz - 6)) ** 2)
+        gain = np.float32(bleed.push) * np.exp(square * np.float32(-0.5 / 50**2)) / norm
+        x, y, z = x + gain * cx, y + gain * np.float32(0.7) * cy, z + gain * np.float32(0.6) * (cz - 6)
+    return x, y, z
+
+
+def shape(bleed: Bleed, head: Head, bone: Cranium, brain: Brain, gravity: NDArray[np.float64]) -> Lesion:
+    """The bleed on the coarse frame. `gravity`: the direction in head coordinates that points to the table."""
+    x, y, z = bone.x, bone.y, bone.z
+    depth = -bone.cavity
+    cx, cy, cz = (np.float32(c) for c in bleed.centre)
+    rx, ry, rz = (np.float32(max(r, 1e-3)) for r in bleed.reach)
+    side = np.float32(np.sign(bleed.centre[0]))
+    if bleed.form == "lens":
+        along = y - cy
+        across = np.maximum((x - cx) ** 2 + (z - cz) ** 2 - depth * depth, 0)
+        u = (along / np.where(along < 0, np.float32(bleed.front), ry)) ** 2 + across / (rz * rz)
+        field = (depth - np.float32(bleed.thickness) * (1 - u)) * np.float32(0.8)
+    elif bleed.form == "crescent":
+        u = ((y - cy) / ry) ** 2 + ((z - cz) / rz) ** 2 + np.float32(0.08) * bone.noise
+        field = -bone.vault - np.float32(bleed.thickness) * (1 - u) / np.sqrt(np.float32(0.15) + np.abs(1 - u))
+        field = np.maximum(field, np.maximum(3 - side * brain.falx_x, 1.5 - bone.posterior))
+    elif bleed.form == "falcine":
+        u = ((y - cy) / ry) ** 2 + ((z - cz) / rz) ** 2
+        half = np.float32(bleed.thickness / 2) * np.clip(1 - u, -1, 1)
+        field = np.maximum(np.abs(side * brain.falx_x - np.float32(bleed.thickness / 2)) - half, brain.falx + 2)
+    elif bleed.form == "tentorial":
+        u = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2
+        half = np.float32(bleed.thickness / 2) * np.clip(1 - u, -1, 1)
+        field = np.maximum(np.abs(bone.posterior - np.float32(bleed.thickness / 2)) - half, brain.leaf + 1)
+    elif bleed.form == "blob":
+        shift = np.float32(bleed.offset)
+        rough = head.smooth(x * np.float32(1.8) + shift, y * np.float32(1.8), z * np.float32(1.8) + shift)
+        field = Ellipsoid(bleed.centre, bleed.reach).distance(x, y, z)
+        field += np.float32(0.22 * bleed.thickness) * rough * smooth_step(3 * bleed.thickness, 0, field)
+        brain.delta -= np.float32(12) * smooth_step(bleed.oedema, 0, field) * (1 + np.float32(0.2) * bone.noise)
+        field = np.maximum(np.maximum(field, 0.4 - brain.ventricle), 2.5 - depth)
+    elif bleed.form == "layer":
+        g = gravity / np.sqrt((gravity**2).sum())
+        height = x * np.float32(g[0]) + y * np.float32(g[1]) + z * np.float32(g[2])
+        field = smooth_step(-rx, rx, height - cy + 2 * bone.noise)
+        if side:
+            field *= smooth_step(-3, 3, side * brain.falx_x)
+    else:
+        shift = np.float32(bleed.offset)
+        patchy = head.smooth(x + shift, y + shift, z)
+        far = np.sqrt((x - cx) ** 2 + (y - cy) ** 2 + (z - cz) ** 2) / rx + np.float32(0.18) * patchy
+        field = smooth_step(1.05, 0.7, far)
+        brain.width += np.where(brain.width > -0.5, np.float32(2.2), np.float32(0)) * field  # clots part the gyri
+        brain.cistern -= np.float32(1.2) * field
+    density = np.float32(bleed.density) + np.float32(bleed.texture) * bone.noise
+    if bleed.gradient:
+        density += np.float32(bleed.gradient) * np.clip((y - cy) / ry, -1, 1) * np.float32(0.5)
+    return Lesion(bleed, field, density)

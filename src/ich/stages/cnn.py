@@ -1,0 +1,128 @@
+"""`ich cnn`: stage 1. Trains each backbone a fold at a time; saves logits and embeddings, out of fold and test."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ich.recipe import Cnn as CnnSettings
+from ich.stages.member import (
+    Checkpoint,
+    Epochs,
+    Slices,
+    figures,
+    leave_array,
+    leave_bytes,
+    leave_history,
+    leave_predictions,
+    log_loss,
+    run_folds,
+)
+from ich.stages.plan import Made, Plan, seed_of
+from ich.workspace import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ich.data.augment import Augment
+    from ich.data.datasets import SliceDataset
+    from ich.models.losses import Loss
+
+LARGEST_POS_WEIGHT = 20.0
+
+
+def run(plan: Plan, *, model: str | None = None, fold: int | None = None, force: bool = False) -> None:
+    run_folds(plan, list(plan.recipe.cnn), fit_fold, model=model, fold=fold, force=force)
+
+
+def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
+    """Train one backbone without fold `fold`, then predict that fold and the test set."""
+    import torch
+
+    from ich.data.augment import Augmentation, build
+    from ich.data.datasets import slice_loader
+    from ich.models.cnn import Cnn, CnnSpec
+    from ich.training import checkpoint
+    from ich.training.loop import Diverged, FitSettings, fit, predict, weights
+
+    settings, folder = plan.recipe.cnn[member], plan.workspace.fold(member, fold)
+    torch.set_num_threads(plan.recipe.compute.threads)
+    slices, seed, size = Slices(plan), seed_of(settings.seed, member, fold), settings.batch_size
+    pictures = _pictures(slices, settings, seed)
+    train, valid, test = slices.train_rows(fold), slices.valid_rows(fold), slices.test_rows
+    training = pictures(train, build(Augmentation(**settings.augment.model_dump())))
+    held_out = {"valid": (valid, pictures(valid)), "test": (test, pictures(test))}
+    spec = CnnSpec(
+        in_channels=training.view.channels,
+        classes=len(slices.classes),
+        **settings.model_dump(include={"backbone", "kwargs", "dropout", "pretrained", "weights"}),
+    )
+    torch.manual_seed(seed)
+    try:
+        network = Cnn(spec)
+    except ValueError as error:
+        raise UserError(f"cnn.{member}: {error}") from None
+    network.output_bias(slices.labels[train].mean(axis=0))
+    loss, saved = _loss(settings, slices.labels[train]), Checkpoint(folder, fingerprint)
+    says = Epochs(f"{member} fold {fold}", settings.epochs, len(train), "slices")
+
+    def predicted(model: Any, split: str) -> dict[str, "np.ndarray"]:
+        rows, dataset = held_out[split]
+        batches = slice_loader(dataset, 0, 2 * size, shuffle=False, workers=settings.workers)
+        return predict(model, batches, len(rows), settings.precision)
+
+    def after_epoch(state: dict[str, Any]) -> None:
+        saved.save(state)
+        says.finished(state["history"])
+
+    try:
+        history = fit(
+            network,
+            lambda epoch: slice_loader(training, epoch, size, shuffle=True, workers=settings.workers),
+            lambda model, batch: loss(model(batch.images), batch.targets),
+            FitSettings(**settings.model_dump(include=set(FitSettings.__annotations__) - {"seed"}), seed=seed),
+            steps_per_epoch=max(len(train) // size, 1),
+            evaluate=lambda model: {"valid_loss": log_loss(slices, valid, predicted(model, "valid")["logits"])},
+            resume=saved.load(),
+            save=after_epoch,
+        )
+    except Diverged as error:
+        raise UserError(f"cnn.{member} fold {fold}: {error}") from None
+
+    files = leave_history(folder / "history.csv", history)
+    files |= leave_bytes(folder / "model.safetensors", checkpoint.weights_to_bytes(weights(network)))
+    metrics: dict[str, float | None] = {}
+    for split, (rows, _) in held_out.items():
+        found = predicted(network, split)
+        files |= leave_predictions(slices, folder, fold, split, rows, found["logits"])
+        files |= leave_array(folder / f"{split}_embeddings.npy", found["embeddings"])
+        if split == "valid":
+            metrics = figures(slices, rows, found["logits"])
+    saved.remove()
+    rebuild = {**asdict(spec), "pretrained": False, "weights": None}  # the weights are in model.safetensors
+    return files, {"model": rebuild, "classes": slices.classes, "metrics": metrics}
+
+
+def _pictures(slices: Slices, settings: CnnSettings, seed: int) -> "Any":
+    """A function of rows (and an augmentation) to their data set, over the Hounsfield cache."""
+    import numpy as np
+
+    from ich.data.datasets import SliceDataset
+    from ich.data.views import View, Window, neighbour_rows
+
+    hu = np.load(slices.plan.prepared.folder / "hu.npy", mmap_mode="r", allow_pickle=False)
+    neighbours = neighbour_rows(slices.table["series"].to_numpy(), slices.table["index"].to_numpy())
+    view = View(settings.input, tuple(Window(level, width) for level, width in settings.windows))
+
+    def pictures(rows: "np.ndarray", augment: "Augment | None" = None) -> "SliceDataset":
+        return SliceDataset(hu, rows, neighbours, slices.ids(rows).tolist(), slices.labels[rows], view, augment, seed)
+
+    return pictures
+
+
+def _loss(settings: CnnSettings, labels: "np.ndarray") -> "Loss":
+    from ich.models import losses
+
+    pos_weight = None
+    if settings.loss.pos_weight == "balanced":
+        share = labels.mean(axis=0).clip(1e-6, 1)
+        pos_weight = ((1 - share) / share).clip(max=LARGEST_POS_WEIGHT).tolist()
+    return losses.build(pos_weight=pos_weight, **settings.loss.model_dump(exclude={"pos_weight"}))

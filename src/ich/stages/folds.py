@@ -1,0 +1,58 @@
+"""`ich folds`: folds/<recipe>.csv, by patient, written once and then used by every stage."""
+
+from ich.console import say, table
+from ich.stages.plan import Made, Plan
+from ich.workspace import UserError, atomic
+
+
+def run(plan: Plan, *, force: bool = False) -> None:
+    path = plan.workspace.folds
+
+    def make(_fingerprint: str) -> Made:
+        import pandas as pd
+
+        from ich.data import folds
+        from ich.data.competitions import ADAPTERS
+
+        classes = list(ADAPTERS[plan.recipe.competition.format].CLASSES)
+        slices = pd.read_parquet(plan.prepared.folder / "slices.parquet")
+        n = plan.recipe.folds.n
+        labelled = slices[slices[classes].notna().all(axis=1) & (slices["split"] == "train")]
+        try:
+            given = path.is_file() and plan.folds.record.read() is None and not force
+            if given:  # a committed fold file, without the record of who made it: used if it fits
+                assigned = pd.read_csv(path, dtype={"study_id": str, "patient_id": str})
+                folds.check(assigned, labelled, n)
+            else:
+                assigned = folds.assign(slices, classes, n, plan.recipe.folds.seed)
+                with atomic(path) as temporary:
+                    assigned.to_csv(temporary, index=False)
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{path}: {error}") from None
+        joined = labelled.merge(assigned[["study_id", "fold"]], on="study_id", validate="many_to_one")
+        counts = joined.groupby("fold")[classes].sum().astype(int)
+        gaps = folds.missing_classes(assigned, classes, n)
+        return {path.name: path}, {
+            "studies": assigned.groupby("fold").size().tolist(),
+            "slices": joined.groupby("fold").size().tolist(),
+            "positives": {c: counts[c].tolist() for c in classes},
+            "warnings": [f"fold {k} has no study with {c}" for k, c in gaps],
+        }
+
+    made = plan.make(plan.folds, make, force=force)
+    record = plan.folds.record.read() or {}
+    say(f"folds: {'wrote' if made else 'done'}, {path}")
+    if made:
+        classes = list(record["positives"])
+        rows = [
+            [
+                str(k),
+                str(record["studies"][k]),
+                str(record["slices"][k]),
+                *(str(record["positives"][c][k]) for c in classes),
+            ]
+            for k in range(len(record["studies"]))
+        ]
+        table(["fold", "studies", "slices", *classes], rows)
+    for warning in record["warnings"]:
+        say(f"warning: {warning}")

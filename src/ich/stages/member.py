@@ -1,0 +1,314 @@
+"""What every member leaves, whoever made it: folds side by side, their files, the assembled oof and test tables."""
+
+import csv
+import io
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ich.console import say
+from ich.recipe import Recipe
+from ich.stages.plan import Made, Plan, Task
+from ich.workspace import UserError, atomic, read_sealed, write_sealed, write_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+
+# ---- which folds, and running them
+
+
+def chosen(plan: Plan, names: Sequence[str], model: str | None, fold: int | None) -> list[tuple[str, int]]:
+    """(member, fold) pairs that --model and --fold name. Raises UserError for names that do not exist."""
+    if model is not None and model not in names:
+        raise UserError(f"--model {model}: this recipe has {', '.join(names) or 'none of this stage'}")
+    if fold is not None and fold not in plan.fold_numbers:
+        raise UserError(f"--fold {fold}: this recipe has folds 0 to {plan.fold_numbers[-1]}")
+    members = names if model is None else [model]
+    return [(name, k) for name in members for k in plan.fold_numbers if fold is None or k == fold]
+
+
+def run_folds(
+    plan: Plan,
+    names: Sequence[str],
+    make: Callable[[Plan, str, int, str], Made],
+    *,
+    model: str | None,
+    fold: int | None,
+    force: bool,
+) -> None:
+    """Make the folds that are not done, side by side, then assemble each member whose folds are complete."""
+    pairs = chosen(plan, names, model, fold)
+    todo = [(name, k) for name, k in pairs if force or not plan.state(plan.fold(name, k)).done]
+    for name, k in todo:
+        plan.require(plan.fold(name, k))
+    done = len(pairs) - len(todo)
+    for name, k in _side_by_side(plan, todo, make, force):
+        done += 1
+        say(f"{plan.stage_of(name)}: {name} fold {k} finished ({done} of {len(pairs)})")
+    plan.forget()
+    for name in dict.fromkeys(name for name, _ in pairs):
+        assemble(plan, name)
+
+
+def _side_by_side(
+    plan: Plan, todo: list[tuple[str, int]], make: Callable[[Plan, str, int, str], Made], force: bool
+) -> Any:
+    processes = min(plan.processes, len(todo))
+    if processes <= 1:
+        for name, k in todo:
+            yield _make_fold(plan.recipe, plan.root, name, k, make, force)
+        return
+    import joblib
+
+    # loky starts fresh processes: a fork after OpenMP work hangs. Each keeps torch between its folds.
+    with joblib.parallel_config("loky", inner_max_num_threads=plan.recipe.compute.threads):
+        runner = joblib.Parallel(n_jobs=processes, pre_dispatch="all", return_as="generator_unordered")
+        tasks = (joblib.delayed(_in_child)(os.getpid(), plan.recipe, plan.root, *pair, make, force) for pair in todo)
+        yield from runner(tasks)  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def _in_child(parent: int, *arguments: Any) -> tuple[str, int]:
+    _end_with(parent)
+    return _make_fold(*arguments)
+
+
+def _make_fold(
+    recipe: Recipe, root: Path, name: str, k: int, make: Callable[[Plan, str, int, str], Made], force: bool
+) -> tuple[str, int]:
+    plan = Plan(recipe, root)
+    plan.make(plan.fold(name, k), lambda fingerprint: make(plan, name, k, fingerprint), force=force)
+    return name, k
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent was killed, so that no orphan goes on training and holding its lock."""
+    if any(thread.name == "end-with-parent" for thread in threading.enumerate()):
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+# ---- what a fold reads
+
+
+@dataclass(frozen=True)
+class Slices:
+    """The slice table with its folds, read once a fold. Row numbers are those of hu.npy."""
+
+    plan: Plan
+
+    @cached_property
+    def table(self) -> "pd.DataFrame":
+        import pandas as pd
+
+        table = pd.read_parquet(self.plan.prepared.folder / "slices.parquet")
+        folds = pd.read_csv(self.plan.workspace.folds, dtype={"study_id": str, "patient_id": str})
+        table["fold"] = table["study_id"].map(folds.set_index("study_id")["fold"]).where(table["split"] == "train")
+        table["series"] = table.groupby(["split", "study_id", "series_id"], sort=False).ngroup()
+        return table
+
+    @cached_property
+    def classes(self) -> list[str]:
+        from ich.data.competitions import ADAPTERS
+
+        return list(ADAPTERS[self.plan.recipe.competition.format].CLASSES)
+
+    @cached_property
+    def class_weights(self) -> list[float]:
+        from ich.data.competitions import ADAPTERS
+
+        return list(ADAPTERS[self.plan.recipe.competition.format].CLASS_WEIGHTS)
+
+    @cached_property
+    def labels(self) -> "np.ndarray":
+        """float32 [n, c], NaN where unlabelled."""
+        return self.table[self.classes].to_numpy("float32")
+
+    @cached_property
+    def labelled(self) -> "np.ndarray":
+        """bool [n]: rows that have a fold and all labels."""
+        import numpy as np
+
+        return self.table["fold"].notna().to_numpy() & ~np.isnan(self.labels).any(axis=1)
+
+    def train_rows(self, fold: int) -> "np.ndarray":
+        return (self.labelled & (self.table["fold"] != fold).to_numpy()).nonzero()[0]
+
+    def valid_rows(self, fold: int) -> "np.ndarray":
+        return (self.labelled & (self.table["fold"] == fold).to_numpy()).nonzero()[0]
+
+    @cached_property
+    def test_rows(self) -> "np.ndarray":
+        return (self.table["split"] == "test").to_numpy().nonzero()[0]
+
+    def ids(self, rows: "np.ndarray") -> "pd.Index":
+        import pandas as pd
+
+        return pd.Index(self.table["image_id"].iloc[rows])
+
+    def out_of_fold(self, member: str, fold: int) -> "np.ndarray":
+        """A member's logits [n, c] as fold `fold` of a later member reads them, NaN where there are none.
+
+        Labelled rows come out of their own fold's model, test rows out of the model of `fold`: so a later model meets
+        on the test set what it meets on its validation rows, the logits of one model.
+        """
+        import numpy as np
+        import pandas as pd
+
+        from ich.ensemble.members import aligned
+
+        found = np.full((len(self.table), len(self.classes)), np.nan)
+        for k in self.plan.fold_numbers:
+            rows = self.valid_rows(k)
+            table = pd.read_parquet(self.plan.workspace.fold(member, k) / "valid.parquet")
+            found[rows] = aligned(table, self.ids(rows), self.classes)
+        table = pd.read_parquet(self.plan.workspace.fold(member, fold) / "test.parquet")
+        found[self.test_rows] = aligned(table, self.ids(self.test_rows), self.classes)
+        return found
+
+
+# ---- what a fold leaves
+
+
+def leave_predictions(
+    slices: Slices, folder: Path, fold: int, split: str, rows: "np.ndarray", logits: "np.ndarray"
+) -> dict[str, Path]:
+    """valid.parquet (rows of the fold, with it) or test.parquet: image_id and logit_<class> as float32."""
+    import pandas as pd
+
+    from ich.ensemble.members import logit_columns
+
+    table = pd.DataFrame(logits.astype("float32"), columns=pd.Index(logit_columns(slices.classes)))
+    if split == "valid":
+        table.insert(0, "fold", fold)
+    table.insert(0, "image_id", slices.ids(rows))
+    path = folder / f"{split}.parquet"
+    with atomic(path) as temporary:
+        table.to_parquet(temporary, index=False)
+    return {path.name: path}
+
+
+def leave_array(path: Path, array: "np.ndarray") -> dict[str, Path]:
+    import numpy as np
+
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+    return {path.name: path}
+
+
+def leave_bytes(path: Path, data: bytes) -> dict[str, Path]:
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+    return {path.name: path}
+
+
+def leave_history(path: Path, history: Sequence[Mapping[str, float]]) -> dict[str, Path]:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_text(path, text.getvalue())
+    return {path.name: path}
+
+
+def log_loss(slices: Slices, rows: "np.ndarray", logits: "np.ndarray") -> float:
+    """Weighted log loss of the rows' logits."""
+    from ich.ensemble import metrics
+    from ich.ensemble.members import sigmoid
+
+    return metrics.weighted_log_loss(slices.labels[rows], sigmoid(logits), slices.class_weights)
+
+
+def figures(slices: Slices, rows: "np.ndarray", logits: "np.ndarray") -> dict[str, float | None]:
+    """What the record says of a fold's validation rows; the AUC is None where no class has both labels."""
+    import math
+
+    from ich.ensemble import metrics
+
+    auc = metrics.macro(metrics.class_auc(slices.labels[rows], logits))
+    return {"weighted_log_loss": log_loss(slices, rows, logits), "macro_auc": None if math.isnan(auc) else auc}
+
+
+class Checkpoint:
+    """The state after a fold's last finished epoch; it belongs to one fingerprint and vanishes with the fold's end."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.path = folder / "checkpoint.bin"
+        self.fingerprint = fingerprint
+
+    def load(self) -> dict[str, Any] | None:
+        from ich.training import checkpoint
+
+        data = read_sealed(self.path, self.fingerprint)
+        return None if data is None else checkpoint.from_bytes(data)
+
+    def save(self, state: dict[str, Any]) -> None:
+        from ich.training import checkpoint
+
+        write_sealed(self.path, self.fingerprint, checkpoint.to_bytes(state))
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+class Epochs:
+    """Says a line an epoch: loss, rate, time left."""
+
+    def __init__(self, what: str, epochs: int, per_epoch: int, unit: str) -> None:
+        self.what, self.epochs, self.per_epoch, self.unit = what, epochs, per_epoch, unit
+        self.started = time.monotonic()
+        self.first: int | None = None
+
+    def finished(self, history: Sequence[Mapping[str, float]]) -> None:
+        done = len(history)
+        self.first = done - 1 if self.first is None else self.first
+        each = (time.monotonic() - self.started) / (done - self.first)
+        shown = ", ".join(f"{key} {value:.4f}" for key, value in history[-1].items() if "loss" in key)
+        say(
+            f"  {self.what}: epoch {done} of {self.epochs}, {shown}, {self.per_epoch / each:.0f} {self.unit}/s,"
+            f" {each * (self.epochs - done):.0f} s left"
+        )
+
+
+# ---- the assembled member
+
+
+def assemble(plan: Plan, member: str) -> bool:
+    """oof.parquet (every labelled slice exactly once) and test.parquet (mean over folds), once all folds are done."""
+    task = plan.member(member)
+    waiting = [k for k in plan.fold_numbers if not plan.state(plan.fold(member, k)).done]
+    if waiting:
+        say(f"{task.name}: not assembled yet, fold {', '.join(map(str, waiting))} to be made")
+        return False
+    return plan.make(task, lambda _: _assembled(plan, task, member))
+
+
+def _assembled(plan: Plan, task: Task, member: str) -> Made:
+    import pandas as pd
+
+    from ich.ensemble.members import aligned, assemble_oof, mean_test
+
+    slices = Slices(plan)
+    folders = [plan.workspace.fold(member, k) for k in plan.fold_numbers]
+    valid = {k: pd.read_parquet(folder / "valid.parquet") for k, folder in enumerate(folders)}
+    oof = assemble_oof(valid, {k: slices.ids(slices.valid_rows(k)).tolist() for k in valid}, slices.classes)
+    test = mean_test([pd.read_parquet(folder / "test.parquet") for folder in folders], slices.classes)
+    files: dict[str, Path] = {}
+    for name, table in (("oof.parquet", oof), ("test.parquet", test)):
+        with atomic(task.folder / name) as temporary:
+            table.to_parquet(temporary, index=False)
+        files[name] = task.folder / name
+    rows = slices.labelled.nonzero()[0]
+    return files, {"metrics": figures(slices, rows, aligned(oof, slices.ids(rows), slices.classes))}

@@ -1,0 +1,344 @@
+"""What every artefact of a recipe is made from, and whether it is done. Imports nothing heavy: a look is cheap."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from ich.recipe import Recipe
+from ich.workspace import (
+    Record,
+    Stopwatch,
+    UserError,
+    Workspace,
+    digest,
+    listing,
+    read_json,
+    sha256_file,
+    write_json,
+)
+
+# Raised by hand when a stage computes something else from the same settings, so that old artefacts become stale.
+VERSIONS = dict.fromkeys(("demo", "prepare", "folds", "cnn", "sequence", "stack", "blend", "thresholds"), 1) | {
+    "submit": 1,
+    "score": 1,
+}
+NOT_RAW = ("run.json", "solution.csv", "mislabelled.csv")  # beside the raw data, but no input of a stage
+LIBRARIES = (
+    "torch",
+    "timm",
+    "albumentations",
+    "lightgbm",
+    "optuna",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "pydicom",
+)
+
+
+@dataclass(frozen=True)
+class State:
+    kind: Literal["done", "stale", "missing", "running"]
+    why: str = ""
+
+    @property
+    def done(self) -> bool:
+        return self.kind == "done"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One artefact folder or file with its record. `upstream` names files of other tasks, `sources` plain files."""
+
+    name: str
+    stage: str
+    record: Record
+    settings: Mapping[str, Any]
+    upstream: tuple[tuple["Task", tuple[str, ...]], ...] = ()
+    sources: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return self.record.path.parent
+
+
+Made = tuple[Mapping[str, Path], Mapping[str, Any]]  # files by name, and what else the record should say
+
+
+class Plan:
+    """The tasks of a recipe, in the order they are made."""
+
+    def __init__(self, recipe: Recipe, root: Path) -> None:
+        self.recipe = recipe
+        self.root = root
+        self.workspace = Workspace(root, recipe.name)
+        self.raw_root = root / recipe.competition.root
+        self._states: dict[str, State] = {}
+
+    # ---- the tasks
+
+    @cached_property
+    def demo(self) -> Task:
+        settings = self.recipe.demo.model_dump(mode="json") if self.recipe.demo else {}
+        return Task("demo", "demo", Record(self.raw_root / "run.json"), settings)
+
+    @property
+    def image_settings(self) -> dict[str, Any]:
+        competition = self.recipe.competition.model_dump(mode="json")
+        return {"competition": competition, "image": self.recipe.image.model_dump(mode="json")}
+
+    def prepare(self) -> Task:
+        """The cache task of the raw files as they lie there now; `prepared` is the one that later stages use."""
+        if not self.raw_root.is_dir():
+            hint = "run `ich demo` first" if self.recipe.demo else "see input/README.md for what belongs there"
+            raise UserError(f"{self.raw_root}: no such folder; {hint}")
+        raw = digest(listing(self.raw_root, NOT_RAW))
+        settings = {**self.image_settings, "raw": raw}
+        key = digest([VERSIONS["prepare"], settings])[:16]
+        return Task("prepare", "prepare", Record(self.workspace.cache(key) / "run.json"), settings)
+
+    @cached_property
+    def prepared(self) -> Task:
+        """The cache that this recipe's latest `ich prepare` made or found; a task never done where there is none."""
+        pointer = read_json(self.workspace.cache_pointer)
+        fits = isinstance(pointer, dict) and pointer.get("settings") == self.image_settings
+        record = Record(self.workspace.cache(str(pointer["key"]) if fits else "none") / "run.json")
+        return Task("prepare", "prepare", record, (record.read() or {}).get("settings", {}))
+
+    @cached_property
+    def folds(self) -> Task:
+        path = self.workspace.folds
+        settings = self.recipe.folds.model_dump(mode="json")
+        return Task("folds", "folds", Record(path.with_suffix(".run.json")), settings, self._cache("slices.parquet"))
+
+    def _cache(self, *files: str) -> tuple[tuple[Task, tuple[str, ...]], ...]:
+        return ((self.prepared, files),)
+
+    @property
+    def _folds_table(self) -> tuple[tuple[Task, tuple[str, ...]], ...]:
+        return ((self.folds, (self.workspace.folds.name,)),)
+
+    @property
+    def fold_numbers(self) -> range:
+        return range(self.recipe.folds.n)
+
+    def stage_of(self, member: str) -> str:
+        stages = {"cnn": self.recipe.cnn, "sequence": self.recipe.sequence, "stack": self.recipe.stack}
+        return next((stage for stage, members in stages.items() if member in members), "blend")
+
+    def fold(self, member: str, fold: int) -> Task:
+        """The task of one fold of a member: its settings and everything it reads."""
+        stage = self.stage_of(member)
+        tables = self._folds_table
+        match stage:
+            case "cnn":
+                settings, below = self.recipe.cnn[member], ()
+                tables += self._cache("hu.npy", "slices.parquet")
+            case "sequence":
+                settings = self.recipe.sequence[member]
+                below = self._below(settings.on, fold, embeddings=True)
+                tables += self._cache("slices.parquet")
+            case "stack":
+                settings = self.recipe.stack[member]
+                below = self._below(self.recipe.stack_members(settings), fold)
+                tables += self._cache("slices.parquet")
+            case _:
+                settings = self.recipe.blend
+                below = self._below(self.recipe.blend_members, fold)
+                tables += self._cache("slices.parquet")
+        values = settings.model_dump(mode="json", exclude={"workers"})
+        record = Record(self.workspace.fold(member, fold) / "run.json")
+        return Task(f"{stage}/{member}/fold{fold}", stage, record, {**values, "fold": fold}, tables + below)
+
+    def _below(
+        self, members: list[str] | tuple[str, ...], fold: int, *, embeddings: bool = False
+    ) -> tuple[tuple[Task, tuple[str, ...]], ...]:
+        """What fold `fold` of a later member reads: everyone's validation rows, and its own fold's test rows."""
+        upstream: list[tuple[Task, tuple[str, ...]]] = []
+        for member in members:
+            for k in self.fold_numbers:
+                splits = ("valid", "test") if k == fold else ("valid",)
+                files = [f"{split}.parquet" for split in splits]
+                files += [f"{split}_embeddings.npy" for split in splits] if embeddings else []
+                upstream.append((self.fold(member, k), tuple(files)))
+        return tuple(upstream)
+
+    def member(self, member: str) -> Task:
+        """The assembled oof.parquet and test.parquet of a member."""
+        stage = self.stage_of(member)
+        parts = tuple((self.fold(member, k), ("valid.parquet", "test.parquet")) for k in self.fold_numbers)
+        record = Record(self.workspace.member(member) / "run.json")
+        return Task(f"{stage}/{member}", stage, record, {}, self._folds_table + self._cache("slices.parquet") + parts)
+
+    @property
+    def members(self) -> list[str]:
+        return [*self.recipe.base_members, *self.recipe.stack, "blend"]
+
+    @cached_property
+    def thresholds(self) -> Task:
+        path = self.workspace.thresholds
+        settings = self.recipe.thresholds.model_dump(mode="json")
+        upstream = (
+            *self._cache("slices.parquet"),
+            *self._folds_table,
+            (self.member("blend"), ("oof.parquet",)),
+        )
+        return Task("thresholds", "thresholds", Record(path.with_suffix(".run.json")), settings, upstream)
+
+    @cached_property
+    def submit(self) -> Task:
+        path = self.workspace.submissions / "submission.json"
+        upstream = (
+            *self._cache("slices.parquet", "quarantine.csv"),
+            (self.member("blend"), ("test.parquet",)),
+            (self.thresholds, (self.workspace.thresholds.name,)),
+        )
+        return Task("submit", "submit", Record(path), {}, upstream)
+
+    @cached_property
+    def score(self) -> Task:
+        path = self.workspace.submissions / "scores.run.json"
+        upstream = (*self._cache("slices.parquet"), *self._folds_table)
+        upstream += tuple((self.member(m), ("oof.parquet", "test.parquet")) for m in self.members)
+        solution = self.raw_root / "solution.csv"
+        sources = {"solution.csv": solution} if solution.is_file() else {}
+        return Task("score", "score", Record(path), self.recipe.thresholds.model_dump(mode="json"), upstream, sources)
+
+    def all(self) -> Iterator[Task]:
+        """Every task, in the order of the flow."""
+        if self.recipe.demo:
+            yield self.demo
+        yield self.prepare() if self.raw_root.is_dir() else self.prepared
+        yield self.folds
+        for member in self.members:
+            yield from (self.fold(member, k) for k in self.fold_numbers)
+            yield self.member(member)
+        yield from (self.thresholds, self.submit, self.score)
+
+    # ---- their states
+
+    def inputs(self, task: Task) -> dict[str, str]:
+        """Hashes of what the task reads, by the records of those who wrote it."""
+        hashes = {name: sha256_file(path) for name, path in task.sources.items()}
+        for upstream, files in task.upstream:
+            written = (upstream.record.read() or {"files": {}})["files"]
+            hashes |= {f"{upstream.name}/{file}": written.get(file, "") for file in files}
+        return hashes
+
+    def fingerprint(self, task: Task) -> str:
+        return digest([VERSIONS[task.stage], task.settings, self.inputs(task)])
+
+    def state(self, task: Task) -> State:
+        if task.name not in self._states:
+            self._states[task.name] = self._state(task)
+        return self._states[task.name]
+
+    def _state(self, task: Task) -> State:
+        record = task.record.read()
+        if record is None:
+            return State("running" if self._locked(task) else "missing")
+        for upstream, _ in task.upstream:
+            if not self.state(upstream).done:
+                return State("stale", f"{upstream.name} is {self.state(upstream).kind}")
+        if record.get("fingerprint") != self.fingerprint(task):
+            return State("stale", self._difference(task, record))
+        damaged = task.record.damaged(record)
+        if damaged:
+            return State("stale", damaged)
+        return State("done")
+
+    def _difference(self, task: Task, record: Mapping[str, Any]) -> str:
+        old_settings, settings = record.get("settings", {}), task.settings
+        for key in sorted({*old_settings, *settings}):
+            if old_settings.get(key) != settings.get(key):
+                return f"{key} was {old_settings.get(key)}, is {settings.get(key)}"
+        old_inputs = record.get("inputs", {})
+        for name, value in self.inputs(task).items():
+            if old_inputs.get(name) != value:
+                return f"{name} is new"
+        return "made by another version of this program"
+
+    def _locked(self, task: Task) -> bool:
+        path = self.workspace.lock(task.name)
+        if not path.exists():
+            return False
+        try:
+            with FileLock(path, timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def forget(self) -> None:
+        """Look again: other processes have worked."""
+        self._states.clear()
+
+    # ---- making them
+
+    def require(self, task: Task) -> None:
+        """Raise UserError unless everything that `task` reads is done; it names what has to be made first of all."""
+        for upstream, _ in task.upstream:
+            state = self.state(upstream)
+            if not state.done:
+                self.require(upstream)
+                why = f" ({state.why})" if state.why else ""
+                raise UserError(
+                    f"{task.name} needs {upstream.name}, which is {state.kind}{why}; run `ich {upstream.stage}` first"
+                )
+
+    @contextmanager
+    def lock(self, task: Task) -> Iterator[None]:
+        """One process a task; another waits. The lock is the operating system's, so it dies with its owner."""
+        path = self.workspace.lock(task.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path):
+            yield
+
+    def make(self, task: Task, function: Callable[[str], Made], *, force: bool = False) -> bool:
+        """Call `function(fingerprint)` unless the task is done, and write its record last. True: it was made."""
+        if not force and self.state(task).done:
+            return False
+        self.require(task)
+        with self.lock(task):
+            self._states.pop(task.name, None)
+            if not force and self.state(task).done:  # another process made it while this one waited
+                return False
+            watch = Stopwatch()
+            fingerprint = self.fingerprint(task)
+            files, more = function(fingerprint)
+            task.record.write(
+                fingerprint,
+                files,
+                task=task.name,
+                settings=dict(task.settings),
+                inputs=self.inputs(task),
+                **more,
+                **watch.measured(),
+                versions={name: version(name) for name in LIBRARIES},
+            )
+        self.forget()
+        return True
+
+    def point_to(self, prepared: Task) -> None:
+        """Let the later stages of this recipe use this cache."""
+        pointer = {"key": prepared.folder.name, "settings": self.image_settings}
+        if read_json(self.workspace.cache_pointer) != pointer:
+            write_json(self.workspace.cache_pointer, pointer)
+        self.__dict__.pop("prepared", None)
+
+    @property
+    def processes(self) -> int:
+        """How many folds run side by side on this machine's CPU."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.recipe.compute.processes or max(1, cores // self.recipe.compute.threads)
+
+
+def seed_of(seed: int, *names: object) -> int:
+    """A seed of 31 bits of its own for each fold of each member, stable between machines."""
+    return int(digest([seed, *map(str, names)])[:8], 16) >> 1

@@ -1,0 +1,147 @@
+"""`ich sequence`: stage 2. A recurrent network over each study, on what the stage-1 members say of its slices."""
+
+from typing import TYPE_CHECKING, Any
+
+from ich.stages.member import (
+    Checkpoint,
+    Epochs,
+    Slices,
+    figures,
+    leave_bytes,
+    leave_history,
+    leave_predictions,
+    log_loss,
+    run_folds,
+)
+from ich.stages.plan import Made, Plan, seed_of
+from ich.workspace import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ich.data.datasets import Studies
+
+USUAL_GAP = 5.0  # mm between slices; gaps are given to the network as multiples of it
+
+
+def run(plan: Plan, *, model: str | None = None, fold: int | None = None, force: bool = False) -> None:
+    run_folds(plan, list(plan.recipe.sequence), fit_fold, model=model, fold=fold, force=force)
+
+
+def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
+    """Train one sequence model on the studies outside fold `fold`, then predict that fold and the test set."""
+    import torch
+
+    from ich.data.datasets import study_loader
+    from ich.models import losses
+    from ich.models.sequence import SequenceHead
+    from ich.training import checkpoint
+    from ich.training.loop import Diverged, FitSettings, fit, predict_studies, weights
+
+    settings, folder = plan.recipe.sequence[member], plan.workspace.fold(member, fold)
+    torch.set_num_threads(plan.recipe.compute.threads)
+    slices, seed, size = Slices(plan), seed_of(settings.seed, member, fold), settings.batch_size
+    split_rows = {
+        "train": slices.train_rows(fold),
+        "valid": slices.valid_rows(fold),
+        "test": slices.test_rows,
+    }
+    rows, studies = _studies(slices, settings.on, fold)
+    numbers = {split: _numbers(studies, rows, wanted) for split, wanted in split_rows.items()}
+    shape = {"features": studies.features.shape[1], "classes": len(slices.classes)}
+    shape |= settings.model_dump(include={"cell", "hidden", "layers", "dropout"})
+    torch.manual_seed(seed)
+    network, loss, saved = SequenceHead(**shape), losses.build("bce"), Checkpoint(folder, fingerprint)
+    says = Epochs(f"{member} fold {fold}", settings.epochs, len(numbers["train"]), "studies")
+
+    def predicted(model: Any, split: str) -> "np.ndarray":
+        """Logits in the order of split_rows[split]."""
+        batches = study_loader(studies, numbers[split], size, shuffle=False)
+        found = predict_studies(model, batches, len(split_rows[split]), settings.precision)
+        return found["logits"][rows[found["rows"]].argsort()]
+
+    def loss_of(model: Any, batch: Any) -> Any:
+        inside = batch.rows >= 0
+        logits = model(batch.features, batch.base, batch.geometry, batch.lengths)
+        return loss(logits[inside], batch.targets[inside])
+
+    def after_epoch(state: dict[str, Any]) -> None:
+        saved.save(state)
+        if len(state["history"]) % 5 == 0 or len(state["history"]) == settings.epochs:
+            says.finished(state["history"])
+
+    try:
+        history = fit(
+            network,
+            lambda epoch: study_loader(studies, numbers["train"], size, shuffle=True, seed=seed, epoch=epoch),
+            loss_of,
+            FitSettings(**settings.model_dump(include=set(FitSettings.__annotations__) - {"seed"}), seed=seed),
+            steps_per_epoch=-(-len(numbers["train"]) // size),
+            evaluate=lambda model: {"valid_loss": log_loss(slices, split_rows["valid"], predicted(model, "valid"))},
+            resume=saved.load(),
+            save=after_epoch,
+        )
+    except Diverged as error:
+        raise UserError(f"sequence.{member} fold {fold}: {error}") from None
+
+    files = leave_history(folder / "history.csv", history)
+    files |= leave_bytes(folder / "model.safetensors", checkpoint.weights_to_bytes(weights(network)))
+    logits = {split: predicted(network, split) for split in ("valid", "test")}
+    for split, values in logits.items():
+        files |= leave_predictions(slices, folder, fold, split, split_rows[split], values)
+    saved.remove()
+    metrics = figures(slices, split_rows["valid"], logits["valid"])
+    return files, {"model": shape, "on": settings.on, "classes": slices.classes, "metrics": metrics}
+
+
+def _studies(slices: Slices, on: tuple[str, ...], fold: int) -> tuple["np.ndarray", "Studies"]:
+    """Row numbers of the slice table [N], a series after the other in order of position, and what is known of them."""
+    import numpy as np
+
+    from ich.data.datasets import Studies
+
+    used = slices.labelled.copy()
+    used[slices.test_rows] = True
+    rows = used.nonzero()[0]  # the slice table holds each series together and in order
+    features = np.concatenate([_embeddings(slices, member, fold)[rows] for member in on], axis=1)
+    base = np.mean([slices.out_of_fold(member, fold)[rows] for member in on], axis=0).astype(np.float32)
+    series = slices.table["series"].to_numpy()[rows]
+    starts = np.flatnonzero(np.diff(series, prepend=-1))
+    table = slices.table.iloc[rows]
+    offsets = np.append(starts, len(rows)).astype(np.int64)
+    return rows, Studies(features, base, _geometry(table), np.nan_to_num(slices.labels[rows]), offsets)
+
+
+def _geometry(table: Any) -> "np.ndarray":
+    """float32 [N, 2]: the gap to the next slice, in usual gaps less one, and the place in the study, -1..1."""
+    import numpy as np
+
+    gap = table.groupby("series")["position"].diff(-1).abs().to_numpy() / USUAL_GAP - 1
+    place = 2 * (table["index"] + 0.5).to_numpy() / table["n_slices"].to_numpy() - 1
+    return np.column_stack([np.nan_to_num(gap).clip(-1, 3), place]).astype(np.float32)
+
+
+def _embeddings(slices: Slices, member: str, fold: int) -> "np.ndarray":
+    """float16 [n, d] of the slice table's rows, from the same models as `Slices.out_of_fold`."""
+    import numpy as np
+    import pandas as pd
+
+    plan = slices.plan
+    found: np.ndarray | None = None
+    parts = [(k, "valid", slices.valid_rows(k)) for k in plan.fold_numbers] + [(fold, "test", slices.test_rows)]
+    for k, split, rows in parts:
+        folder = plan.workspace.fold(member, k)
+        array = np.load(folder / f"{split}_embeddings.npy", mmap_mode="r", allow_pickle=False)
+        ids = pd.Index(pd.read_parquet(folder / f"{split}.parquet", columns=["image_id"])["image_id"])
+        if found is None:
+            found = np.zeros((len(slices.table), array.shape[1]), dtype=np.float16)
+        found[rows] = array[ids.get_indexer(slices.ids(rows))]
+    assert found is not None
+    return found
+
+
+def _numbers(studies: "Studies", rows: "np.ndarray", wanted: "np.ndarray") -> "np.ndarray":
+    """Numbers of the studies whose first row is among `wanted`; splits never divide a study."""
+    import numpy as np
+
+    return np.flatnonzero(np.isin(rows[studies.offsets[:-1]], wanted))

@@ -1,0 +1,59 @@
+"""`ich stack`: LightGBM over the members' logits of a slice, its neighbours and its study; a model a class."""
+
+from ich.stages.member import Slices, figures, leave_bytes, leave_predictions, run_folds
+from ich.stages.plan import Made, Plan, seed_of
+from ich.workspace import UserError
+
+
+def run(plan: Plan, *, force: bool = False) -> None:
+    run_folds(plan, list(plan.recipe.stack), fit_fold, model=None, fold=None, force=force)
+
+
+def fit_fold(plan: Plan, member: str, fold: int, _fingerprint: str) -> Made:
+    import numpy as np
+
+    from ich.ensemble import stacker
+
+    settings, folder = plan.recipe.stack[member], plan.workspace.fold(member, fold)
+    slices, members = Slices(plan), plan.recipe.stack_members(settings)
+    train, valid, test = slices.train_rows(fold), slices.valid_rows(fold), slices.test_rows
+    used = np.sort(np.concatenate([train, valid, test]))
+    logits = np.stack([slices.out_of_fold(name, fold)[used] for name in members], axis=1)
+    table = slices.table.iloc[used]
+    position = table["position"].fillna(table["index"].astype("float64"))
+    try:
+        x, names = stacker.features(logits, table["series"], table["index"], position, settings.neighbours)
+    except ValueError as error:
+        raise UserError(f"stack.{member}: {error}") from None
+    base = logits.mean(axis=1)
+    at = {split: np.searchsorted(used, rows) for split, rows in (("train", train), ("valid", valid), ("test", test))}
+
+    found = {split: np.empty((len(rows), len(slices.classes))) for split, rows in at.items()}
+    texts: list[str] = []
+    for c, name in enumerate(slices.classes):
+        text = stacker.fit(
+            x[at["train"]],
+            slices.labels[train, c],
+            base[at["train"], c],
+            seed=seed_of(settings.seed, member, fold, name),
+            threads=plan.recipe.compute.threads,
+            rounds=settings.rounds,
+            learning_rate=settings.learning_rate,
+            num_leaves=settings.leaves,
+            min_data_in_leaf=settings.min_leaf,
+        )
+        texts.append(text)
+        for split in ("valid", "test"):
+            found[split][:, c] = stacker.predict(text, x[at[split]], base[at[split], c])
+
+    files = {}
+    for name, text in zip(slices.classes, texts, strict=True):
+        files |= leave_bytes(folder / f"model_{name}.txt", text.encode())
+    for split, rows in (("valid", valid), ("test", test)):
+        files |= leave_predictions(slices, folder, fold, split, rows, found[split])
+    return files, {
+        "on": members,
+        "features": names,
+        "classes": slices.classes,
+        "metrics": figures(slices, valid, found["valid"]),
+    }

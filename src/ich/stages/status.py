@@ -1,0 +1,18 @@
+"""`ich status`: every artefact of a recipe, done | stale (and why) | missing | running."""
+
+from collections import Counter
+
+from ich.console import say, table
+from ich.stages.plan import Plan
+
+
+def run(plan: Plan) -> None:
+    rows: list[list[str]] = []
+    counts: Counter[str] = Counter()
+    for task in plan.all():
+        state = plan.state(task)
+        seconds = (task.record.read() or {}).get("seconds")
+        rows.append([task.name, state.kind, "" if seconds is None else f"{seconds:.1f}", state.why])
+        counts[state.kind] += 1
+    table(["artefact", "state", "seconds", "why"], rows)
+    say("\n" + ", ".join(f"{count} {kind}" for kind, count in counts.items()))

@@ -1,0 +1,81 @@
+"""Prediction: a network's logits and embeddings as arrays, each row with its number."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ich.training.device import Precision, default_device, deterministic, resolve
+
+
+def predict(model: nn.Module, batches: Iterable[Any], n: int, precision: Precision = "auto") -> dict[str, np.ndarray]:
+    """Predict `n` slices: rows int64 [n], logits float32 [n, c] and embeddings float16 [n, d].
+
+    batches yield (images, targets, rows). Embeddings are there if the model can `embed`.
+    """
+    found = _Columns(n)
+    embed = getattr(model, "embed", None)
+    with _predicting(model, precision) as device:
+        for images, _, rows in batches:
+            if embed is None:
+                found.add(rows=rows, logits=model(images.to(device)).float())
+            else:
+                embeddings, logits = embed(images.to(device))
+                found.add(rows=rows, logits=logits.float(), embeddings=embeddings.half())
+    return found.complete()
+
+
+def predict_studies(
+    model: nn.Module, batches: Iterable[Any], n: int, precision: Precision = "auto"
+) -> dict[str, np.ndarray]:
+    """Predict the `n` slices of padded studies: rows int64 [n] and logits float32 [n, c].
+
+    batches are `ich.data.datasets.StudyBatch`; padding is left out.
+    """
+    found = _Columns(n)
+    with _predicting(model, precision) as device:
+        for batch in batches:
+            inside = batch.rows >= 0
+            features, base, geometry = (part.to(device) for part in (batch.features, batch.base, batch.geometry))
+            logits = model(features, base, geometry, batch.lengths)
+            found.add(rows=batch.rows[inside], logits=logits[inside.to(device)].float())
+    return found.complete()
+
+
+class _Columns:
+    """Arrays of `n` rows, made at the first batch and filled from the front."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.filled = n, 0
+        self.arrays: dict[str, np.ndarray] = {}
+
+    def add(self, **columns: Tensor) -> None:
+        end = self.filled + len(columns["rows"])
+        if end > self.n:
+            raise ValueError(f"the batches hold more than the {self.n} slices announced")
+        for name, column in columns.items():
+            part = column.cpu().numpy()
+            whole = self.arrays.setdefault(name, np.empty((self.n, *part.shape[1:]), part.dtype))
+            whole[self.filled : end] = part
+        self.filled = end
+
+    def complete(self) -> dict[str, np.ndarray]:
+        if self.filled != self.n:
+            raise ValueError(f"the batches hold {self.filled} slices, not the {self.n} announced")
+        return self.arrays
+
+
+@contextmanager
+def _predicting(model: nn.Module, precision: Precision) -> Iterator[torch.device]:
+    device = default_device()
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(resolve(precision, device))
+    model.to(device).eval()
+    with (
+        deterministic(),
+        torch.inference_mode(),
+        torch.autocast(device.type, half, enabled=half is not None),
+    ):
+        yield device

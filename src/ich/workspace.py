@@ -1,0 +1,238 @@
+"""Where everything lies and how it is written: paths, atomic files, hashes, run records. Standard library only."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Files above this size are not read again to see whether they changed: size and modification time decide.
+# (The Hounsfield cache of RSNA 2019 has 114 GB; every other artefact stays far below.)
+TRUST_STAMP_ABOVE = 1 << 30
+
+
+class UserError(Exception):
+    """What the user can mend: shown as one line, without a traceback."""
+
+
+def sha256_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """Hash of a JSON value, whatever the order of its keys."""
+    return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; on success it is fsynced and renamed, on failure removed.
+
+    A reader sees the old file or the new one, never a part; so does the disk after a crash.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        _fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path` that takes its place when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        if path.exists():
+            old = temporary.with_suffix(".old")
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(path)
+        _fsync_folder(path.parent)
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`, or None where there is none or it is damaged (then it has to be made again)."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+
+
+def write_sealed(path: Path, fingerprint: str, payload: bytes) -> None:
+    """One file with its own hash and the fingerprint of what it belongs to: training checkpoints."""
+    seal = json.dumps({"fingerprint": fingerprint, "sha256": sha256_bytes(payload)}).encode()
+    with atomic(path) as temporary:
+        temporary.write_bytes(seal + b"\n" + payload)
+
+
+def read_sealed(path: Path, fingerprint: str) -> bytes | None:
+    """The payload, or None where the file is missing, damaged or belongs to another fingerprint."""
+    if not path.is_file():
+        return None
+    head, _, payload = path.read_bytes().partition(b"\n")
+    try:
+        seal = json.loads(head)
+    except ValueError:
+        return None
+    whole = {"fingerprint": fingerprint, "sha256": sha256_bytes(payload)}
+    return payload if seal == whole else None
+
+
+def listing(root: Path, pattern_free_of: tuple[str, ...] = ()) -> dict[str, tuple[int, int]]:
+    """Relative path -> (size, modification time in ns) of every file below `root`, sorted by path.
+
+    Raw data is judged by this listing: hashing the 460 GB of RSNA 2019 would take longer than preparing them.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    folders = [root]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=True):
+                    folders.append(Path(entry.path))
+                elif entry.name not in pattern_free_of:
+                    stat = entry.stat()
+                    found[os.path.relpath(entry.path, root)] = (stat.st_size, stat.st_mtime_ns)
+    return dict(sorted(found.items()))
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run record: what was made, from what, and the hashes of the files. It is written last."""
+
+    path: Path
+
+    def read(self) -> dict[str, Any] | None:
+        value = read_json(self.path)
+        return value if isinstance(value, dict) and isinstance(value.get("files"), dict) else None
+
+    def write(self, fingerprint: str, files: Mapping[str, Path], **more: Any) -> None:
+        stats = {name: path.stat() for name, path in files.items()}
+        write_json(
+            self.path,
+            {
+                "fingerprint": fingerprint,
+                "files": {name: sha256_file(path) for name, path in sorted(files.items())},
+                "stamps": {
+                    name: [stat.st_size, stat.st_mtime_ns]
+                    for name, stat in sorted(stats.items())
+                    if stat.st_size > TRUST_STAMP_ABOVE
+                },
+                **more,
+            },
+        )
+
+    def damaged(self, record: Mapping[str, Any]) -> str | None:
+        """The name of the first file that is not what the record says, or None."""
+        for name, expected in record["files"].items():
+            path = self.path.parent / name
+            if not path.is_file():
+                return f"{name} is missing"
+            stat = path.stat()
+            if record.get("stamps", {}).get(name) == [stat.st_size, stat.st_mtime_ns]:
+                continue
+            if sha256_file(path) != expected:
+                return f"{name} was changed"
+        return None
+
+
+class Stopwatch:
+    """Seconds and peak memory for a run record."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+
+    def measured(self) -> dict[str, float]:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return {"seconds": round(time.perf_counter() - self.started, 2), "peak_memory_mib": round(peak, 1)}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths of one recipe below `root`, the repository."""
+
+    root: Path
+    recipe: str
+
+    @property
+    def cache_root(self) -> Path:
+        return self.root / "input" / "cache"
+
+    @property
+    def cache_pointer(self) -> Path:
+        """Names the cache folder that this recipe's latest `ich prepare` made or found."""
+        return self.cache_root / f"{self.recipe}.json"
+
+    def cache(self, key: str) -> Path:
+        return self.cache_root / key
+
+    @property
+    def folds(self) -> Path:
+        return self.root / "folds" / f"{self.recipe}.csv"
+
+    @property
+    def oof(self) -> Path:
+        return self.root / "oof" / self.recipe
+
+    def member(self, name: str) -> Path:
+        return self.oof / name
+
+    def fold(self, member: str, fold: int) -> Path:
+        return self.oof / member / f"fold{fold}"
+
+    @property
+    def thresholds(self) -> Path:
+        return self.oof / "thresholds.json"
+
+    @property
+    def submissions(self) -> Path:
+        return self.root / "submissions" / self.recipe
+
+    def lock(self, task: str) -> Path:
+        return self.oof / ".locks" / f"{task.replace('/', '-')}.lock"

@@ -1,0 +1,100 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ich.data import folds
+
+CLASSES = ["rare", "common", "any"]
+
+
+def competition(seed: int, patients: int, rare: float = 0.05) -> pd.DataFrame:
+    """A slice table: patients with 1 to 3 studies of 5 to 12 slices."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for patient in range(patients):
+        bleeds = random.random(2) < (rare, 0.4)
+        for study in range(random.integers(1, 4)):
+            n = random.integers(5, 13)
+            label = (random.random((n, 2)) < 0.4) & bleeds
+            part = pd.DataFrame(label.astype("float32"), columns=CLASSES[:2])
+            rows.append(part.assign(patient_id=f"p{patient}", study_id=f"p{patient}s{study}"))
+    table = pd.concat(rows, ignore_index=True)
+    table["any"] = table[CLASSES[:2]].max(axis=1)
+    return table.assign(split="train", image_id=[f"i{i}" for i in range(len(table))])
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 1000), patients=st.integers(5, 60), n=st.integers(2, 5))
+def test_every_study_has_one_fold_and_every_patient_stays_whole(seed, patients, n):
+    table = competition(seed, patients)
+    found = folds.assign(table, CLASSES, n, seed=1)
+    assert sorted(found["study_id"]) == sorted(table["study_id"].unique())
+    assert found.groupby("patient_id")["fold"].nunique().max() == 1
+    assert set(found["fold"]) == set(range(n))
+
+
+def slice_shares(table: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+    joined = table.merge(found[["study_id", "fold"]], on="study_id")
+    return joined.groupby("fold")[CLASSES].sum() / joined[CLASSES].sum()
+
+
+def test_classes_are_balanced_the_rare_one_too():
+    table = competition(0, 1500, rare=0.03)
+    shares = slice_shares(table, folds.assign(table, CLASSES, 5, seed=7))
+    assert (shares / 0.2 - 1).abs().max().max() < 0.02
+
+
+def test_a_rare_class_reaches_every_fold():
+    table = competition(3, 60, rare=0.0)
+    for patient in ("p4", "p17", "p30"):  # three patients, three folds
+        table.loc[table["patient_id"] == patient, ["rare", "any"]] = 1.0
+    found = folds.assign(table, CLASSES, 3, seed=7)
+    assert (found[found["rare"] == 1].groupby("fold")["patient_id"].nunique() == 1).all()
+    assert folds.missing_classes(found, CLASSES, 3) == []
+
+
+def test_a_class_of_too_few_patients_is_not_reported_as_missing():
+    table = competition(3, 20, rare=0.0)
+    table.loc[table["patient_id"] == "p4", ["rare", "any"]] = 1.0
+    found = folds.assign(table, CLASSES, 3, seed=7)
+    assert folds.missing_classes(found, CLASSES, 3) == []
+    assert (0, "rare") in folds.missing_classes(found.assign(rare=(found["fold"] > 0).astype(int)), CLASSES, 3)
+
+
+def test_the_order_of_rows_does_not_matter_and_the_seed_does():
+    table = competition(5, 40)
+    first = folds.assign(table, CLASSES, 3, seed=7)
+    pd.testing.assert_frame_equal(first, folds.assign(table.sample(frac=1, random_state=1), CLASSES, 3, seed=7))
+    assert (first["fold"] != folds.assign(table, CLASSES, 3, seed=8)["fold"]).any()
+
+
+def test_test_slices_and_unlabelled_slices_have_no_fold():
+    table = competition(5, 10)
+    table.loc[table["patient_id"] == "p0", "split"] = "test"
+    table.loc[table["patient_id"] == "p1", CLASSES] = np.nan
+    assert not {"p0", "p1"} & set(folds.assign(table, CLASSES, 3, seed=7)["patient_id"])
+
+
+def test_fewer_patients_than_folds_are_refused():
+    with pytest.raises(ValueError, match="2 labelled patients cannot fill 3 folds"):
+        folds.assign(competition(1, 2), CLASSES, 3, seed=7)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda f: f.assign(fold=f["fold"] + 1), "the folds name fold 2; folds.n is 2"),
+        (lambda f: f.iloc[1:], "1 studies are not both in the slice table and the folds"),
+        (lambda f: pd.concat([f, f.iloc[:1]]), "stands twice"),
+        (
+            lambda f: f.assign(fold=[1 - f["fold"].iloc[0], *f["fold"].iloc[1:]], patient_id="p0"),
+            "lies in two folds",
+        ),
+    ],
+)
+def test_a_fold_table_that_does_not_fit_is_refused(change, says):
+    table = competition(2, 8)
+    with pytest.raises(ValueError, match=says):
+        folds.check(change(folds.assign(table, CLASSES, 2, seed=7)), table, 2)

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ich.data.views import View, Window, neighbour_rows, render
+
+BRAIN, SUBDURAL, BONE = Window(40, 80), Window(80, 200), Window(600, 2800)
+
+
+def grey_of(hu: int, window: Window) -> float:
+    """The definition, one number at a time and not yet rounded."""
+    hu = min(max(hu, -1024), 3071)
+    return min(max((hu - window.level + window.width / 2) / window.width, 0.0), 1.0) * 255
+
+
+def test_brain_window_by_hand():
+    hu = np.array([[[-1000, 0, 20, 60, 80, 3000]]], dtype=np.int16)
+    assert render(hu, View("windows", (BRAIN,)))[0, :, 0].tolist() == [0, 0, 64, 191, 255, 255]
+
+
+@given(
+    st.lists(st.integers(-32768, 32767), min_size=1, max_size=20),
+    st.floats(-500, 1500),
+    st.floats(1, 4000),
+)
+def test_every_value_lands_on_the_nearest_grey(values: list[int], level: float, width: float):
+    window = Window(level, width)
+    grey = render(np.array([[values]], dtype=np.int16), View("windows", (window,)))[0, :, 0]
+    for value, found in zip(values, grey, strict=True):
+        assert abs(float(found) - grey_of(value, window)) <= 0.5 + 1e-6
+
+
+def test_values_outside_the_scanner_range_count_as_its_limits():
+    wide = Window(0, 10000)
+    hu = np.array([[[-32768, -1024, 3071, 32767]]], dtype=np.int16)
+    low, at_low, at_high, high = render(hu, View("windows", (wide,)))[0, :, 0].tolist()
+    assert (low, high) == (at_low, at_high) == (101, 206)
+
+
+def test_windows_become_channels_in_their_order():
+    hu = np.random.default_rng(0).integers(-1024, 3072, (1, 7, 7)).astype(np.int16)
+    three = render(hu, View("windows", (BRAIN, SUBDURAL, BONE)))
+    assert three.shape == (7, 7, 3)
+    assert three.dtype == np.uint8
+    for channel, window in enumerate((BRAIN, SUBDURAL, BONE)):
+        np.testing.assert_array_equal(three[..., channel], render(hu, View("windows", (window,)))[..., 0])
+
+
+def test_neighbours_become_channels_in_order_of_position():
+    hu = np.random.default_rng(1).integers(-100, 200, (3, 5, 5)).astype(np.int16)
+    shown = render(hu, View("neighbours", (SUBDURAL,)))
+    for channel in range(3):
+        alone = render(hu[channel : channel + 1], View("windows", (SUBDURAL,)))
+        np.testing.assert_array_equal(shown[..., channel], alone[..., 0])
+
+
+@pytest.mark.parametrize("view", [View("windows", (BRAIN, BONE)), View("neighbours", (SUBDURAL,))])
+def test_a_batch_is_rendered_as_its_slices_are(view: View):
+    hu = np.random.default_rng(2).integers(-1024, 3072, (4, view.depth, 6, 6)).astype(np.int16)
+    batch = render(hu, view)
+    assert batch.flags.c_contiguous
+    np.testing.assert_array_equal(batch, np.stack([render(one, view) for one in hu]))
+
+
+def test_a_view_refuses_what_it_cannot_show():
+    with pytest.raises(ValueError, match="wants int16"):
+        render(np.zeros((3, 4, 4), np.int16), View("windows", (BRAIN,)))
+    with pytest.raises(ValueError, match="wants int16"):
+        render(np.zeros((1, 4, 4), np.float32), View("windows", (BRAIN,)))
+    with pytest.raises(ValueError, match="above 0"):
+        Window(40, 0)
+    with pytest.raises(ValueError, match="one window"):
+        View("neighbours", (BRAIN, BONE))
+
+
+def test_neighbours_by_hand():
+    study = np.array([5, 5, 2, 5, 2, 9])
+    index = np.array([4, 0, 1, 2, 0, 0])  # study 5: rows 1, 3, 0; study 2: rows 4, 2; study 9: row 5
+    expected = [[3, 0, 0], [1, 1, 3], [4, 2, 2], [1, 3, 0], [4, 4, 2], [5, 5, 5]]
+    assert neighbour_rows(study, index).tolist() == expected
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40)), unique=True, max_size=30))
+def test_neighbours_are_the_nearest_slices_of_the_same_study(slices: list[tuple[int, int]]):
+    study = np.array([s for s, _ in slices], dtype=np.int64)
+    index = np.array([i for _, i in slices], dtype=np.int64)
+    for row, (before, here, after) in enumerate(neighbour_rows(study, index)):
+        same = [r for r, (s, _) in enumerate(slices) if s == study[row]]
+        lower = [r for r in same if index[r] < index[row]]
+        higher = [r for r in same if index[r] > index[row]]
+        assert here == row
+        assert before == max(lower, key=lambda r: index[r], default=row)
+        assert after == min(higher, key=lambda r: index[r], default=row)

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, fbeta_score, log_loss, roc_auc_score
+
+from ich.ensemble import metrics
+
+
+@st.composite
+def tables(draw):
+    """Labels and probabilities [n, 3]; probabilities from few values, so that ties are common."""
+    n = draw(st.integers(2, 30))
+    values = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    y = (values.random((n, 3)) < draw(st.sampled_from([0.1, 0.5, 0.9]))).astype(float)
+    return y, values.integers(0, draw(st.sampled_from([3, 10, 1000])), (n, 3)) / 1000
+
+
+def test_weighted_log_loss_of_a_table_worked_out_by_hand():
+    y, p = [[1, 0], [0, 1]], [[0.5, 0.5], [0.25, 0.8]]
+    # rows: (1*ln2 + 2*ln2)/3 and (-1*ln.75 - 2*ln.8)/3
+    expected = (np.log(2) + (-np.log(0.75) - 2 * np.log(0.8)) / 3) / 2
+    assert metrics.weighted_log_loss(y, p, [1, 2]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_weighted_log_loss_is_the_weighted_mean_of_scikit_learns_losses():
+    rng = np.random.default_rng(0)
+    y, p = (rng.random((40, 3)) < 0.3).astype(float), rng.random((40, 3))
+    losses = [log_loss(y[:, c], p[:, c]) for c in range(3)]
+    assert metrics.weighted_log_loss(y, p, [1, 1, 2]) == pytest.approx(np.average(losses, weights=[1, 1, 2]))
+
+
+def test_a_certain_wrong_answer_costs_the_clipped_loss_and_not_infinity():
+    assert metrics.weighted_log_loss([[1.0]], [[0.0]], [1]) == pytest.approx(-np.log(1e-7))
+    assert metrics.weighted_log_loss([[0.0]], [[1.0]], [1]) == pytest.approx(-np.log(1e-7), rel=1e-6)
+
+
+@given(tables())
+def test_auc_and_average_precision_are_scikit_learns_ties_included(table):
+    y, p = table
+    auc, precision = metrics.class_auc(y, p), metrics.class_average_precision(y, p)
+    for c in range(3):
+        if len(np.unique(y[:, c])) == 1:
+            assert np.isnan(auc[c])
+            assert np.isnan(precision[c])
+        else:
+            assert auc[c] == pytest.approx(roc_auc_score(y[:, c], p[:, c]))
+            assert precision[c] == pytest.approx(average_precision_score(y[:, c], p[:, c]))
+
+
+@given(tables(), st.sampled_from([0.5, 1.0, 2.0]), st.sampled_from(["macro", "micro"]))
+def test_f_beta_is_scikit_learns_with_zero_for_nothing_over_nothing(table, beta, average):
+    y, p = table
+    positive = p >= 0.005
+    expected = fbeta_score(y, positive, beta=beta, average=average, zero_division=0)
+    assert metrics.f_beta(y, positive, beta, average) == pytest.approx(expected)
+
+
+def test_f2_of_counts_worked_out_by_hand():
+    # TP 3, FN 1, FP 2: 5*3 / (5*3 + 4*1 + 2)
+    assert metrics.f_from_counts(3, 5, 4, 2) == pytest.approx(15 / 21)
+
+
+def test_macro_leaves_out_nan_and_is_nan_of_nothing():
+    assert metrics.macro([0.5, np.nan, 1.0]) == 0.75
+    assert np.isnan(metrics.macro([np.nan]))
+
+
+@pytest.mark.parametrize("score", [metrics.class_auc, metrics.class_average_precision])
+def test_an_unlabelled_row_is_refused_by_number(score):
+    with pytest.raises(ValueError, match="1 row: 1"):
+        score([[0.0], [np.nan], [1.0]], [[0.1], [0.2], [0.3]])
+
+
+def test_logits_instead_of_probabilities_are_refused():
+    with pytest.raises(ValueError, match=r"0\.\.1"):
+        metrics.weighted_log_loss([[1.0], [0.0]], [[3.0], [-1.0]], [1])
+
+
+def test_probabilities_instead_of_decisions_are_refused():
+    with pytest.raises(ValueError, match="decisions"):
+        metrics.f_beta([[1.0]], [[0.3]], 1, "macro")

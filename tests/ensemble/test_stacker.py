@@ -1,0 +1,170 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ich.ensemble import metrics, stacker
+
+
+def studies(seed, counts=(4, 1, 3), members=2, classes=3):
+    """A table sorted by study and index: logits, study, index, position."""
+    rng = np.random.default_rng(seed)
+    study = np.repeat(np.arange(len(counts)) * 3 + 1, counts)
+    index = np.concatenate([np.arange(n) for n in counts])
+    position = np.concatenate([np.cumsum(rng.uniform(1, 6, n)) - 50 for n in counts])
+    return rng.normal(0, 2, (len(study), members, classes)), study, index, position
+
+
+def features_by_loop(logits, study, index, position, k):
+    """The same table by plain loops over slices."""
+    n, _, classes = logits.shape
+    rows = []
+    for i in range(n):
+        own = {int(index[j]): j for j in range(n) if study[j] == study[i]}
+        whole = logits[sorted(own.values())].mean(axis=1)
+        span = [position[j] for j in own.values()]
+        row = list(logits[i].reshape(-1)) + list(logits[i].mean(axis=0))
+        for offset in [o for o in range(-k, k + 1) if o]:
+            j = own.get(int(index[i]) + offset)
+            row += [np.nan] * classes if j is None else list(logits[j].mean(axis=0))
+        row += list(whole.mean(axis=0)) + list(whole.max(axis=0)) + list(whole.std(axis=0))
+        row.append(0.5 if len(own) == 1 else (position[i] - min(span)) / (max(span) - min(span)))
+        row.append(len(own))
+        before, after = own.get(int(index[i]) - 1), own.get(int(index[i]) + 1)
+        row.append(np.nan if before is None else position[i] - position[before])
+        row.append(np.nan if after is None else position[after] - position[i])
+        rows.append(row)
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("k", [0, 1, 6])
+def test_features_are_those_of_a_plain_loop(k):
+    table = studies(0)
+    x, names = stacker.features(*table, neighbours=k)
+    assert x.shape == (8, len(names))
+    assert len(set(names)) == len(names)
+    assert x.dtype == np.float32
+    np.testing.assert_allclose(x, features_by_loop(*table, k), rtol=1e-6)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 1000), st.lists(st.integers(1, 6), min_size=1, max_size=5), st.randoms())
+def test_permuting_the_slices_permutes_the_features(seed, counts, random):
+    logits, study, index, position = studies(seed, counts)
+    order = list(range(len(study)))
+    random.shuffle(order)
+    x, _ = stacker.features(logits, study, index, position, 2)
+    shuffled, _ = stacker.features(logits[order], study[order], index[order], position[order], 2)
+    np.testing.assert_array_equal(shuffled, x[order])
+
+
+def test_a_study_sees_nothing_of_another_study():
+    logits, study, index, position = studies(1)
+    changed = logits.copy()
+    changed[study == study[0]] += 100
+    before, _ = stacker.features(logits, study, index, position, 3)
+    after, _ = stacker.features(changed, study, index, position, 3)
+    np.testing.assert_array_equal(before[study != study[0]], after[study != study[0]])
+
+
+def test_two_slices_at_one_place_of_a_study_are_refused():
+    logits, study, index, position = studies(1)
+    index[1] = 0
+    with pytest.raises(ValueError, match="study 1 has two slices with index 0"):
+        stacker.features(logits, study, index, position, 1)
+
+
+def test_a_logit_that_is_not_finite_is_refused():
+    logits, study, index, position = studies(1)
+    logits[2, 0, 1] = np.nan
+    with pytest.raises(ValueError, match="finite"):
+        stacker.features(logits, study, index, position, 1)
+
+
+def smooth_competition(seed, count=60, length=20):
+    """Two members who see runs of bleeding slices through noise: labels, logits of one class, and the places.
+
+    The runs wrap around the ends, so that a slice's place alone says nothing of its label.
+    """
+    rng = np.random.default_rng(seed)
+    y = np.zeros((count, length))
+    for row in y[: count // 2]:
+        row[(rng.integers(0, length) + np.arange(6)) % length] = 1
+    y = y[rng.permutation(count)]
+    logits = (3 * y[..., None] - 2 + rng.normal(0, 1.8, (count, length, 2))).reshape(-1, 2, 1)
+    study, index = np.repeat(np.arange(count), length), np.tile(np.arange(length), count)
+    return y.reshape(-1), logits, study, index, index * 5.0
+
+
+def out_of_fold(y, logits, place, leak=False):
+    x, _ = stacker.features(logits, *place, neighbours=3)
+    study = place[0]
+    base, prediction = logits.mean(axis=1)[:, 0], np.empty(len(y))
+    for fold in range(3):
+        inside = study % 3 == fold
+        train = np.ones(len(y), dtype=bool) if leak else ~inside
+        text = stacker.fit(x[train], y[train], base[train], seed=fold, threads=1, rounds=100)
+        prediction[inside] = stacker.predict(text, x[inside], base[inside])
+    return float(metrics.class_auc(y[:, None], prediction[:, None])[0])
+
+
+def test_the_stacker_gains_from_neighbours():
+    y, logits, *place = smooth_competition(0)
+    mean = float(metrics.class_auc(y[:, None], logits.mean(axis=1))[0])
+    assert out_of_fold(y, logits, place) > mean + 0.03
+
+
+def test_with_labels_shuffled_by_study_it_is_at_chance_and_a_leak_would_show():
+    honest, leaky = [], []
+    for seed in range(4):
+        y, logits, *place = smooth_competition(seed)
+        shuffled = y.reshape(60, 20)[np.random.default_rng(seed).permutation(60)].reshape(-1)
+        honest.append(out_of_fold(shuffled, logits, place))
+        leaky.append(out_of_fold(shuffled, logits, place, leak=True))
+    assert abs(np.mean(honest) - 0.5) < 0.04
+    assert np.mean(leaky) > 0.7
+
+
+def test_same_seed_same_text_and_another_seed_another():
+    y, logits, *place = smooth_competition(0, count=20)
+    x, _ = stacker.features(logits, *place, neighbours=1)
+    base = logits.mean(axis=1)[:, 0]
+    first, second, other = (stacker.fit(x, y, base, seed=s, threads=1, rounds=5) for s in (1, 1, 2))
+    assert first == second
+    assert first.split("parameters:")[0] != other.split("parameters:")[0]
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_single_label_leaves_the_mean_logit_as_it_is(label):
+    rng = np.random.default_rng(0)
+    x, base = rng.normal(size=(80, 3)).astype(np.float32), rng.normal(size=80)
+    text = stacker.fit(x, np.full(80, label), base, seed=0, threads=1)
+    np.testing.assert_array_equal(stacker.predict(text, x, base), base)
+
+
+def test_prediction_starts_from_the_base():
+    y, logits, *place = smooth_competition(0, count=20)
+    x, _ = stacker.features(logits, *place, neighbours=1)
+    base = logits.mean(axis=1)[:, 0]
+    text = stacker.fit(x, y, base, seed=0, threads=1, rounds=5)
+    learned = stacker.predict(text, x, np.zeros(len(x)))
+    assert np.ptp(learned) > 0
+    np.testing.assert_allclose(stacker.predict(text, x, base), base + learned)
+    assert stacker.predict(text, x[:0], base[:0]).shape == (0,)
+
+
+def test_an_incomplete_model_text_is_refused_before_lightgbm_sees_it():
+    rng = np.random.default_rng(0)
+    x, base = rng.normal(size=(80, 3)).astype(np.float32), np.zeros(80)
+    text = stacker.fit(x, rng.integers(0, 2, 80), base, seed=0, threads=1, rounds=3)
+    for broken in ("", text[:-2], text[:-30], text[: len(text) // 2], text[10:]):
+        with pytest.raises(ValueError, match="complete LightGBM model"):
+            stacker.predict(broken, x, base)
+
+
+def test_a_table_of_another_width_is_refused():
+    rng = np.random.default_rng(0)
+    x, base = rng.normal(size=(80, 3)).astype(np.float32), np.zeros(80)
+    text = stacker.fit(x, rng.integers(0, 2, 80), base, seed=0, threads=1, rounds=3)
+    with pytest.raises(ValueError, match=r"\[n, 3\]"):
+        stacker.predict(text, x[:, :2], base)

@@ -1,0 +1,139 @@
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ich.models.cnn import Cnn, CnnSpec, timm
+from ich.models.losses import build
+
+RESNET = {"channels": [32, 64, 128, 256], "stem_width": 16}
+DEMO = {
+    "resnet": CnnSpec("resnet10t", 3, 6, RESNET),
+    "resnext": CnnSpec("resnet14t", 3, 6, RESNET | {"cardinality": 8, "base_width": 8}),
+    "seresnet": CnnSpec("resnet10t", 3, 6, RESNET | {"block_args": {"attn_layer": "se"}}),
+    "densenet": CnnSpec("densenet121", 3, 6, {"growth_rate": 16, "block_config": [2, 4, 6, 4]}),
+}
+SMALL = CnnSpec("resnet10t", 3, 6, {"channels": [8, 8, 16, 16], "stem_width": 8})
+
+
+def images(channels: int = 3, n: int = 4, size: int = 32) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, channels, size, size), generator=rng, dtype=torch.uint8)
+
+
+def net(spec: CnnSpec) -> Cnn:
+    torch.manual_seed(0)
+    return Cnn(spec)
+
+
+@pytest.mark.parametrize("name", DEMO)
+def test_demo_backbones_train_and_embed(name: str):
+    model = net(DEMO[name])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    targets, loss = torch.eye(6)[:4], build("bce")
+    values = []
+    for _ in range(4):
+        values.append(loss(model(images()), targets))
+        optimizer.zero_grad()
+        values[-1].backward()
+        optimizer.step()
+    assert values[-1] < values[0]
+    assert all(value.grad is not None for value in model.parameters())
+    model.eval()
+    embeddings, logits = model.embed(images())
+    assert embeddings.shape == (4, model.embedding_size)
+    assert torch.equal(logits, model(images()))
+    assert torch.equal(logits, model.classifier(embeddings))
+
+
+def test_a_real_backbone_by_its_name_has_its_published_size():
+    model = net(CnnSpec("resnet34", 3, 6))
+    assert model.embedding_size == 512
+    # 21,797,672 with its 1000 classes (He et al., 2016, as in torchvision)
+    assert sum(p.numel() for p in model.backbone.parameters()) == 21_797_672 - 512 * 1000 - 1000
+    assert model.eval()(images(n=1)).shape == (1, 6)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_any_number_of_channels_will_do(channels: int):
+    assert net(replace(SMALL, in_channels=channels))(images(channels)).shape == (4, 6)
+
+
+def test_pictures_are_scaled_to_the_backbones_mean_and_deviation():
+    model, seen = net(SMALL), []
+    model.backbone.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model(images())
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+    torch.testing.assert_close(seen[0], (images() / 255 - mean) / std, rtol=1e-5, atol=1e-5)
+
+
+def test_the_first_loss_is_the_entropy_of_the_prevalence():
+    prevalence = np.array([0.01, 0.2, 0.3, 0.1, 0.05, 0.5])
+    model = net(SMALL)
+    model.output_bias(prevalence)
+    logits = model(images(n=100))
+    targets = torch.zeros(100, 6)
+    for c, share in enumerate(prevalence):
+        targets[: round(100 * share), c] = 1
+    entropy = np.mean([-(p * math.log(p) + (1 - p) * math.log(1 - p)) for p in prevalence])
+    assert build("bce")(logits, targets).item() == pytest.approx(entropy, rel=1e-5)
+
+
+def test_a_class_that_never_occurs_gets_a_finite_bias():
+    model = net(SMALL)
+    model.output_bias(np.array([0.0, 1.0, 0.5, 0.5, 0.5, 0.5]))
+    assert torch.isfinite(model.classifier.bias).all()
+
+
+def test_logits_of_half_precision_are_not_rounded_to_half_precision():
+    model = net(SMALL)
+    torch.nn.init.normal_(model.classifier.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(images())
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
+def test_dropout_spares_the_embedding():
+    model = net(replace(SMALL, dropout=0.9)).eval()
+    plain = net(SMALL).eval()
+    assert torch.equal(model.embed(images())[0], plain.embed(images())[0])
+
+
+def test_weights_from_a_file_are_used_and_new_channels_are_fitted(tmp_path: Path):
+    donor, path = net(SMALL), str(tmp_path / "donor.safetensors")
+    save_file({name: value.contiguous() for name, value in donor.backbone.state_dict().items()}, path)
+    torch.manual_seed(1)
+    same = Cnn(replace(SMALL, weights=path))
+    for name, value in same.backbone.state_dict().items():
+        assert torch.equal(value, donor.backbone.state_dict()[name]), name
+    grey = Cnn(replace(SMALL, in_channels=1, weights=path))
+    first = donor.backbone.state_dict()["conv1.0.weight"].sum(1, keepdim=True)
+    torch.testing.assert_close(grey.backbone.state_dict()["conv1.0.weight"], first)
+
+
+def test_lists_reach_timm_as_tuples(monkeypatch: pytest.MonkeyPatch):
+    given, create = [], timm.create_model
+
+    def watch(name: str, **kwargs: Any) -> torch.nn.Module:
+        given.append(kwargs["channels"])
+        return create(name, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", watch)
+    net(SMALL)
+    assert given == [(8, 8, 16, 16)]
+
+
+def test_errors_say_what_to_type_instead(tmp_path: Path):
+    with pytest.raises(ValueError, match="resnet34"):
+        Cnn(CnnSpec("resnet_34", 3, 6))
+    with pytest.raises(ValueError, match=r"does not take.*widht"):
+        Cnn(replace(SMALL, kwargs={"widht": 3}))
+    with pytest.raises(ValueError, match="no weights at"):
+        Cnn(replace(SMALL, weights=str(tmp_path / "absent.safetensors")))

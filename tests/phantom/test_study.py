@@ -1,0 +1,230 @@
+"""Anatomy, bleeds and geometry of rendered studies, against fields evaluated independently of the renderer."""
+
+import cv2
+import numpy as np
+import pytest
+
+from ich.phantom import anatomy, bleeds, lookalikes, scanner
+from ich.phantom.competition import CLASSES, Study, make_study
+from ich.phantom.study import ANATOMY, AREA, GRID, SCAN, stream
+
+SEED = 11
+STUDIES = 8
+
+
+def studies(kind: int) -> list[Study]:
+    return [make_study(SEED, p, 0, slices=10, size=GRID, bleed_rate=0.0, kinds=[kind]) for p in range(STUDIES)]
+
+
+@pytest.fixture(scope="module")
+def bleeding() -> dict[int, list[Study]]:
+    return {kind: studies(kind) for kind in range(5)}
+
+
+@pytest.fixture(scope="module")
+def anatomies() -> list[tuple[anatomy.Cranium, anatomy.Brain]]:
+    """Of the same patients and scans, on the middle plane of each slice: no bleed has pushed their brain."""
+    found = []
+    for p in range(STUDIES):
+        head = anatomy.draw_head(stream(SEED, p, 0, ANATOMY))
+        scan = scanner.draw_scan(stream(SEED, p, 0, SCAN), head, 10, GRID)
+        bone = anatomy.cranium(head, scan.frame(GRID))
+        brain = anatomy.brain(head, scan.frame(GRID), bone, (bone.x, bone.y, bone.z))
+        found.append((bone, brain))
+    return found
+
+
+def middle(field: np.ndarray) -> np.ndarray:
+    return field[1 :: scanner.SUBPLANES]
+
+
+def seen(study: Study, kind: int) -> np.ndarray:
+    return ((study.masks >> kind) & 1).astype(bool)
+
+
+def test_labels_follow_the_area_of_the_masks(bleeding):
+    for kind, made in bleeding.items():
+        for study in made:
+            assert study.labels.shape == (len(study.hu), len(CLASSES))
+            for mask, labels in zip(study.masks, study.labels, strict=True):
+                area = sum(int(v) >> kind & 1 for v in mask.ravel()) * study.pixel_spacing[0] ** 2
+                assert labels[kind] == (area >= AREA)
+                assert labels[5] == labels[:5].max()
+            assert not (study.masks & ~(1 << kind)).any()
+
+
+@pytest.mark.parametrize("kind", range(5))
+def test_a_bleed_that_was_asked_for_is_seen_in_nearly_every_study(bleeding, kind):
+    assert sum(bool(s.labels[:, kind].any()) for s in bleeding[kind]) >= STUDIES - 1
+
+
+@pytest.mark.parametrize("kind", range(5))
+def test_every_bleed_lies_inside_the_skull(bleeding, anatomies, kind):
+    for study, (bone, _) in zip(bleeding[kind], anatomies, strict=True):
+        where = seen(study, kind)
+        # mid-plane distance; the slice's other planes may reach some mm further where the skull slopes
+        assert np.mean(middle(bone.cavity)[where] < 3) > 0.95
+
+
+def test_epidural_blood_touches_the_inner_table_and_is_thickest_in_its_middle(bleeding, anatomies):
+    profiles = []
+    for study, (bone, _) in zip(bleeding[0], anatomies, strict=True):
+        where = seen(study, 0)
+        if not where.any():
+            continue
+        k = int(where.sum((1, 2)).argmax())
+        depth, y = -middle(bone.cavity)[k], middle(bone.y)[k]
+        assert depth[where[k]].min() < 3
+        along = np.argsort(y[where[k]])
+        thirds = np.array_split(depth[where[k]][along], 3)
+        profiles.append([np.percentile(t, 95) for t in thirds])
+    first, centre, last = np.mean(profiles, axis=0)
+    assert centre > 1.15 * first
+    assert centre > 1.15 * last
+
+
+def test_subdural_blood_touches_skull_falx_or_tentorium_and_stays_above_it(bleeding, anatomies):
+    for study, (bone, brain) in zip(bleeding[4], anatomies, strict=True):
+        where = seen(study, 4)
+        walls = np.minimum(
+            -middle(bone.vault), np.minimum(np.abs(middle(brain.falx_x)), np.abs(middle(brain.tentorium)))
+        )
+        assert np.median(walls[where]) < 12
+        assert np.mean(middle(bone.posterior)[where] > -3) > 0.95
+
+
+def test_a_crescent_is_longer_than_thick_and_keeps_to_one_side():
+    head = anatomy.draw_head(stream(SEED, 0, 0, ANATOMY))
+    scan = scanner.draw_scan(stream(SEED, 0, 0, SCAN), head, 10, GRID)
+    bone = anatomy.cranium(head, scan.frame(GRID))
+    brain = anatomy.brain(head, scan.frame(GRID), bone, (bone.x, bone.y, bone.z))
+    bleed = bleeds.Bleed(bleeds.SUBDURAL, "crescent", (60.0, 0.0, 25.0), (0.0, 60.0, 40.0), 9.0, 60.0)
+    field = bleeds.shape(bleed, head, bone, brain, np.array([0.0, 1.0, 0.0])).field
+    inside = (field < 0) & (bone.cavity < 0)
+    assert (bone.x[inside] > 0).all()
+    assert -bone.vault[inside].min() < 11
+    assert np.ptp(bone.y[inside]) > 5 * 9
+
+
+def test_ventricular_blood_fills_ventricles_from_below(bleeding, anatomies):
+    shares = []
+    for study, (bone, brain) in zip(bleeding[2], anatomies, strict=True):
+        where = seen(study, 2)
+        shares.append(np.mean(middle(brain.ventricle)[where] < 4))
+        unfilled = (middle(brain.ventricle) < -2) & ~where
+        if unfilled.any() and where.any():
+            assert middle(bone.y)[where].mean() > middle(bone.y)[unfilled].mean() - 8
+    assert np.mean(shares) > 0.9
+
+
+def test_subarachnoid_blood_lies_in_sulci_and_cisterns(bleeding, anatomies):
+    shares = []
+    for study, (bone, brain) in zip(bleeding[3], anatomies, strict=True):
+        pia = np.minimum(np.abs(brain.sulcus) - brain.width, brain.cistern)
+        pia = np.minimum(pia, -bone.cavity - 2)
+        pia = np.minimum(pia, np.abs(brain.falx_x) - 2 + np.maximum(brain.falx, 0))
+        pia = np.minimum(pia, np.abs(brain.tentorium) - 2)
+        nearest = pia.reshape(-1, scanner.SUBPLANES, GRID, GRID).min(1)
+        where = seen(study, 3)
+        if where.any():
+            shares.append(np.mean(nearest[where] < 4))
+    assert np.mean(shares) > 0.9
+
+
+def test_parenchymal_blood_is_deep_to_the_inner_table_and_outside_the_ventricles(bleeding, anatomies):
+    for study, (bone, brain) in zip(bleeding[1], anatomies, strict=True):
+        where = seen(study, 1)
+        assert (-middle(bone.cavity)[where]).mean() > 4
+        assert np.mean(middle(brain.ventricle)[where] > -2) > 0.85
+
+
+@pytest.mark.parametrize(("kind", "low", "high"), [(0, 45, 85), (1, 42, 85), (2, 35, 80), (3, 30, 80), (4, 10, 80)])
+def test_density_of_visible_blood_is_that_of_blood(bleeding, kind, low, high):
+    for study in bleeding[kind]:
+        core = np.stack([cv2.erode(m.astype(np.uint8), np.ones((3, 3), np.uint8)) for m in seen(study, kind)]) > 0
+        core &= study.hu < 300  # not the skull beside it
+        if core.sum() >= 15:
+            assert low < study.hu[core].mean() < high
+
+
+def test_volumes_have_a_long_tail():
+    rng = np.random.default_rng(0)
+    volumes = np.array([np.prod(bleeds.draw_intraparenchymal(rng).reach) for _ in range(400)])
+    assert volumes.mean() > 1.5 * np.median(volumes)
+
+
+def test_ends_of_lesions_are_fainter_than_their_middle(bleeding):
+    ends, middles = [], []
+    for study in bleeding[1]:
+        area = seen(study, 1).sum((1, 2))
+        positive = np.flatnonzero(area)
+        if len(positive) >= 3:
+            ends.append(min(area[positive[0]], area[positive[-1]]))
+            middles.append(area.max())
+    assert np.mean(ends) < 0.6 * np.mean(middles)
+
+
+def test_slices_follow_each_other_along_their_normal_and_tilt_shows_in_the_orientation():
+    tilted = 0
+    for p in range(20):
+        head = anatomy.draw_head(stream(2, p, 0, ANATOMY))
+        scan = scanner.draw_scan(stream(2, p, 0, SCAN), head, 12, 64)
+        axes = np.array(scan.orientation)
+        normal = np.cross(axes[:3], axes[3:])
+        assert (np.diff(scan.positions @ normal) > 0.5).all()
+        assert np.isclose(normal[2], np.cos(scan.tilt))
+        assert np.allclose(np.diff(scan.positions[:, :2], axis=0), 0)
+        tilted += scan.tilt != 0
+    assert 14 <= tilted < 20 or tilted == 20
+
+
+def test_positions_are_the_centre_of_the_first_pixel():
+    study = make_study(2, 1, 0, slices=6, size=64, bleed_rate=0.0)
+    head = anatomy.draw_head(stream(2, 1, 0, ANATOMY))
+    scan = scanner.draw_scan(stream(2, 1, 0, SCAN), head, 6, 64)
+    half = 31.5 * study.pixel_spacing[0]
+    c, s = np.cos(scan.tilt), np.sin(scan.tilt)
+    expected = scan.centres + np.array([-half, -half * c, half * s])
+    np.testing.assert_allclose(study.positions, expected, atol=1e-3)
+
+
+def test_the_image_size_changes_neither_anatomy_nor_bleeds():
+    small, large = (make_study(4, 2, 0, slices=8, size=s, bleed_rate=0.0, kinds=[1, 4]) for s in (64, 128))
+    assert small.hu.shape[0] == large.hu.shape[0]
+    np.testing.assert_allclose(small.positions[:, 2], large.positions[:, 2], atol=2)
+    shrunk = np.stack([cv2.resize(h.astype(np.float32), (64, 64), interpolation=cv2.INTER_AREA) for h in large.hu])
+    assert np.corrcoef(shrunk.ravel(), small.hu.ravel())[0, 1] > 0.97
+
+
+def test_a_second_study_shows_the_same_head_from_another_scan():
+    first, second, other = (make_study(4, p, s, slices=6, size=48, bleed_rate=0.0) for p, s in ((2, 0), (2, 1), (3, 0)))
+    assert first.patient_id == second.patient_id != other.patient_id
+    assert first.study_id != second.study_id
+    assert not set(first.image_ids) & set(second.image_ids)
+
+
+def test_bleed_rate_decides_how_many_bleed():
+    assert not any(make_study(6, p, 0, slices=4, size=32, bleed_rate=0.0).masks.any() for p in range(5))
+    assert sum(make_study(6, p, 0, slices=6, size=48, bleed_rate=1.0).labels.any() for p in range(6)) >= 5
+
+
+def test_air_bone_and_brain_have_their_hounsfield_units():
+    study = make_study(4, 2, 0, slices=10, size=128, bleed_rate=0.0)
+    inside = np.clip(study.hu[6], -1024, 3071)
+    assert inside[:6, 30:90].mean() < -950
+    assert inside.max() > 900
+    assert 18 < np.median(inside[50:75, 50:78]) < 45
+
+
+def test_look_alikes_are_drawn_without_bleeds():
+    rng = np.random.default_rng(0)
+    drawn = [lookalikes.draw(rng) for _ in range(300)]
+    assert np.mean([e.metal is not None for e in drawn]) == pytest.approx(0.05, abs=0.03)
+    assert np.mean([bool(e.infarcts) for e in drawn]) == pytest.approx(0.3, abs=0.08)
+    assert np.mean([e.swelling is not None for e in drawn]) == pytest.approx(0.15, abs=0.06)
+    assert max(density for e in drawn for _, density in e.dense) == 3000
+
+
+def test_impossible_sizes_are_refused():
+    with pytest.raises(ValueError, match="at least 4"):
+        make_study(0, 0, 0, slices=2, size=64, bleed_rate=0.1)

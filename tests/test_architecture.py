@@ -1,0 +1,144 @@
+"""The rules between rooms, read from the imports: data flows one way."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "ich"
+ROOMS = ("phantom", "data", "models", "training", "ensemble", "stages")
+ALLOWED = {
+    "recipe": set(),
+    "workspace": set(),
+    "console": set(),
+    "phantom": {"phantom", "data.dicom"},
+    "data": {"data"},
+    "models": {"models"},
+    "ensemble": {"ensemble"},
+    "training": {"training", "data", "models"},
+    "stages": {"stages.plan", "stages.member", "recipe", "workspace", "console", *ROOMS[:-1]},
+    "cli": {"stages", "recipe", "workspace"},
+}
+OWNERS = {
+    "timm": {"models/cnn.py"},
+    "pydicom": {"data/dicom.py"},
+    "albumentations": {"data/augment.py"},
+    "lightgbm": {"ensemble/stacker.py"},
+    "optuna": {"ensemble/thresholds.py", "ensemble/blend.py"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of everything that a file imports, late imports included."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(SOURCE).as_posix()
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_a_room_imports_only_the_rooms_below_it(path):
+    name = relative(path).removesuffix(".py")
+    room = name.split("/", maxsplit=1)[0]
+    if name == "__init__":
+        return
+    for imported in imports(path):
+        if imported.startswith("ich."):
+            target = imported.removeprefix("ich.")
+            fine = any(target == ok or target.startswith(f"{ok}.") for ok in ALLOWED[room])
+            assert fine, f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_a_big_dependency_has_one_owner(library):
+    users = {relative(path) for path in FILES if any(i.split(".")[0] == library for i in imports(path))}
+    assert users == OWNERS[library]
+
+
+def top_level_imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return names
+
+
+def reached(path: Path, late: bool) -> set[str]:
+    """Packages that importing (or, with `late`, running) a file brings in."""
+    seen: set[Path] = set()
+    packages: set[str] = set()
+    todo = [path]
+    while todo:
+        file = todo.pop()
+        if file in seen:
+            continue
+        seen.add(file)
+        for name in imports(file) if late else top_level_imports(file):
+            packages.add(name.split(".")[0])
+            if name.startswith("ich."):
+                parts = name.split(".")[1:]
+                for candidate in (parts, parts[:-1]):
+                    module = SOURCE.joinpath(*candidate)
+                    todo += [f for f in (module.with_suffix(".py"), module / "__init__.py") if f.is_file()]
+    return packages
+
+
+@pytest.mark.parametrize("stage", ["stack", "blend", "thresholds", "submit", "score"])
+def test_stages_after_the_networks_start_without_torch(stage):
+    assert "torch" not in reached(SOURCE / "stages" / f"{stage}.py", late=False)
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "ensemble").glob("*.py")), ids=relative)
+def test_the_ensemble_never_imports_torch(path):
+    assert "torch" not in reached(path, late=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["cli.py", "recipe.py", "workspace.py", "console.py", "stages/plan.py", "stages/status.py"]
+)
+def test_a_look_at_the_state_imports_nothing_heavy(name):
+    heavy = {
+        "torch",
+        "timm",
+        "pandas",
+        "numpy",
+        "sklearn",
+        "lightgbm",
+        "optuna",
+        "pydicom",
+        "cv2",
+        "albumentations",
+    }
+    assert not heavy & reached(SOURCE / name, late=False)
+
+
+def test_nothing_loads_a_pickle_or_evaluates_text():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in {
+                    "eval",
+                    "exec",
+                    "pickle.load",
+                    "pickle.loads",
+                    "joblib.load",
+                    "pd.read_pickle",
+                }, path
+                if called == "torch.load":
+                    assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords), path
+                if called == "np.load":
+                    assert any(k.arg == "allow_pickle" and ast.unparse(k.value) == "False" for k in node.keywords), path

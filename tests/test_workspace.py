@@ -1,0 +1,125 @@
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ich import workspace
+from ich.workspace import (
+    Record,
+    atomic,
+    atomic_folder,
+    digest,
+    listing,
+    read_json,
+    read_sealed,
+    write_json,
+    write_sealed,
+)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, 1)
+    with pytest.raises(RuntimeError), atomic(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert read_json(path) == 1
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_folder_takes_the_place_of_the_old_one_only_when_whole(tmp_path):
+    target = tmp_path / "folder"
+    with atomic_folder(target) as folder:
+        (folder / "a").write_text("old")
+    with pytest.raises(RuntimeError), atomic_folder(target) as folder:
+        (folder / "b").write_text("new")
+        raise RuntimeError
+    assert os.listdir(target) == ["a"]
+    with atomic_folder(target) as folder:
+        (folder / "b").write_text("new")
+    assert os.listdir(target) == ["b"]
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda v: st.lists(v) | st.dictionaries(st.text(), v),
+)
+
+
+@given(st.dictionaries(st.text(), json_values))
+def test_a_digest_does_not_depend_on_the_order_of_keys(value):
+    assert digest(value) == digest(dict(reversed(value.items())))
+
+
+def test_a_digest_is_the_hash_of_the_plain_json():
+    import hashlib
+
+    assert digest({"b": 1, "a": [True, None]}) == hashlib.sha256(b'{"a":[true,null],"b":1}').hexdigest()
+
+
+def test_every_single_flipped_bit_breaks_the_seal(tmp_path):
+    path = tmp_path / "sealed"
+    write_sealed(path, "fp", b"weights")
+    whole = path.read_bytes()
+    assert read_sealed(path, "fp") == b"weights"
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bytes(flipped))
+        assert read_sealed(path, "fp") is None, bit
+
+
+def test_a_seal_belongs_to_one_fingerprint(tmp_path):
+    write_sealed(tmp_path / "s", "one", b"x")
+    assert read_sealed(tmp_path / "s", "two") is None
+    assert read_sealed(tmp_path / "none", "one") is None
+
+
+def test_a_record_names_the_changed_and_the_missing_file(tmp_path):
+    (tmp_path / "a").write_text("1")
+    (tmp_path / "b").write_text("2")
+    record = Record(tmp_path / "run.json")
+    record.write("fp", {"a": tmp_path / "a", "b": tmp_path / "b"}, seconds=1.0)
+    value = record.read()
+    assert value is not None
+    assert record.damaged(value) is None
+    (tmp_path / "b").write_text("3")
+    assert record.damaged(value) == "b was changed"
+    (tmp_path / "a").unlink()
+    assert record.damaged(value) == "a is missing"
+
+
+def test_a_huge_file_is_judged_by_its_stamp_until_that_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(workspace, "TRUST_STAMP_ABOVE", 3)
+    path = tmp_path / "big"
+    path.write_text("12345")
+    record = Record(tmp_path / "run.json")
+    record.write("fp", {"big": path})
+    value = record.read()
+    assert value is not None
+    monkeypatch.setattr(workspace, "sha256_file", lambda _: pytest.fail("read the whole file"))
+    assert record.damaged(value) is None
+    monkeypatch.undo()
+    path.write_text("54321")
+    os.utime(path, ns=(0, 0))
+    assert record.damaged(value) == "big was changed"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"files": 3}', "\xff"])
+def test_a_damaged_record_is_no_record(tmp_path, text):
+    (tmp_path / "run.json").write_text(text, encoding="latin-1")
+    assert Record(tmp_path / "run.json").read() is None
+
+
+def test_a_listing_sees_sizes_and_times_below_all_folders(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "b.dcm").write_bytes(b"123")
+    (tmp_path / "a.csv").write_bytes(b"1")
+    (tmp_path / "run.json").write_bytes(b"")
+    os.utime(tmp_path / "a.csv", ns=(5, 7))
+    found = listing(tmp_path, ("run.json",))
+    assert list(found) == ["a.csv", "x/b.dcm"]
+    assert found["a.csv"] == (1, 7)
+    assert found["x/b.dcm"][0] == 3

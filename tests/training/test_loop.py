@@ -1,0 +1,330 @@
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ich.data.datasets import Studies, study_loader
+from ich.models.losses import build
+from ich.models.sequence import SequenceHead
+from ich.training.device import resolve
+from ich.training.loop import Diverged, FitSettings, fit, learning_rate, weights
+from ich.training.predict import predict, predict_studies
+
+BCE = build("bce")
+SETTINGS = FitSettings(epochs=3, learning_rate=0.01, precision="fp32", seed=5)
+STEPS = 4
+
+
+class Batch(NamedTuple):
+    images: Tensor
+    targets: Tensor | None
+    rows: Tensor
+
+
+def batches(epoch: int) -> Iterator[Batch]:
+    rng = torch.Generator().manual_seed(100 + epoch)
+    for _ in range(STEPS):
+        images = torch.randn(8, 4, generator=rng)
+        yield Batch(images, (images[:, :2] > 0).float(), torch.arange(8))
+
+
+def loss_of(model: nn.Module, batch: Batch) -> Tensor:
+    assert batch.targets is not None
+    return BCE(model(batch.images), batch.targets)
+
+
+def small() -> nn.Module:
+    """A model with all that a state must hold: norms with running statistics, and dropout."""
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+
+
+def run(settings: FitSettings, model: nn.Module | None = None, **options: Any) -> tuple[nn.Module, list]:
+    model = small() if model is None else model
+    options = {"steps_per_epoch": STEPS} | options
+    return model, fit(model, batches, loss_of, settings, **options)
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+def flat(state: Any) -> Any:
+    """A nested state with its tensors as bytes, to be compared with ==."""
+    if isinstance(state, Tensor):
+        return str(state.dtype), tuple(state.shape), state.numpy().tobytes()
+    if isinstance(state, dict):
+        return {key: flat(value) for key, value in state.items()}
+    return [flat(value) for value in state] if isinstance(state, list | tuple) else state
+
+
+class Saved:
+    """What a stage does with a state: bytes on a disk, read back without unpickling objects."""
+
+    def __init__(self) -> None:
+        self.files: list[bytes] = []
+
+    def __call__(self, state: dict[str, Any]) -> None:
+        file = io.BytesIO()
+        torch.save(state, file)
+        self.files.append(file.getvalue())
+
+    def load(self, epoch: int) -> dict[str, Any]:
+        return torch.load(io.BytesIO(self.files[epoch]), weights_only=True)
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resuming_after_any_epoch_ends_in_the_same_bytes(ema, precision):
+    settings, saved = replace(SETTINGS, ema=ema, precision=precision), Saved()
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        model.eval()  # as a prediction does; the next epoch trains again
+        return {"norm": float(sum(value.float().norm() for value in model.state_dict().values()))}
+
+    whole, history = run(settings, save=saved, evaluate=evaluate)
+    assert len(saved.files) == 3
+    for epoch in range(3):
+        torch.manual_seed(77)  # a new process starts with other random numbers and other weights
+        other = small()
+        nn.init.zeros_(other[0].weight)  # pyright: ignore[reportArgumentType, reportIndexIssue]
+        again = Saved()
+        went_on, rows = run(settings, other, resume=saved.load(epoch), save=again, evaluate=evaluate)
+        assert same(whole, went_on), f"after epoch {epoch}"
+        assert rows == history
+        for later in range(epoch + 1, 3):
+            assert flat(again.load(later - epoch - 1)) == flat(saved.load(later))
+
+
+def test_the_same_seed_gives_the_same_model_and_another_seed_another():
+    first, _ = run(SETTINGS)
+    torch.rand(17)
+    second, _ = run(SETTINGS)
+    third, _ = run(replace(SETTINGS, seed=6))
+    assert same(first, second)
+    assert not same(first, third)
+
+
+def test_a_fit_learns_and_tells_of_every_step_and_epoch():
+    steps: list[tuple[int, int, float]] = []
+    settings = replace(SETTINGS, epochs=20, learning_rate=0.05)
+    _, history = run(settings, on_step=lambda *step: steps.append(step), evaluate=lambda _: {"auc": 0.5})
+    assert [(epoch, step) for epoch, step, _ in steps] == [(e, s) for e in range(20) for s in range(STEPS)]
+    assert list(history[0]) == ["epoch", "learning_rate", "loss", "auc"]  # no clock: same bytes each run
+    assert [row["epoch"] for row in history] == list(range(20))
+    assert history[3]["loss"] == pytest.approx(np.mean([loss for epoch, _, loss in steps if epoch == 3]))
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+    assert {type(value) for row in history for value in row.values()} <= {int, float}
+
+
+def test_learning_rate_rises_and_falls_as_worked_out_by_hand():
+    settings = FitSettings(epochs=1, learning_rate=0.8, warmup=0.2)
+    rates = [learning_rate(settings, step, 10) for step in range(10)]
+    assert rates[:3] == pytest.approx([0.4, 0.8, 0.8])
+    assert rates[6] == pytest.approx(0.4)  # half of the way down
+    assert rates[9] == pytest.approx(0.4 * (1 + math.cos(math.pi * 7 / 8)))
+    assert learning_rate(replace(settings, warmup=0), 0, 10) == 0.8
+
+
+def test_the_history_shows_the_rate_of_each_epochs_last_step():
+    _, history = run(SETTINGS)
+    expected = [learning_rate(SETTINGS, last, 12) for last in (3, 7, 11)]
+    assert [row["learning_rate"] for row in history] == pytest.approx(expected)
+
+
+def test_steps_equal_plain_adamw_without_decay_of_biases_and_norms():
+    settings = replace(SETTINGS, weight_decay=0.3, gradient_clip=0.05)
+    fitted, plain = run(settings)[0], small()
+    torch.manual_seed(settings.seed)
+    names = dict(plain.named_parameters())
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [names["0.weight"], names["3.weight"]], "weight_decay": 0.3},
+            {"params": [value for name, value in names.items() if name not in {"0.weight", "3.weight"}]},
+        ],
+        weight_decay=0,
+    )
+    plain.train()
+    for step, batch in enumerate(batch for epoch in range(3) for batch in batches(epoch)):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(settings, step, 12)
+        optimizer.zero_grad()
+        loss_of(plain, batch).backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), 0.05)
+        optimizer.step()
+    assert same(fitted, plain)
+
+
+def test_the_result_is_the_moving_average_of_the_weights():
+    seen: list[Tensor] = []
+    model = small()
+    settings = replace(SETTINGS, ema=0.6)
+    start = model.state_dict()["0.weight"].clone()
+    live = model.state_dict()["0.weight"]
+    _, history = run(
+        settings,
+        model,
+        on_step=lambda *_: seen.append(live.clone()),
+        evaluate=lambda best: {"first": float(best.state_dict()["0.weight"][0, 0])},
+    )
+    average = start
+    for step, value in enumerate(seen):
+        decay = min(0.6, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * value
+    torch.testing.assert_close(model.state_dict()["0.weight"], average)
+    assert not torch.equal(average, seen[-1])
+    assert history[-1]["first"] == float(model.state_dict()["0.weight"][0, 0])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_the_fit_and_says_where(bad: float):
+    def spoiled(epoch: int) -> Iterator[Batch]:
+        for step, batch in enumerate(batches(epoch)):
+            hurt = epoch == 1 and step == 2
+            yield batch._replace(images=batch.images * bad) if hurt else batch
+
+    model, saved = small(), Saved()
+    with pytest.raises(Diverged, match=r"epoch 1, step 2: lower learning_rate \(now 0.01\)"):
+        fit(model, spoiled, loss_of, SETTINGS, steps_per_epoch=STEPS, save=saved)
+    assert len(saved.files) == 1
+
+
+def test_weights_that_are_no_numbers_are_noticed_before_they_are_saved():
+    def steep(model: nn.Module, batch: Batch) -> Tensor:
+        return (model(batch.images) * 0).sum().sqrt()  # 0, with an infinite slope
+
+    saved = Saved()
+    with pytest.raises(Diverged, match="weights are not finite at epoch 0, step 0"):
+        fit(small(), lambda e: list(batches(e))[3:], steep, SETTINGS, steps_per_epoch=1, save=saved)
+    assert not saved.files
+
+
+def test_a_wrong_number_of_batches_is_noticed():
+    with pytest.raises(ValueError, match="4 batches, not the 5"):
+        run(SETTINGS, steps_per_epoch=5)
+
+
+def test_a_state_of_other_settings_is_refused():
+    saved = Saved()
+    run(SETTINGS, save=saved)
+    with pytest.raises(ValueError, match="other settings"):
+        run(replace(SETTINGS, ema=0.9), resume=saved.load(0))
+
+
+def test_fits_of_different_precision_follow_one_another_in_one_process():
+    kinds: list[torch.dtype] = []
+
+    def watch(model: nn.Module, batch: Batch) -> Tensor:
+        kinds.append(model(batch.images).dtype)
+        return loss_of(model, batch)
+
+    for precision in ("fp32", "bf16", "fp32"):
+        settings = replace(SETTINGS, epochs=1, precision=precision)
+        fit(small(), batches, watch, settings, steps_per_epoch=STEPS)
+    assert kinds == [torch.float32] * STEPS + [torch.bfloat16] * STEPS + [torch.float32] * STEPS
+
+
+def test_auto_precision_follows_the_processor(monkeypatch: pytest.MonkeyPatch):
+    cpu = torch.device("cpu")
+    for able, expected in [({"avx512_bf16": True}, "bf16"), ({"avx2": True, "avx512_bf16": False}, "fp32")]:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        assert resolve("auto", cpu) == expected
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert resolve("auto", torch.device("cuda")) == "fp16"
+    assert resolve("fp32", cpu) == "fp32"
+    with pytest.raises(ValueError, match="needs a GPU"):
+        resolve("fp16", cpu)
+
+
+def test_determinism_is_asked_for_during_the_fit_only():
+    inside: list[bool] = []
+    run(SETTINGS, on_step=lambda *_: inside.append(torch.are_deterministic_algorithms_enabled()))
+    assert all(inside)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_weights_are_contiguous_copies():
+    model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    found = weights(model)
+    assert found["weight"].is_contiguous()
+    assert torch.equal(found["weight"], model.weight)
+
+
+class Embedder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.scale = nn.Dropout(0.5), nn.Parameter(torch.tensor(2.0))
+
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.drop(images), self.scale * images[:, :2]
+
+
+def slices(sizes: list[int]) -> list[Batch]:
+    rows = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(0))
+    return [Batch(part[:, None] * torch.ones(3), None, part) for part in rows.split(sizes)]
+
+
+def test_predictions_stand_with_their_rows():
+    found = predict(Embedder(), slices([4, 4, 1]), 9, "fp32")
+    assert {name: value.dtype for name, value in found.items()} == {
+        "rows": np.int64,
+        "logits": np.float32,
+        "embeddings": np.float16,
+    }
+    assert sorted(found["rows"]) == list(range(9))
+    np.testing.assert_array_equal(found["logits"], 2 * found["rows"][:, None] * np.ones(2))
+    np.testing.assert_array_equal(found["embeddings"], found["rows"][:, None] * np.ones(3))  # no dropout
+
+
+def test_a_model_without_embeddings_predicts_logits_alone():
+    model = nn.Linear(3, 2)
+    assert predict(model, slices([5]), 5, "fp32").keys() == {"rows", "logits"}
+
+
+@pytest.mark.parametrize("announced", [8, 10])
+def test_a_prediction_of_too_many_or_too_few_slices_is_refused(announced: int):
+    with pytest.raises(ValueError, match=f"the {announced}"):
+        predict(Embedder(), slices([4, 4, 1]), announced)
+
+
+def studies(lengths: list[int]) -> Studies:
+    rng = np.random.default_rng(0)
+    n = sum(lengths)
+    targets = rng.integers(0, 2, (n, 2)).astype(np.float32)
+    return Studies(
+        features=rng.normal(size=(n, 4)).astype(np.float16),
+        base=rng.normal(size=(n, 2)).astype(np.float32),
+        geometry=rng.normal(size=(n, 2)).astype(np.float32),
+        targets=targets,
+        offsets=np.cumsum([0, *lengths]),
+    )
+
+
+def test_a_sequence_head_is_fitted_and_predicts_every_slice_once():
+    packed, everyone = studies([3, 5, 1, 4]), np.arange(4)
+    torch.manual_seed(0)
+    model = SequenceHead(4, 2, "gru", hidden=8)
+
+    def epoch_of(epoch: int):
+        return study_loader(packed, everyone, 2, shuffle=True, seed=1, epoch=epoch)
+
+    def masked(head: nn.Module, batch: Any) -> Tensor:
+        inside = batch.rows >= 0
+        return BCE(head(*batch[:4])[inside], batch.targets[inside])
+
+    untrained = predict_studies(model, study_loader(packed, everyone, 3, shuffle=False), 13)
+    np.testing.assert_array_equal(untrained["logits"], packed.base)
+    settings = replace(SETTINGS, epochs=30, learning_rate=0.05)
+    history = fit(model, epoch_of, masked, settings, steps_per_epoch=2)
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    found = predict_studies(model, study_loader(packed, everyone[::-1], 3, shuffle=False), 13)
+    assert sorted(found["rows"]) == list(range(13))
+    again = predict_studies(model, study_loader(packed, everyone, 1, shuffle=False), 13)
+    np.testing.assert_allclose(found["logits"][np.argsort(found["rows"])], again["logits"], atol=1e-5)
