@@ -123,7 +123,7 @@ class Cnn(Training):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="before the last layer")
     loss: Loss = Loss()
     augment: Augment = Augment()
-    epochs: PositiveInt = 5
+    epochs: PositiveInt = 8
     batch_size: PositiveInt = 32
     learning_rate: PositiveFloat = 3e-3
     workers: int = Field(default=0, ge=0, description="loader processes; 0 is fastest where the CPU also trains")
@@ -134,6 +134,10 @@ class Sequence(Training):
 
     cell: Literal["lstm", "gru"]
     on: tuple[str, ...] = Field(min_length=1, description="the cnn members whose embeddings and logits it reads")
+    features: Literal["aligned", "oof"] = Field(
+        default="aligned",
+        description="aligned: the folds' embeddings turned into one space by the test set's rows; oof: as they are",
+    )
     hidden: PositiveInt = 64
     layers: PositiveInt = 1
     dropout: float = Field(default=0.2, ge=0, lt=1)

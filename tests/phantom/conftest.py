@@ -1,6 +1,5 @@
 """One tiny competition, written once with one process and once with two."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +18,15 @@ class Written:
 
 
 @pytest.fixture(scope="session")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Written]:
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     root = tmp_path_factory.mktemp("competition") / "one"
     calls: list[tuple[int, int]] = []
     summary = write_competition(root, **SIZES, on_progress=lambda done, total: calls.append((done, total)))
-    yield Written(root, summary, calls)
+    return Written(root, summary, calls)
 
 
 @pytest.fixture(scope="session")
-def written_by_two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def written_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("competition") / "two"
     write_competition(root, **SIZES, jobs=2)
-    yield root
+    return root

@@ -48,7 +48,7 @@ def test_a_large_competition_has_the_prevalence_of_rsna_2019():
     assert 0.36 < bleeding < 0.46
     extent = np.zeros(5)
     for kind in range(5):
-        studies = [make_study(3, p, 0, slices=6, size=48, bleed_rate=0.0, kinds=[kind]) for p in range(14)]
+        studies = [make_study(3, p, 0, slices=6, size=48, bleed_rate=0.0, kinds=[kind]) for p in range(12)]
         extent[kind] = np.concatenate([s.labels[:, kind] for s in studies]).mean()
     prevalence = share * extent
     np.testing.assert_allclose(prevalence, RSNA[:5], rtol=0.5)

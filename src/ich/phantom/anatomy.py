@@ -47,7 +47,7 @@ def draw_head(rng: np.random.Generator) -> Head:
     atrophy = float(rng.beta(1.6, 2.0))
     ventricle = 0.72 + 0.75 * atrophy + rng.normal(0, 0.08)
     side = 1 + rng.normal(0, 0.09)
-    white = float(rng.normal(29, 1.3))
+    white = float(rng.normal(28, 1.0))
     return Head(
         scale=(float(rng.normal(1.0, 0.035)), float(rng.normal(1.0, 0.035)), float(rng.normal(1.0, 0.035))),
         shear=(float(rng.normal(0, 0.03)), float(rng.normal(0, 0.02)), float(rng.normal(0, 0.03))),
@@ -57,11 +57,11 @@ def draw_head(rng: np.random.Generator) -> Head:
         ventricles=(float(ventricle * side), float(ventricle * (2 - side))),
         midline=float(rng.normal(0, 1.5)),
         white=white,
-        grey=white + float(rng.normal(8.5, 0.9)),
+        grey=white + float(rng.normal(8.0, 0.8)),
         csf=float(rng.normal(7, 1.5)),
         diploe=float(rng.normal(600, 110)),
         leukoaraiosis=float(max(0.0, rng.normal(2, 4)) * atrophy * 2),
-        sinus=float(rng.normal(50, 5)),
+        sinus=float(rng.normal(48, 5)),
         dura=float(rng.normal(52, 4)),
         air=tuple(float(v) for v in np.clip(rng.normal(0.85, 0.3, 6), 0, 1)),
         sulci=Noise(rng, 5.2, band=True).per_gradient(),
@@ -169,7 +169,7 @@ def ventricle_shapes(head: Head) -> tuple[list[Shape], list[Shape]]:
 
 
 def _cisterns(head: Head) -> list[Shape]:
-    """Basal cisterns: suprasellar star, round the brainstem, quadrigeminal plate, in front of and behind the medulla."""
+    """Basal cisterns: suprasellar star, round the brainstem, quadrigeminal plate, round the medulla."""
     w = 0.75 + 0.6 * head.atrophy
     return [
         Ellipsoid((0, -13, -9), (9 * w, 8 * w, 6)),
@@ -186,66 +186,66 @@ def _cisterns(head: Head) -> list[Shape]:
     ]
 
 
-def brain(head: Head, frame: Frame, bone: Cranium, moved: tuple[Array, Array, Array]) -> Brain:
-    """The brain; `moved` are the coordinates its tissue had before any bleed pushed it."""
+def _sulci(
+    head: Head, bone: Cranium, moved: tuple[Array, Array, Array], falx_x: Array, joined: Array
+) -> tuple[Array, Array, Array]:
+    """Sulci and Sylvian fissure: signed distance to their middle, half width, and the cistern on the insula."""
     x, y, z = moved
-    depth = -bone.cavity
-    above = bone.posterior
-    falx_x = x - np.float32(head.midline) * (1 - (y / np.float32(85)) ** 2)
-    joined = 1 - np.sqrt(((y - 4) / np.float32(44)) ** 2 + ((z - 2) / np.float32(31)) ** 2)
-    joined = np.maximum(joined * np.float32(34), np.float32(3) - above)
-    shrink = np.float32(1) + np.clip(bone.cavity, -70, 5) / np.float32(82)
-    pull = 1 / np.maximum(shrink, 0.6)
+    depth, above, ax = -bone.cavity, bone.posterior, np.abs(x)
+    # Pulled out to the surface along the radius, the noise cuts its sheets at right angles to it.
+    pull = 1 / np.maximum(np.float32(1) + np.clip(bone.cavity, -70, 5) / np.float32(82), 0.6)
     sulcus = head.sulci(x * pull * np.float32(0.75), y * pull, z * pull)
     inward = np.minimum(depth, np.abs(falx_x) + np.maximum(joined, 0))
     half = np.float32(0.3 + 1.3 * head.atrophy) * (1 + np.float32(0.25) * bone.noise)
     width = half * smooth_step(28, 4, inward) - np.float32(0.6) * np.maximum(inward - 16, 0)
     width -= np.float32(0.6) * half * smooth_step(12, 18, depth)  # the medial sulci are the narrow ones
     # The Sylvian fissure: a sheet from the pterion in to the insula, wider than other sulci.
-    ax = np.abs(x)
     fissure = (z - (np.float32(-6) + np.float32(0.32) * (y + 20))) + 4 * np.sin(ax / np.float32(9))
     insula = ax - (40 - np.float32(5 / 15**2) * (y + 9) ** 2)
     fissure = np.where(ax > 38, fissure, np.sqrt(fissure * fissure + insula * insula) * np.sign(fissure))
     near = smooth_step(34, 39, ax) * smooth_step(-46, -38, y) * smooth_step(26, 16, y) * (above > 0)
-    sulcus = sulcus + near * (fissure - sulcus) * smooth_step(10, 5, np.abs(fissure))
     sheet = near * smooth_step(10, 5, np.abs(fissure))
+    sulcus = sulcus + sheet * (fissure - sulcus)
     width += sheet * (np.float32(0.7 + 2.2 * head.atrophy) - width)
-    island = np.sqrt(
-        (insula / np.float32(1.6)) ** 2 + np.maximum(np.abs(y + 9) - 15, 0) ** 2 + np.maximum(np.abs(z - 2) - 9, 0) ** 2
-    )
-    width = np.where(above < 2, np.float32(-9), width)
+    along, up = np.maximum(np.abs(y + 9) - 15, 0), np.maximum(np.abs(z - 2) - 9, 0)
+    island = np.sqrt((insula / np.float32(1.6)) ** 2 + along**2 + up**2)
+    island = island * np.float32(1.6) - np.float32(0.6 + 1.8 * head.atrophy)
+    return sulcus, np.where(above < 2, np.float32(-9), width), island
+
+
+def brain(head: Head, frame: Frame, bone: Cranium, moved: tuple[Array, Array, Array]) -> Brain:
+    """The brain; `moved` are the coordinates its tissue had before any bleed pushed it."""
+    x, y, z = moved
+    falx_x = x - np.float32(head.midline) * (1 - (y / np.float32(85)) ** 2)
+    joined = 1 - np.sqrt(((y - 4) / np.float32(44)) ** 2 + ((z - 2) / np.float32(31)) ** 2)
+    joined = np.maximum(joined * np.float32(34), np.float32(3) - bone.posterior)
+    sulcus, width, island = _sulci(head, bone, moved, falx_x, joined)
     lateral, middle = ventricle_shapes(head)
     ventricle = union(frame, lateral, 5, moved) + np.float32(0.5) * bone.noise
     ventricle = np.maximum(ventricle, np.float32(1.0) - np.abs(falx_x))
     ventricle = np.minimum(ventricle, union(frame, middle, 1.5, moved))
     cistern = union(frame, _cisterns(head), 2.5, moved) + np.float32(0.5) * bone.noise
-    cistern = np.minimum(cistern, island * np.float32(1.6) - np.float32(0.6 + 1.8 * head.atrophy))
-    nuclei = union(
-        frame,
-        [
-            *mirrored(Ellipsoid((10.5, 7, 5), (7.5, 13, 9.5))),
-            *mirrored(Ellipsoid((24, -5, 3), (5.5, 15, 9.5))),
-            *mirrored(Ellipsoid((12, -22, 9), (5.5, 8, 8))),
-        ],
-        1.5,
-        moved,
+    thalamus, lentiform, caudate = (
+        Ellipsoid((10.5, 7, 5), (7.5, 13, 9.5)),
+        Ellipsoid((24, -5, 3), (5.5, 15, 9.5)),
+        Ellipsoid((12, -22, 9), (5.5, 8, 8)),
     )
     notch = 1 - np.sqrt((x / np.float32(17)) ** 2 + ((y - 4) / np.float32(25)) ** 2)
-    leaf = np.maximum(notch * np.float32(17), (np.float32(22) - np.float32(0.75) * (58 - ax)) - y)
+    petrous = (np.float32(22) - np.float32(0.75) * (58 - np.abs(x))) - y
     return Brain(
-        x,
-        y,
-        z,
-        sulcus,
-        width,
-        cistern,
-        ventricle,
-        nuclei,
-        joined,
-        falx_x,
-        above,
-        leaf,
-        _density(head, bone, moved, ventricle),
+        x=x,
+        y=y,
+        z=z,
+        sulcus=sulcus,
+        width=width,
+        cistern=np.minimum(cistern, island),
+        ventricle=ventricle,
+        nuclei=union(frame, [*mirrored(thalamus), *mirrored(lentiform), *mirrored(caudate)], 1.5, moved),
+        falx=joined,
+        falx_x=falx_x,
+        tentorium=bone.posterior,
+        leaf=np.maximum(notch * np.float32(17), petrous),
+        delta=_density(head, bone, moved, ventricle),
     )
 
 

@@ -1,18 +1,15 @@
-"""Bleeds: drawn where anatomy puts them, shaped on the coarse frame, and the push they give to the brain."""
+"""Bleeds, drawn at random where anatomy puts them and as large as they come."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ich.phantom.anatomy import Brain, Cranium, Head
-from ich.phantom.shapes import Array, Ellipsoid, Point, smooth_step
+from ich.phantom.shapes import Point
 
 EPIDURAL, INTRAPARENCHYMAL, INTRAVENTRICULAR, SUBARACHNOID, SUBDURAL = range(5)
 Form = Literal["lens", "crescent", "falcine", "tentorial", "blob", "layer", "space"]
-AFFECTED: dict[Form, str] = {"space": "subarachnoid spaces", "layer": "ventricles"}
 
 
 @dataclass(frozen=True)
@@ -21,8 +18,8 @@ class Bleed:
 
     kind: int
     form: Form
-    centre: Point
-    reach: Point  # half extents; of a layer (where blood starts along y, softness, unused)
+    centre: Point  # of a layer: the side (0 both), the level it reaches along gravity, unused
+    reach: Point  # half extents; of a layer only the first counts, the softness of its level
     thickness: float
     density: float  # HU
     gradient: float = 0.0  # HU denser at the back than at the front: settled blood cells
@@ -31,15 +28,6 @@ class Bleed:
     push: float = 0.0  # mm by which the brain beside it gives way
     front: float = 0.0  # reach towards the forehead where a suture ends it, else 0
     offset: float = 0.0  # where in the noise its outline lies
-
-
-@dataclass
-class Lesion:
-    """A bleed on the coarse frame: a signed distance (or a fraction, for a layer or a space) and its density."""
-
-    bleed: Bleed
-    field: Array
-    density: Array
 
 
 def _long_tailed(rng: np.random.Generator, median: float, spread: float, low: float, high: float) -> float:
@@ -201,7 +189,7 @@ def draw_subarachnoid(rng: np.random.Generator, aneurysm: bool | None = None) ->
 
 
 def draw_bleeds(rng: np.random.Generator, kinds: Sequence[int]) -> list[Bleed]:
-    """Bleeds of exactly these kinds (0 epidural .. 4 subdural); those of one head share their cause and so their place."""
+    """Bleeds of exactly these kinds (0 epidural .. 4 subdural); those of one head share a cause and so their place."""
     wanted, bleeds = set(kinds), list[Bleed]()
     trauma = EPIDURAL in wanted or (SUBDURAL in wanted and bool(rng.random() < 0.7))
     if EPIDURAL in wanted:
@@ -230,81 +218,11 @@ def draw_bleeds(rng: np.random.Generator, kinds: Sequence[int]) -> list[Bleed]:
 def followed_up(bleed: Bleed, rng: np.random.Generator) -> Bleed:
     """The same bleed some days later: paler, its size a little changed, the rim wider."""
     factor = float(rng.uniform(0.75, 1.12))
+    rx, ry, rz = bleed.reach
     return replace(
         bleed,
         density=max(bleed.density - float(rng.uniform(0, 14)), min(bleed.density, 40.0)),
         thickness=bleed.thickness * factor,
-        reach=bleed.reach if bleed.form == "layer" else tuple(r * factor for r in bleed.reach),
+        reach=bleed.reach if bleed.form == "layer" else (rx * factor, ry * factor, rz * factor),
         oedema=bleed.oedema * 1.5,
     )
-
-
-def displaced(bleeds: Sequence[Bleed], bone: Cranium) -> tuple[Array, Array, Array]:
-    """Where the tissue now at each sample lay before the bleeds pushed it, head coordinates in mm."""
-    x, y, z = bone.x, bone.y, bone.z
-    for bleed in bleeds:
-        if bleed.push <= 0:
-            continue
-        cx, cy, cz = (np.float32(c) for c in bleed.centre)
-        px, py, pz = bone.x - cx, bone.y - cy, bone.z - cz
-        square = px * px + py * py + pz * pz
-        if bleed.form == "blob":
-            radius = np.float32(bleed.thickness)
-            gain = np.float32(-bleed.push) * np.exp(square * np.float32(-0.5) / (2 * radius) ** 2)
-            gain = gain / np.sqrt(square + radius**2)
-            x, y, z = x + gain * px, y + gain * py, z + gain * pz
-            continue
-        norm = np.sqrt(cx * cx + (0.7 * cy) ** 2 + (0.6 * (cz - 6)) ** 2)
-        gain = np.float32(bleed.push) * np.exp(square * np.float32(-0.5 / 50**2)) / norm
-        x, y, z = x + gain * cx, y + gain * np.float32(0.7) * cy, z + gain * np.float32(0.6) * (cz - 6)
-    return x, y, z
-
-
-def shape(bleed: Bleed, head: Head, bone: Cranium, brain: Brain, gravity: NDArray[np.float64]) -> Lesion:
-    """The bleed on the coarse frame. `gravity`: the direction in head coordinates that points to the table."""
-    x, y, z = bone.x, bone.y, bone.z
-    depth = -bone.cavity
-    cx, cy, cz = (np.float32(c) for c in bleed.centre)
-    rx, ry, rz = (np.float32(max(r, 1e-3)) for r in bleed.reach)
-    side = np.float32(np.sign(bleed.centre[0]))
-    if bleed.form == "lens":
-        along = y - cy
-        across = np.maximum((x - cx) ** 2 + (z - cz) ** 2 - depth * depth, 0)
-        u = (along / np.where(along < 0, np.float32(bleed.front), ry)) ** 2 + across / (rz * rz)
-        field = (depth - np.float32(bleed.thickness) * (1 - u)) * np.float32(0.8)
-    elif bleed.form == "crescent":
-        u = ((y - cy) / ry) ** 2 + ((z - cz) / rz) ** 2 + np.float32(0.08) * bone.noise
-        field = -bone.vault - np.float32(bleed.thickness) * (1 - u) / np.sqrt(np.float32(0.15) + np.abs(1 - u))
-        field = np.maximum(field, np.maximum(3 - side * brain.falx_x, 1.5 - bone.posterior))
-    elif bleed.form == "falcine":
-        u = ((y - cy) / ry) ** 2 + ((z - cz) / rz) ** 2
-        half = np.float32(bleed.thickness / 2) * np.clip(1 - u, -1, 1)
-        field = np.maximum(np.abs(side * brain.falx_x - np.float32(bleed.thickness / 2)) - half, brain.falx + 2)
-    elif bleed.form == "tentorial":
-        u = ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2
-        half = np.float32(bleed.thickness / 2) * np.clip(1 - u, -1, 1)
-        field = np.maximum(np.abs(bone.posterior - np.float32(bleed.thickness / 2)) - half, brain.leaf + 1)
-    elif bleed.form == "blob":
-        shift = np.float32(bleed.offset)
-        rough = head.smooth(x * np.float32(1.8) + shift, y * np.float32(1.8), z * np.float32(1.8) + shift)
-        field = Ellipsoid(bleed.centre, bleed.reach).distance(x, y, z)
-        field += np.float32(0.22 * bleed.thickness) * rough * smooth_step(3 * bleed.thickness, 0, field)
-        brain.delta -= np.float32(12) * smooth_step(bleed.oedema, 0, field) * (1 + np.float32(0.2) * bone.noise)
-        field = np.maximum(np.maximum(field, 0.4 - brain.ventricle), 2.5 - depth)
-    elif bleed.form == "layer":
-        g = gravity / np.sqrt((gravity**2).sum())
-        height = x * np.float32(g[0]) + y * np.float32(g[1]) + z * np.float32(g[2])
-        field = smooth_step(-rx, rx, height - cy + 2 * bone.noise)
-        if side:
-            field *= smooth_step(-3, 3, side * brain.falx_x)
-    else:
-        shift = np.float32(bleed.offset)
-        patchy = head.smooth(x + shift, y + shift, z)
-        far = np.sqrt((x - cx) ** 2 + (y - cy) ** 2 + (z - cz) ** 2) / rx + np.float32(0.18) * patchy
-        field = smooth_step(1.05, 0.7, far)
-        brain.width += np.where(brain.width > -0.5, np.float32(2.2), np.float32(0)) * field  # clots part the gyri
-        brain.cistern -= np.float32(1.2) * field
-    density = np.float32(bleed.density) + np.float32(bleed.texture) * bone.noise
-    if bleed.gradient:
-        density += np.float32(bleed.gradient) * np.clip((y - cy) / ry, -1, 1) * np.float32(0.5)
-    return Lesion(bleed, field, density)

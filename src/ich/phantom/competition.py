@@ -4,6 +4,7 @@ import csv
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -24,10 +25,12 @@ __all__ = [
 ]
 
 LARGE = 1000  # training studies from which on prevalence is the real one and no quota holds
-REAL_RATE, DEMO_RATE = 0.41, 0.62  # share of studies with a bleed
-QUOTA = (0.12, 0.22, 0.18, 0.24, 0.26)  # of a small competition's studies, a subtype
-WRONG = 0.06  # chance that the labels near a lesion's end are written wrong, a slice of a bleeding study
+REAL_RATE, DEMO_RATE = 0.39, 0.62  # share of studies with a bleed
+QUOTA = (0.13, 0.26, 0.22, 0.25, 0.27)  # of a small competition's studies, a subtype
+WRONG = 0.035  # chance that the labels near a lesion's end are written wrong, a slice of a bleeding study
 PLAN = 7  # random streams: the competition's own purposes follow a study's
+
+_Labels = tuple[tuple[str, ...], NDArray[np.uint8], NDArray[np.uint8]]  # image ids, as written, true
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class CompetitionSummary:
 
 
 def _fill_quota(kinds: list[list[int]]) -> None:
-    """Give subtypes that are too rare to patients, in place: first to patients that bleed already, last to healthy ones."""
+    """Give rare subtypes to more patients, in place: first to those that bleed already, last to healthy ones."""
     for kind, share in enumerate(QUOTA):
         needed = int(np.ceil(share * len(kinds))) - sum(kind in k for k in kinds)
         order = sorted(range(len(kinds)), key=lambda p: (not kinds[p], len(kinds[p]), p))
@@ -63,8 +66,8 @@ def _fill_quota(kinds: list[list[int]]) -> None:
 def plan_competition(*, train_studies: int, test_studies: int, seed: int) -> list[PlannedStudy]:
     """Which patient has which studies and bleeds; nobody is in both splits.
 
-    About an eighth of the patients have two studies. From LARGE training studies on, subtypes are as frequent as in RSNA 2019;
-    below, QUOTA raises the rare ones so that every class has patients in each of a few folds.
+    About an eighth of the patients have two studies. From LARGE training studies on, subtypes are as frequent as in
+    RSNA 2019; below, QUOTA raises the rare ones so that every class has patients in each of a few folds.
     """
     if train_studies < 1 or test_studies < 1:
         raise ValueError(f"{train_studies} training and {test_studies} test studies: both must be at least 1")
@@ -113,9 +116,7 @@ def _stored(study: Study, index: int) -> NDArray[np.uint16] | NDArray[np.int16]:
     return values.astype(np.int16) if study.signed else np.clip(values, 0, 4095).astype(np.uint16)
 
 
-def _write_study(
-    root: Path, planned: PlannedStudy, seed: int, slices: int, size: int
-) -> tuple[tuple[str, ...], NDArray[np.uint8], NDArray[np.uint8]]:
+def _write_study(root: Path, planned: PlannedStudy, seed: int, slices: int, size: int) -> _Labels:
     """Make and write one study: its image ids, written labels, true labels."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
@@ -198,9 +199,8 @@ def write_competition(
     planned = plan_competition(train_studies=train_studies, test_studies=test_studies, seed=seed)
     for split in ("train", "test"):
         (root / f"stage_2_{split}").mkdir()
-    made = Parallel(n_jobs=jobs, backend="loky", return_as="generator")(
-        delayed(_write_study)(root, p, seed, slices, size) for p in planned
-    )
+    tasks = (delayed(_write_study)(root, p, seed, slices, size) for p in planned)
+    made = cast("Iterator[_Labels]", Parallel(n_jobs=jobs, backend="loky", return_as="generator")(tasks))
     written: dict[str, dict[str, NDArray[np.uint8]]] = {"train": {}, "test": {}}
     true: dict[str, dict[str, NDArray[np.uint8]]] = {"train": {}, "test": {}}
     for done, (p, (ids, as_written, as_true)) in enumerate(zip(planned, made, strict=True), start=1):

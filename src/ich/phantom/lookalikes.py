@@ -40,7 +40,7 @@ class Insert:
 
 def _calcifications(rng: np.random.Generator) -> list[tuple[Shape, float]]:
     found: list[tuple[Shape, float]] = []
-    if rng.random() < 0.65:
+    if rng.random() < 0.6:
         for sign in (1, -1):
             if rng.random() < 0.85:
                 centre = (sign * rng.normal(23, 1), rng.normal(33, 1.5), rng.normal(11, 2))
@@ -53,11 +53,10 @@ def _calcifications(rng: np.random.Generator) -> list[tuple[Shape, float]]:
         y, z = rng.uniform(-66, -20), rng.uniform(34, 60)
         end = (0.0, float(y + rng.uniform(4, 18)), float(z + rng.uniform(-4, 8)))
         found.append((Capsule((0.0, y, z), end, rng.uniform(1.0, 2.2), 1.0), float(rng.uniform(110, 500))))
-    if rng.random() < 0.12:  # basal ganglia, faint: the best imitation of a small bleed
+    if rng.random() < 0.08:  # basal ganglia, faint: the best imitation of a small bleed
         density = float(rng.uniform(55, 110))
-        for sign in (1, -1):
-            r = rng.uniform(2.5, 5)
-            found.append((Ellipsoid((sign * 20, -6, 3), (r * 0.8, r * 1.4, r)), density))
+        radii = ((sign, rng.uniform(2.5, 5)) for sign in (1, -1))
+        found += [(Ellipsoid((sign * 20, -6, 3), (r * 0.8, r * 1.4, r)), density) for sign, r in radii]
     for sign in (1, -1):
         if rng.random() < 0.12:
             found.append((Capsule((sign * 13, 0, -16), (sign * 20, 8, -18), 1.0, 1.4), float(rng.uniform(150, 500))))

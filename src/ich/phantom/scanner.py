@@ -99,9 +99,9 @@ def draw_scan(rng: np.random.Generator, head: Head, slices: int, size: int) -> S
         size=size,
         thickness=min(float(np.median(gaps)) * np.cos(tilt), 5.2),
         pose=pose,
-        noise=float(rng.uniform(2.4, 4.4)),
+        noise=float(rng.uniform(2.3, 4.2)),
         sharpness=float(rng.uniform(0.45, 0.75)),
-        cupping=float(rng.uniform(1, 5)),
+        cupping=float(rng.uniform(0, 4)),
         streaks=float(rng.gamma(2.0, 3.0)),
         moved=(int(rng.integers(1, count - 2)), float(rng.normal(0, 3)), float(rng.normal(0, 3))) if turned else None,
         rest=(
@@ -196,7 +196,7 @@ def acquire(
         _metal_streaks(scan, image, index, metal, rng)
     if scan.moved is not None and scan.moved[0] <= index < scan.moved[0] + 2:
         image = _shaken(scan, image, scan.moved[1], scan.moved[2])
-    image = cv2.GaussianBlur(image, (0, 0), scan.sharpness / scan.pixel)
+    image = cv2.GaussianBlur(image, (0, 0), scan.sharpness / scan.pixel).astype(np.float32, copy=False)
     grain = rng.standard_normal(image.shape, dtype=np.float32)
     blurred = cv2.GaussianBlur(grain, (0, 0), max(0.55 / scan.pixel, 0.3))
     blurred *= np.float32(scan.noise * (1 + 0.5 * np.exp(-0.5 * (level / 25) ** 2)) / blurred.std())

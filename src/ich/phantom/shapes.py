@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-Array = NDArray[np.float32]
+# Everything here is computed in float32; the stubs call much of it float64.
+Array = NDArray[np.floating]
 Point = tuple[float, float, float]
 Box = tuple[slice, slice, slice]
 FAR = 12.0
@@ -103,9 +104,9 @@ def smooth_step(low: float, high: float, value: Array) -> Array:
 class Frame:
     """Square pixel grids on a stack of parallel planes, in head coordinates (mm).
 
-    Head coordinates: x to the patient's left (image right), y to the back (image bottom), z to the vertex, the origin near the
-    foramina of Monro. `origins` [planes, 3] are the plane centres; `row` and `column` the steps of one pixel to the right and
-    down; `normal` any vector out of the plane. Planes are sorted along the normal.
+    Head coordinates: x to the patient's left (image right), y to the back (image bottom), z to the vertex, the origin
+    near the foramina of Monro. `origins` [planes, 3] are the plane centres; `row` and `column` the steps of one pixel
+    to the right and down; `normal` any vector out of the plane. Planes are sorted along the normal.
     """
 
     origins: NDArray[np.float64]
@@ -173,7 +174,7 @@ def union(
     coordinates: tuple[Array, Array, Array] | None = None,
     far: float = FAR,
 ) -> Array:
-    """Signed distance to the union of shapes on a frame, cut off at `far` mm outside (a shape is looked at in its box only).
+    """Signed distance to the union of shapes on a frame, cut off at `far` mm outside: a shape is looked at in its box.
 
     `coordinates` replaces the frame's own: displaced ones, near enough to them that `far` covers the difference.
     """
@@ -218,7 +219,7 @@ class Noise:
         return ndimage.map_coordinates(self.grid, points, order=1, mode="nearest", prefilter=False)
 
     def on(self, frame: Frame, stretch: Point = (1.0, 1.0, 1.0)) -> Array:
-        """The field on a frame, read at every other pixel: for fields that are smooth enough. `stretch` multiplies the axes."""
+        """The field on a frame, read at every other pixel, where it is smooth enough. `stretch` multiplies the axes."""
         coarse = frame.coarser()
         values = self(*(a * np.float32(s) for a, s in zip(coarse.at(coarse.whole), stretch, strict=True)))
         fine = np.empty((len(values), frame.size, frame.size), np.float32)

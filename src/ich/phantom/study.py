@@ -6,14 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ich.phantom import anatomy, bleeds, face, lookalikes, scanner, tissue
+from ich.phantom import anatomy, bleeds, face, lesions, lookalikes, scanner, tissue
 from ich.phantom.shapes import FAR, Array, soft
 
 CLASSES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
 GRID = 64  # samples a side of the coarse frame, whatever the image size
 CONTRAST = 12.0  # HU by which a bleed must change a pixel to be seen there ...
 COVER = 0.5  # ... unless it fills this share of the pixel's volume (an isodense subdural shows by its shape)
-AREA = 60.0  # mm2 of seen pixels that make a slice positive
+# Seen pixels that make a slice positive, mm2 a subtype: sheets and sulci need more than a blob does.
+AREAS = (60.0, 60.0, 50.0, 120.0, 90.0)
 ANATOMY, BLEEDS, SCAN, NOISE, LABELS, EVOLUTION = range(6)
 
 
@@ -52,13 +53,15 @@ def identifier(seed: int, number: int, digits: int) -> str:
 
 
 def label_slices(masks: NDArray[np.uint8], pixel: float) -> NDArray[np.uint8]:
-    """Labels [slices, 6] of masks: a subtype is there where AREA mm2 of it can be seen; `any` where one of them is."""
+    """Labels [slices, 6] of masks: a subtype is there where its AREAS mm2 can be seen; `any` where one of them is."""
     area = np.stack([((masks >> k) & 1).sum((1, 2)) for k in range(5)], axis=1) * pixel**2
-    labels = (area >= AREA).astype(np.uint8)
+    labels = (area >= np.array(AREAS)).astype(np.uint8)
     return np.concatenate([labels, labels.max(1, keepdims=True)], axis=1)
 
 
-def _weight(up: tissue.Upsampler, lesion: bleeds.Lesion, spaces: Array, ventricles: Array, edge: float) -> Array | None:
+def _weight(
+    up: tissue.Upsampler, lesion: lesions.Lesion, spaces: Array, ventricles: Array, edge: float
+) -> Array | None:
     """How much of each fine pixel the lesion fills, None where the slice does not meet it."""
     form = lesion.bleed.form
     if form in {"layer", "space"}:
@@ -70,7 +73,7 @@ def _weight(up: tissue.Upsampler, lesion: bleeds.Lesion, spaces: Array, ventricl
 
 def _put(
     up: tissue.Upsampler,
-    lesions: Sequence[bleeds.Lesion],
+    lesions: Sequence[lesions.Lesion],
     content: tuple[Array, Array, Array],
     cavity: Array,
     edge: float,
@@ -86,8 +89,9 @@ def _put(
         weight *= soft(cavity, edge)
         change = weight * (up(lesion.density) - hu)
         hu += change
-        for before in (*seen.values(), *filled.values()):
-            before *= 1 - weight
+        keep = 1 - weight
+        seen = {kind: before * keep for kind, before in seen.items()}
+        filled = {kind: before * keep for kind, before in filled.items()}
         kind = lesion.bleed.kind
         seen[kind] = seen.get(kind, 0) + np.abs(change)
         filled[kind] = filled.get(kind, 0) + weight
@@ -100,14 +104,15 @@ def _put(
 
 def _fields(
     head: anatomy.Head, extras: lookalikes.Extras, scan: scanner.Scan, drawn: Sequence[bleeds.Bleed]
-) -> tuple[tissue.Fields, list[bleeds.Lesion]]:
+) -> tuple[tissue.Fields, list[lesions.Lesion]]:
     frame = scan.frame(GRID)
     bone = anatomy.cranium(head, frame)
-    brain = anatomy.brain(head, frame, bone, bleeds.displaced(drawn, bone))
+    brain = anatomy.brain(head, frame, bone, lesions.displaced(drawn, bone))
     lookalikes.apply(extras, frame, bone, brain)
     gravity = np.linalg.inv(scan.pose)[1]
-    lesions = [bleeds.shape(b, head, bone, brain, gravity) for b in drawn]
-    return tissue.Fields(head, bone, brain, face.face(head, frame, bone, extras)), lesions
+    site = lesions.Site(head, bone, brain, gravity / np.sqrt((gravity**2).sum()))
+    shaped = [lesions.shape(bleed, site) for bleed in drawn]
+    return tissue.Fields(head, bone, brain, face.face(head, frame, bone, extras)), shaped
 
 
 def render(
@@ -157,8 +162,9 @@ def make_study(
 ) -> Study:
     """The study of these numbers; the same bytes on every call.
 
-    `slices` is the mean count of a study, `size` the matrix. With `kinds` (indices into CLASSES) the study has these bleeds;
-    without, it has any with probability `bleed_rate`. A patient's second study shows the same head, its bleeds some days older.
+    `slices` is the mean count of a study, `size` the matrix. With `kinds` (indices into CLASSES) the study has these
+    bleeds; without, it has any with probability `bleed_rate`. A patient's second study shows the same head, its bleeds
+    some days older.
     """
     if slices < 4 or size < 32 or not 0 <= bleed_rate <= 1:
         raise ValueError(f"slices {slices}, size {size}, bleed_rate {bleed_rate}: need at least 4, at least 32, 0 to 1")
@@ -192,10 +198,10 @@ def make_study(
 
 # Cause, its share of the bleeding patients, and how often each subtype is seen with it.
 CAUSES: tuple[tuple[float, tuple[float, float, float, float, float]], ...] = (
-    (0.42, (0.03, 0.35, 0.12, 0.50, 0.75)),  # trauma
-    (0.22, (0.0, 1.0, 0.45, 0.12, 0.03)),  # hypertension
-    (0.14, (0.0, 0.20, 0.50, 1.0, 0.05)),  # aneurysm
-    (0.22, (0.0, 0.05, 0.02, 0.05, 1.0)),  # a fall weeks ago
+    (0.36, (0.08, 0.45, 0.14, 0.48, 0.68)),  # trauma
+    (0.31, (0.0, 1.0, 0.45, 0.08, 0.03)),  # hypertension
+    (0.13, (0.0, 0.25, 0.60, 1.0, 0.05)),  # aneurysm
+    (0.20, (0.0, 0.05, 0.02, 0.03, 1.0)),  # a fall weeks ago
 )
 
 

@@ -160,11 +160,14 @@ class Plan:
     def _below(
         self, members: list[str] | tuple[str, ...], fold: int, *, embeddings: bool = False
     ) -> tuple[tuple[Task, tuple[str, ...]], ...]:
-        """What fold `fold` of a later member reads: everyone's validation rows, and its own fold's test rows."""
+        """What fold `fold` of a later member reads: everyone's validation rows, and its own fold's test rows.
+
+        With embeddings it reads the test rows of all folds: by them the folds' embeddings are brought into one space.
+        """
         upstream: list[tuple[Task, tuple[str, ...]]] = []
         for member in members:
             for k in self.fold_numbers:
-                splits = ("valid", "test") if k == fold else ("valid",)
+                splits = ("valid", "test") if embeddings or k == fold else ("valid",)
                 files = [f"{split}.parquet" for split in splits]
                 files += [f"{split}_embeddings.npy" for split in splits] if embeddings else []
                 upstream.append((self.fold(member, k), tuple(files)))

@@ -46,7 +46,7 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
         "valid": slices.valid_rows(fold),
         "test": slices.test_rows,
     }
-    rows, studies = _studies(slices, settings.on, fold)
+    rows, studies = _studies(slices, settings.on, fold, settings.features)
     numbers = {split: _numbers(studies, rows, wanted) for split, wanted in split_rows.items()}
     shape = {"features": studies.features.shape[1], "classes": len(slices.classes)}
     shape |= settings.model_dump(include={"cell", "hidden", "layers", "dropout"})
@@ -94,7 +94,7 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     return files, {"model": shape, "on": settings.on, "classes": slices.classes, "metrics": metrics}
 
 
-def _studies(slices: Slices, on: tuple[str, ...], fold: int) -> tuple["np.ndarray", "Studies"]:
+def _studies(slices: Slices, on: tuple[str, ...], fold: int, features: str) -> tuple["np.ndarray", "Studies"]:
     """Row numbers of the slice table [N], a series after the other in order of position, and what is known of them."""
     import numpy as np
 
@@ -103,13 +103,13 @@ def _studies(slices: Slices, on: tuple[str, ...], fold: int) -> tuple["np.ndarra
     used = slices.labelled.copy()
     used[slices.test_rows] = True
     rows = used.nonzero()[0]  # the slice table holds each series together and in order
-    features = np.concatenate([_embeddings(slices, member, fold)[rows] for member in on], axis=1)
+    embeddings = np.concatenate([_embeddings(slices, member, fold, features)[rows] for member in on], axis=1)
     base = np.mean([slices.out_of_fold(member, fold)[rows] for member in on], axis=0).astype(np.float32)
     series = slices.table["series"].to_numpy()[rows]
     starts = np.flatnonzero(np.diff(series, prepend=-1))
     table = slices.table.iloc[rows]
     offsets = np.append(starts, len(rows)).astype(np.int64)
-    return rows, Studies(features, base, _geometry(table), np.nan_to_num(slices.labels[rows]), offsets)
+    return rows, Studies(embeddings, base, _geometry(table), np.nan_to_num(slices.labels[rows]), offsets)
 
 
 def _geometry(table: Any) -> "np.ndarray":
@@ -121,23 +121,36 @@ def _geometry(table: Any) -> "np.ndarray":
     return np.column_stack([np.nan_to_num(gap).clip(-1, 3), place]).astype(np.float32)
 
 
-def _embeddings(slices: Slices, member: str, fold: int) -> "np.ndarray":
-    """float16 [n, d] of the slice table's rows, from the same models as `Slices.out_of_fold`."""
+def _embeddings(slices: Slices, member: str, fold: int, features: str) -> "np.ndarray":
+    """float16 [n, d] of the slice table's rows, from the same models as `Slices.out_of_fold`.
+
+    aligned: the other folds' models are turned into the space of fold `fold`'s, by what both say of the test set.
+    """
+    import numpy as np
+
+    from ich.ensemble.alignment import into_space_of
+
+    reference = _rows_of(slices, member, fold, "test", slices.test_rows)
+    found = np.zeros((len(slices.table), reference.shape[1]), dtype=np.float16)
+    found[slices.test_rows] = reference
+    for k in slices.plan.fold_numbers:
+        rows = slices.valid_rows(k)
+        part = _rows_of(slices, member, k, "valid", rows)
+        if features == "aligned" and k != fold:
+            part = into_space_of(reference, _rows_of(slices, member, k, "test", slices.test_rows), part)
+        found[rows] = part
+    return found
+
+
+def _rows_of(slices: Slices, member: str, fold: int, split: str, rows: "np.ndarray") -> "np.ndarray":
+    """A fold's embeddings float16 [len(rows), d] of rows of the slice table, joined by image id."""
     import numpy as np
     import pandas as pd
 
-    plan = slices.plan
-    found: np.ndarray | None = None
-    parts = [(k, "valid", slices.valid_rows(k)) for k in plan.fold_numbers] + [(fold, "test", slices.test_rows)]
-    for k, split, rows in parts:
-        folder = plan.workspace.fold(member, k)
-        array = np.load(folder / f"{split}_embeddings.npy", mmap_mode="r", allow_pickle=False)
-        ids = pd.Index(pd.read_parquet(folder / f"{split}.parquet", columns=["image_id"])["image_id"])
-        if found is None:
-            found = np.zeros((len(slices.table), array.shape[1]), dtype=np.float16)
-        found[rows] = array[ids.get_indexer(slices.ids(rows))]
-    assert found is not None
-    return found
+    folder = slices.plan.workspace.fold(member, fold)
+    array = np.load(folder / f"{split}_embeddings.npy", mmap_mode="r", allow_pickle=False)
+    ids = pd.Index(pd.read_parquet(folder / f"{split}.parquet", columns=["image_id"])["image_id"])
+    return array[ids.get_indexer(slices.ids(rows))]
 
 
 def _numbers(studies: "Studies", rows: "np.ndarray", wanted: "np.ndarray") -> "np.ndarray":

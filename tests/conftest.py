@@ -1,0 +1,85 @@
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("run_all.sh", "setup.sh", "pyproject.toml", "requirements.txt", "configs", "tests/tiny.yaml", "tests/leak.yaml")
+RECIPE = "tests/tiny.yaml"
+
+
+class House:
+    """A clone of the repository's top level, and the commands as a user types them there."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def start(self, command: str, *arguments: str, recipe: str | None = RECIPE) -> subprocess.Popen:
+        """Begin `ich command recipe arguments`."""
+        environment = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
+        words = [sys.executable, "-m", "ich.cli", command, *([recipe] if recipe else []), *arguments]
+        return subprocess.Popen(
+            words, cwd=self.root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def ich(self, *arguments: str, code: int = 0, recipe: str | None = RECIPE) -> str:
+        process = self.start(*arguments, recipe=recipe)
+        out, err = process.communicate(timeout=600)
+        assert process.returncode == code, out + err
+        assert "Traceback" not in err, err
+        return out + err
+
+    def run_all(self, *arguments: str) -> str:
+        words = ["bash", "run_all.sh", RECIPE, *arguments]
+        done = subprocess.run(words, cwd=self.root, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def states(self) -> dict[str, str]:
+        """Artefact -> state, by `ich status`."""
+        lines = self.ich("status").splitlines()[2:]
+        return {line.split()[0]: line.split()[1] for line in lines if line and not line[0].isdigit()}
+
+    def files(self) -> dict[str, tuple[int, str]]:
+        """Relative path -> (modification time, hash) of every artefact, run records and locks aside."""
+        found = {}
+        for folder in ("input", "folds", "oof", "submissions"):
+            for path in sorted((self.root / folder).rglob("*")):
+                if path.is_file() and path.suffix not in (".dcm", ".lock"):
+                    content = hashlib.sha256(path.read_bytes()).hexdigest()
+                    found[str(path.relative_to(self.root))] = (path.stat().st_mtime_ns, content)
+        return found
+
+
+def cloned(root: Path) -> House:
+    for name in COPIED:
+        (root / name).parent.mkdir(exist_ok=True)
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, root / name)
+    (root / ".venv").symlink_to(ROOT / ".venv")
+    return House(root)
+
+
+@pytest.fixture
+def clone(tmp_path) -> House:
+    """A fresh clone, in which nothing was run."""
+    return cloned(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> House:
+    """The tiny recipe, run through all stages once; tests that change it work on a copy."""
+    house = cloned(tmp_path_factory.mktemp("house"))
+    house.run_all()
+    return house
+
+
+@pytest.fixture
+def house(finished, tmp_path) -> House:
+    """A copy of the finished house that a test may break. Modification times are kept: they judge the raw data."""
+    subprocess.run(["cp", "-a", f"{finished.root}/.", str(tmp_path)], check=True)
+    return House(tmp_path)

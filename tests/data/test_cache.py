@@ -1,0 +1,174 @@
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ich.data import cache, dicom
+from ich.data.competitions import Raw
+from ich.data.dicom import SliceHeader
+
+CLASSES = ("bleed",)
+HEADER = SliceHeader(
+    image_id="",
+    patient_id="p",
+    study_id="s",
+    series_id="r",
+    position=(0.0, 0.0, 0.0),
+    orientation=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
+    pixel_spacing=(1.0, 1.0),
+    bits_stored=16,
+    signed=True,
+    slope=1.0,
+    intercept=0.0,
+    window_center=(40.0,),
+    window_width=(80.0,),
+    explicit_vr=True,
+)
+
+
+def head(size: int = 128, row: int = 50, column: int = 64, radius: int = 36) -> np.ndarray:
+    """A disc of brain in a ring of bone, in air."""
+    y, x = np.mgrid[:size, :size]
+    distance = np.hypot(y - row, x - column)
+    return np.where(distance < radius - 4, 35, np.where(distance < radius, 1200, -1000)).astype(np.int16)
+
+
+def with_head_rest(picture: np.ndarray) -> np.ndarray:
+    """The shell of a head-rest that touches the scalp, and the table across the whole picture below it."""
+    size = len(picture)
+    y, x = np.mgrid[:size, :size]
+    arc = np.abs(np.hypot(y - 50, x - 64) - 38.5) < 1.6
+    result = np.where(arc & (y > 60), 100, picture)
+    result[size - 12 : size - 9] = 300
+    return result.astype(np.int16)
+
+
+def test_the_box_is_the_head_and_its_margin():
+    row, column, side = cache.head_box([head()])
+    assert side == pytest.approx(72 * 1.04, abs=3)
+    assert (row + side / 2, column + side / 2) == pytest.approx((50, 64), abs=2)
+
+
+def test_head_rest_and_table_do_not_fool_the_box():
+    plain, real = cache.head_box([head()]), cache.head_box([with_head_rest(head())])
+    assert np.abs(np.subtract(plain, real)).max() <= 3
+
+
+def test_the_box_holds_the_head_of_every_slice():
+    row, column, side = cache.head_box([head(column=50, radius=30), head(column=78, radius=30), head(radius=5)])
+    assert column <= 20
+    assert column + side >= 108
+
+
+def test_without_a_head_the_whole_picture_is_kept():
+    assert cache.head_box([np.full((100, 80), -1000, np.int16)]) == (0, 0, 100)
+
+
+def test_a_resize_by_area_is_the_mean_of_the_pixels():
+    picture = np.arange(16, dtype=np.int16).reshape(4, 4) * 10
+    assert cache.resized(picture, (0, 0, 4), 2).tolist() == [[25, 45], [105, 125]]
+
+
+def test_a_box_beyond_the_picture_is_filled_with_air():
+    picture = np.full((2, 2), 40, np.int16)
+    assert cache.resized(picture, (-1, -1, 4), 4).tolist() == [
+        [-1024, -1024, -1024, -1024],
+        [-1024, 40, 40, -1024],
+        [-1024, 40, 40, -1024],
+        [-1024, -1024, -1024, -1024],
+    ]
+
+
+# ---- from files to the slice table and its rows
+
+
+def competition(tmp_path, headers: dict[str, SliceHeader], unlabelled=()) -> Raw:
+    """A file an image, whose pixels all hold its place in `headers`."""
+    for value, (image, header) in enumerate(headers.items()):
+        dicom.write(tmp_path / f"{image}.dcm", np.full((8, 8), value, np.int16), replace(header, image_id=image))
+    files = pd.DataFrame([(i, "train", f"{i}.dcm") for i in headers], columns=pd.Index(["image_id", "split", "path"]))
+    labels = pd.DataFrame({"image_id": [i for i in headers if i not in unlabelled], "bleed": 1.0})
+    return Raw(files, labels, [], ())
+
+
+def at(z: float, **changes) -> SliceHeader:
+    return replace(HEADER, position=(0.0, 0.0, z), **changes)
+
+
+def built(tmp_path, raw: Raw):
+    geometries = cache.read_geometries(tmp_path, raw.files["path"].tolist(), 1, lambda _: None)
+    table, refused = cache.slice_table(raw, geometries, CLASSES)
+    filled, unread = cache.fill(tmp_path / "hu.npy", table, tmp_path, 8, False, 1, lambda _: None)
+    return filled, refused + unread, np.load(tmp_path / "hu.npy", allow_pickle=False)
+
+
+def test_slices_stand_in_order_of_position_whatever_their_names(tmp_path):
+    raw = competition(tmp_path, {"c": at(10), "a": at(20), "b": at(-5)})
+    table, _, hu = built(tmp_path, raw)
+    assert table["image_id"].tolist() == ["b", "c", "a"]
+    assert table["position"].tolist() == [-5, 10, 20]
+    assert table["index"].tolist() == [0, 1, 2]
+    assert hu[:, 0, 0].tolist() == [2, 0, 1]
+
+
+def test_a_tilted_series_is_ordered_along_its_normal_and_not_along_z(tmp_path):
+    cos, sin = np.cos(np.radians(70)), np.sin(np.radians(70))
+    tilted = replace(HEADER, orientation=(1.0, 0.0, 0.0, 0.0, cos, sin))  # normal (0, -sin, cos)
+    low_z_first = {"a": replace(tilted, position=(0.0, -20.0, 1.0)), "b": replace(tilted, position=(0.0, 0.0, 2.0))}
+    table, _, _ = built(tmp_path, competition(tmp_path, low_z_first))
+    assert table["image_id"].tolist() == ["b", "a"]
+
+
+def test_two_series_of_a_study_are_kept_apart(tmp_path):
+    headers = {"a": at(0, series_id="r1"), "b": at(1, series_id="r2"), "c": at(2, series_id="r1")}
+    table, _, _ = built(tmp_path, competition(tmp_path, headers))
+    assert table["image_id"].tolist() == ["a", "c", "b"]
+    assert table["index"].tolist() == [0, 1, 0]
+    assert table["n_slices"].tolist() == [2, 2, 1]
+
+
+def test_an_unreadable_slice_leaves_no_hole(tmp_path):
+    raw = competition(tmp_path, {"a": at(0), "b": at(1), "c": at(2)})
+    broken = tmp_path / "b.dcm"
+    broken.write_bytes(broken.read_bytes()[:-10])
+    table, quarantined, hu = built(tmp_path, raw)
+    assert table["image_id"].tolist() == ["a", "c"]
+    assert table["index"].tolist() == [0, 1]
+    assert table["n_slices"].tolist() == [2, 2]
+    assert hu[:, 0, 0].tolist() == [0, 2]
+    assert [(q.image_id, q.reason) for q in quarantined] == [("b", "truncated")]
+
+
+def test_a_refused_header_and_a_promised_image_without_file_are_listed(tmp_path):
+    raw = competition(tmp_path, {"a": at(0), "b": at(1)})
+    (tmp_path / "b.dcm").write_text("no")
+    raw = Raw(raw.files, pd.concat([raw.labels, pd.DataFrame({"image_id": ["z"], "bleed": 0.0})]), ["t"], ())
+    _, quarantined, _ = built(tmp_path, raw)
+    assert [(q.image_id, q.split, q.reason) for q in quarantined] == [
+        ("b", "train", "not_dicom"),
+        ("z", "train", "label_without_file"),
+        ("t", "test", "label_without_file"),
+    ]
+
+
+def test_a_file_without_label_is_kept_unlabelled(tmp_path):
+    table, _, _ = built(tmp_path, competition(tmp_path, {"a": at(0), "b": at(1)}, unlabelled=("b",)))
+    assert table["bleed"].isna().tolist() == [False, True]
+
+
+def test_the_cache_is_the_same_whatever_the_number_of_processes(tmp_path):
+    raw = competition(tmp_path, {f"i{k}": at(k % 7, study_id=f"s{k // 7}") for k in range(40)})
+    geometries = cache.read_geometries(tmp_path, raw.files["path"].tolist(), 2, lambda _: None)
+    table, _ = cache.slice_table(raw, geometries, CLASSES)
+    for jobs in (1, 2):
+        cache.fill(tmp_path / f"hu{jobs}.npy", table, tmp_path, 8, True, jobs, lambda _: None)
+    assert (tmp_path / "hu1.npy").read_bytes() == (tmp_path / "hu2.npy").read_bytes()
+
+
+def test_an_image_in_two_folders_is_refused(tmp_path):
+    raw = competition(tmp_path, {"a": at(0)})
+    twice = Raw(pd.concat([raw.files, raw.files.assign(split="test")]), raw.labels, [], ())
+    geometries = cache.read_geometries(tmp_path, twice.files["path"].tolist(), 1, lambda _: None)
+    with pytest.raises(ValueError, match="image a lies in two folders"):
+        cache.slice_table(twice, geometries, CLASSES)

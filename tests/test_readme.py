@@ -1,0 +1,45 @@
+"""The README's commands exist and run; what it links to is there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL) for line in block.strip().splitlines()]
+ICH = [shlex.split(command)[1:] for command in COMMANDS if command.startswith("ich ")]
+
+
+def test_the_two_commands_come_first():
+    assert COMMANDS[:2] == ["bash run_all.sh", "bash tests/run.sh"]
+
+
+def test_every_command_is_of_a_known_kind():
+    assert len(ICH) >= 5
+    assert {c for c in COMMANDS if not c.startswith("ich ")} == {"bash run_all.sh", "bash tests/run.sh"}
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", TEXT))
+def test_a_link_leads_somewhere(link):
+    assert (ROOT / link).exists()
+
+
+@pytest.mark.parametrize("name", re.findall(r"`(configs/[^`]*|src/[^`]*|run_all\.sh)`", TEXT))
+def test_a_named_file_exists(name):
+    assert (ROOT / name).exists()
+
+
+@pytest.mark.parametrize("words", ICH, ids=" ".join)
+def test_a_command_of_the_readme_runs(house, words):
+    """On the tiny recipe in place of the demo: the same command, seconds instead of minutes."""
+    if "--table" in words:
+        random = np.random.default_rng(0)
+        table = pd.DataFrame({"any": random.integers(0, 2, 100), "prob_any": random.random(100)})
+        table.to_parquet(house.root / words[words.index("--table") + 1])
+    command, *rest = words
+    recipe = [word for word in rest if word.startswith("configs/")]
+    house.ich(command, *(word for word in rest if word not in recipe), recipe="tests/tiny.yaml" if recipe else None)
