@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("run_all.sh", "setup.sh", "pyproject.toml", "requirements.txt", "configs", "tests/tiny.yaml", "tests/leak.yaml")
+COPIED = (
+    "run_all.sh",
+    "setup.sh",
+    "pyproject.toml",
+    "requirements.txt",
+    "configs",
+    "tests/tiny.yaml",
+    "tests/leak.yaml",
+)
 RECIPE = "tests/tiny.yaml"
 
 

@@ -16,7 +16,7 @@ ALLOWED = {
     "models": {"models"},
     "ensemble": {"ensemble"},
     "training": {"training", "data", "models"},
-    "stages": {"stages.plan", "stages.member", "recipe", "workspace", "console", *ROOMS[:-1]},
+    "stages": {"stages.plan", "stages.inputs", "stages.member", "recipe", "workspace", "console", *ROOMS[:-1]},
     "cli": {"stages", "recipe", "workspace"},
 }
 OWNERS = {

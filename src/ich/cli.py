@@ -117,6 +117,8 @@ def thresholds(
     from ich.stages import thresholds as stage
     from ich.workspace import UserError
 
+    if recipe is not None and out is not None:
+        raise UserError("--out goes with --table; a recipe's thresholds go to oof/<recipe>/thresholds.json")
     options = {"metric": metric, "trials": trials}
     given = [f"thresholds.{key}={value}" for key, value in options.items() if value is not None]
     if (recipe is None) == (table is None):
@@ -126,7 +128,7 @@ def thresholds(
     elif table is not None:
         from ich.recipe import table_thresholds
 
-        stage.run_on_table(table, table_thresholds(given), out)
+        stage.run_on_table(table, table_thresholds([*(overrides or []), *given]), out)
 
 
 @app.command()
@@ -145,6 +147,19 @@ def score(recipe: RecipePath, overrides: Set = None, force: Force = False) -> No
     stage.run(_plan(recipe, overrides), force=force)
 
 
+@app.command()
+def predict(
+    recipe: RecipePath,
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="a folder with DICOM files at any depth, or one file")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the CSV to write")],
+    overrides: Set = None,
+) -> None:
+    """Score a folder of DICOM files with the trained ensemble."""
+    from ich.stages import predict as stage
+
+    stage.run(_plan(recipe, overrides), path, out)
+
+
 def main() -> None:
     """Run a command; what the user can mend is one line a fault, without a traceback."""
     from ich.recipe import RecipeError
@@ -156,9 +171,11 @@ def main() -> None:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except OSError as error:  # a full disk, a folder that may not be written, no file handles left
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; what was done is kept, run the same again", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

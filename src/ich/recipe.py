@@ -115,9 +115,9 @@ class Cnn(Training):
     )
     weights: str | None = Field(default=None, description="a .safetensors file of timm weights, for machines offline")
     input: Literal["windows", "neighbours"] = Field(
-        default="windows", description="windows: a channel a window; neighbours: three slices in the first window"
+        default="windows", description="windows: a channel a window; neighbours: three slices, each in every window"
     )
-    windows: tuple[tuple[float, float], ...] = Field(
+    windows: tuple[tuple[float, PositiveFloat], ...] = Field(
         default=((40, 80), (80, 200), (600, 2800)), min_length=1, description="level and width, HU"
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="before the last layer")
@@ -250,6 +250,8 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float):
+                raise RecipeError(f"{key_node.start_mark.name}:{key_node.start_mark.line + 1}: a key must be a word")
             if key in seen:
                 raise RecipeError(f"{key_node.start_mark.name}:{key_node.start_mark.line + 1}: {key!r} stands twice")
             seen.add(key)
@@ -302,7 +304,14 @@ def _override(values: dict[str, Any], assignment: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise RecipeError(f"--set {assignment}: {parent} holds a value, not keys")
-    values[last] = yaml.load(text, _Loader)
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {assignment}: not a YAML value: {' '.join(str(error).split())}") from None
+    if value is None:
+        values.pop(last, None)  # as in a recipe with a base
+    else:
+        values[last] = value
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -324,6 +333,8 @@ def table_thresholds(overrides: list[str]) -> Thresholds:
     """Threshold settings alone, for a table without a recipe; overrides as in `load`."""
     values: dict[str, Any] = {}
     for assignment in overrides:
+        if not assignment.startswith("thresholds."):
+            raise RecipeError(f"--set {assignment}: with a table only thresholds.* has a meaning")
         _override(values, assignment)
     return _checked(Thresholds, values.get("thresholds", {}), "thresholds.")
 

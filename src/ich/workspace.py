@@ -1,5 +1,6 @@
 """Where everything lies and how it is written: paths, atomic files, hashes, run records. Standard library only."""
 
+import glob
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 # Files above this size are not read again to see whether they changed: size and modification time decide.
 # (The Hounsfield cache of RSNA 2019 has 114 GB; every other artefact stays far below.)
-TRUST_STAMP_ABOVE = 1 << 30
+TRUST_STAMP_ABOVE = 1 << 28
 
 
 class UserError(Exception):
@@ -25,9 +26,17 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+_HASHES: dict[tuple[str, int, int, int], str] = {}
+
+
 def sha256_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Hash of a file's content; a file that has not changed since this process last looked is not read again."""
+    stat = path.stat()
+    seen = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    if seen not in _HASHES:
+        with path.open("rb") as file:
+            _HASHES[seen] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _HASHES[seen]
 
 
 def digest(value: Any) -> str:
@@ -35,8 +44,9 @@ def digest(value: Any) -> str:
     return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
 
 
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _fsync(path: Path) -> None:
+    """Have a file's content, or a folder's names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -55,23 +65,25 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        _fsync(temporary)
         temporary.chmod(0o644)
         temporary.replace(path)
-        _fsync_folder(path.parent)
+        _fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path` that takes its place when the block ends well."""
+    """Yield a temporary folder beside `path` that takes its place when the block ends well; its files are fsynced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:
         temporary.chmod(0o755)
         yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                _fsync(Path(folder, name))
         if path.exists():
             old = temporary.with_suffix(".old")
             path.rename(old)
@@ -79,10 +91,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             temporary.rename(path)
-        _fsync_folder(path.parent)
+        _fsync(path.parent)
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
+
+
+def _remove(folder: Path, pattern: str) -> None:
+    """Remove the temporary files and folders of that name."""
+    for suffix in (".tmp", ".old"):
+        for left in folder.glob(pattern + suffix):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -122,7 +141,7 @@ def read_sealed(path: Path, fingerprint: str) -> bytes | None:
     return payload if seal == whole else None
 
 
-def listing(root: Path, pattern_free_of: tuple[str, ...] = ()) -> dict[str, tuple[int, int]]:
+def listing(root: Path, without: tuple[str, ...] = ()) -> dict[str, tuple[int, int]]:
     """Relative path -> (size, modification time in ns) of every file below `root`, sorted by path.
 
     Raw data is judged by this listing: hashing the 460 GB of RSNA 2019 would take longer than preparing them.
@@ -134,8 +153,8 @@ def listing(root: Path, pattern_free_of: tuple[str, ...] = ()) -> dict[str, tupl
             for entry in entries:
                 if entry.is_dir(follow_symlinks=True):
                     folders.append(Path(entry.path))
-                elif entry.name not in pattern_free_of:
-                    stat = entry.stat()
+                elif entry.name not in without:
+                    stat = entry.stat(follow_symlinks=entry.is_file())  # of a broken link, the link's own
                     found[os.path.relpath(entry.path, root)] = (stat.st_size, stat.st_mtime_ns)
     return dict(sorted(found.items()))
 
@@ -145,6 +164,21 @@ class Record:
     """A run record: what was made, from what, and the hashes of the files. It is written last."""
 
     path: Path
+
+    @property
+    def lock(self) -> Path:
+        """The lock of what this record describes, beside it: recipes that share a cache share its lock."""
+        if self.path.name == "run.json":  # of a whole folder, which may be replaced
+            return self.path.parent.parent / ".locks" / f"{self.path.parent.name}.lock"
+        return self.path.parent / ".locks" / f"{self.path.name.split('.')[0]}.lock"
+
+    def sweep(self) -> None:
+        """Remove what killed writers of this record and its files left; only for who holds the lock."""
+        if self.path.name == "run.json":
+            _remove(self.path.parent.parent, f".{glob.escape(self.path.parent.name)}.*")
+            _remove(self.path.parent, ".*")
+        else:
+            _remove(self.path.parent, f".{self.path.name.split('.')[0]}.*")
 
     def read(self) -> dict[str, Any] | None:
         value = read_json(self.path)
@@ -233,6 +267,3 @@ class Workspace:
     @property
     def submissions(self) -> Path:
         return self.root / "submissions" / self.recipe
-
-    def lock(self, task: str) -> Path:
-        return self.oof / ".locks" / f"{task.replace('/', '-')}.lock"

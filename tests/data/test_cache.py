@@ -8,7 +8,6 @@ from ich.data import cache, dicom
 from ich.data.competitions import Raw
 from ich.data.dicom import SliceHeader
 
-CLASSES = ("bleed",)
 HEADER = SliceHeader(
     image_id="",
     patient_id="p",
@@ -56,7 +55,7 @@ def test_head_rest_and_table_do_not_fool_the_box():
 
 
 def test_the_box_holds_the_head_of_every_slice():
-    row, column, side = cache.head_box([head(column=50, radius=30), head(column=78, radius=30), head(radius=5)])
+    _, column, side = cache.head_box([head(column=50, radius=30), head(column=78, radius=30), head(radius=5)])
     assert column <= 20
     assert column + side >= 108
 
@@ -89,7 +88,7 @@ def competition(tmp_path, headers: dict[str, SliceHeader], unlabelled=()) -> Raw
         dicom.write(tmp_path / f"{image}.dcm", np.full((8, 8), value, np.int16), replace(header, image_id=image))
     files = pd.DataFrame([(i, "train", f"{i}.dcm") for i in headers], columns=pd.Index(["image_id", "split", "path"]))
     labels = pd.DataFrame({"image_id": [i for i in headers if i not in unlabelled], "bleed": 1.0})
-    return Raw(files, labels, [], ())
+    return Raw(files, labels, [], {"bleed": 1.0}, "", ())
 
 
 def at(z: float, **changes) -> SliceHeader:
@@ -98,7 +97,7 @@ def at(z: float, **changes) -> SliceHeader:
 
 def built(tmp_path, raw: Raw):
     geometries = cache.read_geometries(tmp_path, raw.files["path"].tolist(), 1, lambda _: None)
-    table, refused = cache.slice_table(raw, geometries, CLASSES)
+    table, refused = cache.slice_table(raw, geometries)
     filled, unread = cache.fill(tmp_path / "hu.npy", table, tmp_path, 8, False, 1, lambda _: None)
     return filled, refused + unread, np.load(tmp_path / "hu.npy", allow_pickle=False)
 
@@ -143,7 +142,14 @@ def test_an_unreadable_slice_leaves_no_hole(tmp_path):
 def test_a_refused_header_and_a_promised_image_without_file_are_listed(tmp_path):
     raw = competition(tmp_path, {"a": at(0), "b": at(1)})
     (tmp_path / "b.dcm").write_text("no")
-    raw = Raw(raw.files, pd.concat([raw.labels, pd.DataFrame({"image_id": ["z"], "bleed": 0.0})]), ["t"], ())
+    raw = Raw(
+        raw.files,
+        pd.concat([raw.labels, pd.DataFrame({"image_id": ["z"], "bleed": 0.0})]),
+        ["t"],
+        {"bleed": 1.0},
+        "",
+        (),
+    )
     _, quarantined, _ = built(tmp_path, raw)
     assert [(q.image_id, q.split, q.reason) for q in quarantined] == [
         ("b", "train", "not_dicom"),
@@ -160,7 +166,7 @@ def test_a_file_without_label_is_kept_unlabelled(tmp_path):
 def test_the_cache_is_the_same_whatever_the_number_of_processes(tmp_path):
     raw = competition(tmp_path, {f"i{k}": at(k % 7, study_id=f"s{k // 7}") for k in range(40)})
     geometries = cache.read_geometries(tmp_path, raw.files["path"].tolist(), 2, lambda _: None)
-    table, _ = cache.slice_table(raw, geometries, CLASSES)
+    table, _ = cache.slice_table(raw, geometries)
     for jobs in (1, 2):
         cache.fill(tmp_path / f"hu{jobs}.npy", table, tmp_path, 8, True, jobs, lambda _: None)
     assert (tmp_path / "hu1.npy").read_bytes() == (tmp_path / "hu2.npy").read_bytes()
@@ -168,7 +174,7 @@ def test_the_cache_is_the_same_whatever_the_number_of_processes(tmp_path):
 
 def test_an_image_in_two_folders_is_refused(tmp_path):
     raw = competition(tmp_path, {"a": at(0)})
-    twice = Raw(pd.concat([raw.files, raw.files.assign(split="test")]), raw.labels, [], ())
+    twice = Raw(pd.concat([raw.files, raw.files.assign(split="test")]), raw.labels, [], {"bleed": 1.0}, "", ())
     geometries = cache.read_geometries(tmp_path, twice.files["path"].tolist(), 1, lambda _: None)
     with pytest.raises(ValueError, match="image a lies in two folders"):
-        cache.slice_table(twice, geometries, CLASSES)
+        cache.slice_table(twice, geometries)

@@ -188,6 +188,24 @@ def test_a_slope_that_is_no_number_is_refused(path):
     assert refusal(path) == Reason.BAD_RESCALE
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.9.9\0"),  # a transfer syntax that nobody knows
+        (b"1.2.840.10008.1.2.1\0", b"1.2.840.10008\\1.2.1\0"),  # two of them
+        (b"\x28\x00\x03\x01US", b"\x28\x00\x03\x01XX"),  # a value representation that does not exist
+        (b"\xe0\x7f\x10\x00OW", b"\xe0\x7f\x10\x00ZZ"),
+        (b"\xe0\x7f\x10\x00OW", b"\xe0\x7f\x10\x00LT"),  # pixels as text
+    ],
+)
+def test_one_damaged_byte_of_the_header_is_refused_and_not_raised(path, old, new):
+    dicom.write(path, STORED, replace(HEADER, explicit_vr=True))
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+    assert refusal(path) in Reason
+
+
 def test_files_that_are_not_there_or_not_dicom_have_their_reason(tmp_path):
     (tmp_path / "text.dcm").write_text("hello" * 100)
     (tmp_path / "empty.dcm").write_bytes(b"")

@@ -82,19 +82,26 @@ def test_fewer_patients_than_folds_are_refused():
         folds.assign(competition(1, 2), CLASSES, 3, seed=7)
 
 
+def test_a_study_of_two_patients_is_refused():
+    table = competition(5, 10)
+    table.loc[0, "patient_id"] = "p9"
+    with pytest.raises(ValueError, match="study p0s0 belongs to two patients"):
+        folds.assign(table, CLASSES, 3, seed=7)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda f: f.assign(fold=f["fold"] + 1), "the folds name fold 2; folds.n is 2"),
+        (lambda f: f.assign(fold=f["fold"] + 1), r"there are folds \[1, 2\], and folds.n is 2"),
+        (lambda f: f.assign(fold=0), r"there are folds \[0\], and folds.n is 2"),
         (lambda f: f.iloc[1:], "1 studies are not both in the slice table and the folds"),
         (lambda f: pd.concat([f, f.iloc[:1]]), "stands twice"),
-        (
-            lambda f: f.assign(fold=[1 - f["fold"].iloc[0], *f["fold"].iloc[1:]], patient_id="p0"),
-            "lies in two folds",
-        ),
+        (lambda f: f.assign(fold=np.where(f["study_id"] == "p1s0", 1 - f["fold"], f["fold"])), "p1 lies in two folds"),
+        (lambda f: f.assign(patient_id=f["study_id"]), "study p0s0 is not of the patient that the folds name"),
     ],
 )
 def test_a_fold_table_that_does_not_fit_is_refused(change, says):
     table = competition(2, 8)
+    assert table.loc[table["patient_id"] == "p1", "study_id"].nunique() > 1
     with pytest.raises(ValueError, match=says):
         folds.check(change(folds.assign(table, CLASSES, 2, seed=7)), table, 2)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from ich.recipe import load
-from ich.stages.member import Slices
+from ich.stages.inputs import Slices
 from ich.stages.plan import Plan
 
 TOLERANCE = 0.08  # of macro AUC, about three standard errors with 90 studies
@@ -18,18 +18,18 @@ def shuffle_labels(house, recipe: str) -> None:
     only passed from patient to patient would keep that, and a model that learns it leaks nothing.
     """
     plan = Plan(load(house.root / recipe), house.root)
-    slices = Slices(plan)
-    train = slices.table[slices.table["split"] == "train"]
+    classes = Slices(plan).classes
+    train = pd.read_parquet(plan.prepared.folder / "slices.parquet").query("split == 'train'")
     random = np.random.default_rng(0)
     studies = [part for _, part in train.groupby("study_id")]
     order = random.permutation(len(studies))
     rows = []
     for place, study in enumerate(studies):
         giver = studies[order[(np.flatnonzero(order == place)[0] + 1) % len(order)]]
-        labels = giver[slices.classes].to_numpy()[np.arange(len(study)) % len(giver)]
+        labels = giver[classes].to_numpy()[np.arange(len(study)) % len(giver)]
         labels = np.roll(labels, random.integers(len(study)), axis=0)
         for image, row in zip(study["image_id"], labels, strict=True):
-            rows += [(f"{image}_{name}", int(v)) for name, v in zip(slices.classes, row, strict=True)]
+            rows += [(f"{image}_{name}", int(v)) for name, v in zip(classes, row, strict=True)]
     table = pd.DataFrame(rows, columns=pd.Index(["ID", "Label"]))
     table.to_csv(plan.raw_root / "stage_2_train.csv", index=False)
 

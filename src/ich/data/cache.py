@@ -1,5 +1,6 @@
 """From raw files to one int16 memory map of Hounsfield units and the slice table that says what its rows are."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,15 +59,14 @@ def _geometries(root: Path, paths: Sequence[str]) -> list[Geometry | Unreadable]
     return found
 
 
-def slice_table(
-    raw: Raw, geometries: Sequence[Geometry | Unreadable], classes: Sequence[str]
-) -> tuple[pd.DataFrame, list[Quarantined]]:
+def slice_table(raw: Raw, geometries: Sequence[Geometry | Unreadable]) -> tuple[pd.DataFrame, list[Quarantined]]:
     """The slice table of the readable headers, and what was refused.
 
     Columns: image_id, patient_id, study_id, series_id, position (mm), index, n_slices, split, tilt (degrees),
     row_spacing, column_spacing (mm), a float32 column a class (NaN: unlabelled), path. Slices of a series stand
     together, in order of position; a series of which a slice has no position is ordered by instance number.
     """
+    classes = list(raw.classes)
     keep = [isinstance(g, Geometry) for g in geometries]
     refused = _quarantined(raw.files, {i: g for i, g in enumerate(geometries) if isinstance(g, Unreadable)})
     table = raw.files[keep].reset_index(drop=True)
@@ -77,8 +77,8 @@ def slice_table(
     if table["image_id"].duplicated().any():
         twice = table.loc[table["image_id"].duplicated(), "image_id"].iloc[0]
         raise ValueError(f"image {twice} lies in two folders; keep one of its files")
-    table[list(classes)] = table[list(classes)].astype("float32")
-    table.loc[table["split"] == "test", list(classes)] = np.nan
+    table[classes] = table[classes].astype("float32")
+    table.loc[table["split"] == "test", classes] = np.nan
     table = _ordered(table)
     columns = ["image_id", "patient_id", "study_id", "series_id", "position", "index", "n_slices", "split"]
     columns += ["tilt", "row_spacing", "column_spacing", *classes, "path"]
@@ -124,8 +124,7 @@ def fill(
     The returned table has lost the slices whose pixels could not be read and gained the crop: crop_row, crop_column
     and crop_side, in pixels of the raw slice (rows x columns of it in raw_rows, raw_columns).
     """
-    hu = np.lib.format.open_memmap(target, mode="w+", dtype=np.int16, shape=(len(table), size, size))
-    del hu
+    _reserve(target, (len(table), size, size))
     groups = table.groupby(["split", "study_id", "series_id"], sort=False).indices.values()
     tasks = ((target, rows, [root / p for p in table["path"].iloc[rows]], size, crop) for rows in groups)
     refused: dict[int, Unreadable] = {}
@@ -171,7 +170,6 @@ def _fill_series(
                 box = found.get(picture.shape, (0, 0, max(picture.shape)))
                 hu[row] = resized(picture, box, size)
                 boxes[i] = (*box, *picture.shape)
-        hu.flush()
     return rows, refused, boxes
 
 
@@ -218,12 +216,23 @@ def head_box(slices: Sequence[np.ndarray], margin: float = 0.02) -> tuple[int, i
     return row, column, side
 
 
+def _reserve(target: Path, shape: tuple[int, ...]) -> None:
+    """An .npy file of int16 with all its space on the disk: a hole would end the run with SIGBUS on a full disk."""
+    np.lib.format.open_memmap(target, mode="w+", dtype=np.int16, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with target.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, target.stat().st_size)
+
+
 def _compact(target: Path, keep: np.ndarray) -> None:
-    """Keep the rows `keep` of a .npy file, copied in pieces so that memory stays small."""
-    old = np.load(target, mmap_mode="r", allow_pickle=False)
-    short = target.with_name(f"short-{target.name}")
-    new = np.lib.format.open_memmap(short, mode="w+", dtype=old.dtype, shape=(len(keep), *old.shape[1:]))
-    for start in range(0, len(keep), 1024):
-        new[start : start + 1024] = old[keep[start : start + 1024]]
-    new.flush()
-    short.replace(target)
+    """Keep the rows `keep` (ascending) of a .npy file: moved up in place, the rest cut off."""
+    hu = np.lib.format.open_memmap(target, mode="r+")
+    for new in np.flatnonzero(keep != np.arange(len(keep))):
+        hu[new] = hu[keep[new]]
+    hu.flush()
+    rows, end = hu[: len(keep)], hu.offset + len(keep) * hu[0].nbytes
+    offset = hu.offset
+    with target.open("rb+") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(rows))
+        assert file.tell() == offset, "numpy pads its headers, so that one with fewer rows is as long"
+        file.truncate(end)

@@ -3,17 +3,21 @@
 A file is read, or it is refused with one of `Reason`; nothing is guessed in silence.
 """
 
+import functools
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pydicom
 from pydicom.config import IGNORE, settings
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+Result = TypeVar("Result")
 
 HU_LOW, HU_HIGH = -1024, 3071  # what the cache keeps: air to the densest bone, 12 bits
 LARGEST_SIDE = 4096  # pixels; a header that claims more is damaged
@@ -83,16 +87,31 @@ class SliceHeader:
     explicit_vr: bool
 
 
+def _refusing(read: Callable[[Path], Result]) -> Callable[[Path], Result]:
+    """Let a reader of a file raise Unreadable and nothing else.
+
+    A damaged element raises wherever it is first touched, and whatever the parser stumbles over: ValueError, KeyError,
+    NotImplementedError, struct.error and numpy's own were seen among thousands of mutated headers.
+    """
+
+    @functools.wraps(read)
+    def reader(path: Path) -> Result:
+        try:
+            return read(path)
+        except Unreadable:
+            raise
+        except OSError as error:
+            raise Unreadable(Reason.UNREADABLE, error.strerror or type(error).__name__) from None
+        except Exception as error:
+            raise Unreadable(Reason.NOT_DICOM, type(error).__name__) from None
+
+    return reader
+
+
 def _open(path: Path, *, pixels: bool) -> Dataset:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return pydicom.dcmread(path, stop_before_pixels=not pixels)
-    except OSError as error:
-        raise Unreadable(Reason.UNREADABLE, error.strerror or type(error).__name__) from None
-    # A damaged header raises whatever the parser stumbles over: six kinds of exception were seen, numpy's among them.
-    except Exception as error:
-        raise Unreadable(Reason.NOT_DICOM, type(error).__name__) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pydicom.dcmread(path, stop_before_pixels=not pixels)
 
 
 def _numbers(dataset: Dataset, keyword: str, count: int) -> np.ndarray | None:
@@ -113,6 +132,7 @@ def _text(dataset: Dataset, keyword: str) -> str:
     return "" if value is None else str(value).strip()
 
 
+@_refusing
 def geometry(path: Path) -> Geometry:
     """Read the header alone. Position is ImagePositionPatient projected on the normal of ImageOrientationPatient.
 
@@ -152,6 +172,7 @@ def _refuse_other_than_ct(dataset: Dataset) -> None:
         raise Unreadable(Reason.NOT_CT_SLICE, "a localizer")
 
 
+@_refusing
 def hounsfield(path: Path) -> np.ndarray:
     """The slice in Hounsfield units: int16 [rows, columns], clipped to -1024..3071. Raises Unreadable."""
     dataset = _open(path, pixels=True)

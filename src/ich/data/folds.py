@@ -18,6 +18,9 @@ def assign(table: pd.DataFrame, classes: list[str], n: int, seed: int) -> pd.Dat
     Raises ValueError where there are fewer patients than folds.
     """
     labelled = table[table[classes].notna().all(axis=1) & (table["split"] == "train")]
+    owners = labelled.groupby("study_id")["patient_id"].nunique()
+    if (owners > 1).any():
+        raise ValueError(f"study {owners.index[owners > 1][0]} belongs to two patients")
     slices = labelled.groupby("patient_id", sort=True)[classes].sum()
     if len(slices) < n:
         raise ValueError(f"{len(slices)} labelled patients cannot fill {n} folds; set folds.n to {max(len(slices), 2)}")
@@ -59,18 +62,25 @@ def _greedy(load: np.ndarray, n: int, random: np.random.Generator) -> np.ndarray
 
 
 def check(folds: pd.DataFrame, labelled: pd.DataFrame, n: int) -> None:
-    """Raise ValueError unless each labelled study has one fold of 0..n-1 and no patient has two."""
+    """Raise ValueError unless each labelled study has one fold, no patient has two and none of the `n` is empty.
+
+    Whose a study is says `labelled`, the slice table, and `folds` must agree.
+    """
     if folds["study_id"].duplicated().any():
         raise ValueError(
             f"study {folds.loc[folds['study_id'].duplicated(), 'study_id'].iloc[0]} stands twice in the folds"
         )
-    if not folds["fold"].isin(range(n)).all():
-        raise ValueError(f"the folds name fold {folds['fold'].max()}; folds.n is {n}")
+    if set(folds["fold"]) != set(range(n)):
+        raise ValueError(f"there are folds {sorted(set(folds['fold']))}, and folds.n is {n}")
     missing = set(labelled["study_id"]) ^ set(folds["study_id"])
     if missing:
         raise ValueError(
             f"{len(missing)} studies are not both in the slice table and the folds, {sorted(missing)[0]} first"
         )
+    patient = labelled.groupby("study_id")["patient_id"].first().reindex(folds["study_id"])
+    other = patient.to_numpy() != folds["patient_id"].to_numpy()
+    if other.any():
+        raise ValueError(f"study {folds['study_id'][other].iloc[0]} is not of the patient that the folds name")
     split = folds.groupby("patient_id")["fold"].nunique()
     if (split > 1).any():
         raise ValueError(f"patient {split.index[split > 1][0]} lies in two folds")

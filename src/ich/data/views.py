@@ -28,7 +28,7 @@ class View:
     """What becomes of a slice.
 
     windows: a channel a window, all of the slice itself.
-    neighbours: the previous slice of the study, this one and the next, all three in `windows[0]`.
+    neighbours: the previous slice of the study, this one and the next, each in every window.
     """
 
     kind: Literal["windows", "neighbours"]
@@ -39,12 +39,10 @@ class View:
             raise ValueError(f"unknown view {self.kind!r}; use 'windows' or 'neighbours'")
         if not self.windows:
             raise ValueError("a view needs at least one window")
-        if self.kind == "neighbours" and len(self.windows) > 1:
-            raise ValueError(f"a view of neighbours takes one window, not {len(self.windows)}")
 
     @property
     def channels(self) -> int:
-        return 3 if self.kind == "neighbours" else len(self.windows)
+        return self.depth * len(self.windows)
 
     @property
     def depth(self) -> int:
@@ -75,10 +73,7 @@ def render(hu: NDArray[np.int16], view: View) -> NDArray[np.uint8]:
             f"a view of {view.kind} wants int16 [..., {view.depth}, S, S], got {hu.dtype} {list(hu.shape)}"
         )
     slices = np.ascontiguousarray(np.moveaxis(hu, -3, 0)).view(np.uint16).reshape(depth, -1, width)
-    if view.kind == "neighbours":
-        grey = [cv2.LUT(one, table(view.windows[0])) for one in slices]
-    else:
-        grey = [cv2.LUT(slices[0], table(window)) for window in view.windows]
+    grey = [cv2.LUT(one, table(window)) for one in slices for window in view.windows]
     return cv2.merge(grey).reshape(*batch, height, width, view.channels).astype(np.uint8, copy=False)
 
 

@@ -97,10 +97,9 @@ def choose(
 
 
 def raise_any(p: NDArray, classes: Sequence[str]) -> NDArray[np.float64]:
-    """Probabilities [n, c] with "any" at least the largest subtype; unchanged without a class "any".
+    """Probabilities or logits [n, c] with "any" at least the largest subtype; unchanged without a class "any".
 
-    A bleed of some subtype is a bleed, and log loss pays for a lower "any". Applied to a submission, not to
-    members.
+    A bleed of some subtype is a bleed, and log loss pays for a lower "any".
     """
     raised = np.array(p, dtype=np.float64)
     if "any" in classes:

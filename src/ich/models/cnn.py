@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 
@@ -120,6 +121,10 @@ def _backbone(spec: CnnSpec) -> Any:
         )
     except TypeError as error:
         raise ValueError(f"backbone {spec.backbone} does not take {spec.kwargs}: {error}") from error
+    except (SafetensorError, OSError, RuntimeError) as error:  # no connection, or weights of something else
+        raise ValueError(
+            f"the weights of {spec.backbone} cannot be had: {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def _tuples(value: Any) -> Any:

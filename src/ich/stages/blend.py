@@ -1,7 +1,8 @@
 """`ich blend`: a weighted mean of the members' logits, as a member of its own: a fold's weights never saw that fold."""
 
 from ich.console import say, table
-from ich.stages.member import Slices, assemble, figures, leave_predictions
+from ich.stages.inputs import Slices
+from ich.stages.member import assemble, figures, leave_predictions
 from ich.stages.plan import Made, Plan, seed_of
 from ich.workspace import write_json
 
@@ -45,7 +46,7 @@ def _fold(plan: Plan, fold: int) -> Made:
     files = {}
     write_json(folder / "weights.json", weights)
     files["weights.json"] = folder / "weights.json"
-    blended = blend.blend_logits(logits, weights)
+    blended = blend.raise_any(blend.blend_logits(logits, weights), slices.classes)
     valid, test = slices.valid_rows(fold), slices.test_rows
     files |= leave_predictions(slices, folder, fold, "valid", valid, blended[valid])
     files |= leave_predictions(slices, folder, fold, "test", test, blended[test])

@@ -4,10 +4,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ich.recipe import Cnn as CnnSettings
+from ich.stages.inputs import Slices, pictures, predict_pictures
 from ich.stages.member import (
     Checkpoint,
     Epochs,
-    Slices,
     figures,
     leave_array,
     leave_bytes,
@@ -22,8 +22,6 @@ from ich.workspace import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from ich.data.augment import Augment
-    from ich.data.datasets import SliceDataset
     from ich.models.losses import Loss
 
 LARGEST_POS_WEIGHT = 20.0
@@ -35,21 +33,23 @@ def run(plan: Plan, *, model: str | None = None, fold: int | None = None, force:
 
 def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     """Train one backbone without fold `fold`, then predict that fold and the test set."""
+    import numpy as np
     import torch
 
     from ich.data.augment import Augmentation, build
     from ich.data.datasets import slice_loader
     from ich.models.cnn import Cnn, CnnSpec
     from ich.training import checkpoint
-    from ich.training.loop import Diverged, FitSettings, fit, predict, weights
+    from ich.training.loop import Diverged, FitSettings, fit, weights
 
     settings, folder = plan.recipe.cnn[member], plan.workspace.fold(member, fold)
     torch.set_num_threads(plan.recipe.compute.threads)
     slices, seed, size = Slices(plan), seed_of(settings.seed, member, fold), settings.batch_size
-    pictures = _pictures(slices, settings, seed)
+    hu = np.load(plan.prepared.folder / "hu.npy", mmap_mode="r", allow_pickle=False)
+    shown = pictures(hu, slices.table, settings, slices.labels, seed)
     train, valid, test = slices.train_rows(fold), slices.valid_rows(fold), slices.test_rows
-    training = pictures(train, build(Augmentation(**settings.augment.model_dump())))
-    held_out = {"valid": (valid, pictures(valid)), "test": (test, pictures(test))}
+    training = shown(train, build(Augmentation(**settings.augment.model_dump())))
+    held_out = {"valid": (valid, shown(valid)), "test": (test, shown(test))}
     spec = CnnSpec(
         in_channels=training.view.channels,
         classes=len(slices.classes),
@@ -65,9 +65,7 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     says = Epochs(f"{member} fold {fold}", settings.epochs, len(train), "slices")
 
     def predicted(model: Any, split: str) -> dict[str, "np.ndarray"]:
-        rows, dataset = held_out[split]
-        batches = slice_loader(dataset, 0, 2 * size, shuffle=False, workers=settings.workers)
-        return predict(model, batches, len(rows), settings.precision)
+        return predict_pictures(model, held_out[split][1], settings)
 
     def after_epoch(state: dict[str, Any]) -> None:
         saved.save(state)
@@ -96,26 +94,8 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
         files |= leave_array(folder / f"{split}_embeddings.npy", found["embeddings"])
         if split == "valid":
             metrics = figures(slices, rows, found["logits"])
-    saved.remove()
     rebuild = {**asdict(spec), "pretrained": False, "weights": None}  # the weights are in model.safetensors
     return files, {"model": rebuild, "classes": slices.classes, "metrics": metrics}
-
-
-def _pictures(slices: Slices, settings: CnnSettings, seed: int) -> "Any":
-    """A function of rows (and an augmentation) to their data set, over the Hounsfield cache."""
-    import numpy as np
-
-    from ich.data.datasets import SliceDataset
-    from ich.data.views import View, Window, neighbour_rows
-
-    hu = np.load(slices.plan.prepared.folder / "hu.npy", mmap_mode="r", allow_pickle=False)
-    neighbours = neighbour_rows(slices.table["series"].to_numpy(), slices.table["index"].to_numpy())
-    view = View(settings.input, tuple(Window(level, width) for level, width in settings.windows))
-
-    def pictures(rows: "np.ndarray", augment: "Augment | None" = None) -> "SliceDataset":
-        return SliceDataset(hu, rows, neighbours, slices.ids(rows).tolist(), slices.labels[rows], view, augment, seed)
-
-    return pictures
 
 
 def _loss(settings: CnnSettings, labels: "np.ndarray") -> "Loss":

@@ -37,7 +37,7 @@ def run(plan: Plan, *, force: bool = False) -> None:
                 slices=demo.slices,
                 size=demo.size,
                 seed=demo.seed,
-                jobs=plan.processes,
+                jobs=plan.cores,
                 on_progress=advance,
             )
         tables = {path.name: path for path in sorted(root.glob("*.csv"))}

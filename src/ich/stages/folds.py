@@ -12,15 +12,14 @@ def run(plan: Plan, *, force: bool = False) -> None:
         import pandas as pd
 
         from ich.data import folds
-        from ich.data.competitions import ADAPTERS
 
-        classes = list(ADAPTERS[plan.recipe.competition.format].CLASSES)
+        classes = (plan.record_of(plan.prepared.record) or {})["classes"]
         slices = pd.read_parquet(plan.prepared.folder / "slices.parquet")
         n = plan.recipe.folds.n
         labelled = slices[slices[classes].notna().all(axis=1) & (slices["split"] == "train")]
         try:
-            given = path.is_file() and plan.folds.record.read() is None and not force
-            if given:  # a committed fold file, without the record of who made it: used if it fits
+            if path.is_file() and not force and plan.fold_settings_hold():
+                # Written once, then used: other folds would make every score incomparable with those before.
                 assigned = pd.read_csv(path, dtype={"study_id": str, "patient_id": str})
                 folds.check(assigned, labelled, n)
             else:
@@ -28,7 +27,7 @@ def run(plan: Plan, *, force: bool = False) -> None:
                 with atomic(path) as temporary:
                     assigned.to_csv(temporary, index=False)
         except (ValueError, KeyError) as error:
-            raise UserError(f"{path}: {error}") from None
+            raise UserError(f"{path}: {error}; `ich folds --force` makes new folds") from None
         joined = labelled.merge(assigned[["study_id", "fold"]], on="study_id", validate="many_to_one")
         counts = joined.groupby("fold")[classes].sum().astype(int)
         gaps = folds.missing_classes(assigned, classes, n)

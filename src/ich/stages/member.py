@@ -1,4 +1,4 @@
-"""What every member leaves, whoever made it: folds side by side, their files, the assembled oof and test tables."""
+"""What members have in common: folds side by side, what they read and leave, the assembled oof and test tables."""
 
 import csv
 import io
@@ -6,19 +6,17 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ich.console import say
 from ich.recipe import Recipe
+from ich.stages.inputs import Slices
 from ich.stages.plan import Made, Plan, Task
 from ich.workspace import UserError, atomic, read_sealed, write_sealed, write_text
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
 
 
 # ---- which folds, and running them
@@ -55,6 +53,8 @@ def run_folds(
     plan.forget()
     for name in dict.fromkeys(name for name, _ in pairs):
         assemble(plan, name)
+    if pairs and not todo:
+        say(f"{plan.stage_of(pairs[0][0])}: done, {len(pairs)} folds")
 
 
 def _side_by_side(
@@ -83,7 +83,9 @@ def _make_fold(
     recipe: Recipe, root: Path, name: str, k: int, make: Callable[[Plan, str, int, str], Made], force: bool
 ) -> tuple[str, int]:
     plan = Plan(recipe, root)
-    plan.make(plan.fold(name, k), lambda fingerprint: make(plan, name, k, fingerprint), force=force)
+    task = plan.fold(name, k)
+    plan.make(task, lambda fingerprint: make(plan, name, k, fingerprint), force=force)
+    Checkpoint.remove(task.folder)  # not before the record is written: a kill in between would cost the whole fold
     return name, k
 
 
@@ -98,85 +100,6 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
-
-
-# ---- what a fold reads
-
-
-@dataclass(frozen=True)
-class Slices:
-    """The slice table with its folds, read once a fold. Row numbers are those of hu.npy."""
-
-    plan: Plan
-
-    @cached_property
-    def table(self) -> "pd.DataFrame":
-        import pandas as pd
-
-        table = pd.read_parquet(self.plan.prepared.folder / "slices.parquet")
-        folds = pd.read_csv(self.plan.workspace.folds, dtype={"study_id": str, "patient_id": str})
-        table["fold"] = table["study_id"].map(folds.set_index("study_id")["fold"]).where(table["split"] == "train")
-        table["series"] = table.groupby(["split", "study_id", "series_id"], sort=False).ngroup()
-        return table
-
-    @cached_property
-    def classes(self) -> list[str]:
-        from ich.data.competitions import ADAPTERS
-
-        return list(ADAPTERS[self.plan.recipe.competition.format].CLASSES)
-
-    @cached_property
-    def class_weights(self) -> list[float]:
-        from ich.data.competitions import ADAPTERS
-
-        return list(ADAPTERS[self.plan.recipe.competition.format].CLASS_WEIGHTS)
-
-    @cached_property
-    def labels(self) -> "np.ndarray":
-        """float32 [n, c], NaN where unlabelled."""
-        return self.table[self.classes].to_numpy("float32")
-
-    @cached_property
-    def labelled(self) -> "np.ndarray":
-        """bool [n]: rows that have a fold and all labels."""
-        import numpy as np
-
-        return self.table["fold"].notna().to_numpy() & ~np.isnan(self.labels).any(axis=1)
-
-    def train_rows(self, fold: int) -> "np.ndarray":
-        return (self.labelled & (self.table["fold"] != fold).to_numpy()).nonzero()[0]
-
-    def valid_rows(self, fold: int) -> "np.ndarray":
-        return (self.labelled & (self.table["fold"] == fold).to_numpy()).nonzero()[0]
-
-    @cached_property
-    def test_rows(self) -> "np.ndarray":
-        return (self.table["split"] == "test").to_numpy().nonzero()[0]
-
-    def ids(self, rows: "np.ndarray") -> "pd.Index":
-        import pandas as pd
-
-        return pd.Index(self.table["image_id"].iloc[rows])
-
-    def out_of_fold(self, member: str, fold: int) -> "np.ndarray":
-        """A member's logits [n, c] as fold `fold` of a later member reads them, NaN where there are none.
-
-        Labelled rows come out of their own fold's model, test rows out of the model of `fold`: so a later model meets
-        on the test set what it meets on its validation rows, the logits of one model.
-        """
-        import numpy as np
-        import pandas as pd
-
-        from ich.ensemble.members import aligned
-
-        found = np.full((len(self.table), len(self.classes)), np.nan)
-        for k in self.plan.fold_numbers:
-            rows = self.valid_rows(k)
-            table = pd.read_parquet(self.plan.workspace.fold(member, k) / "valid.parquet")
-            found[rows] = aligned(table, self.ids(rows), self.classes)
-        table = pd.read_parquet(self.plan.workspace.fold(member, fold) / "test.parquet")
-        found[self.test_rows] = aligned(table, self.ids(self.test_rows), self.classes)
-        return found
 
 
 # ---- what a fold leaves
@@ -244,8 +167,10 @@ def figures(slices: Slices, rows: "np.ndarray", logits: "np.ndarray") -> dict[st
 class Checkpoint:
     """The state after a fold's last finished epoch; it belongs to one fingerprint and vanishes with the fold's end."""
 
+    NAME = "checkpoint.bin"
+
     def __init__(self, folder: Path, fingerprint: str) -> None:
-        self.path = folder / "checkpoint.bin"
+        self.path = folder / self.NAME
         self.fingerprint = fingerprint
 
     def load(self) -> dict[str, Any] | None:
@@ -259,8 +184,9 @@ class Checkpoint:
 
         write_sealed(self.path, self.fingerprint, checkpoint.to_bytes(state))
 
-    def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
+    @classmethod
+    def remove(cls, folder: Path) -> None:
+        (folder / cls.NAME).unlink(missing_ok=True)
 
 
 class Epochs:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -30,6 +29,7 @@ VERSIONS = dict.fromkeys(("demo", "prepare", "folds", "cnn", "sequence", "stack"
     "score": 1,
 }
 NOT_RAW = ("run.json", "solution.csv", "mislabelled.csv")  # beside the raw data, but no input of a stage
+NVIDIA = Path("/proc/driver/nvidia/gpus")  # a folder for each GPU; asking torch would cost seconds
 LIBRARIES = (
     "torch",
     "timm",
@@ -80,7 +80,9 @@ class Plan:
         self.root = root
         self.workspace = Workspace(root, recipe.name)
         self.raw_root = root / recipe.competition.root
-        self._states: dict[str, State] = {}
+        self._tasks: dict[tuple[str, int | None], Task] = {}
+        self._records: dict[Path, dict[str, Any] | None] = {}
+        self._states: dict[Path, State] = {}
 
     # ---- the tasks
 
@@ -110,13 +112,18 @@ class Plan:
         pointer = read_json(self.workspace.cache_pointer)
         fits = isinstance(pointer, dict) and pointer.get("settings") == self.image_settings
         record = Record(self.workspace.cache(str(pointer["key"]) if fits else "none") / "run.json")
-        return Task("prepare", "prepare", record, (record.read() or {}).get("settings", {}))
+        return Task("prepare", "prepare", record, (self.record_of(record) or {}).get("settings", {}))
 
     @cached_property
     def folds(self) -> Task:
         path = self.workspace.folds
         settings = self.recipe.folds.model_dump(mode="json")
         return Task("folds", "folds", Record(path.with_suffix(".run.json")), settings, self._cache("slices.parquet"))
+
+    def fold_settings_hold(self) -> bool:
+        """Whether the fold file there was made with the present folds.n and folds.seed, or by somebody unknown."""
+        record = self.record_of(self.folds.record)
+        return record is None or record.get("settings") == self.folds.settings
 
     def _cache(self, *files: str) -> tuple[tuple[Task, tuple[str, ...]], ...]:
         return ((self.prepared, files),)
@@ -135,12 +142,19 @@ class Plan:
 
     def fold(self, member: str, fold: int) -> Task:
         """The task of one fold of a member: its settings and everything it reads."""
-        stage = self.stage_of(member)
+        if (member, fold) not in self._tasks:
+            self._tasks[member, fold] = self._fold(member, fold)
+        return self._tasks[member, fold]
+
+    def _fold(self, member: str, fold: int) -> Task:
+        stage, sources = self.stage_of(member), {}
         tables = self._folds_table
         match stage:
             case "cnn":
                 settings, below = self.recipe.cnn[member], ()
                 tables += self._cache("hu.npy", "slices.parquet")
+                if settings.weights is not None:
+                    sources = {"weights": self.root / settings.weights}
             case "sequence":
                 settings = self.recipe.sequence[member]
                 below = self._below(settings.on, fold, embeddings=True)
@@ -155,7 +169,7 @@ class Plan:
                 tables += self._cache("slices.parquet")
         values = settings.model_dump(mode="json", exclude={"workers"})
         record = Record(self.workspace.fold(member, fold) / "run.json")
-        return Task(f"{stage}/{member}/fold{fold}", stage, record, {**values, "fold": fold}, tables + below)
+        return Task(f"{stage}/{member}/fold{fold}", stage, record, {**values, "fold": fold}, tables + below, sources)
 
     def _below(
         self, members: list[str] | tuple[str, ...], fold: int, *, embeddings: bool = False
@@ -175,6 +189,11 @@ class Plan:
 
     def member(self, member: str) -> Task:
         """The assembled oof.parquet and test.parquet of a member."""
+        if (member, None) not in self._tasks:
+            self._tasks[member, None] = self._member(member)
+        return self._tasks[member, None]
+
+    def _member(self, member: str) -> Task:
         stage = self.stage_of(member)
         parts = tuple((self.fold(member, k), ("valid.parquet", "test.parquet")) for k in self.fold_numbers)
         record = Record(self.workspace.member(member) / "run.json")
@@ -203,7 +222,9 @@ class Plan:
             (self.member("blend"), ("test.parquet",)),
             (self.thresholds, (self.workspace.thresholds.name,)),
         )
-        return Task("submit", "submit", Record(path), {}, upstream)
+        template = (self.record_of(self.prepared.record) or {}).get("template")
+        sources = {"template": self.raw_root / template} if template else {}
+        return Task("submit", "submit", Record(path), {}, upstream, sources)
 
     @cached_property
     def score(self) -> Task:
@@ -212,7 +233,7 @@ class Plan:
         upstream += tuple((self.member(m), ("oof.parquet", "test.parquet")) for m in self.members)
         solution = self.raw_root / "solution.csv"
         sources = {"solution.csv": solution} if solution.is_file() else {}
-        return Task("score", "score", Record(path), self.recipe.thresholds.model_dump(mode="json"), upstream, sources)
+        return Task("score", "score", Record(path), {}, upstream, sources)
 
     def all(self) -> Iterator[Task]:
         """Every task, in the order of the flow."""
@@ -227,59 +248,68 @@ class Plan:
 
     # ---- their states
 
+    def record_of(self, record: Record) -> dict[str, Any] | None:
+        """What a record says; read once a look."""
+        if record.path not in self._records:
+            self._records[record.path] = record.read()
+        return self._records[record.path]
+
     def inputs(self, task: Task) -> dict[str, str]:
         """Hashes of what the task reads, by the records of those who wrote it."""
-        hashes = {name: sha256_file(path) for name, path in task.sources.items()}
+        hashes = {name: sha256_file(path) if path.is_file() else "" for name, path in task.sources.items()}
         for upstream, files in task.upstream:
-            written = (upstream.record.read() or {"files": {}})["files"]
+            written = (self.record_of(upstream.record) or {"files": {}})["files"]
             hashes |= {f"{upstream.name}/{file}": written.get(file, "") for file in files}
         return hashes
 
-    def fingerprint(self, task: Task) -> str:
-        return digest([VERSIONS[task.stage], task.settings, self.inputs(task)])
+    def _fingerprint(self, task: Task, inputs: Mapping[str, str]) -> str:
+        return digest([VERSIONS[task.stage], task.settings, inputs])
 
     def state(self, task: Task) -> State:
-        if task.name not in self._states:
-            self._states[task.name] = self._state(task)
-        return self._states[task.name]
+        path = task.record.path
+        if path not in self._states:
+            self._states[path] = self._state(task)
+        return self._states[path]
 
     def _state(self, task: Task) -> State:
-        record = task.record.read()
+        record = self.record_of(task.record)
         if record is None:
-            return State("running" if self._locked(task) else "missing")
+            if task.stage == "prepare" and self.workspace.cache_pointer.is_file():
+                return State("stale", "the raw files or the image settings have changed")
+            return State("missing")
         for upstream, _ in task.upstream:
             if not self.state(upstream).done:
                 return State("stale", f"{upstream.name} is {self.state(upstream).kind}")
-        if record.get("fingerprint") != self.fingerprint(task):
-            return State("stale", self._difference(task, record))
+        inputs = self.inputs(task)
+        if record.get("fingerprint") != self._fingerprint(task, inputs):
+            return State("stale", self._difference(task, record, inputs))
         damaged = task.record.damaged(record)
-        if damaged:
-            return State("stale", damaged)
-        return State("done")
+        return State("stale", damaged) if damaged else State("done")
 
-    def _difference(self, task: Task, record: Mapping[str, Any]) -> str:
-        old_settings, settings = record.get("settings", {}), task.settings
-        for key in sorted({*old_settings, *settings}):
-            if old_settings.get(key) != settings.get(key):
-                return f"{key} was {old_settings.get(key)}, is {settings.get(key)}"
-        old_inputs = record.get("inputs", {})
-        for name, value in self.inputs(task).items():
-            if old_inputs.get(name) != value:
-                return f"{name} is new"
+    def _difference(self, task: Task, record: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+        was, now = record.get("settings", {}), task.settings
+        for key in sorted({*was, *now}):
+            if was.get(key) != now.get(key):
+                return f"{key} was {was.get(key)}, is {now.get(key)}"
+        was = record.get("inputs", {})
+        for name in sorted({*was, *inputs}):
+            if was.get(name) != inputs.get(name):
+                return f"{name} is {'gone' if name not in inputs else 'another one'}"
         return "made by another version of this program"
 
-    def _locked(self, task: Task) -> bool:
-        path = self.workspace.lock(task.name)
-        if not path.exists():
+    def running(self, task: Task) -> bool:
+        """Whether a process is making the task right now. A dead process holds no lock."""
+        if not task.record.lock.exists():
             return False
         try:
-            with FileLock(path, timeout=0):
+            with FileLock(task.record.lock, timeout=0):
                 return False
         except Timeout:
             return True
 
     def forget(self) -> None:
         """Look again: other processes have worked."""
+        self._records.clear()
         self._states.clear()
 
     # ---- making them
@@ -291,36 +321,38 @@ class Plan:
             if not state.done:
                 self.require(upstream)
                 why = f" ({state.why})" if state.why else ""
+                if self.running(upstream):
+                    raise UserError(f"{task.name} needs {upstream.name}, which another process is making; wait for it")
                 raise UserError(
-                    f"{task.name} needs {upstream.name}, which is {state.kind}{why}; run `ich {upstream.stage}` first"
+                    f"{task.name} needs {upstream.name}, which is {state.kind}{why}; run `ich {upstream.stage}` first,"
+                    " with the same recipe and --set"
                 )
 
-    @contextmanager
-    def lock(self, task: Task) -> Iterator[None]:
-        """One process a task; another waits. The lock is the operating system's, so it dies with its owner."""
-        path = self.workspace.lock(task.name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path):
-            yield
-
     def make(self, task: Task, function: Callable[[str], Made], *, force: bool = False) -> bool:
-        """Call `function(fingerprint)` unless the task is done, and write its record last. True: it was made."""
+        """Call `function(fingerprint)` unless the task is done, and write its record last. True: it was made.
+
+        One process makes a task; another waits, and finds it done. The lock is the operating system's and dies with
+        its owner.
+        """
         if not force and self.state(task).done:
             return False
         self.require(task)
-        with self.lock(task):
-            self._states.pop(task.name, None)
-            if not force and self.state(task).done:  # another process made it while this one waited
+        task.record.lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(task.record.lock):
+            self.forget()
+            if not force and self.state(task).done:
                 return False
-            watch = Stopwatch()
-            fingerprint = self.fingerprint(task)
+            self.require(task)
+            task.record.sweep()
+            watch, inputs = Stopwatch(), self.inputs(task)
+            fingerprint = self._fingerprint(task, inputs)
             files, more = function(fingerprint)
             task.record.write(
                 fingerprint,
                 files,
                 task=task.name,
                 settings=dict(task.settings),
-                inputs=self.inputs(task),
+                inputs=inputs,
                 **more,
                 **watch.measured(),
                 versions={name: version(name) for name in LIBRARIES},
@@ -336,10 +368,15 @@ class Plan:
         self.__dict__.pop("prepared", None)
 
     @property
+    def cores(self) -> int:
+        """CPU cores that this process may use."""
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    @property
     def processes(self) -> int:
-        """How many folds run side by side on this machine's CPU."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return self.recipe.compute.processes or max(1, cores // self.recipe.compute.threads)
+        """How many folds run side by side: as the recipe says, else one where a GPU trains them, else one a core."""
+        alone = 1 if NVIDIA.is_dir() and any(NVIDIA.iterdir()) else max(1, self.cores // self.recipe.compute.threads)
+        return self.recipe.compute.processes or alone
 
 
 def seed_of(seed: int, *names: object) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ich.console import progress, say
+from ich.stages.inputs import layout_errors
 from ich.stages.plan import Made, Plan
 from ich.workspace import UserError, atomic_folder
 
@@ -32,26 +33,26 @@ def _prepare(plan: Plan, folder: Path) -> Made:
     import pandas as pd
 
     from ich.data import cache
-    from ich.data.competitions import ADAPTERS, LayoutError
+    from ich.data.competitions import ADAPTERS
 
     adapter, root, image = ADAPTERS[plan.recipe.competition.format], plan.raw_root, plan.recipe.image
-    try:
+    with layout_errors():
         raw = adapter.raw(root)
-    except LayoutError as error:
-        raise UserError(str(error)) from None
     with progress("prepare: headers", len(raw.files), "files") as advance:
-        geometries = cache.read_geometries(root, raw.files["path"].tolist(), plan.processes, advance)
+        geometries = cache.read_geometries(root, raw.files["path"].tolist(), plan.cores, advance)
     try:
-        table, quarantined = cache.slice_table(raw, geometries, adapter.CLASSES)
+        table, quarantined = cache.slice_table(raw, geometries)
     except ValueError as error:
         raise UserError(f"{root}: {error}") from None
-    if table.empty:
-        raise UserError(f"{root}: not one readable slice; the first file says: {quarantined[0].reason}")
+    for split in ("train", "test"):
+        if not (table["split"] == split).any():
+            said = next((f"{q.path}: {q.reason}" for q in quarantined if q.split == split), "no file")
+            raise UserError(f"{root}: not one readable slice in the {split} set ({said})")
 
     with atomic_folder(folder) as temporary:
         with progress("prepare: pixels", len(table)) as advance:
             table, unread = cache.fill(
-                temporary / "hu.npy", table, root, image.size, image.crop == "head", plan.processes, advance
+                temporary / "hu.npy", table, root, image.size, image.crop == "head", plan.cores, advance
             )
         table.to_parquet(temporary / "slices.parquet", index=False)
         quarantined += unread
@@ -60,7 +61,8 @@ def _prepare(plan: Plan, folder: Path) -> Made:
             temporary / "quarantine.csv", index=False
         )
     files = {name: folder / name for name in ("hu.npy", "slices.parquet", "quarantine.csv")}
-    counts = {"slices": len(table), "quarantined": len(quarantined)}
+    counts = {"slices": len(table), "quarantined": len(quarantined), "template": raw.template}
+    counts |= {"classes": list(raw.classes), "class_weights": list(raw.classes.values())}
     return files, {**counts, "notes": [*raw.notes, *_remarks(table), *_reasons(quarantined)]}
 
 

@@ -36,12 +36,13 @@ def _scores(plan: Plan) -> Made:
 
     from ich.data.competitions import ADAPTERS
     from ich.ensemble.members import aligned, sigmoid
-    from ich.stages.member import Slices
+    from ich.stages.inputs import Slices, layout_errors
 
     slices = Slices(plan)
     rows = slices.labelled.nonzero()[0]
     ids, labels, folds = slices.ids(rows), slices.labels[rows], slices.table["fold"].to_numpy()[rows]
-    solution = ADAPTERS[plan.recipe.competition.format].solution(plan.raw_root)
+    with layout_errors():
+        solution = ADAPTERS[plan.recipe.competition.format].solution(plan.raw_root)
     scored: list[dict[str, Any]] = []
     for member in plan.members:
         folder, stage = plan.workspace.member(member), plan.stage_of(member)

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ich.stages.inputs import Slices, predict_sequence, studies_of
 from ich.stages.member import (
     Checkpoint,
     Epochs,
-    Slices,
     figures,
     leave_bytes,
     leave_history,
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from ich.data.datasets import Studies
 
-USUAL_GAP = 5.0  # mm between slices; gaps are given to the network as multiples of it
-
 
 def run(plan: Plan, *, model: str | None = None, fold: int | None = None, force: bool = False) -> None:
     run_folds(plan, list(plan.recipe.sequence), fit_fold, model=model, fold=fold, force=force)
@@ -36,7 +34,7 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     from ich.models import losses
     from ich.models.sequence import SequenceHead
     from ich.training import checkpoint
-    from ich.training.loop import Diverged, FitSettings, fit, predict_studies, weights
+    from ich.training.loop import Diverged, FitSettings, fit, weights
 
     settings, folder = plan.recipe.sequence[member], plan.workspace.fold(member, fold)
     torch.set_num_threads(plan.recipe.compute.threads)
@@ -55,10 +53,8 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     says = Epochs(f"{member} fold {fold}", settings.epochs, len(numbers["train"]), "studies")
 
     def predicted(model: Any, split: str) -> "np.ndarray":
-        """Logits in the order of split_rows[split]."""
-        batches = study_loader(studies, numbers[split], size, shuffle=False)
-        found = predict_studies(model, batches, len(split_rows[split]), settings.precision)
-        return found["logits"][rows[found["rows"]].argsort()]
+        """Logits in the order of split_rows[split]: packed rows and rows of the slice table both rise."""
+        return predict_sequence(model, studies, numbers[split], settings)
 
     def loss_of(model: Any, batch: Any) -> Any:
         inside = batch.rows >= 0
@@ -89,7 +85,6 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     logits = {split: predicted(network, split) for split in ("valid", "test")}
     for split, values in logits.items():
         files |= leave_predictions(slices, folder, fold, split, split_rows[split], values)
-    saved.remove()
     metrics = figures(slices, split_rows["valid"], logits["valid"])
     return files, {"model": shape, "on": settings.on, "classes": slices.classes, "metrics": metrics}
 
@@ -98,27 +93,12 @@ def _studies(slices: Slices, on: tuple[str, ...], fold: int, features: str) -> t
     """Row numbers of the slice table [N], a series after the other in order of position, and what is known of them."""
     import numpy as np
 
-    from ich.data.datasets import Studies
-
     used = slices.labelled.copy()
     used[slices.test_rows] = True
     rows = used.nonzero()[0]  # the slice table holds each series together and in order
-    embeddings = np.concatenate([_embeddings(slices, member, fold, features)[rows] for member in on], axis=1)
-    base = np.mean([slices.out_of_fold(member, fold)[rows] for member in on], axis=0).astype(np.float32)
-    series = slices.table["series"].to_numpy()[rows]
-    starts = np.flatnonzero(np.diff(series, prepend=-1))
-    table = slices.table.iloc[rows]
-    offsets = np.append(starts, len(rows)).astype(np.int64)
-    return rows, Studies(embeddings, base, _geometry(table), np.nan_to_num(slices.labels[rows]), offsets)
-
-
-def _geometry(table: Any) -> "np.ndarray":
-    """float32 [N, 2]: the gap to the next slice, in usual gaps less one, and the place in the study, -1..1."""
-    import numpy as np
-
-    gap = table.groupby("series")["position"].diff(-1).abs().to_numpy() / USUAL_GAP - 1
-    place = 2 * (table["index"] + 0.5).to_numpy() / table["n_slices"].to_numpy() - 1
-    return np.column_stack([np.nan_to_num(gap).clip(-1, 3), place]).astype(np.float32)
+    embeddings = [_embeddings(slices, member, fold, features)[rows] for member in on]
+    logits = [slices.out_of_fold(member, fold)[rows] for member in on]
+    return rows, studies_of(slices.table.iloc[rows], embeddings, logits, np.nan_to_num(slices.labels[rows]))
 
 
 def _embeddings(slices: Slices, member: str, fold: int, features: str) -> "np.ndarray":
@@ -150,7 +130,10 @@ def _rows_of(slices: Slices, member: str, fold: int, split: str, rows: "np.ndarr
     folder = slices.plan.workspace.fold(member, fold)
     array = np.load(folder / f"{split}_embeddings.npy", mmap_mode="r", allow_pickle=False)
     ids = pd.Index(pd.read_parquet(folder / f"{split}.parquet", columns=["image_id"])["image_id"])
-    return array[ids.get_indexer(slices.ids(rows))]
+    order = ids.get_indexer(slices.ids(rows))
+    if len(ids) != len(array) or (order < 0).any():
+        raise ValueError(f"{folder}: {split}_embeddings.npy does not hold the slices of {split}.parquet")
+    return array[order]
 
 
 def _numbers(studies: "Studies", rows: "np.ndarray", wanted: "np.ndarray") -> "np.ndarray":

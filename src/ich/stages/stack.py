@@ -1,8 +1,8 @@
 """`ich stack`: LightGBM over the members' logits of a slice, its neighbours and its study; a model a class."""
 
-from ich.stages.member import Slices, figures, leave_bytes, leave_predictions, run_folds
+from ich.stages.inputs import Slices, stacker_input
+from ich.stages.member import figures, leave_bytes, leave_predictions, run_folds
 from ich.stages.plan import Made, Plan, seed_of
-from ich.workspace import UserError
 
 
 def run(plan: Plan, *, force: bool = False) -> None:
@@ -18,14 +18,8 @@ def fit_fold(plan: Plan, member: str, fold: int, _fingerprint: str) -> Made:
     slices, members = Slices(plan), plan.recipe.stack_members(settings)
     train, valid, test = slices.train_rows(fold), slices.valid_rows(fold), slices.test_rows
     used = np.sort(np.concatenate([train, valid, test]))
-    logits = np.stack([slices.out_of_fold(name, fold)[used] for name in members], axis=1)
-    table = slices.table.iloc[used]
-    position = table["position"].fillna(table["index"].astype("float64"))
-    try:
-        x, names = stacker.features(logits, table["series"], table["index"], position, settings.neighbours)
-    except ValueError as error:
-        raise UserError(f"stack.{member}: {error}") from None
-    base = logits.mean(axis=1)
+    logits = [slices.out_of_fold(name, fold)[used] for name in members]
+    x, names, base = stacker_input(member, settings, slices.table.iloc[used], logits)
     at = {split: np.searchsorted(used, rows) for split, rows in (("train", train), ("valid", valid), ("test", test))}
 
     found = {split: np.empty((len(rows), len(slices.classes))) for split, rows in at.items()}

@@ -3,15 +3,15 @@
 from collections import Counter
 
 from ich.console import say, table
-from ich.stages.plan import Plan
+from ich.stages.plan import Plan, State
 
 
 def run(plan: Plan) -> None:
     rows: list[list[str]] = []
     counts: Counter[str] = Counter()
     for task in plan.all():
-        state = plan.state(task)
-        seconds = (task.record.read() or {}).get("seconds")
+        state = State("running") if plan.running(task) else plan.state(task)
+        seconds = (plan.record_of(task.record) or {}).get("seconds")
         rows.append([task.name, state.kind, "" if seconds is None else f"{seconds:.1f}", state.why])
         counts[state.kind] += 1
     table(["artefact", "state", "seconds", "why"], rows)

@@ -25,15 +25,15 @@ def _submission(plan: Plan) -> Made:
     import pandas as pd
 
     from ich.data.competitions import ADAPTERS
-    from ich.ensemble import blend, thresholds
+    from ich.ensemble import thresholds
     from ich.ensemble.members import aligned, sigmoid
-    from ich.stages.member import Slices
+    from ich.stages.inputs import Slices, layout_errors
 
     slices, adapter = Slices(plan), ADAPTERS[plan.recipe.competition.format]
     classes = slices.classes
     ids = slices.ids(slices.test_rows)
     table = pd.read_parquet(plan.workspace.member("blend") / "test.parquet")
-    probability = blend.raise_any(sigmoid(aligned(table, ids, classes)), classes)
+    probability = sigmoid(aligned(table, ids, classes))
     prior = slices.labels[slices.labelled].mean(axis=0)
     quarantine = pd.read_csv(plan.prepared.folder / "quarantine.csv", dtype=str, keep_default_na=False)
     unread = sorted(set(quarantine.loc[quarantine["split"] == "test", "image_id"]) - set(ids))
@@ -51,7 +51,8 @@ def _submission(plan: Plan) -> Made:
     files: dict[str, Path] = {}
     rows = 0
     for name, content in (("submission.csv", values), ("submission_binary.csv", decided)):
-        submission = adapter.submission(plan.raw_root, content)
+        with layout_errors():
+            submission = adapter.submission(plan.raw_root, content)
         check(submission, plan.raw_root)
         rows = len(submission)
         path = plan.workspace.submissions / name

@@ -20,7 +20,7 @@ def run(plan: Plan, *, force: bool = False) -> None:
         import pandas as pd
 
         from ich.ensemble.members import aligned, sigmoid
-        from ich.stages.member import Slices
+        from ich.stages.inputs import Slices
 
         slices = Slices(plan)
         rows = slices.labelled.nonzero()[0]
@@ -86,7 +86,7 @@ def run_on_table(source: Path, settings: Thresholds, out: Path | None) -> None:
     if not classes or missing:
         lacking = f"no column {missing[0]!r} beside 'prob_{missing[0]}'" if missing else "no column prob_<class>"
         raise UserError(f"{source}: {lacking}; a table needs <class> (0 or 1) and prob_<class> for each class")
-    folds = rows["fold"].to_numpy() if "fold" in rows.columns else None
+    folds = rows["fold"].to_numpy() if "fold" in rows.columns and rows["fold"].nunique() > 1 else None
     try:
         labels = rows[classes].to_numpy("float64")
         probability = rows[[f"prob_{name}" for name in classes]].to_numpy("float64")

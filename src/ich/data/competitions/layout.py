@@ -1,5 +1,6 @@
 """What every competition format is brought to, and the checks on the way."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +18,16 @@ class Raw:
     files: image_id, split (train | test), path relative to the competition's root; one row a file, sorted by path.
     labels: image_id and a float column a class; one row a labelled image, sorted by image_id.
     test_ids: the images that a submission must cover, in the sample submission's order.
+    classes: and what each of them counts in the competition's log loss.
+    template: path of the sample submission, relative to the competition's root.
     notes: what was dropped or repaired while reading, in words.
     """
 
     files: pd.DataFrame
     labels: pd.DataFrame
     test_ids: list[str]
+    classes: Mapping[str, float]
+    template: str
     notes: tuple[str, ...]
 
 

@@ -17,14 +17,15 @@ def raw(root: Path) -> Raw:
         raise LayoutError(f"{root}: no such folder; put the competition there (see input/README.md)")
     train_csv = first_existing(root, ("stage_2_train.csv", "stage_1_train.csv"), "label table")
     labels, dropped = _labels(train_csv)
-    test_ids = list(dict.fromkeys(_image_and_class(_sample(root))["image_id"]))
+    sample = _sample(root)
+    test_ids = list(dict.fromkeys(_image_and_class(sample)["image_id"]))
     folders = {
         "train": first_existing(root, ("stage_2_train", "stage_1_train"), "folder of training slices"),
         "test": first_existing(root, ("stage_2_test", "stage_1_test"), "folder of test slices"),
     }
     files = pd.concat([_files(root, folder, split) for split, folder in folders.items()], ignore_index=True)
     notes = (f"{train_csv.name}: {dropped} repeated rows dropped",) if dropped else ()
-    return Raw(files, labels, test_ids, notes)
+    return Raw(files, labels, test_ids, dict(zip(CLASSES, CLASS_WEIGHTS, strict=True)), sample.name, notes)
 
 
 def solution(root: Path) -> pd.DataFrame | None:

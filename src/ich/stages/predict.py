@@ -1,0 +1,288 @@
+"""`ich predict`: score a folder of DICOM files with the trained ensemble, on the very path of the test set.
+
+Fold by fold each CNN, each sequence model on its fold's CNNs, the stacker, the blend; then the mean over folds.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from ich.console import progress, say, table
+from ich.recipe import Recipe
+from ich.stages.inputs import (
+    Slices,
+    pictures,
+    predict_pictures,
+    predict_sequence,
+    series_codes,
+    stacker_input,
+    studies_of,
+)
+from ich.stages.plan import Plan, Task
+from ich.workspace import Record, UserError, atomic, read_json, sha256_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from ich.data.cache import Quarantined
+
+SUFFIXES = (".dcm", ".dicom", ".ima")  # others belong to the name: 1.2.840.17 is a whole one
+LISTED = 20  # quarantined files that are named one by one
+
+Advance = Callable[[int], None]
+
+
+def run(plan: Plan, source: Path, out: Path) -> None:
+    """Score `source`, a folder of DICOM files at any depth or one file, and write the table `out`."""
+    plan.require(_task(plan, out))
+    if out.is_dir():
+        raise UserError(f"{out}: this is a folder; give the name of the table to write, as {out / 'out.csv'}")
+    root, names = _files(source)
+    with TemporaryDirectory(prefix="ich-predict-") as folder:
+        slices, quarantined = _read(plan, source, root, names, Path(folder) / "hu.npy")
+        logits = _ensemble(plan, slices, Path(folder) / "hu.npy")
+    scored = _scored(plan, slices, logits)
+    with atomic(out) as temporary:
+        scored.to_csv(temporary, index=False)
+    _show(scored, quarantined, Slices(plan).classes)
+    say(f"\npredict: wrote {out}, {len(scored)} slices, {len(quarantined)} files quarantined")
+
+
+def _task(plan: Plan, out: Path) -> Task:
+    """What predicting reads: every fold of the blend, hence of every member, and the thresholds once there are any."""
+    upstream = tuple((plan.fold("blend", k), ()) for k in plan.fold_numbers)
+    if plan.thresholds.record.read() is not None:
+        upstream += ((plan.thresholds, ()),)
+    return Task("predict", "predict", Record(out), {}, upstream)
+
+
+# ---- the slices
+
+
+def _files(source: Path) -> tuple[Path, list[str]]:
+    """A folder, and the files below it as relative paths in order; links are followed, each folder is read once."""
+    if source.is_file():
+        return source.parent, [source.name]
+    if not source.is_dir():
+        raise UserError(f"{source}: no such file or folder")
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: this folder cannot be read ({error.strerror})")
+
+    found: list[str] = []
+    seen: set[str] = set()
+    for folder, below, files in os.walk(source, onerror=refuse, followlinks=True):
+        if (
+            real := os.path.realpath(folder)
+        ) in seen:  # a link to a folder that was there already, or round in a circle
+            below.clear()
+            continue
+        seen.add(real)
+        found += [Path(folder, name).relative_to(source).as_posix() for name in files]
+    if not found:
+        raise UserError(f"{source}: there is no file in this folder")
+    return source, sorted(found)
+
+
+def _image_ids(names: Sequence[str]) -> list[str]:
+    """The name without .dcm; with its folders where two files share it, and in full where they share that too."""
+
+    def bare(name: str) -> str:
+        path = PurePosixPath(name)
+        return path.with_suffix("").as_posix() if path.suffix.lower() in SUFFIXES else name
+
+    ids = [PurePosixPath(bare(name)).name for name in names]
+    for longer in (bare, str):
+        count = Counter(ids)
+        ids = [i if count[i] == 1 else longer(name) for i, name in zip(ids, names, strict=True)]
+    return ids
+
+
+def _read(
+    plan: Plan, source: Path, root: Path, names: Sequence[str], hu: Path
+) -> tuple["pd.DataFrame", list["Quarantined"]]:
+    """Write the Hounsfield cache `hu` as `ich prepare` does for a test set; its slice table, and what was refused."""
+    import pandas as pd
+
+    from ich.data import cache
+    from ich.data.competitions import Raw
+
+    image, classes = plan.recipe.image, Slices(plan).classes
+    files = pd.DataFrame({"image_id": _image_ids(names), "split": "test", "path": list(names)})
+    labels = pd.DataFrame({"image_id": pd.Series(dtype="str")} | {name: pd.Series(dtype="float") for name in classes})
+    with progress("predict: headers", len(names), "files") as advance:
+        geometries = cache.read_geometries(root, names, plan.cores, advance)
+    try:
+        slices, quarantined = cache.slice_table(Raw(files, labels, [], dict.fromkeys(classes, 1.0), "", ()), geometries)
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from None
+    if not slices.empty:
+        with progress("predict: pixels", len(slices)) as advance:
+            slices, unread = cache.fill(hu, slices, root, image.size, image.crop == "head", plan.cores, advance)
+        quarantined += unread
+    if slices.empty:
+        first = quarantined[0]
+        raise UserError(f"{source}: not one readable slice in {len(names)} files; {first.path}: {_why(first)}")
+    return slices.assign(series=series_codes(slices)), quarantined
+
+
+def _why(item: "Quarantined") -> str:
+    from ich.data.dicom import Reason
+
+    return f"{Reason[item.reason.upper()]}{f' ({item.detail})' if item.detail else ''}"
+
+
+# ---- the ensemble
+
+
+def _ensemble(plan: Plan, slices: "pd.DataFrame", hu: Path) -> "np.ndarray":
+    """The blend's logits [n, c], mean over folds."""
+    import numpy as np
+    import torch
+
+    # torch and LightGBM share this process: torch comes first, and LightGBM then finds its OpenMP runtime loaded.
+    torch.set_num_threads(plan.recipe.compute.threads)
+    cached = np.load(hu, mmap_mode="r", allow_pickle=False)
+    members = _needed(plan.recipe)
+    with progress("predict: ensemble", len(slices) * len(members) * len(plan.fold_numbers)) as advance:
+        folds = [_fold(plan, k, members, slices, cached, advance) for k in plan.fold_numbers]
+    return np.asarray(np.mean(folds, axis=0, dtype=np.float64))
+
+
+def _needed(recipe: Recipe) -> list[str]:
+    """The blend's members and those that they read, in the order in which they can be made."""
+    wanted = set(recipe.blend_members)
+    for name, stack in recipe.stack.items():
+        wanted |= set(recipe.stack_members(stack)) if name in wanted else set()
+    for name, sequence in recipe.sequence.items():
+        wanted |= set(sequence.on) if name in wanted else set()
+    return [name for name in (*recipe.cnn, *recipe.sequence, *recipe.stack) if name in wanted]
+
+
+def _fold(
+    plan: Plan, fold: int, members: list[str], slices: "pd.DataFrame", hu: "np.ndarray", advance: Advance
+) -> "np.ndarray":
+    """The blend's logits float32 [n, c] from the models of one fold, one in memory at a time.
+
+    Each member's logits are rounded to float32, as those that later members were trained on were in their files.
+    """
+    from ich.ensemble.blend import blend_logits, raise_any
+
+    logits: dict[str, np.ndarray] = {}
+    embeddings: dict[str, np.ndarray] = {}
+    for member in members:
+        stage = plan.stage_of(member)
+        if stage == "cnn":
+            found = _cnn(plan, member, fold, slices, hu)
+            logits[member], embeddings[member] = found["logits"], found["embeddings"]
+        elif stage == "sequence":
+            logits[member] = _sequence(plan, member, fold, slices, embeddings, logits)
+        else:
+            logits[member] = _stack(plan, member, fold, slices, logits)
+        advance(len(slices))
+    weights = json.loads(_file(plan, "blend", fold, "weights.json"))
+    blended = blend_logits({name: logits[name] for name in plan.recipe.blend_members}, weights)
+    return raise_any(blended, Slices(plan).classes).astype("float32")
+
+
+def _cnn(plan: Plan, member: str, fold: int, slices: "pd.DataFrame", hu: "np.ndarray") -> dict[str, "np.ndarray"]:
+    """Logits float32 [n, c] and embeddings float16 [n, d]."""
+    import numpy as np
+
+    from ich.models.cnn import Cnn, CnnSpec
+
+    settings = plan.recipe.cnn[member]
+    network = _with_weights(plan, member, fold, lambda shape: Cnn(CnnSpec(**shape)))
+    return predict_pictures(network, pictures(hu, slices, settings)(np.arange(len(slices))), settings)
+
+
+def _sequence(
+    plan: Plan,
+    member: str,
+    fold: int,
+    slices: "pd.DataFrame",
+    embeddings: dict[str, "np.ndarray"],
+    logits: dict[str, "np.ndarray"],
+) -> "np.ndarray":
+    """Logits float32 [n, c]; the embeddings are those of the same fold's CNNs, so there is nothing to align."""
+    import numpy as np
+
+    from ich.models.sequence import SequenceHead
+
+    settings = plan.recipe.sequence[member]
+    network = _with_weights(plan, member, fold, lambda shape: SequenceHead(**shape))
+    studies = studies_of(slices, [embeddings[name] for name in settings.on], [logits[name] for name in settings.on])
+    return predict_sequence(network, studies, np.arange(len(studies.offsets) - 1), settings)
+
+
+def _stack(plan: Plan, member: str, fold: int, slices: "pd.DataFrame", logits: dict[str, "np.ndarray"]) -> "np.ndarray":
+    """Logits float32 [n, c]."""
+    import numpy as np
+
+    from ich.ensemble import stacker
+
+    settings, threads = plan.recipe.stack[member], plan.recipe.compute.threads
+    read = [logits[name] for name in plan.recipe.stack_members(settings)]
+    x, _, base = stacker_input(member, settings, slices, read)
+    texts = [_file(plan, member, fold, f"model_{name}.txt").decode() for name in Slices(plan).classes]
+    columns = [stacker.predict(text, x, base[:, c], threads=threads) for c, text in enumerate(texts)]
+    return np.column_stack(columns).astype(np.float32)
+
+
+def _with_weights(plan: Plan, member: str, fold: int, build: Callable[[dict[str, Any]], Any]) -> Any:
+    """The network of a fold: built from the shape in its record, with the weights beside it."""
+    from safetensors.torch import load
+
+    network = build((plan.fold(member, fold).record.read() or {})["model"])
+    network.load_state_dict(load(_file(plan, member, fold, "model.safetensors")))
+    return network
+
+
+def _file(plan: Plan, member: str, fold: int, name: str) -> bytes:
+    """A file of a fold whose hash is the record's; the folds were whole at the start, but may be made again since."""
+    task = plan.fold(member, fold)
+    data = (task.folder / name).read_bytes()
+    if sha256_bytes(data) != (task.record.read() or {"files": {}})["files"].get(name):
+        raise UserError(f"{task.name}/{name} was changed while it was in use; run `ich {task.stage}`, then this again")
+    return data
+
+
+# ---- the table
+
+
+def _scored(plan: Plan, slices: "pd.DataFrame", logits: "np.ndarray") -> "pd.DataFrame":
+    """out.csv: identifiers (the patient's is not among them), prob_<class>, positive_<class>."""
+    from ich.ensemble import thresholds
+    from ich.ensemble.members import sigmoid
+
+    classes = Slices(plan).classes
+    probability = sigmoid(logits)
+    scored = slices[["image_id", "study_id", "series_id", "index"]].copy()
+    scored[[f"prob_{name}" for name in classes]] = probability
+    if plan.state(plan.thresholds).done:
+        cuts = (read_json(plan.workspace.thresholds) or {})["thresholds"]
+        positive = thresholds.apply(probability, [cuts[name] for name in classes])
+        scored[[f"positive_{name}" for name in classes]] = positive.astype(int)
+    else:
+        say("predict: no columns positive_<class>, for there are no thresholds; `ich thresholds` finds them")
+    return scored
+
+
+def _show(scored: "pd.DataFrame", quarantined: Sequence["Quarantined"], classes: Sequence[str]) -> None:
+    for item in quarantined[:LISTED]:
+        say(f"quarantined: {item.path}: {_why(item)}")
+    if len(quarantined) > LISTED:
+        rest = Counter(item.reason for item in quarantined[LISTED:])
+        say("quarantined: and further " + ", ".join(f"{count} x {reason}" for reason, count in sorted(rest.items())))
+    studies = scored.groupby("study_id", sort=False)
+    largest = studies[[f"prob_{name}" for name in classes]].max()
+    rows = [
+        [str(study), str(count), *(f"{p:.3f}" for p in values)]
+        for study, count, values in zip(largest.index, studies.size(), largest.to_numpy(), strict=True)
+    ]
+    table(["study", "slices", *classes], rows, "The largest probability of a study's slices")
