@@ -21,10 +21,12 @@ ALLOWED = {
 }
 OWNERS = {
     "timm": {"models/cnn.py"},
-    "pydicom": {"data/dicom.py"},
+    "pydicom": {"data/dicom.py", "data/elements.py"},
+    "imagecodecs": {"data/decoders.py"},
     "albumentations": {"data/augment.py"},
     "lightgbm": {"ensemble/stacker.py"},
     "optuna": {"ensemble/thresholds.py", "ensemble/blend.py"},
+    "pandera": {"data/schemas.py"},
 }
 
 
@@ -119,6 +121,7 @@ def test_a_look_at_the_state_imports_nothing_heavy(name):
         "lightgbm",
         "optuna",
         "pydicom",
+        "pandera",
         "cv2",
         "albumentations",
     }

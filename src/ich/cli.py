@@ -52,6 +52,14 @@ def demo(recipe: RecipePath, overrides: Set = None, force: Force = False) -> Non
 
 
 @app.command()
+def check(recipe: RecipePath, overrides: Set = None) -> None:
+    """Read every file and table, change nothing, say what is wrong. Exit code 0 clean, 1 warnings, 2 errors."""
+    from ich.stages import check as stage
+
+    raise typer.Exit(stage.run(_plan(recipe, overrides)))
+
+
+@app.command()
 def prepare(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
     """Raw files -> Hounsfield cache, slice table and quarantine list."""
     from ich.stages import prepare as stage
@@ -150,14 +158,24 @@ def score(recipe: RecipePath, overrides: Set = None, force: Force = False) -> No
 @app.command()
 def predict(
     recipe: RecipePath,
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="a folder with DICOM files at any depth, or one file")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="the CSV to write")],
+    path: Annotated[
+        Path | None, typer.Argument(metavar="PATH", help="a folder with DICOM files at any depth, or one file")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="the CSV to write")] = None,
     overrides: Set = None,
+    force: Force = False,
 ) -> None:
-    """Score a folder of DICOM files with the trained ensemble."""
+    """Score a folder of DICOM files with the trained ensemble; without PATH, the scans of a recipe with trained_by."""
     from ich.stages import predict as stage
+    from ich.workspace import UserError
 
-    stage.run(_plan(recipe, overrides), path, out)
+    plan = _plan(recipe, overrides)
+    if plan.recipe.competition.trained_by is not None and path is None and out is None:
+        stage.run_outside(plan, force=force)
+    elif path is None or out is None or plan.recipe.competition.trained_by is not None:
+        raise UserError("give PATH and -o OUT.csv; neither with a recipe that has competition.trained_by")
+    else:
+        stage.run(plan, path, out)
 
 
 def main() -> None:

@@ -36,8 +36,22 @@ class Strict(BaseModel):
 
 
 class Competition(Strict):
-    format: Literal["rsna2019"] = Field(description="how labels, slices and submission are laid out")
+    format: Literal["rsna2019", "ntu_dlmi", "unibuc", "folder", "cq500"] = Field(
+        description="how labels, slices and submission are laid out"
+    )
     root: str = Field(description="the competition's folder, from the repository's root")
+    exclude_overlap: bool = Field(
+        default=False, description="leave training studies out whose patient is in the test set too"
+    )
+    trained_by: str | None = Field(
+        default=None, description="cq500, outside validation: the recipe whose trained ensemble is judged"
+    )
+
+    @model_validator(mode="after")
+    def _outside(self) -> "Competition":
+        if (self.format == "cq500") != (self.trained_by is not None):
+            raise ValueError("trained_by belongs to format cq500: the recipe whose ensemble is judged on those scans")
+        return self
 
 
 class Demo(Strict):
@@ -213,6 +227,11 @@ class Recipe(Strict):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"member name {twice[0]!r} is used twice; members share one name space")
+        for name, settings in self.cnn.items():
+            if self.competition.format == "unibuc" and settings.input == "neighbours":
+                raise ValueError(
+                    f"cnn.{name}.input: neighbours are slices of a study, and unibuc has single pictures; write windows"
+                )
         for sequence, settings in self.sequence.items():
             _known(f"sequence.{sequence}.on", settings.on, list(self.cnn))
         for stack, settings in self.stack.items():

@@ -127,6 +127,26 @@ def test_two_series_of_a_study_are_kept_apart(tmp_path):
     assert table["n_slices"].tolist() == [2, 2, 1]
 
 
+def test_slices_at_one_place_stand_by_acquisition_then_instance_then_name(tmp_path):
+    raw = competition(tmp_path, {name: at(z) for name, z in zip("abcdef", (5, 5, 5, 5.0004, 0, 9), strict=True)})
+    headers = [dicom.geometry(tmp_path / path) for path in raw.files["path"]]
+    places = {"a": (2, 1), "b": (1, 9), "c": (1, 7), "d": (1, 7), "e": (3, 9), "f": (0, 0)}
+    headers = [replace(h, acquisition=a, instance=i) for h, (a, i) in zip(headers, places.values(), strict=True)]
+    table, _ = cache.slice_table(raw, headers)
+    assert table["image_id"].tolist() == ["e", "c", "d", "b", "a", "f"]
+    without_place = [replace(h, position=None) for h in headers]
+    table, _ = cache.slice_table(raw, without_place)
+    assert table["image_id"].tolist() == ["f", "a", "c", "d", "b", "e"]  # 0, 1, 7, 7, 9 (first), 9
+
+
+def test_a_series_with_one_slice_of_unknown_place_is_ordered_by_instance_number(tmp_path):
+    raw = competition(tmp_path, {name: at(z) for name, z in zip("abc", (30, 20, 10), strict=True)})
+    headers = [replace(dicom.geometry(tmp_path / p), instance=i) for i, p in enumerate(raw.files["path"])]
+    headers[1] = replace(headers[1], position=None)
+    table, _ = cache.slice_table(raw, headers)
+    assert table["image_id"].tolist() == ["a", "b", "c"]
+
+
 def test_an_unreadable_slice_leaves_no_hole(tmp_path):
     raw = competition(tmp_path, {"a": at(0), "b": at(1), "c": at(2)})
     broken = tmp_path / "b.dcm"

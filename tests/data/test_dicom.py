@@ -1,14 +1,28 @@
+import os
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
+    ExplicitVRBigEndian,
+    RLELossless,
+)
 
-from ich.data import dicom
+from ich.data import cache, dicom, units
+from ich.data.competitions import Raw
 from ich.data.dicom import Reason, SliceHeader, Unreadable
+from ich.data.units import Scale
 
 HEADER = SliceHeader(
     image_id="ID_0123456ab",
@@ -42,6 +56,8 @@ def edited(path, header=HEADER, stored=STORED, **elements):
     for keyword, value in elements.items():
         if value is None:
             delattr(dataset, keyword)
+        elif keyword.startswith("PixelPadding"):
+            dataset.add_new(keyword, "US", value)
         else:
             setattr(dataset, keyword, value)
     dataset.save_as(path)
@@ -156,6 +172,130 @@ def test_a_slice_without_position_says_so_and_keeps_its_number(path):
     assert found.instance == 12
 
 
+# ---- several frames in a file
+
+
+def group(**elements) -> Sequence:
+    """A sequence of one item that holds these elements."""
+    item = Dataset()
+    for keyword, value in elements.items():
+        setattr(item, keyword, value)
+    return Sequence([item])
+
+
+def enhanced(path, heights=(30.0, 10.0, 20.0)):
+    """An enhanced CT: shared orientation, spacing and slope; position and intercept a frame."""
+    dicom.write(path, STORED, replace(HEADER, explicit_vr=True))
+    dataset = pydicom.dcmread(path)
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope"):
+        delattr(dataset, keyword)
+    del dataset.RescaleIntercept
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    dataset.NumberOfFrames = len(heights)
+    shared = Dataset()
+    shared.PlaneOrientationSequence = group(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+    shared.PixelMeasuresSequence = group(PixelSpacing=[0.4, 0.3])
+    dataset.SharedFunctionalGroupsSequence = Sequence([shared])
+    frames = []
+    for k, height in enumerate(heights):
+        item = Dataset()
+        item.PlanePositionSequence = group(ImagePositionPatient=[0, 0, height])
+        item.PixelValueTransformationSequence = group(RescaleSlope=1, RescaleIntercept=-1000 - k)
+        frames.append(item)
+    dataset.PerFrameFunctionalGroupsSequence = Sequence(frames)
+    dataset.PixelData = b"".join((STORED // (k + 1)).astype("<u2").tobytes() for k in range(len(heights)))
+    dataset["PixelData"].VR = "OW"
+    dataset.save_as(path)
+    return path
+
+
+def test_each_frame_of_an_enhanced_ct_has_its_own_place_and_units(path):
+    first = dicom.geometry(enhanced(path))
+    frames = [first, *first.further]
+    assert [frame.position for frame in frames] == [30, 10, 20]
+    assert [frame.frame for frame in frames] == [0, 1, 2]
+    assert {(frame.row_spacing, frame.column_spacing, frame.tilt) for frame in frames} == {(0.4, 0.3, 0)}
+    expected = [np.clip(STORED.astype(int) // (k + 1) - 1000 - k, -1024, 3071) for k in range(3)]
+    np.testing.assert_array_equal([dicom.hounsfield(path, k) for k in range(3)], expected)
+    np.testing.assert_array_equal(dicom.hounsfields(path, [2, 0]), [expected[2], expected[0]])
+
+
+def test_the_frames_of_a_file_are_slices_of_the_table_and_the_cache(tmp_path):
+    enhanced(tmp_path / "a.dcm")
+    files = pd.DataFrame({"image_id": ["a"], "split": ["train"], "path": ["a.dcm"]})
+    labels = pd.DataFrame({"image_id": ["a#0", "a#1", "a#2"], "bleed": [0.0, 1.0, 0.0]})
+    headers = cache.read_geometries(tmp_path, ["a.dcm"], 1, lambda _: None)
+    table, refused = cache.slice_table(Raw(files, labels, [], {"bleed": 1.0}, "", ()), headers)
+    assert not refused
+    assert table["image_id"].tolist() == ["a#1", "a#2", "a#0"]
+    assert table["bleed"].tolist() == [1, 0, 0]
+    filled, refused = cache.fill(tmp_path / "hu.npy", table, tmp_path, 3, False, 1, lambda _: None)
+    assert not refused
+    assert filled["n_slices"].tolist() == [3, 3, 3]
+    hu = np.load(tmp_path / "hu.npy", allow_pickle=False)
+    for row, frame in enumerate((1, 2, 0)):
+        expected = cache.resized(dicom.hounsfield(tmp_path / "a.dcm", frame), (0, 0, 3), 3)
+        np.testing.assert_array_equal(hu[row], expected)
+
+
+def test_a_localizer_among_the_frames_refuses_the_file(path):
+    dataset = pydicom.dcmread(enhanced(path))
+    dataset.PerFrameFunctionalGroupsSequence[1].CTImageFrameTypeSequence = group(
+        FrameType=["ORIGINAL", "PRIMARY", "LOCALIZER", "NONE"]
+    )
+    dataset.save_as(path)
+    assert refusal(path) == Reason.NOT_CT_SLICE
+
+
+# ---- what the header says of the values
+
+
+def test_an_inverted_display_has_the_same_units(path):
+    edited(path, PhotometricInterpretation="MONOCHROME1")
+    assert dicom.hounsfield(path).tolist() == [[-1024, 0, 3071], [36, -1000, 976]]
+
+
+@pytest.mark.parametrize("value", [3000, 3000 - 65536])
+def test_padding_becomes_air_however_its_number_is_written(path, value):
+    edited(
+        path,
+        header=replace(SIGNED, intercept=0.0),
+        stored=np.array([[3000, 40]], dtype=np.int16),
+        PixelPaddingValue=value % 65536,
+    )
+    assert dicom.hounsfield(path).tolist() == [[-1024, 40]]
+
+
+def test_a_range_of_padding_becomes_air(path):
+    stored = np.array([[2000, 2500, 2501, 1999]], dtype=np.int16)
+    edited(
+        path, header=replace(SIGNED, intercept=0.0), stored=stored, PixelPaddingValue=2500, PixelPaddingRangeLimit=2000
+    )
+    assert dicom.hounsfield(path).tolist() == [[-1024, -1024, 2501, 1999]]
+
+
+def test_8_bit_values_are_scaled(path):
+    dicom.write(path, np.zeros((1, 4), np.uint16), replace(HEADER, bits_stored=8, slope=2.0, intercept=-100.0))
+    dataset = pydicom.dcmread(path)
+    dataset.BitsAllocated = 8
+    dataset.PixelData = bytes([0, 50, 100, 255])
+    dataset["PixelData"].VR = "OW"
+    dataset.save_as(path)
+    assert dicom.hounsfield(path).tolist() == [[-100, 0, 100, 410]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    values=st.lists(st.integers(-32768, 32767), min_size=1, max_size=8),
+    intercept=st.integers(-40000, 40000),
+    signed=st.booleans(),
+)
+def test_the_fast_sum_is_the_sum(values, intercept, signed):
+    stored = np.array(values, np.int16) if signed else np.array(values, np.int16).view(np.uint16)
+    found = units.hounsfield(stored[None], Scale(16, signed, 1.0, float(intercept), None))
+    assert found[0].tolist() == [min(max(int(v) + intercept, -1024), 3071) for v in stored]
+
+
 # ---- refusals
 
 
@@ -175,11 +315,56 @@ def test_a_slice_without_position_says_so_and_keeps_its_number(path):
         ({"RescaleSlope": "0"}, Reason.BAD_RESCALE),
         ({"RescaleSlope": "1e9"}, Reason.BAD_RESCALE),
         ({"SamplesPerPixel": 3}, Reason.NOT_CT_SLICE),
-        ({"NumberOfFrames": 2}, Reason.NOT_CT_SLICE),
+        ({"NumberOfFrames": 2}, Reason.TRUNCATED),
+        ({"NumberOfFrames": 10**9}, Reason.BAD_SIZE),
+        ({"BitsAllocated": 32}, Reason.BAD_SIZE),
+        ({"PixelRepresentation": 7}, Reason.BAD_SIZE),
+        ({"Modality": None, "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, Reason.NOT_CT_SLICE),
+        ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, Reason.NOT_CT_SLICE),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, Reason.NOT_CT_SLICE),
+        ({"RescaleType": "Z_EFF"}, Reason.NOT_HOUNSFIELD),
+        ({"Modality": None}, None),
+        ({"RescaleType": "HU"}, None),
     ],
 )
 def test_an_unusable_element_has_its_reason(path, elements, reason):
     assert refusal(edited(path, **elements)) == reason
+
+
+def test_a_cut_file_is_refused_with_its_header(path):
+    dicom.write(path, STORED, HEADER)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(Unreadable, match="11 of 12 bytes"):
+        dicom.geometry(path)
+
+
+def test_a_deflated_bomb_is_refused_before_it_takes_memory(path, monkeypatch):
+    monkeypatch.setattr(dicom, "LARGEST_INFLATED", 1 << 22)
+    dicom.write(path, np.zeros((2048, 2048), np.uint16), replace(HEADER, explicit_vr=True))
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    pydicom.dcmwrite(path, dataset, little_endian=True, implicit_vr=False)
+    assert path.stat().st_size < 20_000
+    assert refusal(path) == Reason.BAD_SIZE
+
+
+def test_what_is_no_file_is_refused_without_waiting_for_it(path):
+    os.mkfifo(path)
+    assert refusal(path) == Reason.UNREADABLE
+
+
+def test_what_a_header_says_can_end_no_line_and_reach_no_terminal(path):
+    edited(path, Modality="\x1b[2J\nX", PatientID="a\nb")
+    with pytest.raises(Unreadable) as refused:
+        dicom.geometry(path)
+    assert refused.value.detail.isprintable()
+    assert dicom.geometry(edited(path, PatientID="a\x1b\nb")).patient_id == "ab"
+
+
+def test_each_reason_is_explained():
+    text = (Path(__file__).parents[2] / "docs" / "quarantine.md").read_text(encoding="utf-8")
+    explained = re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)
+    assert explained == [reason.name.lower() for reason in Reason]
 
 
 def test_a_slope_that_is_no_number_is_refused(path):

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,20 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from ich.data import dicom
-from ich.data.competitions import Raw
+from ich.data import dicom, pictures
+from ich.data.competitions import Choice, Raw
 from ich.data.dicom import Geometry, Reason, Unreadable
+from ich.data.files import BadArchive, located
 
 AIR = dicom.HU_LOW
 CHUNK = 64  # files a task
+SAME_PLACE = 1e-3  # mm; positions nearer than this are one place, the rest is rounding
+Frames = Callable[[Path, Sequence[int]], list[np.ndarray | Unreadable]]
+READERS: dict[str, tuple[Callable[[Path], Geometry], Frames]] = {
+    "hu": (dicom.geometry, dicom.hounsfields),
+    "grey": (pictures.geometry, lambda path, _: [pictures.grey(path)]),
+}  # of Raw.values: header, and pixels of some frames
+ID_OF = {"slice": "image_id", "study": "study_id"}  # what Raw.level joins labels by
 Progress = Callable[[int], None]
 
 
@@ -39,21 +48,52 @@ def parallel(function: Callable[..., Any], tasks: Iterable[tuple], jobs: int) ->
     return runner(joblib.delayed(function)(*task) for task in tasks)  # pyright: ignore
 
 
-def read_geometries(root: Path, paths: Sequence[str], jobs: int, on_done: Progress) -> list[Geometry | Unreadable]:
+def read_header(path: Path, values: str = "hu") -> Geometry:
+    """Identity and place of a file or a member of an archive; `values` as in Raw. Raises Unreadable."""
+    return _read(READERS[values][0], path)
+
+
+def read_pixels(path: Path, values: str = "hu", frame: int = 0) -> np.ndarray:
+    """int16 [rows, columns]: Hounsfield units, or grey values 0..255. Raises Unreadable."""
+    (picture,) = read_frames(path, [frame], values)
+    if isinstance(picture, Unreadable):
+        raise picture
+    return picture
+
+
+def read_frames(path: Path, frames: Sequence[int], values: str = "hu") -> list[np.ndarray | Unreadable]:
+    """`read_pixels` of several frames of one file, whose header is read once; a refused frame gives its Unreadable."""
+    try:
+        return _read(lambda file: READERS[values][1](file, frames), path)
+    except Unreadable as refusal:
+        return [refusal] * len(frames)
+
+
+def _read(reader: Callable[[Path], Any], path: Path) -> Any:
+    try:
+        with located(path) as file:
+            return reader(file)
+    except BadArchive as error:
+        raise Unreadable(Reason.UNREADABLE, str(error)) from None
+
+
+def read_geometries(
+    root: Path, paths: Sequence[str], jobs: int, on_done: Progress, values: str = "hu"
+) -> list[Geometry | Unreadable]:
     """The header of each file, in order; a file that cannot serve gives its Unreadable."""
     chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
     found: list[Geometry | Unreadable] = []
-    for part in parallel(_geometries, ((root, chunk) for chunk in chunks), jobs):
+    for part in parallel(_geometries, ((root, chunk, values) for chunk in chunks), jobs):
         found += part
         on_done(len(part))
     return found
 
 
-def _geometries(root: Path, paths: Sequence[str]) -> list[Geometry | Unreadable]:
+def _geometries(root: Path, paths: Sequence[str], values: str) -> list[Geometry | Unreadable]:
     found: list[Geometry | Unreadable] = []
     for path in paths:
         try:
-            found.append(dicom.geometry(root / path))
+            found.append(read_header(root / path, values))
         except Unreadable as refusal:
             found.append(refusal)
     return found
@@ -63,42 +103,72 @@ def slice_table(raw: Raw, geometries: Sequence[Geometry | Unreadable]) -> tuple[
     """The slice table of the readable headers, and what was refused.
 
     Columns: image_id, patient_id, study_id, series_id, position (mm), index, n_slices, split, tilt (degrees),
-    row_spacing, column_spacing (mm), a float32 column a class (NaN: unlabelled), path. Slices of a series stand
-    together, in order of position; a series of which a slice has no position is ordered by instance number.
+    row_spacing, column_spacing (mm), a float32 column a class (NaN: unlabelled), frame, path. Each frame of a
+    multi-frame file is a slice, its image_id that of the file with `#<frame>`, from 0. Slices of a series stand
+    together, in order of position; a series of which a slice has no position is ordered by instance number. Slices at
+    one place stand in the order of their acquisitions, then of instance number and image id. Labels of studies are
+    given to each slice of the study.
     """
     classes = list(raw.classes)
-    keep = [isinstance(g, Geometry) for g in geometries]
+    headers = [(i, g) for i, first in enumerate(geometries) for g in _frames(first)]
     refused = _quarantined(raw.files, {i: g for i, g in enumerate(geometries) if isinstance(g, Unreadable)})
-    table = raw.files[keep].reset_index(drop=True)
-    headers = pd.DataFrame(
-        [vars(g) for g in geometries if isinstance(g, Geometry)], columns=list(Geometry.__annotations__)
-    )
-    table = pd.concat([table, headers], axis=1).merge(raw.labels, on="image_id", how="left", validate="many_to_one")
+    table = raw.files.iloc[[i for i, _ in headers]].reset_index(drop=True)
+    several = [isinstance(first := geometries[i], Geometry) and bool(first.further) for i, _ in headers]
+    numbered = [f"{name}#{g.frame}" for name, (_, g) in zip(table["image_id"], headers, strict=True)]
+    table["image_id"] = table["image_id"].mask(np.array(several, dtype=bool), pd.Series(numbered, dtype="str"))
+    said = pd.DataFrame([vars(g) for _, g in headers], columns=list(Geometry.__annotations__))
+    table = pd.concat([table, said], axis=1).merge(raw.labels, on=ID_OF[raw.level], how="left", validate="many_to_one")
     if table["image_id"].duplicated().any():
         twice = table.loc[table["image_id"].duplicated(), "image_id"].iloc[0]
         raise ValueError(f"image {twice} lies in two folders; keep one of its files")
     table[classes] = table[classes].astype("float32")
+    table.loc[table["study_id"].isin(raw.test_studies), "split"] = "test"
     table.loc[table["split"] == "test", classes] = np.nan
     table = _ordered(table)
     columns = ["image_id", "patient_id", "study_id", "series_id", "position", "index", "n_slices", "split"]
-    columns += ["tilt", "row_spacing", "column_spacing", *classes, "path"]
-    return table[columns], refused + _without_file(raw)
+    columns += ["tilt", "row_spacing", "column_spacing", *classes, "frame", "path"]
+    return table[columns], refused + _without_file(raw, table)
+
+
+def _frames(first: Geometry | Unreadable) -> tuple[Geometry, ...]:
+    return (first, *first.further) if isinstance(first, Geometry) else ()
 
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:
+    table = table.astype(dict.fromkeys(("position", "acquisition", "instance"), "float64"))
     series = table.groupby(["split", "study_id", "series_id"], sort=False)
-    placed = series["position"].transform(lambda p: p.notna().all()).astype(bool)
+    placed = series["position"].transform("count") == series["position"].transform("size")
     table = table.assign(
-        position=table["position"].astype("float64"),
-        order=table["position"].where(placed, table["instance"]).astype("float64"),
+        order=(table["position"] / SAME_PLACE).round().where(placed, table["instance"]),
         is_test=table["split"] == "test",
     )
-    keys = ["is_test", "study_id", "series_id", "order", "instance", "image_id"]
-    table = table.sort_values(keys, ignore_index=True, kind="stable")
+    keys = ["is_test", "study_id", "series_id", "order", "acquisition", "instance", "image_id"]
+    return _counted(table.sort_values(keys, ignore_index=True, kind="stable"))
+
+
+def chosen(table: pd.DataFrame, choice: Choice) -> tuple[pd.DataFrame, list[Quarantined]]:
+    """The slices of a slice table that a competition's `choose` keeps, counted anew, and the others with why."""
+    reasons = {i: Unreadable(Reason[name.upper()], detail) for i, (name, detail) in choice.reasons.items()}
+    return _counted(table[choice.keep.to_numpy()].reset_index(drop=True)), _quarantined(table, reasons)
+
+
+def _counted(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with each slice's place in its series and the series' length; series stand together and in order."""
     series = table.groupby(["split", "study_id", "series_id"], sort=False)
-    return table.assign(
-        index=series.cumcount().astype("int32"), n_slices=series["image_id"].transform("size").astype("int32")
+    counts = series["image_id"].transform("size").astype("int32")
+    return table.assign(index=series.cumcount().astype("int32"), n_slices=counts)
+
+
+def without_overlap(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """A slice table without the training studies of patients who are in the test set too, and a note that counts."""
+    train = table["split"] == "train"
+    both = train & table["patient_id"].isin(table.loc[~train, "patient_id"])
+    counts = table.loc[both, ["patient_id", "study_id", "image_id"]].nunique()
+    note = (
+        f"{counts['patient_id']} patients of the test set are in the training set too: their {counts['study_id']}"
+        f" training studies ({counts['image_id']} slices) are left out"
     )
+    return table[~both].reset_index(drop=True), note if both.any() else ""
 
 
 def _quarantined(files: pd.DataFrame, refused: Mapping[int, Unreadable]) -> list[Quarantined]:
@@ -108,25 +178,36 @@ def _quarantined(files: pd.DataFrame, refused: Mapping[int, Unreadable]) -> list
     return [Quarantined(names[i, 0], names[i, 1], names[i, 2], *reason) for i, reason in reasons.items()]
 
 
-def _without_file(raw: Raw) -> list[Quarantined]:
-    """Images that the labels or the sample submission name and that have no file."""
-    present = set(raw.files["image_id"])
-    promised = [("train", i) for i in raw.labels["image_id"]] + [("test", i) for i in raw.test_ids]
+def _without_file(raw: Raw, table: pd.DataFrame) -> list[Quarantined]:
+    """Images (studies) that the labels or the sample submission name and that have no file (no readable one)."""
+    present = set(raw.files["image_id"]) | set(table["image_id"])
+    present |= set(table["study_id"]) if raw.level == "study" else set()
+    promised = [("train", i) for i in raw.labels[ID_OF[raw.level]]] + [("test", i) for i in raw.test_ids]
     reason = Reason.LABEL_WITHOUT_FILE.name.lower()
     return [Quarantined(i, split, "", reason, "") for split, i in promised if i not in present]
 
 
 def fill(
-    target: Path, table: pd.DataFrame, root: Path, size: int, crop: bool, jobs: int, on_done: Progress
+    target: Path,
+    table: pd.DataFrame,
+    root: Path,
+    size: int,
+    crop: bool,
+    jobs: int,
+    on_done: Progress,
+    values: str = "hu",
 ) -> tuple[pd.DataFrame, list[Quarantined]]:
     """Write `target` (.npy, int16 [n, size, size]) study by study; row i belongs to row i of the returned table.
+
+    values: hu: Hounsfield units; grey: grey values 0..255, in which no head is looked for.
 
     The returned table has lost the slices whose pixels could not be read and gained the crop: crop_row, crop_column
     and crop_side, in pixels of the raw slice (rows x columns of it in raw_rows, raw_columns).
     """
     _reserve(target, (len(table), size, size))
     groups = table.groupby(["split", "study_id", "series_id"], sort=False).indices.values()
-    tasks = ((target, rows, [root / p for p in table["path"].iloc[rows]], size, crop) for rows in groups)
+    places = [(root / path, int(frame)) for path, frame in zip(table["path"], table["frame"], strict=True)]
+    tasks = ((target, rows, [places[i] for i in rows], size, crop, values) for rows in groups)
     refused: dict[int, Unreadable] = {}
     boxes = np.zeros((len(table), 5), dtype=np.int32)
     for rows, part, box in parallel(_fill_series, tasks, jobs):
@@ -140,47 +221,47 @@ def fill(
     keep = np.setdiff1d(np.arange(len(table)), sorted(refused))
     _compact(target, keep)
     table = table.iloc[keep].reset_index(drop=True)
-    series = table.groupby(["split", "study_id", "series_id"], sort=False)
-    counts = series["image_id"].transform("size").astype("int32")
-    return table.assign(index=series.cumcount().astype("int32"), n_slices=counts), quarantined
+    return _counted(table), quarantined
 
 
 BOX = ("crop_row", "crop_column", "crop_side", "raw_rows", "raw_columns")
 
 
 def _fill_series(
-    target: Path, rows: np.ndarray, paths: Sequence[Path], size: int, crop: bool
+    target: Path, rows: np.ndarray, places: Sequence[tuple[Path, int]], size: int, crop: bool, values: str
 ) -> tuple[np.ndarray, dict[int, Unreadable], np.ndarray]:
     cv2.setNumThreads(1)
     slices: dict[int, np.ndarray] = {}
     refused: dict[int, Unreadable] = {}
-    for row, path in zip(rows, paths, strict=True):
-        try:
-            slices[int(row)] = dicom.hounsfield(path)
-        except Unreadable as refusal:
-            refused[int(row)] = refusal
+    for path, group in groupby(zip(rows.tolist(), places, strict=True), key=lambda item: item[1][0]):
+        some = list(group)
+        for (row, _), picture in zip(some, read_frames(path, [frame for _, (_, frame) in some], values), strict=True):
+            if isinstance(picture, Unreadable):
+                refused[row] = picture
+            else:
+                slices[row] = picture
     boxes = np.zeros((len(rows), 5), dtype=np.int32)
     if slices:
         hu = np.lib.format.open_memmap(target, mode="r+")
         shapes = {picture.shape for picture in slices.values()}
-        found = {shape: head_box([p for p in slices.values() if p.shape == shape]) for shape in shapes} if crop else {}
+        found = {shape: head_box([p for p in slices.values() if p.shape == shape]) for shape in shapes} if crop and values == "hu" else {}
         for i, row in enumerate(rows):
             if int(row) in slices:
                 picture = slices[int(row)]
                 box = found.get(picture.shape, (0, 0, max(picture.shape)))
-                hu[row] = resized(picture, box, size)
+                hu[row] = resized(picture, box, size, AIR if values == "hu" else 0)
                 boxes[i] = (*box, *picture.shape)
     return rows, refused, boxes
 
 
-def resized(picture: np.ndarray, box: tuple[int, int, int], size: int) -> np.ndarray:
-    """The square `box` (row, column, side) of a slice, air where it reaches beyond, at size x size by area."""
+def resized(picture: np.ndarray, box: tuple[int, int, int], size: int, beyond: int = AIR) -> np.ndarray:
+    """The square `box` (row, column, side) of a slice, `beyond` where it reaches beyond, at size x size by area."""
     row, column, side = box
     top, left = max(row, 0), max(column, 0)
     inside = picture[top : row + side, left : column + side]
     below, right = side - (top - row) - inside.shape[0], side - (left - column) - inside.shape[1]
     if below or right or top > row or left > column:
-        inside = cv2.copyMakeBorder(inside, top - row, below, left - column, right, cv2.BORDER_CONSTANT, value=[AIR])
+        inside = cv2.copyMakeBorder(inside, top - row, below, left - column, right, cv2.BORDER_CONSTANT, value=[beyond])
     method = cv2.INTER_AREA if side >= size else cv2.INTER_LINEAR
     return cv2.resize(inside, (size, size), interpolation=method)
 

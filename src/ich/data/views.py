@@ -29,20 +29,21 @@ class View:
 
     windows: a channel a window, all of the slice itself.
     neighbours: the previous slice of the study, this one and the next, each in every window.
+    grey: one channel, the picture's own grey values; it has no Hounsfield units, so no window means anything to it.
     """
 
-    kind: Literal["windows", "neighbours"]
-    windows: tuple[Window, ...]
+    kind: Literal["windows", "neighbours", "grey"]
+    windows: tuple[Window, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in {"windows", "neighbours"}:
-            raise ValueError(f"unknown view {self.kind!r}; use 'windows' or 'neighbours'")
-        if not self.windows:
-            raise ValueError("a view needs at least one window")
+        if self.kind not in {"windows", "neighbours", "grey"}:
+            raise ValueError(f"unknown view {self.kind!r}; use 'windows', 'neighbours' or 'grey'")
+        if (not self.windows) != (self.kind == "grey"):
+            raise ValueError("a view of grey values has no window; every other view needs at least one window")
 
     @property
     def channels(self) -> int:
-        return self.depth * len(self.windows)
+        return 1 if self.kind == "grey" else self.depth * len(self.windows)
 
     @property
     def depth(self) -> int:
@@ -65,13 +66,15 @@ def table(window: Window) -> NDArray[np.uint8]:
 def render(hu: NDArray[np.int16], view: View) -> NDArray[np.uint8]:
     """Turn Hounsfield units int16 [..., k, S, S] into grey values uint8 [..., S, S, channels], contiguous.
 
-    k is `view.depth`: 1 for windows, 3 (previous, this, next) for neighbours.
+    k is `view.depth`: 3 (previous, this, next) for neighbours, else 1. Grey values are taken as they are.
     """
     *batch, depth, height, width = hu.shape
     if hu.dtype != np.int16 or depth != view.depth:
         raise ValueError(
             f"a view of {view.kind} wants int16 [..., {view.depth}, S, S], got {hu.dtype} {list(hu.shape)}"
         )
+    if view.kind == "grey":
+        return hu[..., 0, :, :, None].clip(0, 255).astype(np.uint8)
     slices = np.ascontiguousarray(np.moveaxis(hu, -3, 0)).view(np.uint16).reshape(depth, -1, width)
     grey = [cv2.LUT(one, table(window)) for one in slices for window in view.windows]
     return cv2.merge(grey).reshape(*batch, height, width, view.channels).astype(np.uint8, copy=False)

@@ -46,7 +46,7 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     torch.set_num_threads(plan.recipe.compute.threads)
     slices, seed, size = Slices(plan), seed_of(settings.seed, member, fold), settings.batch_size
     hu = np.load(plan.prepared.folder / "hu.npy", mmap_mode="r", allow_pickle=False)
-    shown = pictures(hu, slices.table, settings, slices.labels, seed)
+    shown = pictures(hu, slices.table, settings, slices.values, slices.labels, seed)
     train, valid, test = slices.train_rows(fold), slices.valid_rows(fold), slices.test_rows
     training = shown(train, build(Augmentation(**settings.augment.model_dump())))
     held_out = {"valid": (valid, shown(valid)), "test": (test, shown(test))}

@@ -46,6 +46,11 @@ class Slices:
         """What each class counts in the competition's log loss."""
         return (self.plan.record_of(self.plan.prepared.record) or {})["class_weights"]
 
+    @property
+    def values(self) -> str:
+        """hu | grey: what hu.npy holds."""
+        return (self.plan.record_of(self.plan.prepared.record) or {})["values"]
+
     @cached_property
     def labels(self) -> "np.ndarray":
         """float32 [n, c], NaN where unlabelled."""
@@ -114,14 +119,23 @@ def series_codes(table: "pd.DataFrame") -> "pd.Series":
 
 
 def pictures(
-    hu: "np.ndarray", table: "pd.DataFrame", settings: Cnn, labels: "np.ndarray | None" = None, seed: int = 0
+    hu: "np.ndarray",
+    table: "pd.DataFrame",
+    settings: Cnn,
+    values: str,
+    labels: "np.ndarray | None" = None,
+    seed: int = 0,
 ) -> "Callable[..., SliceDataset]":
-    """A function of rows (and an augmentation) to their data set, over the Hounsfield cache [n, S, S] of the table."""
+    """A function of rows (and an augmentation) to their data set, over the cache [n, S, S] of the table.
+
+    values: hu: shown in the settings' windows; grey: shown as they are, one channel.
+    """
     from ich.data.datasets import SliceDataset
     from ich.data.views import View, Window, neighbour_rows
 
     neighbours = neighbour_rows(table["series"].to_numpy(), table["index"].to_numpy())
-    view = View(settings.input, tuple(Window(level, width) for level, width in settings.windows))
+    windows = tuple(Window(level, width) for level, width in settings.windows)
+    view = View("grey") if values == "grey" else View(settings.input, windows)
 
     def of(rows: "np.ndarray", augment: "Augment | None" = None) -> "SliceDataset":
         targets = None if labels is None else labels[rows]
@@ -133,9 +147,14 @@ def pictures(
 
 def predict_pictures(network: Any, dataset: "SliceDataset", settings: Cnn) -> dict[str, "np.ndarray"]:
     """Logits float32 [n, c] and embeddings float16 [n, d] of a data set's slices, in its order."""
+    import numpy as np
+
     from ich.data.datasets import slice_loader
     from ich.training.predict import predict
 
+    if not len(dataset):  # no test set
+        width = (len(network.classifier.bias), network.embedding_size)
+        return {"logits": np.empty((0, width[0]), np.float32), "embeddings": np.empty((0, width[1]), np.float16)}
     batches = slice_loader(dataset, 0, 2 * settings.batch_size, shuffle=False, workers=settings.workers)
     return predict(network, batches, len(dataset), settings.precision)
 
@@ -178,6 +197,8 @@ def predict_sequence(
     from ich.data.datasets import study_loader
     from ich.training.predict import predict_studies
 
+    if not len(chosen):  # no test set
+        return np.empty((0, studies.base.shape[1]), np.float32)
     batches = study_loader(studies, chosen, settings.batch_size, shuffle=False)
     found = predict_studies(network, batches, int(np.diff(studies.offsets)[chosen].sum()), settings.precision)
     return found["logits"][found["rows"].argsort()]

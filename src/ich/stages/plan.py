@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from ich.recipe import Recipe
+from ich.recipe import Recipe, load
 from ich.workspace import (
     Record,
     Stopwatch,
@@ -27,6 +27,7 @@ from ich.workspace import (
 VERSIONS = dict.fromkeys(("demo", "prepare", "folds", "cnn", "sequence", "stack", "blend", "thresholds"), 1) | {
     "submit": 1,
     "score": 1,
+    "predict": 1,
 }
 NOT_RAW = ("run.json", "solution.csv", "mislabelled.csv")  # beside the raw data, but no input of a stage
 NVIDIA = Path("/proc/driver/nvidia/gpus")  # a folder for each GPU; asking torch would cost seconds
@@ -116,6 +117,11 @@ class Plan:
 
     @cached_property
     def folds(self) -> Task:
+        if self.recipe.competition.trained_by is not None:  # every later task of training reads the folds
+            raise UserError(
+                f"recipe {self.recipe.name} trains nothing: it judges {self.recipe.competition.trained_by} on other"
+                " scans, by `ich prepare`, `ich predict` and `ich score`"
+            )
         path = self.workspace.folds
         settings = self.recipe.folds.model_dump(mode="json")
         return Task("folds", "folds", Record(path.with_suffix(".run.json")), settings, self._cache("slices.parquet"))
@@ -227,6 +233,27 @@ class Plan:
         return Task("submit", "submit", Record(path), {}, upstream, sources)
 
     @cached_property
+    def trained(self) -> "Plan":
+        """The plan of the recipe whose ensemble an outside validation judges."""
+        path = self.recipe.competition.trained_by
+        return self if path is None else Plan(load(self.root / path), self.root)
+
+    @cached_property
+    def outside(self) -> Task:
+        """The slices of an outside validation as the trained ensemble of another recipe scores them."""
+        folds = tuple((self.trained.fold("blend", k), ("weights.json",)) for k in self.trained.fold_numbers)
+        record = Record(self.workspace.submissions / "slices.run.json")
+        settings = {"trained_by": self.trained.recipe.name}
+        return Task("predict", "predict", record, settings, self._cache("hu.npy", "slices.parquet") + folds)
+
+    @cached_property
+    def scans(self) -> Task:
+        """The scores of an outside validation, a finding."""
+        reads = self.raw_root / "reads.csv"
+        record = Record(self.workspace.submissions / "scores.run.json")
+        return Task("score", "score", record, {}, ((self.outside, ("slices.csv",)),), {"reads.csv": reads})
+
+    @cached_property
     def score(self) -> Task:
         path = self.workspace.submissions / "scores.run.json"
         upstream = (*self._cache("slices.parquet"), *self._folds_table)
@@ -240,6 +267,9 @@ class Plan:
         if self.recipe.demo:
             yield self.demo
         yield self.prepare() if self.raw_root.is_dir() else self.prepared
+        if self.recipe.competition.trained_by is not None:
+            yield from (self.outside, self.scans)
+            return
         yield self.folds
         for member in self.members:
             yield from (self.fold(member, k) for k in self.fold_numbers)

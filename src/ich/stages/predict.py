@@ -4,14 +4,15 @@ Fold by fold each CNN, each sequence model on its fold's CNNs, the stacker, the 
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ich.console import progress, say, table
+from ich.data.files import below
+from ich.data.files import image_ids as _image_ids
 from ich.recipe import Recipe
 from ich.stages.inputs import (
     Slices,
@@ -22,7 +23,7 @@ from ich.stages.inputs import (
     stacker_input,
     studies_of,
 )
-from ich.stages.plan import Plan, Task
+from ich.stages.plan import Made, Plan, Task
 from ich.workspace import Record, UserError, atomic, read_json, sha256_bytes
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from ich.data.cache import Quarantined
 
-SUFFIXES = (".dcm", ".dicom", ".ima")  # others belong to the name: 1.2.840.17 is a whole one
 LISTED = 20  # quarantined files that are named one by one
 
 Advance = Callable[[int], None]
@@ -53,6 +53,34 @@ def run(plan: Plan, source: Path, out: Path) -> None:
     say(f"\npredict: wrote {out}, {len(scored)} slices, {len(quarantined)} files quarantined")
 
 
+def run_outside(plan: Plan, *, force: bool = False) -> None:
+    """Score the prepared scans of an outside validation with the ensemble of the recipe that it names."""
+    trained, path = plan.trained, plan.workspace.submissions / "slices.csv"
+    if trained.recipe.image != plan.recipe.image:
+        raise UserError(f"image differs from that of {plan.recipe.competition.trained_by}; give both recipes the same")
+    if not plan.state(plan.outside).done:
+        try:
+            trained.require(_task(trained, path))
+        except UserError as error:
+            raise UserError(f"{plan.recipe.competition.trained_by}: {error}") from None
+    made = plan.make(plan.outside, lambda _: _outside(plan, trained, path), force=force)
+    say(f"predict: {'wrote' if made else 'done'}, {path}")
+
+
+def _outside(plan: Plan, trained: Plan, path: Path) -> Made:
+    import pandas as pd
+
+    from ich.data.competitions.cq500 import scan_of
+
+    slices = pd.read_parquet(plan.prepared.folder / "slices.parquet")
+    slices = slices.assign(series=series_codes(slices))
+    scored = _scored(trained, slices, _ensemble(trained, slices, plan.prepared.folder / "hu.npy"))
+    scored.insert(0, "scan", slices["path"].map(scan_of))
+    with atomic(path) as temporary:
+        scored.to_csv(temporary, index=False)
+    return {path.name: path}, {"slices": len(scored)}
+
+
 def _task(plan: Plan, out: Path) -> Task:
     """What predicting reads: every fold of the blend, hence of every member, and the thresholds once there are any."""
     upstream = tuple((plan.fold("blend", k), ()) for k in plan.fold_numbers)
@@ -71,36 +99,15 @@ def _files(source: Path) -> tuple[Path, list[str]]:
     if not source.is_dir():
         raise UserError(f"{source}: no such file or folder")
 
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: this folder cannot be read ({error.strerror})")
-
-    found: list[str] = []
-    seen: set[str] = set()
-    for folder, below, files in os.walk(source, onerror=refuse, followlinks=True):
-        if (
-            real := os.path.realpath(folder)
-        ) in seen:  # a link to a folder that was there already, or round in a circle
-            below.clear()
-            continue
-        seen.add(real)
-        found += [Path(folder, name).relative_to(source).as_posix() for name in files]
+    try:
+        found = below(source)
+    except OSError as error:
+        raise UserError(f"{error.filename}: this folder cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
     if not found:
         raise UserError(f"{source}: there is no file in this folder")
-    return source, sorted(found)
-
-
-def _image_ids(names: Sequence[str]) -> list[str]:
-    """The name without .dcm; with its folders where two files share it, and in full where they share that too."""
-
-    def bare(name: str) -> str:
-        path = PurePosixPath(name)
-        return path.with_suffix("").as_posix() if path.suffix.lower() in SUFFIXES else name
-
-    ids = [PurePosixPath(bare(name)).name for name in names]
-    for longer in (bare, str):
-        count = Counter(ids)
-        ids = [i if count[i] == 1 else longer(name) for i, name in zip(ids, names, strict=True)]
-    return ids
+    return source, found
 
 
 def _read(
@@ -112,18 +119,18 @@ def _read(
     from ich.data import cache
     from ich.data.competitions import Raw
 
-    image, classes = plan.recipe.image, Slices(plan).classes
+    image, classes, values = plan.recipe.image, Slices(plan).classes, Slices(plan).values
     files = pd.DataFrame({"image_id": _image_ids(names), "split": "test", "path": list(names)})
     labels = pd.DataFrame({"image_id": pd.Series(dtype="str")} | {name: pd.Series(dtype="float") for name in classes})
     with progress("predict: headers", len(names), "files") as advance:
-        geometries = cache.read_geometries(root, names, plan.cores, advance)
+        geometries = cache.read_geometries(root, names, plan.cores, advance, values)
     try:
         slices, quarantined = cache.slice_table(Raw(files, labels, [], dict.fromkeys(classes, 1.0), "", ()), geometries)
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
     if not slices.empty:
         with progress("predict: pixels", len(slices)) as advance:
-            slices, unread = cache.fill(hu, slices, root, image.size, image.crop == "head", plan.cores, advance)
+            slices, unread = cache.fill(hu, slices, root, image.size, image.crop == "head", plan.cores, advance, values)
         quarantined += unread
     if slices.empty:
         first = quarantined[0]
@@ -198,7 +205,9 @@ def _cnn(plan: Plan, member: str, fold: int, slices: "pd.DataFrame", hu: "np.nda
 
     settings = plan.recipe.cnn[member]
     network = _with_weights(plan, member, fold, lambda shape: Cnn(CnnSpec(**shape)))
-    return predict_pictures(network, pictures(hu, slices, settings)(np.arange(len(slices))), settings)
+    return predict_pictures(
+        network, pictures(hu, slices, settings, Slices(plan).values)(np.arange(len(slices))), settings
+    )
 
 
 def _sequence(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ich.data.cache import Quarantined
+    from ich.data.competitions import Raw
 
 
 def run(plan: Plan, *, force: bool = False) -> None:
@@ -39,20 +40,25 @@ def _prepare(plan: Plan, folder: Path) -> Made:
     with layout_errors():
         raw = adapter.raw(root)
     with progress("prepare: headers", len(raw.files), "files") as advance:
-        geometries = cache.read_geometries(root, raw.files["path"].tolist(), plan.cores, advance)
+        geometries = cache.read_geometries(root, raw.files["path"].tolist(), plan.cores, advance, raw.values)
     try:
         table, quarantined = cache.slice_table(raw, geometries)
     except ValueError as error:
         raise UserError(f"{root}: {error}") from None
-    for split in ("train", "test"):
-        if not (table["split"] == split).any():
-            said = next((f"{q.path}: {q.reason}" for q in quarantined if q.split == split), "no file")
-            raise UserError(f"{root}: not one readable slice in the {split} set ({said})")
+    remarks = list(raw.notes)
+    if raw.choose is not None:
+        choice = raw.choose(table)
+        table, aside = cache.chosen(table, choice)
+        quarantined, remarks = quarantined + aside, [*remarks, *choice.notes]
+    left_out = ""
+    if plan.recipe.competition.exclude_overlap:
+        table, left_out = cache.without_overlap(table)
+    _refuse_empty(plan, raw, table, quarantined)
 
     with atomic_folder(folder) as temporary:
         with progress("prepare: pixels", len(table)) as advance:
             table, unread = cache.fill(
-                temporary / "hu.npy", table, root, image.size, image.crop == "head", plan.cores, advance
+                temporary / "hu.npy", table, root, image.size, image.crop == "head", plan.cores, advance, raw.values
             )
         table.to_parquet(temporary / "slices.parquet", index=False)
         quarantined += unread
@@ -62,18 +68,36 @@ def _prepare(plan: Plan, folder: Path) -> Made:
         )
     files = {name: folder / name for name in ("hu.npy", "slices.parquet", "quarantine.csv")}
     counts = {"slices": len(table), "quarantined": len(quarantined), "template": raw.template}
-    counts |= {"classes": list(raw.classes), "class_weights": list(raw.classes.values())}
-    return files, {**counts, "notes": [*raw.notes, *_remarks(table), *_reasons(quarantined)]}
+    counts |= {"classes": list(raw.classes), "class_weights": list(raw.classes.values()), "values": raw.values}
+    return files, {**counts, "notes": [*remarks, *filter(None, [left_out]), *_remarks(table), *_reasons(quarantined)]}
+
+
+def _refuse_empty(plan: Plan, raw: "Raw", table: "pd.DataFrame", quarantined: Sequence["Quarantined"]) -> None:
+    """Raise UserError where nothing is left to train on, or nothing of a test set that there should be."""
+    outside = plan.recipe.competition.trained_by is not None
+    expected = {"train": not outside, "test": bool(outside or raw.test_ids or (raw.files["split"] == "test").any())}
+    for split, wanted in expected.items():
+        if wanted and not (table["split"] == split).any():
+            said = next((f"{q.path}: {q.reason}" for q in quarantined if q.split == split and q.path), "no file")
+            raise UserError(f"{plan.raw_root}: not one readable slice in the {split} set ({said})")
+    if not outside and not table.loc[table["split"] == "train", list(raw.classes)].notna().all(axis=1).any():
+        named = next((q.image_id for q in quarantined if q.reason == "label_without_file"), "none")
+        raise UserError(
+            f"{plan.raw_root}: not one readable training slice has a label; the labels name {named}, and there is"
+            f" image {table['image_id'].iloc[0]} of study {table['study_id'].iloc[0]}"
+        )
 
 
 def _remarks(table: "pd.DataFrame") -> list[str]:
     """What a user should know about the readable slices, in words."""
+    from ich.data import cache
+
     remarks: list[str] = []
-    placeless = int(table["position"].isna().sum())
+    placeless = int((table["position"].isna() & (table["n_slices"] > 1)).sum())
     if placeless:
         remarks.append(f"{placeless} slices have no position; their series are ordered by instance number")
     groups = table.dropna(subset=["position"]).groupby(["split", "series_id"])["position"]
-    same = int((groups.diff() == 0).sum())
+    same = int((groups.diff().abs() < cache.SAME_PLACE).sum())
     if same:
         remarks.append(f"{same} slices lie at the position of the slice before them")
     train = set(table.loc[table["split"] == "train", "patient_id"])

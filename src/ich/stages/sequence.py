@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ich.console import say
 from ich.stages.inputs import Slices, predict_sequence, studies_of
 from ich.stages.member import (
     Checkpoint,
@@ -44,6 +45,8 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
         "valid": slices.valid_rows(fold),
         "test": slices.test_rows,
     }
+    if settings.features == "aligned" and not len(slices.test_rows):
+        say(f"  {member} fold {fold}: there is no test set to align the folds' embeddings by; they stay as they are")
     rows, studies = _studies(slices, settings.on, fold, settings.features)
     numbers = {split: _numbers(studies, rows, wanted) for split, wanted in split_rows.items()}
     shape = {"features": studies.features.shape[1], "classes": len(slices.classes)}
@@ -111,12 +114,13 @@ def _embeddings(slices: Slices, member: str, fold: int, features: str) -> "np.nd
     from ich.ensemble.alignment import into_space_of
 
     reference = _rows_of(slices, member, fold, "test", slices.test_rows)
+    alike = features == "aligned" and len(reference) > 0  # without a test set they stay as they are
     found = np.zeros((len(slices.table), reference.shape[1]), dtype=np.float16)
     found[slices.test_rows] = reference
     for k in slices.plan.fold_numbers:
         rows = slices.valid_rows(k)
         part = _rows_of(slices, member, k, "valid", rows)
-        if features == "aligned" and k != fold:
+        if alike and k != fold:
             part = into_space_of(reference, _rows_of(slices, member, k, "test", slices.test_rows), part)
         found[rows] = part
     return found

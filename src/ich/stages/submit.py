@@ -1,4 +1,4 @@
-"""`ich submit`: submission.csv (probabilities) and submission_binary.csv (0/1 at the thresholds), checked."""
+"""`ich submit`: submission.csv as the competition wants it, probabilities or 0/1, the other beside it; checked."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,13 +10,20 @@ from ich.workspace import UserError, atomic, read_json
 if TYPE_CHECKING:
     import pandas as pd
 
+NAMES = {  # of probabilities and of decisions (0/1 at the thresholds), by what the competition wants
+    "probabilities": ("submission.csv", "submission_binary.csv"),
+    "decisions": ("submission_probabilities.csv", "submission.csv"),
+}
+
 
 def run(plan: Plan, *, force: bool = False) -> None:
     made = plan.make(plan.submit, lambda _: _submission(plan), force=force)
     record = plan.submit.record.read() or {}
-    say(
-        f"submit: {'wrote' if made else 'done'}, {plan.workspace.submissions / 'submission.csv'}, {record['rows']} rows"
-    )
+    if not record["files"]:
+        say("submit: there is no test set, so there is nothing to submit")
+        return
+    said = "wrote" if made else "done"
+    say(f"submit: {said}, {plan.workspace.submissions / 'submission.csv'} ({record['submits']}), {record['rows']} rows")
     if record["filled_with_prior"]:
         say(f"warning: {record['filled_with_prior']} test images could not be read; they got the training prevalence")
 
@@ -37,6 +44,10 @@ def _submission(plan: Plan) -> Made:
     prior = slices.labels[slices.labelled].mean(axis=0)
     quarantine = pd.read_csv(plan.prepared.folder / "quarantine.csv", dtype=str, keep_default_na=False)
     unread = sorted(set(quarantine.loc[quarantine["split"] == "test", "image_id"]) - set(ids))
+    cuts = (read_json(plan.workspace.thresholds) or {})["thresholds"]
+    record = {"rows": 0, "filled_with_prior": len(unread), "thresholds": cuts, "submits": adapter.SUBMITS}
+    if not len(ids) and not unread:
+        return {}, record
     values = pd.concat(
         [
             pd.DataFrame(probability, columns=pd.Index(classes)).assign(image_id=ids),
@@ -44,36 +55,35 @@ def _submission(plan: Plan) -> Made:
         ],
         ignore_index=True,
     )
-    cuts = (read_json(plan.workspace.thresholds) or {})["thresholds"]
     decided = values.copy()
     decided[classes] = thresholds.apply(values[classes].to_numpy(), [cuts[name] for name in classes]).astype(int)
 
     files: dict[str, Path] = {}
-    rows = 0
-    for name, content in (("submission.csv", values), ("submission_binary.csv", decided)):
+    for name, content in zip(NAMES[adapter.SUBMITS], (values, decided), strict=True):
         with layout_errors():
             submission = adapter.submission(plan.raw_root, content)
         check(submission, plan.raw_root)
-        rows = len(submission)
+        record["rows"] = len(submission)
         path = plan.workspace.submissions / name
         with atomic(path) as temporary:
             submission.to_csv(temporary, index=False)
         files[name] = path
-    return files, {"rows": rows, "filled_with_prior": len(unread), "thresholds": cuts}
+    return files, record
 
 
 def check(submission: "pd.DataFrame", root: Path) -> None:
-    """Raise UserError unless each wanted id has one value in 0..1; the adapter has put the rows in order."""
-    key, value = submission.columns
+    """Raise UserError unless each wanted id has one value in 0..1 a column; the adapter has put the rows in order."""
+    key, *columns = submission.columns
     twice = submission[key].duplicated()
     if twice.any():
         raise UserError(f"{root}: the sample submission names {submission.loc[twice, key].iloc[0]} twice")
-    empty = submission[value].isna()
+    values = submission[columns]
+    empty = values.isna().any(axis=1)
     if empty.any():
         raise UserError(
             f"{int(empty.sum())} rows of the submission have no prediction, {submission.loc[empty, key].iloc[0]} first;"
             " run `ich prepare` again: the test set has changed since"
         )
-    outside = (submission[value] < 0) | (submission[value] > 1)
+    outside = ((values < 0) | (values > 1)).any(axis=1)
     if outside.any():
         raise UserError(f"{submission.loc[outside, key].iloc[0]}: a value outside 0..1")

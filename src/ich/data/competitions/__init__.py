@@ -6,14 +6,19 @@ from typing import Protocol
 
 import pandas as pd
 
-from ich.data.competitions import rsna2019
-from ich.data.competitions.layout import LayoutError, Raw
+from ich.data.competitions import cq500, folder, ntu_dlmi, rsna2019, unibuc
+from ich.data.competitions.layout import Choice, LayoutError, Raw
 
-__all__ = ["ADAPTERS", "Adapter", "LayoutError", "Raw"]
+__all__ = ["ADAPTERS", "Adapter", "Choice", "LayoutError", "Raw"]
 
 
 class Adapter(Protocol):
     """What a format offers. `root` is the competition's folder."""
+
+    @property
+    def SUBMITS(self) -> str:
+        """What the competition wants handed in: probabilities | decisions (0 and 1)."""
+        ...
 
     def raw(self, root: Path) -> Raw: ...
 
@@ -22,4 +27,10 @@ class Adapter(Protocol):
     def submission(self, root: Path, values: pd.DataFrame) -> pd.DataFrame: ...
 
 
-ADAPTERS: Mapping[str, Adapter] = {"rsna2019": rsna2019}
+ADAPTERS: Mapping[str, Adapter] = {
+    "rsna2019": rsna2019,
+    "ntu_dlmi": ntu_dlmi,
+    "unibuc": unibuc,
+    "folder": folder,
+    "cq500": cq500,
+}

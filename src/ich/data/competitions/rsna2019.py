@@ -5,23 +5,36 @@ from pathlib import Path
 
 import pandas as pd
 
-from ich.data.competitions.layout import LayoutError, Raw, first_existing, read_columns, refuse_rows
+from ich.data.competitions.layout import (
+    SUBTYPES,
+    LayoutError,
+    Raw,
+    agreed,
+    digits,
+    file_table,
+    first_existing,
+    read_columns,
+    refuse_rows,
+    require_folder,
+    wide,
+)
 
-CLASSES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
+CLASSES = (*SUBTYPES, "any")
 CLASS_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 2.0)  # of the competition's weighted log loss
+SUBMITS = "probabilities"
+STAGES = ("stage_2", "stage_1")
 
 
 def raw(root: Path) -> Raw:
-    """Read the layout below `root`: stage-2 names, or stage-1 names where those are missing."""
-    if not root.is_dir():
-        raise LayoutError(f"{root}: no such folder; put the competition there (see input/README.md)")
-    train_csv = first_existing(root, ("stage_2_train.csv", "stage_1_train.csv"), "label table")
+    """Read the layout below `root`: stage-2 names, or stage-1 names where there is none of those."""
+    require_folder(root)
+    train_csv = _named(root, "train.csv", "label table")
     labels, dropped = _labels(train_csv)
     sample = _sample(root)
     test_ids = list(dict.fromkeys(_image_and_class(sample)["image_id"]))
     folders = {
-        "train": first_existing(root, ("stage_2_train", "stage_1_train"), "folder of training slices"),
-        "test": first_existing(root, ("stage_2_test", "stage_1_test"), "folder of test slices"),
+        "train": _named(root, "train", "folder of training slices"),
+        "test": _named(root, "test", "folder of test slices"),
     }
     files = pd.concat([_files(root, folder, split) for split, folder in folders.items()], ignore_index=True)
     notes = (f"{train_csv.name}: {dropped} repeated rows dropped",) if dropped else ()
@@ -42,23 +55,23 @@ def submission(root: Path, values: pd.DataFrame) -> pd.DataFrame:
     return table[["ID", "Label"]]
 
 
+def _named(root: Path, name: str, what: str) -> Path:
+    """A piece of the one stage whose files are there: the stages' files do not go together."""
+    stages = [stage for stage in STAGES if next(root.glob(f"{stage}_*"), None) is not None]
+    return first_existing(root, tuple(f"{stage}_{name}" for stage in (stages or STAGES)[:1]), what)
+
+
 def _files(root: Path, folder: Path, split: str) -> pd.DataFrame:
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.name.endswith(".dcm"))
+        names = sorted(e.name for e in entries if e.name.endswith(".dcm") and not e.name.startswith("."))
     if not names:
         raise LayoutError(f"{folder}: no .dcm file in it; unpack the competition's archive there")
-    return pd.DataFrame(
-        {
-            "image_id": [name.removesuffix(".dcm") for name in names],
-            "split": split,
-            "path": [f"{folder.relative_to(root).as_posix()}/{name}" for name in names],
-        }
-    )
+    relative = folder.relative_to(root).as_posix()
+    return file_table([name.removesuffix(".dcm") for name in names], split, [f"{relative}/{name}" for name in names])
 
 
 def _sample(root: Path) -> Path:
-    names = ("stage_2_sample_submission.csv", "stage_1_sample_submission.csv")
-    return first_existing(root, names, "sample submission")
+    return _named(root, "sample_submission.csv", "sample submission")
 
 
 def _image_and_class(path: Path) -> pd.DataFrame:
@@ -73,19 +86,9 @@ def _image_and_class(path: Path) -> pd.DataFrame:
 def _labels(path: Path) -> tuple[pd.DataFrame, int]:
     """Wide labels, and how many repeated rows were dropped. Repeated rows that disagree are refused."""
     table = read_columns(path, ("ID", "Label"))
-    refuse_rows(path, ~table["Label"].isin(["0", "1", "0.0", "1.0"]), table["Label"], "Label 0 or 1")
-    table["Label"] = table["Label"].astype("float32")
-    unique = table.drop_duplicates()
-    conflict = unique["ID"].duplicated(keep=False)
-    if conflict.any():
-        names = ", ".join(sorted(set(unique.loc[conflict, "ID"]))[:3])
-        raise LayoutError(f"{path}: the same ID with Label 0 and 1: {names}; keep one row of each")
+    table["Label"] = digits(path, table["Label"], "Label")
+    unique, dropped = agreed(path, table, ["ID"])
     parts = unique["ID"].str.rsplit("_", n=1, expand=True).reindex(columns=[0, 1])
     refuse_rows(path, ~parts[1].isin(CLASSES), unique["ID"], f"ID_<image>_<class>, class one of {CLASSES}")
-    wide = unique.assign(image_id=parts[0], kind=parts[1]).pivot(index="image_id", columns="kind", values="Label")
-    wide = wide.reindex(columns=list(CLASSES))
-    if wide.isna().any(axis=None):
-        image, kind = wide.isna().stack().pipe(lambda missing: missing[missing].index[0])
-        raise LayoutError(f"{path}: image {image} has no row for {kind}; six rows an image are expected")
-    wide = wide.rename_axis(columns=None).sort_index().reset_index()
-    return wide, len(table) - len(unique)
+    long = pd.DataFrame({"image_id": parts[0], "class": parts[1], "label": unique["Label"]})
+    return wide(path, long, CLASSES), dropped

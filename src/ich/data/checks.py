@@ -1,0 +1,270 @@
+"""What `ich check` asks of a competition: rules over frames.
+
+A rule takes tables and gives findings (see `ich.data.findings`). Nothing is repaired, and no row is looped over.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import PurePosixPath
+
+import pandas as pd
+
+from ich.data import cache
+from ich.data import folds as folding
+from ich.data.cache import Quarantined
+from ich.data.dicom import Reason
+from ich.data.findings import findings
+from ich.data.schemas import broken, fold_schema
+
+SERIES = ["split", "study_id", "series_id"]
+
+TILTED = 1.0  # degrees from which a series counts as tilted
+NOT_AXIAL = 45.0
+SAME_TILT = 0.5  # degrees by which the slices of one series may differ
+IRREGULAR = 0.1  # share of the median gap by which the gaps of a series may differ
+LONG_GAP = 2.0  # median gaps: a slice may be missing
+
+
+# ---- columns and values that do not belong
+
+
+def misfits(table: pd.DataFrame, cases: pd.DataFrame, where: str, *, rows: bool = False) -> pd.DataFrame:
+    """What of `table` breaks its schema; `cases` is `schemas.broken`'s answer.
+
+    `where` names the table; with `rows` it is a file, whose rows are counted as an editor does.
+    """
+    key = "image_id" if "image_id" in table else table.columns[0]
+    cells = cases[cases["index"] >= 0]
+    at = cells["index"].to_numpy()
+    names = [where] * (len(cases) - len(at)) + (where + ": " + table[key].iloc[at].astype(str)).tolist()
+    lines = [1] * (len(cases) - len(at)) + (at + 2).tolist()
+    return findings("value_out_of_place", names, cases["told"], lines if rows else "")
+
+
+# ---- files, labels and what was promised
+
+
+def extra_files(present: Iterable[str], known: Iterable[str]) -> pd.DataFrame:
+    """Files below the competition's folder that its format does not read.
+
+    Tables, notes and archives beside the folders of pictures are nobody's concern.
+    """
+
+    def concerns(name: str) -> bool:
+        path = PurePosixPath(name)
+        return len(path.parts) > 1 or path.suffix.lower() in ("", ".dcm", ".dicom", ".ima", ".png")
+
+    read = {name.split("!/")[0] for name in known}  # a member of an archive is archive.zip!/name
+    return findings("extra_file", sorted(name for name in set(present) - read if concerns(name)))
+
+
+def quarantined(refused: Sequence[Quarantined]) -> pd.DataFrame:
+    """Files that prepare would quarantine, with the reason, and images that are named and have no file."""
+    missing = Reason.LABEL_WITHOUT_FILE.name.lower()
+    aside = Reason.OTHER_SERIES.name.lower()
+    files = [q for q in refused if q.reason not in (missing, aside)]
+    parts = [
+        findings("other_series", [q.path for q in refused if q.reason == aside]),
+        findings("quarantined", [q.path for q in files], [f"{q.reason}: {q.detail}".rstrip(": ") for q in files]),
+    ]
+    for rule, split in (("label_without_file", "train"), ("test_image_without_file", "test")):
+        names = [q.image_id for q in refused if q.reason == missing and q.split == split]
+        parts.append(findings(rule, names))
+    return pd.concat(parts, ignore_index=True)
+
+
+def promises(
+    table: pd.DataFrame, classes: Sequence[str], test_ids: Sequence[str], splits: Sequence[str] = ("train", "test")
+) -> pd.DataFrame:
+    """Readable slices (or whole studies) without label, or not asked for; `splits` without any slice."""
+    train, test = table["split"] == "train", table["split"] == "test"
+    missing = table[list(classes)].isna()
+    bare = missing.all(axis=1).groupby(table["study_id"]).transform("all")  # no label in the whole study
+    not_asked = table.loc[test & ~table["image_id"].isin(test_ids), "path"] if test_ids else []
+    parts = [
+        findings("nothing_to_read", [s for s in splits if not (table["split"] == s).any()], "not one readable slice"),
+        findings("file_without_label", table.loc[train & missing.any(axis=1) & ~bare, "path"]),
+        findings("unlabelled_study", table.loc[train & bare, "study_id"].unique()),
+        findings("test_file_not_asked_for", not_asked),
+    ]
+    if train.any() and missing[train].any(axis=1).all():
+        parts.append(findings("nothing_to_read", ["train"], "not one readable slice has a label"))
+    return pd.concat(parts, ignore_index=True)
+
+
+# ---- the same thing twice
+
+
+def duplicate_ids(files: pd.DataFrame) -> pd.DataFrame:
+    """Files [image_id, path] that share an image id."""
+    return _shared("duplicate_id", files, "image_id")
+
+
+def duplicate_pictures(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """Slices that share SOPInstanceUID or pixels; table: the slice table with instance_uid, digest and blank."""
+    named = table[table["instance_uid"] != ""]
+    shown = table[~table["blank"]]
+    groups = shown.groupby("digest", sort=False)
+    differ = (groups[list(classes)].transform("min") != groups[list(classes)].transform("max")) & shown[
+        list(classes)
+    ].notna()
+    remarks = pd.Series("", index=shown.index)
+    remarks[groups["patient_id"].transform("nunique") > 1] += "; of another patient"
+    remarks[groups["split"].transform("nunique") > 1] += "; in train and test"
+    remarks[differ.any(axis=1)] += "; with other labels"
+    return pd.concat(
+        [
+            _shared("duplicate_uid", named, "instance_uid"),
+            _shared("duplicate_pixels", shown, "digest", remarks),
+            findings("blank_picture", table.loc[table["blank"], "path"]),
+        ],
+        ignore_index=True,
+    )
+
+
+def _shared(rule: str, table: pd.DataFrame, column: str, remarks: pd.Series | None = None) -> pd.DataFrame:
+    """An instance for each row of which `column` was there before; it names the row that it repeats."""
+    first = table.groupby(column, sort=False)["path"].transform("first")
+    again = table[column].duplicated()
+    detail = "the same as " + first + ("" if remarks is None else remarks)
+    return findings(rule, table.loc[again, "path"], detail[again])
+
+
+# ---- patients and classes
+
+
+def patients(table: pd.DataFrame, *, left_out: bool) -> pd.DataFrame:
+    """Patients of both splits (`left_out`: prepare leaves their training slices out), studies of two patients."""
+    studies = table.drop_duplicates(["split", "study_id", "patient_id"])
+    counts = studies.groupby(["patient_id", "split"]).size().unstack(fill_value=0).reindex(columns=["train", "test"])
+    both = counts[(counts > 0).all(axis=1)]
+    detail = both["train"].astype(str) + " training studies, " + both["test"].astype(str) + " test studies"
+    owners = table.groupby("study_id")["patient_id"].agg(["nunique", "min", "max"])
+    owners = owners[owners["nunique"] > 1]
+    return pd.concat(
+        [
+            findings("overlap_left_out" if left_out else "patient_in_train_and_test", both.index, detail),
+            findings("study_of_two_patients", owners.index, owners["min"] + ", " + owners["max"]),
+        ],
+        ignore_index=True,
+    )
+
+
+def prevalence(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """Positives a class among the labelled training slices, and classes without any, or with nothing else."""
+    labelled = _labelled(table, classes)
+    if labelled.empty:
+        return findings("prevalence", [])
+    slices, n = labelled[list(classes)].sum().astype(int), len(labelled)
+    studies = labelled.groupby("study_id")[list(classes)].max()
+    detail = [
+        f"{slices[c]} of {n} slices ({slices[c] / n:.2%}), {int(studies[c].sum())} of {len(studies)} studies"
+        for c in classes
+    ]
+    return pd.concat(
+        [
+            findings("class_without_positives", [c for c in classes if slices[c] == 0]),
+            findings("class_without_negatives", [c for c in classes if slices[c] == n]),
+            findings("prevalence", classes, detail),
+        ],
+        ignore_index=True,
+    )
+
+
+def _labelled(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    return table[(table["split"] == "train") & table[list(classes)].notna().all(axis=1)]
+
+
+def folds(assigned: pd.DataFrame, table: pd.DataFrame, classes: Sequence[str], n: int, where: str) -> pd.DataFrame:
+    """The fold table (all columns as text) against its schema and the slices, and prevalence a class and fold."""
+    wrong = broken(assigned, fold_schema(classes, n))
+    if len(wrong):
+        return misfits(assigned, wrong, where, rows=True)
+    assigned = assigned.astype({"fold": int} | dict.fromkeys(classes, int))
+    labelled = _labelled(table, classes)
+    try:
+        folding.check(assigned, labelled, n)
+    except ValueError as error:
+        return findings("folds", [where], [str(error)])
+    fold = labelled["study_id"].map(assigned.set_index("study_id")["fold"])
+    shares = labelled.groupby(fold)[list(classes)].mean()
+    gaps = folding.missing_classes(assigned, list(classes), n)
+    told = [", ".join(f"fold {k} {share:.2%}" for k, share in shares[c].items()) for c in classes]
+    return pd.concat(
+        [
+            findings("fold_without_class", [c for _, c in gaps], [f"fold {k} has no positive study" for k, _ in gaps]),
+            findings("fold_prevalence", classes, told),
+        ],
+        ignore_index=True,
+    )
+
+
+# ---- studies and series
+
+
+def lengths(table: pd.DataFrame) -> pd.DataFrame:
+    """Shortest, usual and longest study, and studies of one slice."""
+    sizes = table.groupby("study_id").size()
+    if sizes.empty:
+        return findings("study_lengths", [])
+    short, long = sizes.idxmin(), sizes.idxmax()
+    detail = (
+        f"{len(sizes)} studies of {sizes.min()} to {sizes.max()} slices, median {sizes.median():g};"
+        f" shortest {short}, longest {long}"
+    )
+    return pd.concat(
+        [findings("single_slice", sizes.index[sizes == 1]), findings("study_lengths", ["all studies"], detail)],
+        ignore_index=True,
+    )
+
+
+def places(table: pd.DataFrame) -> pd.DataFrame:
+    """Positions, gaps and tilt of the series; table: the slice table, each series together and in order."""
+    series = table.groupby(SERIES, sort=False)
+    code = series.ngroup()
+    of = series[["study_id", "series_id"]].first().agg("/".join, axis=1).reset_index(drop=True)
+    placed = table["position"].notna().groupby(code).all()
+    tilt = table["tilt"].groupby(code).agg(["min", "max"])
+    step = series["position"].diff().abs().where(code.map(placed))
+    same = step < cache.SAME_PLACE
+    gaps = step[~same].groupby(code).agg(["min", "median", "max"])
+    long = gaps["max"] > LONG_GAP * gaps["median"] * 0.99  # a hundredth less: positions are rounded
+    uneven = ~long & (gaps["max"] - gaps["min"] > IRREGULAR * gaps["median"])
+    spread = _rounded(gaps["min"]) + " to " + _rounded(gaps["max"]) + " mm, median " + _rounded(gaps["median"])
+    mixed = tilt["max"] - tilt["min"] > SAME_TILT
+    across = ~mixed & (tilt["min"] > NOT_AXIAL)
+    leaning = ~mixed & ~across & (tilt["max"] > TILTED)
+    angle = _rounded(tilt["min"]) + " to " + _rounded(tilt["max"]) + " degrees"
+    before = table["image_id"].shift()
+    return pd.concat(
+        [
+            findings("no_position", of[~placed & (code.value_counts(sort=False) > 1)]),
+            findings("duplicate_position", table.loc[same, "path"], "at the place of " + before[same].astype(str)),
+            findings("gap", of[long], spread[long]),
+            findings("irregular_spacing", of[uneven], spread[uneven]),
+            findings("mixed_tilt", of[mixed], angle[mixed]),
+            findings("not_axial", of[across], angle[across]),
+            findings("tilted", of[leaning], angle[leaning]),
+        ],
+        ignore_index=True,
+    )
+
+
+def _rounded(values: pd.Series) -> pd.Series:
+    return values.round(2).astype(str)
+
+
+def mixtures(table: pd.DataFrame) -> pd.DataFrame:
+    """Studies of several series, or of pictures of several sizes (rows and columns)."""
+    studies = table.groupby(["split", "study_id"], sort=False)
+    series = studies["series_id"].nunique()
+    size = table["rows"].astype(str) + " x " + table["columns"].astype(str)
+    sizes = size.groupby([table["split"], table["study_id"]], sort=False).agg(["nunique", "min", "max"])
+    sizes = sizes[sizes["nunique"] > 1]
+    series = series[series > 1]
+    return pd.concat(
+        [
+            findings("mixed_series", series.index.get_level_values(1), series.astype(str) + " series"),
+            findings("mixed_sizes", sizes.index.get_level_values(1), sizes["min"] + ", " + sizes["max"]),
+        ],
+        ignore_index=True,
+    )

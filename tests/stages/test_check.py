@@ -1,0 +1,329 @@
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ich.data import dicom
+from ich.data.competitions.rsna2019 import CLASSES
+from ich.data.dicom import SliceHeader
+from ich.recipe import load
+from ich.stages import check, prepare
+from ich.stages.plan import Plan
+from ich.workspace import UserError
+
+HEADER = SliceHeader(
+    image_id="",
+    patient_id="",
+    study_id="",
+    series_id="r",
+    position=(0.0, 0.0, 0.0),
+    orientation=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
+    pixel_spacing=(0.5, 0.5),
+    bits_stored=16,
+    signed=True,
+    slope=1.0,
+    intercept=0.0,
+    window_center=(40.0,),
+    window_width=(80.0,),
+    explicit_vr=True,
+)
+ALL, NONE = "111111", "000000"
+RECIPE = """
+name: small
+competition: {format: rsna2019, root: input/small}
+image: {size: 16, crop: none}
+folds: {n: 2}
+cnn: {net: {backbone: resnet10t}}
+"""
+
+
+class Competition:
+    """An RSNA competition of a few slices: four training patients, one test patient, three slices each."""
+
+    def __init__(self, house: Path) -> None:
+        self.house = house
+        self.root = house / "input" / "small"
+        for folder in ("stage_2_train", "stage_2_test"):
+            (self.root / folder).mkdir(parents=True)
+        (house / "configs").mkdir()
+        (house / "configs" / "small.yaml").write_text(RECIPE)
+        self.labels: dict[str, str] = {}
+        self.asked: list[str] = []
+        self.noise = np.random.default_rng(7)
+        for k in range(5):
+            for z in range(3):
+                self.add("train" if k < 4 else "test", f"ID_{k}{z}", k, z)
+        self.tables()
+
+    def add(self, split: str, image: str, patient: int, z: float, digits: str = "", **changes) -> Path:
+        header = replace(
+            HEADER, image_id=image, patient_id=f"p{patient}", study_id=f"s{patient}", series_id=f"r{patient}"
+        )
+        header = replace(header, **{"position": (0.0, 0.0, 5.0 * z), **changes})
+        path = self.root / f"stage_2_{split}" / f"{image}.dcm"
+        dicom.write(path, self.noise.integers(-1000, 1000, (32, 32)).astype(np.int16), header)
+        if split == "train":
+            self.labels[image] = digits or (ALL if z == 1 else NONE)
+        else:
+            self.asked.append(image)
+        return path
+
+    def tables(self) -> None:
+        rows = [f"{i}_{c},{d}" for i, digits in self.labels.items() for c, d in zip(CLASSES, digits, strict=True)]
+        (self.root / "stage_2_train.csv").write_text("\n".join(["ID,Label", *rows]) + "\n")
+        rows = [f"{i}_{c},0.5" for i in self.asked for c in CLASSES]
+        (self.root / "stage_2_sample_submission.csv").write_text("\n".join(["ID,Label", *rows]) + "\n")
+
+    def plan(self, *overrides: str) -> Plan:
+        return Plan(load(self.house / "configs" / "small.yaml", overrides), self.house)
+
+    def check(self, *overrides: str) -> tuple[int, pd.DataFrame]:
+        """Exit code and check.csv."""
+        code = check.run(self.plan(*overrides))
+        return code, pd.read_csv(self.house / "submissions/small/check.csv", dtype=str, keep_default_na=False)
+
+    def files(self) -> dict[str, tuple[int, int]]:
+        """Every file below the house, what `ich check` writes aside."""
+        found = {}
+        for folder, _, names in os.walk(self.house):
+            for path in (Path(folder, name) for name in names):
+                if "submissions" not in path.parts:
+                    found[str(path)] = (path.stat().st_size, path.stat().st_mtime_ns)
+        return found
+
+
+@pytest.fixture
+def competition(tmp_path, monkeypatch) -> Competition:
+    monkeypatch.setattr(Plan, "cores", 1)  # in this process; the command below uses them all
+    return Competition(tmp_path)
+
+
+def ich(competition: Competition, command: str) -> tuple[int, str, str]:
+    words = [sys.executable, "-m", "ich.cli", command, "configs/small.yaml"]
+    done = subprocess.run(words, cwd=competition.house, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+def complaints(found: pd.DataFrame) -> set[str]:
+    return set(found.loc[found["severity"] != "info", "rule"])
+
+
+def test_a_sound_competition_is_clean(competition):
+    code, found = competition.check()
+    assert code == 0
+    assert complaints(found) == set()
+    assert set(found["rule"]) == {"study_lengths", "prevalence"}
+
+
+def break_everything(competition: Competition) -> None:
+    """One fault of each kind that leaves the tables readable."""
+    add, folder = competition.add, competition.root / "stage_2_train"
+    shutil.copy(folder / "ID_00.dcm", folder / "ID_copy.dcm")  # the same UID, pixels and place; no label
+    (folder / "notes.bak").write_text("")
+    competition.labels["ID_lost"] = NONE
+    competition.asked.append("ID_gone")
+    shutil.copy(folder / "ID_10.dcm", competition.root / "stage_2_test" / "ID_shared.dcm")  # patient, study and pixels
+    (folder / "ID_01.dcm").write_bytes((folder / "ID_01.dcm").read_bytes()[:-100])
+    add("train", "ID_alone", 5, 0)
+    add("train", "ID_other", 2, 1, series_id="r9")
+    add("train", "ID_far", 3, 9)
+    add("train", "ID_wrong", 7, 0, pixel_spacing=(90.0, 0.5))
+    add("train", "ID_lean1", 8, 0, orientation=(1.0, 0.0, 0.0, 0.0, 0.966, 0.259))
+    add("train", "ID_lean2", 8, 1)
+    competition.labels = {image: digits[:4] + "0" + digits[5:] for image, digits in competition.labels.items()}
+    competition.tables()
+
+
+def test_each_fault_is_found_and_nothing_is_changed(competition):
+    break_everything(competition)
+    before = competition.files()
+    code, out, err = ich(competition, "check")
+    assert competition.files() == before
+    assert (code, err) == (2, ""), out + err
+    found = pd.read_csv(competition.house / "submissions/small/check.csv", dtype=str, keep_default_na=False)
+    names = {rule: set(part["name"]) for rule, part in found.groupby("rule")}
+    train, test = "stage_2_train", "stage_2_test"
+    for rule, expected in {
+        "value_out_of_place": {"slices: ID_wrong"},
+        "label_without_file": {"ID_lost"},
+        "test_image_without_file": {"ID_gone"},
+        "file_without_label": {f"{train}/ID_copy.dcm"},
+        "test_file_not_asked_for": {f"{test}/ID_shared.dcm"},
+        "extra_file": {f"{train}/notes.bak"},
+        "quarantined": {f"{train}/ID_01.dcm"},
+        "duplicate_uid": {f"{train}/ID_copy.dcm", f"{test}/ID_shared.dcm"},
+        "duplicate_pixels": {f"{train}/ID_copy.dcm", f"{test}/ID_shared.dcm"},
+        "patient_in_train_and_test": {"p1"},
+        "class_without_positives": {"subdural"},
+        "single_slice": {"s5", "s7"},
+        "duplicate_position": {f"{train}/ID_copy.dcm"},
+        "gap": {"s3/r3"},
+        "mixed_series": {"s2"},
+        "mixed_tilt": {"s8/r8"},
+    }.items():
+        assert names.get(rule) == expected, rule
+    table = [line for line in out.splitlines() if line.startswith(("finding", "label without file", "gap"))]
+    assert table[0].split() == ["finding", "severity", "count", "examples", "what", "to", "do"]
+    assert table[1].split()[3:6] == ["warning", "1", "ID_lost"]
+    assert len(table) == 3
+
+
+def test_warnings_alone_give_code_1(competition):
+    (competition.root / "stage_2_train" / ".DS_Store").write_text("")
+    code, out, err = ich(competition, "check")
+    assert code == 1, out + err
+    assert "errors: 0, warnings: 1" in out
+
+
+def test_files_that_cannot_be_read_at_all_are_findings_too(competition):
+    for path in competition.root.glob("stage_2_*/*.dcm"):
+        path.write_bytes(b"no")
+    code, found = competition.check()
+    assert code == 2
+    assert found.loc[found["rule"] == "nothing_to_read", "name"].tolist() == ["train", "test"]
+    assert set(found.loc[found["rule"] == "quarantined", "detail"].str.partition(":")[0]) == {"not_dicom"}
+
+
+def test_what_the_adapter_dropped_is_noted(competition):
+    path = competition.root / "stage_2_train.csv"
+    path.write_text(path.read_text() + path.read_text().partition("\n")[2])
+    code, found = competition.check()
+    assert code == 0
+    assert found.loc[found["rule"] == "note", "name"].tolist() == ["stage_2_train.csv: 72 repeated rows dropped"]
+
+
+# ---- what stops the reading: one clear line, from check and from prepare, and nothing half-written
+
+
+def truncated(c: Competition) -> None:
+    path = c.root / "stage_2_train.csv"
+    path.write_text(path.read_text()[:-15])
+
+
+def misspelt(c: Competition) -> None:
+    path = c.root / "stage_2_train.csv"
+    path.write_text(path.read_text().replace("ID_00_subdural", "ID_00_subdurl"))
+
+
+def label_of_two(c: Competition) -> None:
+    path = c.root / "stage_2_train.csv"
+    path.write_text(path.read_text().replace("ID_00_any,0", "ID_00_any,2"))
+
+
+def missing_folder(c: Competition) -> None:
+    shutil.rmtree(c.root / "stage_2_test")
+
+
+def empty_folder(c: Competition) -> None:
+    for path in (c.root / "stage_2_test").iterdir():
+        path.unlink()
+
+
+def nothing_there(c: Competition) -> None:
+    shutil.rmtree(c.root)
+
+
+BREAKS = {
+    truncated: ("stage_2_train.csv", "row 72", "expected"),
+    misspelt: ("stage_2_train.csv", "row 6", "ID_00_subdurl", "expected"),
+    label_of_two: ("stage_2_train.csv", "row 7", "'2'", "expected"),
+    missing_folder: ("no folder of test slices", "expected stage_2_test"),
+    empty_folder: ("stage_2_test", "no .dcm file in it", "unpack"),
+    nothing_there: ("input/small", "no such folder", "input/README.md"),
+}
+
+
+@pytest.mark.parametrize("damage", BREAKS, ids=lambda f: f.__name__)
+def test_what_stops_the_reading_is_one_clear_line(competition, damage, capsys):
+    damage(competition)
+    code, found = competition.check()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("layout")]
+    assert code == 2
+    assert found["rule"].tolist() == ["layout"]
+    assert len(lines) == 1
+    with pytest.raises(UserError) as stopped:
+        prepare.run(competition.plan())
+    assert len(str(stopped.value).splitlines()) == 1
+    for words in BREAKS[damage]:
+        assert words in lines[0]
+        assert words in str(stopped.value)
+    assert not [name for name in competition.files() if "cache" in name and not name.endswith(".lock")]
+
+
+def test_a_demo_that_is_not_there_yet_is_told_to_be_made(competition):
+    nothing_there(competition)
+    code, found = competition.check("demo.slices=8")
+    assert code == 2
+    assert "run `ich demo` first" in found["detail"].iloc[0]
+
+
+# ---- the folds
+
+
+def test_a_fold_table_is_read_and_judged(competition):
+    (competition.house / "folds").mkdir()
+    path = competition.house / "folds" / "small.csv"
+    header, digits = ",".join(["study_id,patient_id,fold", *CLASSES]), ",1" * 6
+    path.write_text("\n".join([header, *(f"s{k},p{k},{k % 2}{digits}" for k in range(4))]) + "\n")
+    code, found = competition.check()
+    assert code == 0
+    shares = found[found["rule"] == "fold_prevalence"]
+    assert shares["name"].tolist() == list(CLASSES)
+    assert set(shares["detail"]) == {"fold 0 33.33%, fold 1 33.33%"}
+    path.write_text(path.read_text().replace("s3,p3,1", "s3,p3,x"))
+    code, found = competition.check()
+    assert code == 2
+    wrong = found[found["severity"] == "error"]
+    assert wrong[["rule", "name", "row", "detail"]].to_numpy().tolist() == [
+        ["value_out_of_place", "small.csv: s3", "5", "fold: x; expected one of 0, 1"]
+    ]
+    path.write_text("")
+    code, found = competition.check()
+    assert (code, complaints(found)) == (2, {"folds"})
+
+
+# ---- patients of the test set in the training set
+
+
+def test_exclude_overlap_leaves_their_training_studies_out_and_says_so(competition, capsys):
+    competition.add("test", "ID_50", 5, 0, patient_id="p1")
+    competition.tables()
+    assert competition.check()[0] == 1
+    code, found = competition.check("competition.exclude_overlap=true")
+    assert code == 1  # a test study of one slice
+    assert found.loc[found["rule"] == "overlap_left_out", "name"].tolist() == ["p1"]
+    assert "patient_in_train_and_test" not in set(found["rule"])
+    assert "3 of 9 slices (33.33%), 3 of 3 studies" in set(found["detail"])
+
+    plain, without = competition.plan(), competition.plan("competition.exclude_overlap=true")
+    prepare.run(plain)
+    assert "1 patients of the test set are in the training set too\n" in capsys.readouterr().out
+    prepare.run(without)
+    assert "in the training set too: their 1 training studies (3 slices) are left out" in capsys.readouterr().out
+    left, all_ = (pd.read_parquet(p.prepare().folder / "slices.parquet") for p in (without, plain))
+    assert sorted(set(all_["image_id"]) - set(left["image_id"])) == ["ID_10", "ID_11", "ID_12"]
+    assert left.groupby("split")["patient_id"].unique().map(sorted).to_dict() == {
+        "test": ["p1", "p4"],
+        "train": ["p0", "p2", "p3"],
+    }
+    hu = np.load(without.prepare().folder / "hu.npy", allow_pickle=False)
+    assert len(hu) == len(left) == 13
+
+
+def test_check_csv_has_a_row_an_instance(competition):
+    for name in ("a.bak", "b.bak"):
+        (competition.root / "stage_2_train" / name).write_text("")
+    competition.check()
+    with (competition.house / "submissions/small/check.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["rule"] == "extra_file"]
+    assert rows == [
+        {"severity": "warning", "rule": "extra_file", "name": f"stage_2_train/{name}", "row": "", "detail": ""}
+        for name in ("a.bak", "b.bak")
+    ]

@@ -1,0 +1,391 @@
+"""Every competition format from its own layout to its own submission, in miniature and in this process."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from ich.data import dicom
+from ich.phantom.competition import CLASSES, Study, make_study
+from ich.recipe import load
+from ich.stages import blend, cnn, demo, folds, predict, prepare, score, sequence, stack, submit, thresholds
+from ich.stages.plan import Plan
+from ich.workspace import UserError
+
+SUBTYPES = CLASSES[:5]
+STAGES = (prepare, folds, cnn, sequence, stack, blend, thresholds, submit, score)
+SMALL = {
+    "image": {"size": 32},
+    "folds": {"n": 2},
+    "cnn": {
+        "resnet": {
+            "backbone": "resnet10t",
+            "kwargs": {"channels": [4, 8, 8, 8], "stem_width": 4},
+            "epochs": 1,
+            "batch_size": 16,
+        }
+    },
+    "sequence": {"bigru": {"cell": "gru", "on": ["resnet"], "hidden": 4, "epochs": 1}},
+    "stack": {"lgbm": {"neighbours": 1, "rounds": 2, "min_leaf": 5}},
+    "blend": {"members": "all", "trials": 5},
+    "thresholds": {"trials": 5},
+    "compute": {"processes": 1},
+}
+
+
+def small(root: Path, name: str, **sections: object) -> Plan:
+    """A recipe of one tiny model of each kind, in `root`."""
+    competition = {"format": name, "root": f"input/{name}"}
+    path = root / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({"name": name, "competition": competition, **SMALL, **sections}))
+    return Plan(load(path), root)
+
+
+def ran(plan: Plan, *stages) -> Plan:
+    for stage in stages or STAGES:
+        stage.run(plan)
+        plan = Plan(plan.recipe, plan.root)
+    return plan
+
+
+def patient(number: int, slices: int = 6) -> Study:
+    """A study of its own patient, in which every subtype bleeds in turn."""
+    return make_study(9, number, 0, slices=slices, size=64, bleed_rate=0.0, kinds=(number % 5, (number + 2) % 5))
+
+
+def write_study(folder: Path, study: Study, names: list[str] | None = None, gap: float = 1.0, **identity: str) -> None:
+    """The study's files; `gap` stretches its positions and `identity` replaces identifiers of the header."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, image_id in enumerate(study.image_ids):
+        x, y, z = study.positions[k] * gap
+        ids = {"patient_id": study.patient_id, "study_id": study.study_id, "series_id": study.series_id} | identity
+        header = dicom.SliceHeader(
+            image_id=image_id,
+            position=(float(x), float(y), float(z)),
+            orientation=study.orientation,
+            pixel_spacing=study.pixel_spacing,
+            bits_stored=16,
+            signed=True,
+            slope=1.0,
+            intercept=0.0,
+            window_center=(40.0,),
+            window_width=(80.0,),
+            explicit_vr=study.explicit_vr,
+            **ids,
+        )
+        dicom.write(folder / f"{names[k] if names else image_id}.dcm", study.hu[k], header)
+
+
+def slice_table(plan: Plan) -> pd.DataFrame:
+    return pd.read_parquet(plan.prepared.folder / "slices.parquet")
+
+
+def submitted(plan: Plan, name: str = "submission") -> pd.DataFrame:
+    return pd.read_csv(plan.workspace.submissions / f"{name}.csv", dtype={"id": str})
+
+
+# ---- NTU DLMI
+
+
+def write_ntu(root: Path) -> None:
+    """Labelled, unlabelled and test studies, some of them in folders of their own; the label table has no header."""
+    rows, sample = [], []
+    for number in range(9):
+        study = patient(number)
+        split = "train1" if number < 6 else ("train2" if number == 6 else "test")
+        write_study(root / split / ("below/deep" if number % 2 else ""), study)
+        for image_id, labels in zip(study.image_ids, study.labels, strict=True):
+            rows += [f"{image_id},{n},{v}" for n, v in zip(SUBTYPES, labels, strict=False) if split == "train1"]
+            sample += [f"{image_id}_{name},0" for name in SUBTYPES if split == "test"]
+    (root / "train.csv").write_text("\n".join(rows) + "\n")
+    (root / "sample_submission.csv").write_text("\n".join(["id,label", *reversed(sample)]) + "\n")
+
+
+@pytest.fixture(scope="module")
+def ntu(tmp_path_factory) -> Plan:
+    root = tmp_path_factory.mktemp("ntu")
+    write_ntu(root / "input/ntu_dlmi")
+    return ran(small(root, "ntu_dlmi"))
+
+
+def test_ntu_dlmi_hands_in_hard_labels_in_the_sample_s_order(ntu):
+    sample = pd.read_csv(ntu.raw_root / "sample_submission.csv")
+    decided = submitted(ntu)
+    assert list(decided.columns) == ["id", "label"]
+    assert decided["id"].tolist() == sample["id"].tolist()
+    assert set(decided["label"]) <= {0, 1}
+    likely = submitted(ntu, "submission_probabilities").merge(decided, on="id")
+    cuts = json.loads(ntu.workspace.thresholds.read_text())["thresholds"]
+    cut = likely["id"].str.rsplit("_", n=1).str[-1].map(cuts)
+    assert (likely["label_y"] == (likely["label_x"] >= cut)).all()
+
+
+def test_ntu_dlmi_s_unlabelled_slices_are_kept_and_train_nothing(ntu):
+    table = slice_table(ntu)
+    unlabelled = table["path"].str.startswith("train2/")
+    assert set(table.loc[unlabelled, "image_id"]) == set(patient(6).image_ids)
+    assert table.loc[unlabelled, list(SUBTYPES)].isna().all(axis=None)
+    oof = pd.read_parquet(ntu.workspace.member("blend") / "oof.parquet")
+    assert set(oof["image_id"]) == set(table.loc[table["path"].str.startswith("train1/"), "image_id"])
+
+
+# ---- UniBuc
+
+
+def write_unibuc(root: Path) -> None:
+    """Grey, RGB, RGBA and 16-bit pictures whose grey value tells the label, with ids of leading zeros."""
+    random = np.random.default_rng(3)
+    labels: dict[str, int] = {}
+    (root / "data").mkdir(parents=True)
+    for number in range(1, 49):
+        name, label = f"{number:06d}", number % 2
+        picture = (random.normal(60 + 90 * label, 10, (40, 40))).clip(0, 255).astype(np.uint8)
+        match number % 4:
+            case 1:
+                picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
+            case 2:
+                picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGRA)
+            case 3:
+                picture = picture.astype(np.uint16) * 257
+        cv2.imwrite(str(root / "data" / f"{name}.png"), picture)
+        labels[name] = label
+    names = list(labels)
+    for file, part in (("train_labels", names[:28]), ("validation_labels", names[28:36])):
+        (root / f"{file}.txt").write_text("\n".join(["id,class", *(f"{n},{labels[n]}" for n in part)]) + "\n")
+    (root / "sample_submission.txt").write_text("\n".join(["id,class", *(f"{n},0" for n in names[36:])]) + "\n")
+    (root / "solution.csv").write_text("\n".join(["id,class", *(f"{n},{labels[n]}" for n in names[36:])]) + "\n")
+
+
+@pytest.fixture(scope="module")
+def unibuc(tmp_path_factory) -> Plan:
+    root = tmp_path_factory.mktemp("unibuc")
+    write_unibuc(root / "input/unibuc")
+    learning = {"resnet": {**SMALL["cnn"]["resnet"], "epochs": 6, "batch_size": 8, "learning_rate": 0.01}}
+    return ran(small(root, "unibuc", cnn=learning, sequence={}, image={"size": 32, "crop": "head"}))
+
+
+def test_unibuc_hands_in_0_and_1_for_every_padded_id(unibuc):
+    decided = submitted(unibuc)
+    assert list(decided.columns) == ["id", "class"]
+    assert decided["id"].tolist() == [f"{n:06d}" for n in range(37, 49)]
+    assert set(decided["class"]) <= {0, 1}
+
+
+def test_unibuc_pictures_are_cached_as_the_grey_values_they_are(unibuc):
+    record = json.loads(unibuc.prepared.record.path.read_text())
+    assert record["values"] == "grey"
+    hu, table = np.load(unibuc.prepared.folder / "hu.npy"), slice_table(unibuc)
+    assert hu.min() >= 0
+    assert hu.max() <= 255
+    mean = hu.mean(axis=(1, 2))
+    number = table["image_id"].astype(int)
+    np.testing.assert_allclose(mean, 60 + 90 * (number % 2), atol=5)  # whatever channels and bits they have
+    assert table["patient_id"].is_unique
+
+
+def test_unibuc_networks_see_one_channel_and_learn_from_it(unibuc):
+    record = json.loads((unibuc.workspace.fold("resnet", 0) / "run.json").read_text())
+    assert record["model"]["in_channels"] == 1
+    scores = pd.read_csv(unibuc.workspace.submissions / "scores.csv").set_index(["member", "rows"])
+    assert scores.loc[("blend", "test"), "auc"] > 0.9
+
+
+def test_a_trained_unibuc_recipe_scores_pictures(unibuc, tmp_path):
+    shutil.copy(unibuc.raw_root / "data/000040.png", tmp_path / "000040.png")
+    predict.run(unibuc, tmp_path, tmp_path / "out.csv")
+    scored = pd.read_csv(tmp_path / "out.csv", dtype={"image_id": str})
+    assert scored["image_id"].tolist() == ["000040"]
+
+
+def test_neighbours_are_refused_for_single_pictures(tmp_path):
+    with pytest.raises(ValueError, match=r"cnn\.resnet\.input: neighbours are slices of a study"):
+        small(tmp_path, "unibuc", cnn={"resnet": {**SMALL["cnn"]["resnet"], "input": "neighbours"}})
+
+
+# ---- one's own folder
+
+
+def write_own(root: Path) -> list[Study]:
+    """A study a folder, of which one is an archive; every study calls its files 1.dcm, 2.dcm, ..."""
+    studies = [patient(number) for number in range(8)]
+    for number, study in enumerate(studies):
+        write_study(root / f"scan{number}", study, names=[str(k + 1) for k in range(len(study.image_ids))])
+    with zipfile.ZipFile(root / "scan0.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted((root / "scan0").iterdir()):
+            archive.write(path, path.name)
+        archive.writestr("../../escaped.dcm", b"out")
+    shutil.rmtree(root / "scan0")
+    (root / "readme.txt").write_text("not a scan")
+    return studies
+
+
+def test_a_folder_with_labels_of_studies_and_no_test_set_runs_to_its_scores(tmp_path):
+    root = tmp_path / "input/folder"
+    studies = write_own(root)
+    rows = [f"{s.study_id},{int(s.labels[:, 5].any())},{int(s.labels[:, 4].any())}" for s in studies]
+    (root / "labels.csv").write_text("\n".join(["study_id,bleed,subdural", *rows]) + "\n")
+    plan = ran(small(tmp_path, "folder"))
+    table = slice_table(plan)
+    assert set(table["study_id"]) == {study.study_id for study in studies}
+    for study in studies:
+        part = table[table["study_id"] == study.study_id]
+        assert (part["subdural"] == study.labels[:, 4].any()).all(), "every slice has the label of its study"
+    assert table["path"].str.startswith("scan0.zip!/").sum() == len(studies[0].image_ids)
+    notes = json.loads(plan.prepared.record.path.read_text())["notes"]
+    assert any("weak labels" in note for note in notes)
+    assert any("'../../escaped.dcm' is left out" in note for note in notes)
+    assert not list(tmp_path.parent.rglob("escaped.dcm"))
+    assert not list(plan.workspace.submissions.glob("submission*.csv"))
+    scores = pd.read_csv(plan.workspace.submissions / "scores.csv")
+    assert set(scores["rows"]) == {"oof"}
+    assert set(scores["member"]) == {"resnet", "bigru", "lgbm", "blend"}
+
+
+def test_a_folder_with_labels_of_slices_and_a_test_folder_hands_in_probabilities(tmp_path):
+    root = tmp_path / "input/folder"
+    rows = []
+    for number in range(6):
+        study = patient(number)
+        write_study(root / ("test" if number > 3 else "train"), study)
+        rows += [f"{i},{v[5]}" for i, v in zip(study.image_ids, study.labels, strict=True)]
+    (root / "labels.csv").write_text("\n".join(["image_id,any", *rows]) + "\n")
+    sections = {"sequence": {}, "stack": {}}
+    plan = ran(small(tmp_path, "folder", **sections))
+    table = submitted(plan)
+    assert list(table.columns) == ["image_id", "any"]
+    assert table["image_id"].tolist() == sorted(p.stem for p in (root / "test").iterdir())
+    assert table["any"].between(0, 1).all()
+    assert slice_table(plan).query("split == 'test'")["any"].isna().all()
+    assert "test" in set(pd.read_csv(plan.workspace.submissions / "scores.csv")["rows"])
+
+
+# ---- CQ500
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory) -> Plan:
+    """CQ500 in miniature beside a trained recipe: thick, thin and contrast series, and a stranger's files."""
+    root = tmp_path_factory.mktemp("outside")
+    made = {"train_studies": 8, "test_studies": 2, "slices": 6, "size": 64, "seed": 3}
+    ran(small(root, "rsna2019", demo=made), demo, *STAGES[: STAGES.index(thresholds) + 1])
+    columns = [f"R{r}:{f}" for r in (1, 2, 3) for f in ("ICH", "IPH", "IVH", "SDH", "EDH", "SAH")]
+    order = [5, 1, 2, 4, 0, 3]
+    rows = []
+    for number in range(6):
+        study = patient(number, slices=16)
+        scan = root / f"input/cq500/CQ500CT{number} CQ500CT{number}/Unknown Study"
+        identity = {"patient_id": f"CQ500-CT-{number}"}
+        write_study(scan / "CT Plain", study, gap=0.5, **identity)
+        if number == 0:
+            thin = {"series_id": "1.2.3", **identity}
+            write_study(scan / "CT Plain THIN", study, gap=0.1, **thin)
+            write_study(scan / "CT POST CONTRAST", study, series_id="1.2.4", **identity)
+            stranger = patient(5, slices=16)
+            write_study(
+                scan / "CT Plain", stranger, patient_id="CQ500-CT-77", names=[f"x{i}" for i in stranger.image_ids]
+            )
+        truth = study.labels.max(axis=0)[order]
+        minority = [1 - v for v in truth]  # one reader of three is wrong everywhere
+        rows.append([f"CQ500-CT-{number}", "B1", *truth, *minority, *truth])
+    table = pd.DataFrame(rows, columns=["name", "Category", *columns])
+    table.to_csv(root / "input/cq500/reads.csv", index=False)
+    competition = {"format": "cq500", "root": "input/cq500", "trained_by": "rsna2019.yaml"}
+    (root / "outside.yaml").write_text(
+        yaml.safe_dump({"base": "rsna2019.yaml", "name": "outside", "competition": competition})
+    )
+    plan = ran(Plan(load(root / "outside.yaml"), root), prepare)
+    predict.run_outside(plan)
+    return ran(Plan(plan.recipe, root), score)
+
+
+def test_cq500_scores_one_series_of_each_scan_and_says_why_not_the_others(outside):
+    table = slice_table(outside)
+    assert len(table) == sum(len(patient(number, slices=16).image_ids) for number in range(6))
+    assert (table.groupby("study_id")["series_id"].nunique() == 1).all()
+    assert table["path"].str.contains("CT Plain/").all()
+    quarantine = pd.read_csv(outside.prepared.folder / "quarantine.csv")
+    why = quarantine.groupby(["reason", "detail"]).size().to_dict()
+    notes = json.loads(outside.prepared.record.path.read_text())["notes"]
+    assert {"1 series left aside: thin", "1 series left aside: with contrast"} <= set(notes)
+    own, stranger = (len(patient(number, slices=16).image_ids) for number in (0, 5))
+    assert why == {
+        ("other_patient", "CQ500-CT-77"): stranger,
+        ("other_series", "thin"): own,
+        ("other_series", "with contrast"): own,
+    }
+
+
+def test_cq500_s_truth_is_the_majority_and_a_scan_s_probability_its_largest_slice(outside):
+    scans = pd.read_csv(outside.workspace.submissions / "scans.csv").set_index("scan")
+    slices = pd.read_csv(outside.workspace.submissions / "slices.csv")
+    for number in range(6):
+        scan, labels = f"CQ500-CT-{number}", patient(number, slices=16).labels.max(axis=0)
+        assert scans.loc[scan, ["EDH", "IPH", "IVH", "SAH", "SDH", "ICH"]].tolist() == labels.tolist()
+        assert scans.loc[scan, "prob_any"] == slices.loc[slices["scan"] == scan, "prob_any"].max()
+
+
+def test_cq500_s_scores_have_an_interval_a_finding(outside):
+    scores = pd.read_csv(outside.workspace.submissions / "scores.csv", na_values="-").set_index("finding")
+    assert scores.index.tolist() == ["ICH", "IPH", "IVH", "SDH", "EDH", "SAH"]
+    assert (scores["scans"] == 6).all()
+    known = scores.dropna(subset=["auc"])
+    assert len(known) >= 3
+    assert (known["low"] <= known["auc"]).all()
+    assert (known["auc"] <= known["high"]).all()
+
+
+def test_an_outside_recipe_trains_nothing_and_a_second_look_makes_nothing(outside, capsys):
+    with pytest.raises(UserError, match="recipe outside trains nothing"):
+        folds.run(Plan(outside.recipe, outside.root))
+    predict.run_outside(Plan(outside.recipe, outside.root))
+    assert "predict: done" in capsys.readouterr().out
+
+
+# ---- faults: one line each, and nothing half-written
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "fault", "says"),
+    [
+        (
+            "ntu_dlmi",
+            write_ntu,
+            ("train.csv", lambda t: t[:-4]),
+            r"train\.csv: image \S+ has no row for subdural; .*cut-off|train\.csv: 1 bad rows",
+        ),
+        ("ntu_dlmi", write_ntu, ("train.csv", lambda t: t.replace("subdural", "subdral", 1)), "did you mean subdural"),
+        (
+            "unibuc",
+            write_unibuc,
+            ("train_labels.txt", lambda t: t[:-2] + "2\n"),
+            r"train_labels\.txt: 1 bad rows \(row 29",
+        ),
+    ],
+)
+def test_a_fault_in_a_table_is_one_line_and_leaves_nothing(tmp_path, name, write, fault, says):
+    root = tmp_path / "input" / name
+    write(root)
+    file, change = fault
+    (root / file).write_text(change((root / file).read_text()))
+    sections = {"sequence": {}} if name == "unibuc" else {}
+    with pytest.raises(UserError, match=says) as error:
+        prepare.run(small(tmp_path, name, **sections))
+    assert "\n" not in str(error.value)
+    left = [p for p in (tmp_path / "input/cache").rglob("*") if p.is_file() and ".locks" not in p.parts]
+    assert not left
+
+
+@pytest.mark.parametrize("name", ["ntu_dlmi", "unibuc", "folder"])
+def test_a_missing_and_an_empty_folder_are_one_line(tmp_path, name):
+    plan = small(tmp_path, name, sequence={})
+    with pytest.raises(UserError, match=r"no such folder; see input/README\.md"):
+        prepare.run(plan)
+    plan.raw_root.mkdir(parents=True)
+    with pytest.raises(UserError, match=f"input/{name}.*(no label table|no such file)"):
+        prepare.run(Plan(plan.recipe, tmp_path))
