@@ -75,7 +75,9 @@ def test_a_key_given_twice_is_refused(tmp_path):
 
 def test_a_base_is_overlaid_key_by_key_and_null_takes_away(tmp_path, demo):
     path = tmp_path / "small.yaml"
-    path.write_text(f"base: {demo}\nname: small\ncnn: {{resnet: {{epochs: 2}}, seresnet: null}}\nsequence: null\n")
+    path.write_text(
+        f"base: {demo}\nname: small\ncnn: {{resnet: {{epochs: 2}}, seresnet: null}}\nsequence: null\nblend: null\n"
+    )
     recipe = load(path)
     assert recipe.cnn["resnet"].epochs == 2
     assert recipe.cnn["resnet"].backbone == load(demo).cnn["resnet"].backbone

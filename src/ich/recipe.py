@@ -155,7 +155,7 @@ class Sequence(Training):
     hidden: PositiveInt = 64
     layers: PositiveInt = 1
     dropout: float = Field(default=0.2, ge=0, lt=1)
-    epochs: PositiveInt = 20
+    epochs: PositiveInt = 10
     batch_size: PositiveInt = 8
     learning_rate: PositiveFloat = 2e-3
 

@@ -1,10 +1,14 @@
 """The whole path as a user runs it, on the tiny recipe: what is left, what is redone, what survives a kill."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 CLASSES = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"]
 LOGITS = [f"logit_{name}" for name in CLASSES]
@@ -112,6 +116,51 @@ def test_scores_stand_for_every_member_on_both_sets(finished):
     assert scores["log_loss"].gt(0).all()
 
 
+@pytest.mark.parametrize("stage", ["stack", "blend", "thresholds", "submit", "score"])
+def test_the_stages_after_the_networks_run_without_torch(house, stage):
+    code = (
+        f"import sys; sys.argv = ['ich', '{stage}', 'tests/tiny.yaml', '--force']\n"
+        "from ich import cli\n"
+        "try:\n    cli.main()\nexcept SystemExit as end:\n    assert end.code == 0, end.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=house.root, check=True, capture_output=True)
+
+
+def test_a_fold_being_made_is_shown_as_running(house):
+    (house.root / "oof/tiny/resnet/fold0/run.json").unlink()
+    lock = house.root / "oof/tiny/resnet/.locks/fold0.lock"
+    with FileLock(lock):
+        assert house.states()["cnn/resnet/fold0"] == "running"
+        assert "another process is making" in house.ich("stack", code=2)
+    assert house.states()["cnn/resnet/fold0"] == "missing"
+
+
+def test_a_new_sample_submission_makes_a_new_submission(house):
+    path = house.root / "input/tiny/stage_2_sample_submission.csv"
+    sample = pd.read_csv(path)
+    sample.iloc[::-1].to_csv(path, index=False)
+    for stage in ("prepare", "submit"):  # `ich demo` would put its own file back
+        house.ich(stage)
+    submission = pd.read_csv(house.root / "submissions/tiny/submission.csv")
+    assert submission["ID"].tolist() == sample["ID"].tolist()[::-1]
+
+
+def test_two_runs_at_once_leave_what_one_leaves(house):
+    before = house.files()
+    for name in ("oof/tiny/lgbm", "oof/tiny/blend"):
+        shutil.rmtree(house.root / name)
+    shutil.rmtree(cache(house))
+    for stage in ("prepare", "stack", "blend"):
+        both = [house.start(stage) for _ in range(2)]
+        for process in both:
+            out, err = process.communicate(timeout=300)
+            assert process.returncode == 0, out + err
+    after = house.files()
+    kept = {path for path in before if not path.endswith("run.json")}
+    assert {path: after[path][1] for path in kept} == {path: before[path][1] for path in kept}
+
+
 def test_a_second_run_writes_nothing(house):
     before = house.files()
     house.run_all()
@@ -160,15 +209,15 @@ def test_another_setting_of_one_member_remakes_its_dependants_only(house):
 
 def test_a_killed_fold_goes_on_from_its_last_epoch_to_the_same_bytes(house):
     before = house.files()
-    process = house.start("cnn", "--model", "resnet", "--fold", "0", "--force")
+    (house.root / "oof/tiny/resnet/fold0/run.json").unlink()
+    process = house.start("cnn", "--model", "resnet", "--fold", "0")
     assert process.stdout is not None
     for line in process.stdout:
         if "epoch 1 of 2" in line:
             process.kill()
             break
     process.communicate()
-    (house.root / "oof/tiny/resnet/fold0/run.json").unlink()
-    assert (house.root / "oof/tiny/resnet/fold0/checkpoint.bin").is_file()
+    assert house.states()["cnn/resnet/fold0"] == "missing"
     said = house.ich("cnn", "--model", "resnet", "--fold", "0")
     assert "epoch 1 of 2" not in said
     assert "epoch 2 of 2" in said
@@ -183,8 +232,10 @@ def test_a_broken_test_file_is_quarantined_and_submitted_with_the_prior(house, s
     victim = slices.loc[slices["split"] == "test", "image_id"].iloc[0]
     path = house.root / f"input/tiny/stage_2_test/{victim}.dcm"
     path.write_bytes(path.read_bytes()[:-500])
+    folds = (house.root / "folds/tiny.csv").read_bytes()
     said = house.run_all()
     assert "1 test images could not be read" in said
+    assert (house.root / "folds/tiny.csv").read_bytes() == folds
     quarantine = pd.read_csv(cache(house) / "quarantine.csv")
     assert quarantine[["image_id", "split", "reason"]].values.tolist() == [[victim, "test", "truncated"]]
     submission = pd.read_csv(house.root / "submissions/tiny/submission.csv").set_index("ID")["Label"]
