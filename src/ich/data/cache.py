@@ -244,7 +244,11 @@ def _fill_series(
     if slices:
         hu = np.lib.format.open_memmap(target, mode="r+")
         shapes = {picture.shape for picture in slices.values()}
-        found = {shape: head_box([p for p in slices.values() if p.shape == shape]) for shape in shapes} if crop and values == "hu" else {}
+        found = (
+            {shape: head_box([p for p in slices.values() if p.shape == shape]) for shape in shapes}
+            if crop and values == "hu"
+            else {}
+        )
         for i, row in enumerate(rows):
             if int(row) in slices:
                 picture = slices[int(row)]
