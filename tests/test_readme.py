@@ -40,6 +40,9 @@ def test_a_command_of_the_readme_runs(house, words):
         random = np.random.default_rng(0)
         table = pd.DataFrame({"any": random.integers(0, 2, 100), "prob_any": random.random(100)})
         table.to_parquet(house.root / words[words.index("--table") + 1])
-    command, *rest = words
-    recipe = [word for word in rest if word.startswith("configs/")]
-    house.ich(command, *(word for word in rest if word not in recipe), recipe="tests/tiny.yaml" if recipe else None)
+    command, *rest = [word.replace("configs/demo.yaml", "tests/tiny.yaml").replace("demo", "tiny") for word in words]
+    recipe = next((word for word in rest if word == "tests/tiny.yaml"), None)
+    process = house.start(command, *(word for word in rest if word != recipe), recipe=recipe)
+    out, err = process.communicate(timeout=300)
+    found_something = command == "check" and process.returncode == 1  # a gap in a series is a warning
+    assert process.returncode == 0 or found_something, out + err
