@@ -5,17 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ich.recipe import Cnn as CnnSettings
 from ich.stages.inputs import Slices, pictures, predict_pictures
-from ich.stages.member import (
-    Checkpoint,
-    Epochs,
-    figures,
-    leave_array,
-    leave_bytes,
-    leave_history,
-    leave_predictions,
-    log_loss,
-    run_folds,
-)
+from ich.stages.member import figures, leave_array, leave_predictions, log_loss, run_folds, train_network
 from ich.stages.plan import Made, Plan, seed_of
 from ich.workspace import UserError
 
@@ -39,8 +29,6 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     from ich.data.augment import Augmentation, build
     from ich.data.datasets import slice_loader
     from ich.models.cnn import Cnn, CnnSpec
-    from ich.training import checkpoint
-    from ich.training.loop import Diverged, FitSettings, fit, weights
 
     settings, folder = plan.recipe.cnn[member], plan.workspace.fold(member, fold)
     torch.set_num_threads(plan.recipe.compute.threads)
@@ -61,32 +49,24 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     except ValueError as error:
         raise UserError(f"cnn.{member}: {error}") from None
     network.output_bias(slices.labels[train].mean(axis=0))
-    loss, saved = _loss(settings, slices.labels[train]), Checkpoint(folder, fingerprint)
-    says = Epochs(f"{member} fold {fold}", settings.epochs, len(train), "slices")
+    loss = _loss(settings, slices.labels[train])
 
     def predicted(model: Any, split: str) -> dict[str, "np.ndarray"]:
         return predict_pictures(model, held_out[split][1], settings)
 
-    def after_epoch(state: dict[str, Any]) -> None:
-        saved.save(state)
-        says.finished(state["history"])
-
-    try:
-        history = fit(
-            network,
-            lambda epoch: slice_loader(training, epoch, size, shuffle=True, workers=settings.workers),
-            lambda model, batch: loss(model(batch.images), batch.targets),
-            FitSettings(**settings.model_dump(include=set(FitSettings.__annotations__) - {"seed"}), seed=seed),
-            steps_per_epoch=max(len(train) // size, 1),
-            evaluate=lambda model: {"valid_loss": log_loss(slices, valid, predicted(model, "valid")["logits"])},
-            resume=saved.load(),
-            save=after_epoch,
-        )
-    except Diverged as error:
-        raise UserError(f"cnn.{member} fold {fold}: {error}") from None
-
-    files = leave_history(folder / "history.csv", history)
-    files |= leave_bytes(folder / "model.safetensors", checkpoint.weights_to_bytes(weights(network)))
+    files = train_network(
+        plan,
+        member,
+        fold,
+        fingerprint,
+        network,
+        settings,
+        batches=lambda epoch: slice_loader(training, epoch, size, shuffle=True, workers=settings.workers),
+        steps=max(len(train) // size, 1),
+        loss_of=lambda model, batch: loss(model(batch.images), batch.targets),
+        valid_loss=lambda model: log_loss(slices, valid, predicted(model, "valid")["logits"]),
+        counts=(len(train), "slices"),
+    )
     metrics: dict[str, float | None] = {}
     for split, (rows, _) in held_out.items():
         found = predicted(network, split)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ich.console import say
-from ich.recipe import Recipe
+from ich.recipe import Recipe, Training
 from ich.stages.inputs import Slices
-from ich.stages.plan import Made, Plan, Task
+from ich.stages.plan import Made, Plan, Task, seed_of
 from ich.workspace import UserError, atomic, read_sealed, write_sealed, write_text
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class Checkpoint:
 
 
 class Epochs:
-    """Says a line an epoch: loss, rate, time left."""
+    """Says how training goes: loss, rate, time left; at most eight lines a fold."""
 
     def __init__(self, what: str, epochs: int, per_epoch: int, unit: str) -> None:
         self.what, self.epochs, self.per_epoch, self.unit = what, epochs, per_epoch, unit
@@ -200,12 +200,60 @@ class Epochs:
     def finished(self, history: Sequence[Mapping[str, float]]) -> None:
         done = len(history)
         self.first = done - 1 if self.first is None else self.first
+        if done % -(-self.epochs // 8) and done != self.epochs:
+            return
         each = (time.monotonic() - self.started) / (done - self.first)
         shown = ", ".join(f"{key} {value:.4f}" for key, value in history[-1].items() if "loss" in key)
         say(
             f"  {self.what}: epoch {done} of {self.epochs}, {shown}, {self.per_epoch / each:.0f} {self.unit}/s,"
             f" {each * (self.epochs - done):.0f} s left"
         )
+
+
+def train_network(
+    plan: Plan,
+    member: str,
+    fold: int,
+    fingerprint: str,
+    network: Any,
+    settings: Training,
+    *,
+    batches: Callable[[int], Any],
+    steps: int,
+    loss_of: Callable[[Any, Any], Any],
+    valid_loss: Callable[[Any], float],
+    counts: tuple[int, str],
+) -> dict[str, Path]:
+    """Fit the network in place, from its last finished epoch on; leave history.csv and model.safetensors.
+
+    counts: how many of what an epoch sees. Raises UserError where the loss is no longer a number.
+    """
+    from ich.training import checkpoint
+    from ich.training.loop import Diverged, FitSettings, fit, weights
+
+    folder, stage = plan.workspace.fold(member, fold), plan.stage_of(member)
+    saved, says = Checkpoint(folder, fingerprint), Epochs(f"{member} fold {fold}", settings.epochs, *counts)
+    shared = settings.model_dump(include=set(FitSettings.__annotations__) - {"seed"})
+
+    def after_epoch(state: dict[str, Any]) -> None:
+        saved.save(state)
+        says.finished(state["history"])
+
+    try:
+        history = fit(
+            network,
+            batches,
+            loss_of,
+            FitSettings(**shared, seed=seed_of(settings.seed, member, fold)),
+            steps_per_epoch=steps,
+            evaluate=lambda model: {"valid_loss": valid_loss(model)},
+            resume=saved.load(),
+            save=after_epoch,
+        )
+    except Diverged as error:
+        raise UserError(f"{stage}.{member} fold {fold}: {error}") from None
+    files = leave_history(folder / "history.csv", history)
+    return files | leave_bytes(folder / "model.safetensors", checkpoint.weights_to_bytes(weights(network)))
 
 
 # ---- the assembled member

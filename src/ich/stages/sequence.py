@@ -4,18 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from ich.console import say
 from ich.stages.inputs import Slices, predict_sequence, studies_of
-from ich.stages.member import (
-    Checkpoint,
-    Epochs,
-    figures,
-    leave_bytes,
-    leave_history,
-    leave_predictions,
-    log_loss,
-    run_folds,
-)
+from ich.stages.member import figures, leave_predictions, log_loss, run_folds, train_network
 from ich.stages.plan import Made, Plan, seed_of
-from ich.workspace import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,8 +24,6 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     from ich.data.datasets import study_loader
     from ich.models import losses
     from ich.models.sequence import SequenceHead
-    from ich.training import checkpoint
-    from ich.training.loop import Diverged, FitSettings, fit, weights
 
     settings, folder = plan.recipe.sequence[member], plan.workspace.fold(member, fold)
     torch.set_num_threads(plan.recipe.compute.threads)
@@ -52,8 +40,7 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     shape = {"features": studies.features.shape[1], "classes": len(slices.classes)}
     shape |= settings.model_dump(include={"cell", "hidden", "layers", "dropout"})
     torch.manual_seed(seed)
-    network, loss, saved = SequenceHead(**shape), losses.build("bce"), Checkpoint(folder, fingerprint)
-    says = Epochs(f"{member} fold {fold}", settings.epochs, len(numbers["train"]), "studies")
+    network, loss = SequenceHead(**shape), losses.build("bce")
 
     def predicted(model: Any, split: str) -> "np.ndarray":
         """Logits in the order of split_rows[split]: packed rows and rows of the slice table both rise."""
@@ -64,27 +51,19 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
         logits = model(batch.features, batch.base, batch.geometry, batch.lengths)
         return loss(logits[inside], batch.targets[inside])
 
-    def after_epoch(state: dict[str, Any]) -> None:
-        saved.save(state)
-        if len(state["history"]) % 5 == 0 or len(state["history"]) == settings.epochs:
-            says.finished(state["history"])
-
-    try:
-        history = fit(
-            network,
-            lambda epoch: study_loader(studies, numbers["train"], size, shuffle=True, seed=seed, epoch=epoch),
-            loss_of,
-            FitSettings(**settings.model_dump(include=set(FitSettings.__annotations__) - {"seed"}), seed=seed),
-            steps_per_epoch=-(-len(numbers["train"]) // size),
-            evaluate=lambda model: {"valid_loss": log_loss(slices, split_rows["valid"], predicted(model, "valid"))},
-            resume=saved.load(),
-            save=after_epoch,
-        )
-    except Diverged as error:
-        raise UserError(f"sequence.{member} fold {fold}: {error}") from None
-
-    files = leave_history(folder / "history.csv", history)
-    files |= leave_bytes(folder / "model.safetensors", checkpoint.weights_to_bytes(weights(network)))
+    files = train_network(
+        plan,
+        member,
+        fold,
+        fingerprint,
+        network,
+        settings,
+        batches=lambda epoch: study_loader(studies, numbers["train"], size, shuffle=True, seed=seed, epoch=epoch),
+        steps=-(-len(numbers["train"]) // size),
+        loss_of=loss_of,
+        valid_loss=lambda model: log_loss(slices, split_rows["valid"], predicted(model, "valid")),
+        counts=(len(numbers["train"]), "studies"),
+    )
     logits = {split: predicted(network, split) for split in ("valid", "test")}
     for split, values in logits.items():
         files |= leave_predictions(slices, folder, fold, split, split_rows[split], values)
