@@ -113,6 +113,14 @@ def test_a_damaged_record_is_no_record(tmp_path, text):
     assert Record(tmp_path / "run.json").read() is None
 
 
+def test_a_listing_ends_where_links_go_round_or_nowhere(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.dcm").touch()
+    (tmp_path / "a" / "round").symlink_to(tmp_path)
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    assert list(listing(tmp_path)) == ["a/x.dcm", "nowhere"]
+
+
 def test_a_listing_sees_sizes_and_times_below_all_folders(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "b.dcm").write_bytes(b"123")

@@ -147,9 +147,13 @@ def listing(root: Path, without: tuple[str, ...] = ()) -> dict[str, tuple[int, i
     Raw data is judged by this listing: hashing the 460 GB of RSNA 2019 would take longer than preparing them.
     """
     found: dict[str, tuple[int, int]] = {}
-    folders = [root]
+    folders, seen = [root], set()
     while folders:
-        with os.scandir(folders.pop()) as entries:
+        folder = folders.pop()
+        if (real := folder.resolve()) in seen:  # a link round in a circle, or to a folder that was there already
+            continue
+        seen.add(real)
+        with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=True):
                     folders.append(Path(entry.path))

@@ -13,6 +13,7 @@ from ich.data.competitions.layout import (
     digits,
     file_table,
     first_existing,
+    one_of,
     read_columns,
     refuse_rows,
     require_folder,
@@ -78,7 +79,9 @@ def _image_and_class(path: Path) -> pd.DataFrame:
     """ID, image_id and class of each row of a long table; duplicates refused."""
     table = read_columns(path, ("ID",))
     table[["image_id", "class"]] = table["ID"].str.rsplit("_", n=1, expand=True).reindex(columns=[0, 1])
-    refuse_rows(path, ~table["class"].isin(CLASSES), table["ID"], f"ID_<image>_<class>, class one of {CLASSES}")
+    refuse_rows(
+        path, ~table["class"].isin(CLASSES), table["ID"], f"ID_<image>_<class>, class one of {', '.join(CLASSES)}"
+    )
     refuse_rows(path, table["ID"].duplicated(), table["ID"], "each ID once")
     return table
 
@@ -89,6 +92,11 @@ def _labels(path: Path) -> tuple[pd.DataFrame, int]:
     table["Label"] = digits(path, table["Label"], "Label")
     unique, dropped = agreed(path, table, ["ID"])
     parts = unique["ID"].str.rsplit("_", n=1, expand=True).reindex(columns=[0, 1])
-    refuse_rows(path, ~parts[1].isin(CLASSES), unique["ID"], f"ID_<image>_<class>, class one of {CLASSES}")
+    _refuse_classes(path, parts[1], unique["ID"])
     long = pd.DataFrame({"image_id": parts[0], "class": parts[1], "label": unique["Label"]})
     return wide(path, long, CLASSES), dropped
+
+
+def _refuse_classes(path: Path, classes: pd.Series, ids: pd.Series) -> None:
+    bad = ~classes.isin(CLASSES)
+    refuse_rows(path, bad, ids, f"ID_<image>_<class>, class {one_of(classes[bad].dropna(), CLASSES)}")
