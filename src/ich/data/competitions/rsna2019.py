@@ -79,9 +79,7 @@ def _image_and_class(path: Path) -> pd.DataFrame:
     """ID, image_id and class of each row of a long table; duplicates refused."""
     table = read_columns(path, ("ID",))
     table[["image_id", "class"]] = table["ID"].str.rsplit("_", n=1, expand=True).reindex(columns=[0, 1])
-    refuse_rows(
-        path, ~table["class"].isin(CLASSES), table["ID"], f"ID_<image>_<class>, class one of {', '.join(CLASSES)}"
-    )
+    _refuse_classes(path, table["class"], table["ID"])
     refuse_rows(path, table["ID"].duplicated(), table["ID"], "each ID once")
     return table
 
