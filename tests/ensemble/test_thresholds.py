@@ -203,3 +203,13 @@ def test_a_row_is_positive_at_its_threshold():
     assert thresholds.apply([[0.5, 0.4]], [0.5, 0.5]).tolist() == [[True, False]]
     with pytest.raises(ValueError, match="1 row: 1"):
         thresholds.apply([[0.5], [np.nan]], [0.5])
+
+
+@pytest.mark.parametrize("rows", [60, 500, 5000])
+@pytest.mark.parametrize("seed", range(4))
+def test_two_hundred_trials_reach_the_exact_optimum_of_a_ragged_surface(rows, seed):
+    """Probabilities that mean nothing: F-beta has as many local summits as it can have."""
+    random = np.random.default_rng(seed)
+    y, p = (random.random((rows, 1)) < 0.2).astype(float), random.random((rows, 1))
+    found = thresholds.tune(y, p, ["a"], beta=1.0, average="macro", trials=200, seed=7, fold=None)
+    assert found.exact - found.score <= 5e-4

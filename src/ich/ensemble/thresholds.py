@@ -197,18 +197,30 @@ def _search(points: _Points, values: Column, trials: int, seed: int) -> int:
     if trials == 0 or len(values) == 1:
         return int(np.argmax(values))
     rows_in_all = int(points.predicted[-1])
+    tried: list[int] = []
 
     def objective(trial: optuna.Trial) -> float:
         wanted = trial.suggest_float("predicted", 1, rows_in_all, log=True)
-        return float(values[np.searchsorted(points.predicted, wanted)])
+        tried.append(int(np.searchsorted(points.predicted, wanted)))
+        return float(values[tried[-1]])
 
     sampler = optuna.samplers.TPESampler(seed=seed, multivariate=False, constant_liar=False)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     at_half = int(np.searchsorted(-points.score, -0.5, side="right")) - 1
-    for start in (float(points.actual), float(points.predicted[max(at_half, 0)])):
+    # An even ladder over all numbers first: where F-beta is ragged, few positives say, its summit may stand anywhere.
+    ladder = np.geomspace(1, rows_in_all, trials // 4)
+    for start in (float(points.actual), float(points.predicted[max(at_half, 0)]), *ladder.tolist()):
         study.enqueue_trial({"predicted": start}, skip_if_exists=True)
     study.optimize(objective, n_trials=trials)
-    return int(np.searchsorted(points.predicted, study.best_params["predicted"]))
+    return _summit(values, np.unique(tried))
+
+
+def _summit(values: Column, tried: NDArray[np.integer]) -> int:
+    """The best index between the neighbours that were tried of each of the five best ones that were."""
+    best = np.argsort(-values[tried], kind="stable")[:5]
+    low, high = tried[np.maximum(best - 1, 0)], tried[np.minimum(best + 1, len(tried) - 1)]
+    summits = [int(a + np.argmax(values[a : b + 1])) for a, b in zip(low, high, strict=True)]
+    return max(summits, key=lambda index: values[index])
 
 
 def _warnings(points: Sequence[_Points], classes: Sequence[str], thresholds: Sequence[float]) -> list[str]:
