@@ -255,6 +255,14 @@ def test_a_committed_fold_file_is_used_as_it_is(house):
     assert path.read_bytes() == before
 
 
+def test_folds_of_our_own_are_divided_anew_for_other_studies(house):
+    before = pd.read_csv(house.root / "folds/tiny.csv")
+    house.ich("demo", "--set", "demo.seed=4")
+    house.ich("prepare")
+    assert "divided anew" in house.ich("folds")
+    assert not set(before["study_id"]) & set(pd.read_csv(house.root / "folds/tiny.csv")["study_id"])
+
+
 def test_a_fold_file_that_splits_a_patient_is_refused(house):
     path = house.root / "folds/tiny.csv"
     folds = pd.read_csv(path)

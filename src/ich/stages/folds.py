@@ -1,8 +1,13 @@
 """`ich folds`: folds/<recipe>.csv, by patient, written once and then used by every stage."""
 
+from typing import TYPE_CHECKING
+
 from ich.console import say, table
 from ich.stages.plan import Made, Plan
-from ich.workspace import UserError, atomic
+from ich.workspace import UserError, atomic, sha256_file
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def run(plan: Plan, *, force: bool = False) -> None:
@@ -18,11 +23,8 @@ def run(plan: Plan, *, force: bool = False) -> None:
         n = plan.recipe.folds.n
         labelled = slices[slices[classes].notna().all(axis=1) & (slices["split"] == "train")]
         try:
-            if path.is_file() and not force and plan.fold_settings_hold():
-                # Written once, then used: other folds would make every score incomparable with those before.
-                assigned = pd.read_csv(path, dtype={"study_id": str, "patient_id": str})
-                folds.check(assigned, labelled, n)
-            else:
+            assigned = None if force or not plan.fold_settings_hold() else _kept(plan, labelled, n)
+            if assigned is None:
                 assigned = folds.assign(slices, classes, n, plan.recipe.folds.seed)
                 with atomic(path) as temporary:
                     assigned.to_csv(temporary, index=False)
@@ -55,3 +57,27 @@ def run(plan: Plan, *, force: bool = False) -> None:
         table(["fold", "studies", "slices", *classes], rows)
     for warning in record["warnings"]:
         say(f"warning: {warning}")
+
+
+def _kept(plan: Plan, labelled: "pd.DataFrame", n: int) -> "pd.DataFrame | None":
+    """The fold file that is there: other folds would make every score incomparable with those before.
+
+    One that does not fit the studies is refused with ValueError, unless it is as this program wrote it: then None.
+    """
+    import pandas as pd
+
+    from ich.data import folds
+
+    path = plan.workspace.folds
+    if not path.is_file():
+        return None
+    record = plan.record_of(plan.folds.record)
+    assigned = pd.read_csv(path, dtype={"study_id": str, "patient_id": str})
+    try:
+        folds.check(assigned, labelled, n)
+    except (ValueError, KeyError) as error:
+        if record is None or record["files"].get(path.name) != sha256_file(path):
+            raise
+        say(f"folds: the studies have changed ({error}), so they are divided anew")
+        return None
+    return assigned
