@@ -7,23 +7,7 @@ import pytest
 from ich.data import cache, dicom
 from ich.data.competitions import Raw
 from ich.data.dicom import SliceHeader
-
-HEADER = SliceHeader(
-    image_id="",
-    patient_id="p",
-    study_id="s",
-    series_id="r",
-    position=(0.0, 0.0, 0.0),
-    orientation=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
-    pixel_spacing=(1.0, 1.0),
-    bits_stored=16,
-    signed=True,
-    slope=1.0,
-    intercept=0.0,
-    window_center=(40.0,),
-    window_width=(80.0,),
-    explicit_vr=True,
-)
+from plain_slice import HEADER
 
 
 def head(size: int = 128, row: int = 50, column: int = 64, radius: int = 36) -> np.ndarray:

@@ -7,26 +7,11 @@ import pytest
 
 from ich.data import cache, checks, dicom, examine, schemas
 from ich.data.cache import Quarantined
-from ich.data.dicom import Geometry, SliceHeader, Unreadable
+from ich.data.dicom import Geometry, Unreadable
 from ich.data.examine import Picture
 from ich.data.findings import COLUMNS, RULES, findings, layout, summary
+from plain_slice import HEADER
 
-HEADER = SliceHeader(
-    image_id="a",
-    patient_id="p",
-    study_id="s",
-    series_id="r",
-    position=(0.0, 0.0, 0.0),
-    orientation=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
-    pixel_spacing=(1.0, 1.0),
-    bits_stored=16,
-    signed=True,
-    slope=1.0,
-    intercept=0.0,
-    window_center=(40.0,),
-    window_width=(80.0,),
-    explicit_vr=True,
-)
 CLASSES = ["bleed", "any"]
 
 

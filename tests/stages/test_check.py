@@ -12,28 +12,12 @@ import pytest
 
 from ich.data import dicom
 from ich.data.competitions.rsna2019 import CLASSES
-from ich.data.dicom import SliceHeader
 from ich.recipe import load
 from ich.stages import check, prepare
 from ich.stages.plan import Plan
 from ich.workspace import UserError
+from plain_slice import HEADER
 
-HEADER = SliceHeader(
-    image_id="",
-    patient_id="",
-    study_id="",
-    series_id="r",
-    position=(0.0, 0.0, 0.0),
-    orientation=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
-    pixel_spacing=(0.5, 0.5),
-    bits_stored=16,
-    signed=True,
-    slope=1.0,
-    intercept=0.0,
-    window_center=(40.0,),
-    window_width=(80.0,),
-    explicit_vr=True,
-)
 ALL, NONE = "111111", "000000"
 RECIPE = """
 name: small
