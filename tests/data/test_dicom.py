@@ -1,3 +1,4 @@
+import errno
 import os
 import re
 from dataclasses import replace
@@ -427,3 +428,21 @@ def test_what_is_written_reads_as_a_ct_slice_elsewhere(path):
     assert dataset.SOPInstanceUID == "ID_0123456ab"
     assert dataset.WindowCenter == [36, 36]
     assert (dataset.pixel_array == STORED).all()
+
+
+def test_a_machine_without_file_handles_ends_the_run_and_quarantines_nothing(path, monkeypatch):
+    dicom.write(path, STORED, HEADER)
+
+    def exhausted(*_args, **_kwargs):
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    monkeypatch.setattr(dicom, "_opened", exhausted)
+    with pytest.raises(OSError, match="Too many open files"):
+        dicom.geometry(path)
+
+
+def test_a_fault_of_the_reader_itself_is_no_fault_of_the_file(path, monkeypatch):
+    dicom.write(path, STORED, HEADER)
+    monkeypatch.delattr(dicom, "_all_frames")
+    with pytest.raises(NameError):
+        dicom.geometry(path)

@@ -11,26 +11,12 @@ import pydicom
 import pytest
 from pydicom.encaps import encapsulate
 
+import plain_slice
 from ich.data import cache, decoders, dicom
 from ich.data.competitions import Raw
-from ich.data.dicom import Reason, SliceHeader, Unreadable
+from ich.data.dicom import Reason, Unreadable
 
-HEADER = SliceHeader(
-    image_id="1.2.3",
-    patient_id="p",
-    study_id="1.2",
-    series_id="1.2.1",
-    position=(0.0, 0.0, 0.0),
-    orientation=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
-    pixel_spacing=(0.5, 0.5),
-    bits_stored=16,
-    signed=False,
-    slope=1.0,
-    intercept=0.0,
-    window_center=(40.0,),
-    window_width=(80.0,),
-    explicit_vr=True,
-)
+HEADER = replace(plain_slice.HEADER, signed=False)
 CRASHING, HANGING, GREEDY, FAULTY = 11, 22, 33, 44
 # The decoding process with a decoder that does to a picture what the value of its pixels says.
 FAKE = """

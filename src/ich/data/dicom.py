@@ -5,6 +5,7 @@ before memory is taken for pixels, and pixels that cannot be there by the file's
 """
 
 import contextlib
+import errno
 import functools
 import math
 import os
@@ -34,6 +35,7 @@ __all__ = ["HU_HIGH", "HU_LOW", "Geometry", "Reason", "SliceHeader", "Unreadable
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)  # file handles, memory, disk
 LARGEST_SIDE = 4096  # pixels; a header that claims more is damaged
 LARGEST_FILE = 1 << 30  # pixels of all frames: 4,096 slices of 512 x 512
 LARGEST_INFLATED = 1 << 29  # bytes of a deflated file
@@ -108,16 +110,24 @@ def _refusing(read: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Let a reader of a file raise Unreadable and nothing else.
 
     A damaged element raises wherever it is first touched, and whatever the parser stumbles over: ValueError, KeyError,
-    NotImplementedError, struct.error and numpy's own were seen among thousands of mutated headers.
+    NotImplementedError, struct.error and numpy's own were seen among thousands of mutated headers. A machine that has
+    run out of something is not the file's fault: that ends the run, for else sound slices would be left out.
     """
 
     @functools.wraps(read)
     def reader(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         try:
             return read(*args, **kwargs)
-        except (Unreadable, decoders.NoDecodingProcess):
+        except (
+            Unreadable,
+            decoders.NoDecodingProcess,
+            NameError,
+            ImportError,
+        ):  # the last two: our fault, not the file's
             raise
         except OSError as error:
+            if error.errno in EXHAUSTED:
+                raise
             raise Unreadable(Reason.UNREADABLE, error.strerror or type(error).__name__) from None
         except Exception as error:
             raise Unreadable(Reason.NOT_DICOM, type(error).__name__) from None
