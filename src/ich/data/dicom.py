@@ -118,12 +118,9 @@ def _refusing(read: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     def reader(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         try:
             return read(*args, **kwargs)
-        except (
-            Unreadable,
-            decoders.NoDecodingProcess,
-            NameError,
-            ImportError,
-        ):  # the last two: our fault, not the file's
+        except (Unreadable, decoders.NoDecodingProcess):
+            raise
+        except (NameError, ImportError):  # a fault of this program, not of the file
             raise
         except OSError as error:
             if error.errno in EXHAUSTED:

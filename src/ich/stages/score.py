@@ -80,7 +80,7 @@ def _scores(plan: Plan) -> Made:
     writer.writeheader()
     writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in scored)
     write_text(path, text.getvalue())
-    return {path.name: path}, {"scores": scored}
+    return {path.name: path}, {}
 
 
 def _of_test_slices(solution: "pd.DataFrame", slices: Any) -> "pd.DataFrame | None":
