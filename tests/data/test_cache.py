@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -63,6 +64,88 @@ def test_a_box_beyond_the_picture_is_filled_with_air():
     ]
 
 
+# ---- black edges
+
+
+@pytest.mark.parametrize("place", [(128, 50, 64, 36), (512, 201, 253, 146), (512, 203, 250, 147), (300, 150, 149, 91)])
+def test_the_edges_are_those_of_the_head_to_the_pixel(place):
+    size, y, x, radius = place
+    row, column, side = cache.edge_box(head(size, y, x, radius), -300)
+    assert (row, column) == (y - radius + 1, x - radius + 1)
+    assert side == 2 * radius - 1
+
+
+@pytest.mark.parametrize("size", [128, 512])
+def test_table_and_head_rest_do_not_fool_the_edges_as_they_fool_rows_and_columns_that_are_not_black(size):
+    plain = np.kron(head(), np.ones((size // 128, size // 128), np.int16))
+    real = np.kron(with_head_rest(head()), np.ones((size // 128, size // 128), np.int16))
+    rows, columns = np.nonzero(real > -300)
+    assert (columns.min(), columns.max() + 1) == (0, size)  # the table: nothing would be cropped
+    assert rows.max() + 1 == size * 119 / 128
+    difference = np.subtract(cache.edge_box(plain, -300), cache.edge_box(real, -300))
+    assert np.abs(difference).max() <= size * 3 / 128
+
+
+@pytest.mark.parametrize("row", [3, 50, 125])
+def test_a_wide_head_gets_a_square_around_its_centre(row):
+    picture = np.full((128, 200), -1000, np.int16)
+    inside = slice(max(row - 20, 0), min(row + 20, 128))
+    picture[inside, 70:150] = 40
+    top, left, side = cache.edge_box(picture, -300)
+    assert (left, side) == (70, 80)
+    assert top == (inside.start + inside.stop - 80) // 2  # beyond the picture, if need be
+
+
+def test_each_slice_has_edges_of_its_own(tmp_path):
+    """Heads of three sizes: one box with `head`, three with `edges`, and each fills its picture."""
+    heads = [head(256, 128, 128, radius) for radius in (100, 60, 40)]
+    for i, picture in enumerate(heads):
+        dicom.write(tmp_path / f"{i}.dcm", picture, replace(at(i), image_id=str(i)))
+    files = pd.DataFrame([(str(i), "train", f"{i}.dcm") for i in range(3)], columns=["image_id", "split", "path"])
+    raw = Raw(files, pd.DataFrame({"image_id": files["image_id"], "bleed": 1.0}), [], {"bleed": 1.0}, "", ())
+    geometries = cache.read_geometries(tmp_path, raw.files["path"].tolist(), 1, lambda _: None)
+    table, _ = cache.slice_table(raw, geometries)
+    sides = {}
+    for crop in ("head", "edges", "none"):
+        found, _ = cache.fill(tmp_path / "hu.npy", table, tmp_path, 64, crop, 1, lambda _: None)
+        sides[crop] = found["crop_side"].tolist()
+        if crop == "edges":
+            tissue = np.load(tmp_path / "hu.npy", allow_pickle=False) > -300
+            assert tissue.any(axis=1).sum(axis=1).min() >= 62
+    assert sides["edges"] == pytest.approx([199, 119, 79], abs=1)
+    assert sides["none"] == [256, 256, 256]
+    assert len(set(sides["head"])) == 1
+
+
+def test_grey_pictures_have_edges_too_and_no_head(tmp_path):
+    picture = np.full((100, 100), 10, np.uint8)  # as black as black gets in a compressed picture
+    picture[20:60, 30:70] = 11
+    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    raw = Raw(
+        pd.DataFrame([("a", "train", "a.png")], columns=["image_id", "split", "path"]),
+        pd.DataFrame({"image_id": ["a"], "bleed": 1.0}),
+        [],
+        {"bleed": 1.0},
+        "",
+        (),
+    )
+    geometries = cache.read_geometries(tmp_path, ["a.png"], 1, lambda _: None, "grey")
+    table, _ = cache.slice_table(raw, geometries)
+    boxes = {}
+    for crop in ("head", "edges", "none"):
+        found, _ = cache.fill(tmp_path / "hu.npy", table, tmp_path, 20, crop, 1, lambda _: None, "grey")
+        boxes[crop] = found[["crop_row", "crop_column", "crop_side"]].iloc[0].tolist()
+    assert boxes == {"head": [0, 0, 100], "edges": [20, 30, 40], "none": [0, 0, 100]}
+
+
+@pytest.mark.parametrize("value", [-1000, -300])
+def test_a_slice_without_tissue_or_with_a_speck_of_it_keeps_the_whole_picture(value):
+    picture = np.full((100, 80), value, np.int16)
+    assert cache.edge_box(picture, -300) == (0, 0, 100)
+    picture[40:52, 40:52] = 40  # 1.8 % of the picture
+    assert cache.edge_box(picture, -300) == (0, 0, 100)
+
+
 # ---- from files to the slice table and its rows
 
 
@@ -82,7 +165,7 @@ def at(z: float, **changes) -> SliceHeader:
 def built(tmp_path, raw: Raw):
     geometries = cache.read_geometries(tmp_path, raw.files["path"].tolist(), 1, lambda _: None)
     table, refused = cache.slice_table(raw, geometries)
-    filled, unread = cache.fill(tmp_path / "hu.npy", table, tmp_path, 8, False, 1, lambda _: None)
+    filled, unread = cache.fill(tmp_path / "hu.npy", table, tmp_path, 8, "none", 1, lambda _: None)
     return filled, refused + unread, np.load(tmp_path / "hu.npy", allow_pickle=False)
 
 
@@ -167,12 +250,13 @@ def test_a_file_without_label_is_kept_unlabelled(tmp_path):
     assert table["bleed"].isna().tolist() == [False, True]
 
 
-def test_the_cache_is_the_same_whatever_the_number_of_processes(tmp_path):
+@pytest.mark.parametrize("crop", ["head", "edges"])
+def test_the_cache_is_the_same_whatever_the_number_of_processes(tmp_path, crop):
     raw = competition(tmp_path, {f"i{k}": at(k % 7, study_id=f"s{k // 7}") for k in range(40)})
     geometries = cache.read_geometries(tmp_path, raw.files["path"].tolist(), 2, lambda _: None)
     table, _ = cache.slice_table(raw, geometries)
     for jobs in (1, 2):
-        cache.fill(tmp_path / f"hu{jobs}.npy", table, tmp_path, 8, True, jobs, lambda _: None)
+        cache.fill(tmp_path / f"hu{jobs}.npy", table, tmp_path, 8, crop, jobs, lambda _: None)
     assert (tmp_path / "hu1.npy").read_bytes() == (tmp_path / "hu2.npy").read_bytes()
 
 

@@ -4,8 +4,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ich.data.augment import Augmentation, build, sample_seed
-from ich.data.datasets import EpochBatches, SliceDataset, Studies, slice_loader, study_batch, study_loader
+from ich.data.augment import Augmentation, build, cutmix_box, sample_seed
+from ich.data.datasets import (
+    EpochBatches,
+    SliceDataset,
+    Studies,
+    TwoViews,
+    paste,
+    slice_loader,
+    study_batch,
+    study_loader,
+)
 from ich.data.views import View, Window, neighbour_rows, render
 
 WINDOWS = View("windows", (Window(40, 80), Window(80, 200)))
@@ -14,12 +23,12 @@ HU = np.random.default_rng(0).integers(-100, 200, (20, 8, 8)).astype(np.int16)
 AROUND = neighbour_rows(np.arange(20) // 5, np.arange(20) % 5)
 
 
-def dataset(view: View, augmentation: Augmentation | None = None, seed: int = 3) -> SliceDataset:
+def dataset(view: View, augmentation: Augmentation | None = None, seed: int = 3, cutmix: float = 0.0) -> SliceDataset:
     rows = np.array([17, 2, 3, 4, 9, 0, 12])
     targets = rows[:, None] * np.ones((1, 6), np.float32)
     augment = None if augmentation is None else build(augmentation)
     ids = [f"ID_{row}" for row in rows]
-    return SliceDataset(HU, rows, AROUND, ids, targets.astype(np.float32), view, augment, seed)
+    return SliceDataset(HU, rows, AROUND, ids, targets.astype(np.float32), view, augment, seed, cutmix)
 
 
 def test_each_epoch_shows_every_slice_once_in_another_order():
@@ -106,6 +115,115 @@ def test_loading_draws_nothing_from_the_models_random_numbers():
 def test_parts_of_different_length_are_refused():
     with pytest.raises(ValueError, match="belong together"):
         SliceDataset(HU, np.arange(4), AROUND, ["a", "b"], None, WINDOWS, None, 0)
+
+
+# ---- CutMix
+
+
+def test_a_box_by_hand():
+    image, other = np.zeros((4, 5, 2), np.uint8), np.full((4, 5, 2), 9, np.uint8)
+    assert paste(image, other, (1, 3, 2, 5)) == 2 * 3 / 20
+    assert image[..., 1].tolist() == [[0, 0, 0, 0, 0], [0, 0, 9, 9, 9], [0, 0, 9, 9, 9], [0, 0, 0, 0, 0]]
+    assert paste(image, other, (2, 2, 0, 5)) == 0
+
+
+@pytest.mark.parametrize("augmentation", [None, Augmentation()])
+@pytest.mark.parametrize("view", [WINDOWS, NEIGHBOURS])
+def test_cutmix_shows_a_partner_in_the_box_and_mixes_targets_by_area(view: View, augmentation: Augmentation | None):
+    mixed, rows = dataset(view, augmentation, cutmix=1.0), dataset(view).rows.tolist()
+    augment = (lambda image, seed: image) if augmentation is None else build(augmentation)
+    shares = []
+    for epoch in range(8):
+        batch = mixed.__getitems__([(epoch, i) for i in range(7)])
+        assert batch.targets is not None
+        for i, row in enumerate(rows):
+            rng = np.random.default_rng(sample_seed(3, epoch, f"ID_{row}", "cutmix"))
+            partner = rows[[k for k in range(7) if k != i][int(rng.integers(6))]]
+            top, bottom, left, right = cutmix_box(8, 1.0, rng)
+            own, other = (
+                augment(render(HU[AROUND[r]] if view is NEIGHBOURS else HU[r][None], view), seed)
+                for r, seed in (
+                    (row, sample_seed(3, epoch, f"ID_{row}")),
+                    (partner, sample_seed(3, epoch, f"ID_{row}", "partner")),
+                )
+            )
+            inside = np.zeros((8, 8), bool)
+            inside[top:bottom, left:right] = True
+            shown = batch.images[i].permute(1, 2, 0).numpy()
+            np.testing.assert_array_equal(shown[inside], other[inside])
+            np.testing.assert_array_equal(shown[~inside], own[~inside])
+            share = inside.mean()
+            np.testing.assert_allclose(batch.targets[i], [(1 - share) * row + share * partner] * 6, rtol=1e-6)
+            assert batch.rows[i] == row
+            shares.append(share)
+    assert np.mean(np.array(shares) > 0) > 0.8  # all but the boxes that round to nothing
+    assert len(set(shares)) > 10
+
+
+def test_cutmix_depends_on_seed_epoch_and_id_alone_and_leaves_the_targets_handed_in():
+    mixed = dataset(WINDOWS, Augmentation(), cutmix=1.0)
+
+    def found(epoch: int, batch_size: int, shuffle: bool, workers: int = 0) -> dict[int, tuple]:
+        loaded = slice_loader(mixed, epoch, batch_size, shuffle, workers)
+        return {
+            int(r): (x.numpy(), y.tolist())
+            for images, targets, rows in loaded
+            for x, y, r in zip(images, targets if targets is not None else [], rows, strict=True)
+        }
+
+    first = found(1, 7, True)
+    assert len(first) == 7
+    for again in (found(1, 2, False), found(1, 3, False, workers=2)):
+        for row, (image, target) in first.items():
+            np.testing.assert_array_equal(again[row][0], image)
+            assert again[row][1] == target
+    assert any(found(2, 7, True)[row][1] != target for row, (_, target) in first.items())
+    np.testing.assert_array_equal(mixed.targets, dataset(WINDOWS).targets)
+
+
+def test_without_cutmix_pictures_and_targets_are_what_they_were():
+    for one, other in zip(
+        slice_loader(dataset(WINDOWS, Augmentation(), cutmix=0.0), 1, 3, True),
+        slice_loader(dataset(WINDOWS, Augmentation()), 1, 3, True),
+        strict=True,
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_cutmix_without_targets_or_with_one_slice_is_refused():
+    for rows, targets in ((np.arange(4), None), (np.arange(1), np.ones((1, 6), np.float32))):
+        ids = [str(row) for row in rows]
+        with pytest.raises(ValueError, match="CutMix"):
+            SliceDataset(HU, rows, AROUND, ids, targets, WINDOWS, None, 0, cutmix=1.0)
+
+
+# ---- two views
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_views_are_two_changes_of_the_same_slices(workers: int):
+    views = TwoViews(dataset(NEIGHBOURS, Augmentation()))
+    assert len(views) == 7
+    augment, seen = build(Augmentation()), []
+    for first, second, rows in slice_loader(views, 4, 3, shuffle=True, workers=workers):
+        for images, name in ((first, "first"), (second, "second")):
+            assert images.dtype == torch.uint8
+            assert images.is_contiguous(memory_format=torch.channels_last)
+            for image, row in zip(images, rows.tolist(), strict=True):
+                expected = augment(render(HU[AROUND[row]], NEIGHBOURS), sample_seed(3, 4, f"ID_{row}", name))
+                np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
+        assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        seen += rows.tolist()
+    assert len(set(seen)) == len(seen) == 6  # an incomplete last batch is dropped
+
+
+def test_two_views_want_an_augmentation_and_no_cutmix():
+    for slices in (dataset(WINDOWS), dataset(WINDOWS, Augmentation(), cutmix=1.0)):
+        with pytest.raises(ValueError, match="two views"):
+            TwoViews(slices)
+
+
+# ---- studies
 
 
 def packed(lengths: list[int]) -> Studies:

@@ -99,7 +99,7 @@ def test_a_series_with_such_files_is_prepared_without_them(folder):
     headers = cache.read_geometries(folder, files["path"].tolist(), 1, lambda _: None)
     table, refused = cache.slice_table(raw, headers)
     assert not refused
-    table, refused = cache.fill(folder / "hu.npy", table, folder, 16, False, 1, lambda _: None)
+    table, refused = cache.fill(folder / "hu.npy", table, folder, 16, "none", 1, lambda _: None)
     assert table["image_id"].tolist() == ["40", "41", "42"]
     assert np.load(folder / "hu.npy", allow_pickle=False)[:, 0, 0].tolist() == [40, 41, 42]
     assert [(q.image_id, q.reason) for q in refused] == [

@@ -105,3 +105,106 @@ def test_a_fold_table_that_does_not_fit_is_refused(change, says):
     assert table.loc[table["patient_id"] == "p1", "study_id"].nunique() > 1
     with pytest.raises(ValueError, match=says):
         folds.check(change(folds.assign(table, CLASSES, 2, seed=7)), table, 2)
+
+
+# ---- folds by slice
+
+
+def test_folds_by_slice_hold_every_labelled_slice_once_in_equal_sizes():
+    table = competition(5, 20)
+    table.loc[table["patient_id"] == "p0", "split"] = "test"
+    table.loc[table["patient_id"] == "p1", CLASSES] = np.nan
+    labelled = table[~table["patient_id"].isin(["p0", "p1"])]
+    found = folds.assign_slices(table, CLASSES, 3, seed=7)
+    assert list(found) == ["image_id", "study_id", "patient_id", "fold", *CLASSES]
+    assert sorted(found["image_id"]) == sorted(labelled["image_id"])
+    sizes = found["fold"].value_counts()
+    assert sorted(sizes.index) == [0, 1, 2]
+    assert sizes.max() - sizes.min() <= 1
+    columns = ["image_id", "study_id", "patient_id", *CLASSES]
+    joined = found[columns].merge(labelled[columns], on="image_id")
+    for name in columns[1:]:
+        assert (joined[f"{name}_x"] == joined[f"{name}_y"]).all()
+
+
+def test_folds_by_slice_leak_as_the_docstring_says():
+    found = folds.assign_slices(competition(5, 20), CLASSES, 3, seed=7)
+    assert (found.groupby("patient_id")["fold"].nunique() > 1).mean() > 0.9
+    with pytest.raises(ValueError, match="stands twice"):
+        folds.check(found, competition(5, 20), 3)
+
+
+def test_folds_by_slice_depend_on_the_seed_and_not_on_the_order_of_rows():
+    table = competition(5, 20)
+    first = folds.assign_slices(table, CLASSES, 3, seed=7)
+    pd.testing.assert_frame_equal(first, folds.assign_slices(table.sample(frac=1, random_state=1), CLASSES, 3, seed=7))
+    assert (first["fold"] != folds.assign_slices(table, CLASSES, 3, seed=8)["fold"]).mean() > 0.5
+
+
+def test_fewer_slices_than_folds_are_refused():
+    with pytest.raises(ValueError, match="2 labelled slices cannot fill 3 folds"):
+        folds.assign_slices(competition(5, 2).iloc[:2], CLASSES, 3, seed=7)
+
+
+# ---- a share of the patients
+
+
+def drawn(patients: np.ndarray, mask: np.ndarray) -> set[str]:
+    """The names drawn; each patient is drawn whole or not at all."""
+    assert not set(patients[mask]) & set(patients[~mask])
+    return set(patients[mask].tolist())
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    with_bleeding=st.integers(0, 30),
+    without=st.integers(0, 30),
+    share=st.floats(0.01, 0.99),
+    seed=st.integers(0, 1000),
+    data=st.data(),
+)
+def test_a_share_is_drawn_of_patients_with_and_without_bleeding(with_bleeding, without, share, seed, data):
+    kinds = [with_bleeding, without]
+    if max(kinds) < 2:
+        return
+    random = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    names = random.permutation(200)[: sum(kinds)]
+    patients = np.array([f"p{name}" for name in np.repeat(names, random.integers(1, 5, sum(kinds)))])
+    bleeds = {f"p{name}" for name in names[:with_bleeding]}
+    first_rows = ~pd.Series(patients).duplicated().to_numpy()
+    positive = np.isin(patients, sorted(bleeds)) & (first_rows | (random.random(len(patients)) < 0.5))
+    order = random.permutation(len(patients))
+    patients, positive = patients[order], positive[order]
+
+    found = folds.patient_share(patients.tolist(), positive, share, seed)
+    assert (found.dtype, found.shape) == (np.bool_, patients.shape)
+    chosen = drawn(patients, found)
+    assert chosen != set(patients.tolist())
+    for part, size in zip((chosen & bleeds, chosen - bleeds), kinds, strict=True):
+        assert len(part) >= min(size, 1)
+        assert size < 2 or len(part) < size
+        if 1 <= share * size <= size - 1:
+            assert abs(len(part) - share * size) <= 0.5
+
+    shuffled = random.permutation(len(patients))
+    again = folds.patient_share(patients[shuffled].tolist(), positive[shuffled], share, seed)
+    np.testing.assert_array_equal(again, found[shuffled])
+
+
+def test_a_larger_share_holds_the_smaller_and_another_seed_draws_others():
+    patients = np.repeat([f"p{i}" for i in range(50)], 3)
+    positive = np.arange(150) % 15 == 0
+    few, many = (drawn(patients, folds.patient_share(patients.tolist(), positive, s, 3)) for s in (0.1, 0.4))
+    assert few < many
+    assert len(few) == 5  # of 10 with and 40 without: 1 and 4
+    assert drawn(patients, folds.patient_share(patients.tolist(), positive, 0.4, 4)) != many
+
+
+def test_a_share_of_one_is_everybody_and_others_are_refused():
+    patients, positive = ["a", "b", "b"], np.array([True, False, False])
+    assert folds.patient_share(patients, positive, 1, 0).all()
+    for share in (0, -0.1, 1.01):
+        with pytest.raises(ValueError, match="a share of the patients"):
+            folds.patient_share(patients, positive, share, 0)
+    with pytest.raises(ValueError, match="too few"):
+        folds.patient_share(patients, positive, 0.5, 0)

@@ -97,3 +97,56 @@ def test_neighbours_are_the_nearest_slices_of_the_same_study(slices: list[tuple[
         assert here == row
         assert before == max(lower, key=lambda r: index[r], default=row)
         assert after == min(higher, key=lambda r: index[r], default=row)
+
+
+# ---- contrast
+
+SHOWN = [
+    ("windows", (BRAIN, SUBDURAL, Window(40, 380))),
+    ("neighbours", (SUBDURAL, BRAIN)),
+    ("grey", ()),
+]
+
+
+def some_slices(depth: int, n: int = 3, size: int = 24) -> np.ndarray:
+    """int16 [n, depth, size, size] that fill no window and no grey scale to its ends."""
+    return np.random.default_rng(5).integers(20, 70, (n, depth, size, size)).astype(np.int16)
+
+
+def test_min_max_by_hand():
+    hu = np.array([[[20, 30, 40, 50]]], dtype=np.int16)  # brain window: 64, 96, 128, 159 of 255
+    assert render(hu, View("windows", (BRAIN,)))[0, :, 0].tolist() == [64, 96, 128, 159]
+    assert render(hu, View("windows", (BRAIN,), minmax=True))[0, :, 0].tolist() == [0, 86, 172, 255]
+    assert render(hu, View("grey", minmax=True))[0, :, 0].tolist() == [0, 85, 170, 255]
+
+
+@pytest.mark.parametrize(("kind", "windows"), SHOWN)
+def test_min_max_stretches_each_channel_of_each_picture_by_itself(kind, windows):
+    plain, stretched = View(kind, windows), View(kind, windows, minmax=True)
+    hu = some_slices(plain.depth)
+    before, after = render(hu, plain).astype(float), render(hu, stretched)
+    for picture, found in zip(before, after, strict=True):
+        for channel in range(plain.channels):
+            x = picture[..., channel]
+            expected = np.rint((x - x.min()) / (x.max() - x.min()) * 255)
+            np.testing.assert_array_equal(found[..., channel], expected)
+
+
+def test_a_channel_without_contrast_becomes_black_and_the_others_do_not_mind():
+    hu = np.full((1, 16, 16), 45, np.int16)
+    hu[0, 0] = 300  # white in the brain window, as 45 HU is not; both are white in a window around -500
+    shown = render(hu, View("windows", (Window(-500, 100), BRAIN), minmax=True))
+    assert shown[..., 0].max() == 0
+    assert sorted(np.unique(shown[..., 1])) == [0, 255]
+
+
+@pytest.mark.parametrize(("kind", "windows"), SHOWN)
+def test_adjusted_pictures_are_the_same_alone_and_in_a_batch_of_any_memory(kind, windows):
+    view = View(kind, windows, minmax=True)
+    hu = some_slices(view.depth)
+    mirrored = np.ascontiguousarray(hu[..., ::-1])[..., ::-1]
+    turned = np.asfortranarray(hu)
+    alone = np.stack([render(one, view) for one in hu])
+    for batch in (hu, mirrored, turned):
+        assert render(batch, view).flags.c_contiguous
+        np.testing.assert_array_equal(render(batch, view), alone)

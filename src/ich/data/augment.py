@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from albumentations import BasicTransform
 
+CROP_RATIO = 1.1  # largest width over height, or height over width, of a crop
 SEED_STEP = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: keeps the transforms' seeds far apart
 
 
@@ -26,18 +27,30 @@ SEED_STEP = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: keeps the transforms' se
 class Augmentation:
     """How strongly training pictures vary. A strength of 0 leaves that change out."""
 
+    crop: float = 0.0
+    """Smallest share of the picture's area that a random crop of nearly the same shape keeps, resized to the whole."""
     flip: float = 0.5
     """Probability of a left-right mirror."""
+    vertical_flip: float = 0.0
+    """Probability of an upside-down mirror."""
+    transpose: float = 0.0
+    """Probability of swapping rows and columns."""
     shift: float = 0.06
     """Largest move in each direction, as a share of the picture's side."""
     scale: float = 0.1
     """Largest change of size, as a share."""
     rotate: float = 15.0
     """Largest rotation, degrees."""
+    optical: float = 0.0
+    """Largest distortion coefficient of a lens, barrel or pincushion; 0.05 is usual."""
+    grid: float = 0.0
+    """Largest stretch of the cells of a 5 x 5 grid, as a share; 0.3 is usual."""
     brightness: float = 0.1
     """Largest change of brightness, as a share of the grey scale."""
     contrast: float = 0.1
     """Largest change of contrast, as a share."""
+    jitter: float = 1.0
+    """Probability that brightness and contrast change."""
     noise: float = 0.0
     """Largest standard deviation of Gaussian noise, as a share of the grey scale."""
     dropout: float = 0.0
@@ -48,26 +61,37 @@ class Augment:
     """Callable that changes one picture; see `build`."""
 
     def __init__(self, transforms: "Sequence[BasicTransform]") -> None:
-        from albumentations import Compose
+        from albumentations import Compose, RandomResizedCrop
 
         self._transforms = transforms
+        self._crops = [transform for transform in transforms if isinstance(transform, RandomResizedCrop)]
         self._compose = Compose(list(transforms))
 
     def __call__(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
         """Return a changed copy of uint8 [H, W, C]; the same seed makes the same change."""
         for place, transform in enumerate(self._transforms):
             transform.set_random_seed((seed + place * SEED_STEP) % 2**64)
+        for crop in self._crops:
+            crop.size = image.shape[:2]
         return self._compose(image=image)["image"]
 
 
 def build(settings: Augmentation) -> Augment:
-    """Build the pipeline: mirror, one affine map, brightness and contrast, noise, rectangles."""
+    """Build the pipeline: crop, mirrors, one affine map, distortions, brightness and contrast, noise, rectangles."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks PyPI for a newer version
     import albumentations as A
 
     transforms: list[BasicTransform] = []
-    if settings.flip:
-        transforms.append(A.HorizontalFlip(p=settings.flip))
+    if settings.crop:
+        scale, ratio = (settings.crop, 1), (1 / CROP_RATIO, CROP_RATIO)
+        transforms.append(A.RandomResizedCrop(size=(1, 1), scale=scale, ratio=ratio, p=1))  # sized by each picture
+    for probability, mirror in (
+        (settings.flip, A.HorizontalFlip),
+        (settings.vertical_flip, A.VerticalFlip),
+        (settings.transpose, A.Transpose),
+    ):
+        if probability:
+            transforms.append(mirror(p=probability))
     if settings.shift or settings.scale or settings.rotate:
         transforms.append(
             A.Affine(
@@ -79,12 +103,16 @@ def build(settings: Augmentation) -> Augment:
                 p=1,
             )
         )
-    if settings.brightness or settings.contrast:
+    if settings.optical:
+        transforms.append(A.OpticalDistortion(distort_limit=(-settings.optical, settings.optical), p=1))
+    if settings.grid:
+        transforms.append(A.GridDistortion(distort_limit=(-settings.grid, settings.grid), p=1))
+    if settings.jitter and (settings.brightness or settings.contrast):
         transforms.append(
             A.RandomBrightnessContrast(
                 brightness_limit=(-settings.brightness, settings.brightness),
                 contrast_limit=(-settings.contrast, settings.contrast),
-                p=1,
+                p=settings.jitter,
             )
         )
     if settings.noise:
@@ -101,7 +129,22 @@ def build(settings: Augmentation) -> Augment:
     return Augment(transforms)
 
 
-def sample_seed(seed: int, epoch: int, image_id: str) -> int:
-    """Hash (seed, epoch, image_id) to an integer of 63 bits, the same on every machine."""
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{image_id}".encode(), digest_size=8).digest()
+def cutmix_box(size: int, alpha: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """A random box (top, bottom, left, right; the ends exclusive) of a picture of size x size, for CutMix.
+
+    It covers 1 - Beta(alpha, alpha) of the area where it lies inside; the centre is uniform, and what reaches beyond
+    the picture is cut off, so the box may also be empty. (Yun et al., ICCV 2019, arXiv:1905.04899)
+    """
+    side = int(size * np.sqrt(1 - rng.beta(alpha, alpha)))
+    top, left = (int(centre) - side // 2 for centre in rng.integers(size, size=2))
+    return max(top, 0), min(top + side, size), max(left, 0), min(left + side, size)
+
+
+def sample_seed(seed: int, epoch: int, image_id: str, use: str = "") -> int:
+    """Hash (seed, epoch, image_id, use) to an integer of 63 bits, the same on every machine.
+
+    use: tells the draws of one picture apart where there are several.
+    """
+    text = f"{seed}/{epoch}/{image_id}/{use}" if use else f"{seed}/{epoch}/{image_id}"
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

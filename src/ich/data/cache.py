@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import joblib
@@ -25,8 +25,10 @@ READERS: dict[str, tuple[Callable[[Path], Geometry], Frames]] = {
     "hu": (dicom.geometry, dicom.hounsfields),
     "grey": (pictures.geometry, lambda path, _: [pictures.grey(path)]),
 }  # of Raw.values: header, and pixels of some frames
+BLACK = {"hu": -300, "grey": 10}  # of Raw.values: the highest value that is no tissue
 ID_OF = {"slice": "image_id", "study": "study_id"}  # what Raw.level joins labels by
 Progress = Callable[[int], None]
+Crop = Literal["head", "edges", "none"]
 
 
 @dataclass(frozen=True)
@@ -192,14 +194,16 @@ def fill(
     table: pd.DataFrame,
     root: Path,
     size: int,
-    crop: bool,
+    crop: Crop,
     jobs: int,
     on_done: Progress,
     values: str = "hu",
 ) -> tuple[pd.DataFrame, list[Quarantined]]:
     """Write `target` (.npy, int16 [n, size, size]) study by study; row i belongs to row i of the returned table.
 
-    values: hu: Hounsfield units; grey: grey values 0..255, in which no head is looked for.
+    values: hu: Hounsfield units; grey: grey values 0..255.
+    crop: head: one square around the head in all slices of a series (of grey pictures: the whole); edges: a square a
+    slice, without its black edges, so that slices of a series no longer lie over one another; none: the whole picture.
 
     The returned table has lost the slices whose pixels could not be read and gained the crop: crop_row, crop_column
     and crop_side, in pixels of the raw slice (rows x columns of it in raw_rows, raw_columns).
@@ -228,7 +232,7 @@ BOX = ("crop_row", "crop_column", "crop_side", "raw_rows", "raw_columns")
 
 
 def _fill_series(
-    target: Path, rows: np.ndarray, places: Sequence[tuple[Path, int]], size: int, crop: bool, values: str
+    target: Path, rows: np.ndarray, places: Sequence[tuple[Path, int]], size: int, crop: Crop, values: str
 ) -> tuple[np.ndarray, dict[int, Unreadable], np.ndarray]:
     cv2.setNumThreads(1)
     slices: dict[int, np.ndarray] = {}
@@ -246,13 +250,14 @@ def _fill_series(
         shapes = {picture.shape for picture in slices.values()}
         found = (
             {shape: head_box([p for p in slices.values() if p.shape == shape]) for shape in shapes}
-            if crop and values == "hu"
+            if crop == "head" and values == "hu"
             else {}
         )
         for i, row in enumerate(rows):
             if int(row) in slices:
                 picture = slices[int(row)]
                 box = found.get(picture.shape, (0, 0, max(picture.shape)))
+                box = edge_box(picture, BLACK[values]) if crop == "edges" else box
                 hu[row] = resized(picture, box, size, AIR if values == "hu" else 0)
                 boxes[i] = (*box, *picture.shape)
     return rows, refused, boxes
@@ -277,21 +282,16 @@ def head_box(slices: Sequence[np.ndarray], margin: float = 0.02) -> tuple[int, i
     removes the shells of head-rest and table, and where they touch the scalp, cuts them off.
     """
     low, high, area = [], [], []
-    step = max(1, max(slices[0].shape) // 128)
+    step = _step(slices[0])
     for picture in slices:
-        tissue = (picture[::step, ::step] > -300).astype(np.uint8)
-        width = max(3, round(0.05 * max(tissue.shape))) | 1
-        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
-        # The skull closes the brain, so holes (ventricles are tissue, sinuses are not) do not matter to the box.
-        opened = cv2.morphologyEx(tissue, cv2.MORPH_OPEN, disc)
-        count, _, stats, _ = cv2.connectedComponentsWithStats(opened)
-        if count > 1:
-            left, top, across, down, pixels = stats[1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())]
+        piece = _largest(picture[::step, ::step] > BLACK["hu"])
+        if piece.any():
+            left, top, across, down = cv2.boundingRect(piece)
             low.append((top, left))
             high.append((top + down, left + across))
-            area.append(pixels)
+            area.append(int(piece.sum()))
     rows, columns = slices[0].shape
-    if not area or max(area) < 0.02 * (rows // step) * (columns // step):
+    if not area or max(area) < SMALLEST * (rows // step) * (columns // step):
         return 0, 0, max(rows, columns)
     large = np.asarray(area) > 0.2 * max(area)
     first = np.asarray(low)[large].min(axis=0) * step
@@ -299,6 +299,45 @@ def head_box(slices: Sequence[np.ndarray], margin: float = 0.02) -> tuple[int, i
     side = round(float((last - first).max()) * (1 + 2 * margin))
     row, column = ((first + last - side) // 2).tolist()
     return row, column, side
+
+
+def edge_box(picture: np.ndarray, black: int) -> tuple[int, int, int]:
+    """A square (row, column, side) around the largest piece of one slice that is above `black`, its black edges aside.
+
+    Rows and columns that are not black would be all of them: the table reaches across the picture and the head-rest
+    stands below the head. So the piece is looked for as in `head_box`, on a coarse grid, and its edges are then read
+    from the pixels. The whole picture where no piece has 2 % of it. (docs/seeds.md, dual path)
+    """
+    rows, columns = picture.shape
+    step = _step(picture)
+    lit = picture > black
+    piece = _largest(lit[::step, ::step])
+    if piece.sum() < SMALLEST * piece.size:
+        return 0, 0, max(rows, columns)
+    near = cv2.dilate(piece, np.ones((3, 3), np.uint8)).repeat(step, axis=0).repeat(step, axis=1)
+    left, top, across, down = cv2.boundingRect(near[:rows, :columns] * lit.astype(np.uint8))
+    side = max(across, down)
+    return top + (down - side) // 2, left + (across - side) // 2, side
+
+
+SMALLEST = 0.02  # share of the picture that a head has at least
+
+
+def _step(picture: np.ndarray) -> int:
+    """Every how many pixels a slice is looked at in the search for the head."""
+    return max(1, max(picture.shape) // 128)
+
+
+def _largest(tissue: np.ndarray) -> np.ndarray:
+    """uint8 [rows, columns] of 0 and 1: the largest piece of a mask once thin things are worn away, or nothing."""
+    width = max(3, round(0.05 * max(tissue.shape))) | 1
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
+    # The skull closes the brain, so holes (ventricles are tissue, sinuses are not) do not matter to the box.
+    opened = cv2.morphologyEx(tissue.astype(np.uint8), cv2.MORPH_OPEN, disc)
+    count, pieces, stats, _ = cv2.connectedComponentsWithStats(opened)
+    if count == 1:
+        return opened
+    return (pieces == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())).astype(np.uint8)
 
 
 def _reserve(target: Path, shape: tuple[int, ...]) -> None:

@@ -6,7 +6,7 @@ batches drawn before.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ich.data.augment import Augment, sample_seed
+from ich.data.augment import Augment, cutmix_box, sample_seed
 from ich.data.views import View, render
 
 
@@ -23,6 +23,15 @@ class SliceBatch(NamedTuple):
     """uint8 [B, C, S, S], in channels_last memory"""
     targets: torch.Tensor | None
     """float32 [B, c]"""
+    rows: torch.Tensor
+    """int64 [B]: row numbers in the HU cache"""
+
+
+class TwoViewBatch(NamedTuple):
+    first: torch.Tensor
+    """uint8 [B, C, S, S], in channels_last memory"""
+    second: torch.Tensor
+    """the same slices, changed in another way"""
     rows: torch.Tensor
     """int64 [B]: row numbers in the HU cache"""
 
@@ -66,12 +75,32 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, int(i)) for i in chosen]
 
 
-class SliceDataset(Dataset[SliceBatch]):
-    """Slices of the HU cache as pictures; asked for whole batches at a time, by (epoch, i).
+Batch = TypeVar("Batch")
+
+
+class Batches(Dataset[Batch]):
+    """A data set that is asked for whole batches at a time, by (epoch, i)."""
+
+    seed: int
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, item: tuple[int, int]) -> Batch:
+        return self.__getitems__([item])
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> Batch:
+        raise NotImplementedError
+
+
+class SliceDataset(Batches[SliceBatch]):
+    """Slices of the HU cache as pictures.
 
     hu: int16 [N, S, S], usually a memory map. rows: int64 [n], the rows of `hu` this set consists of.
     neighbours: int64 [N, 3] of `ich.data.views.neighbour_rows`. image_ids: the n ids of `rows`.
     targets: float32 [n, c] or None. augment: None leaves the pictures as they are.
+    cutmix: alpha of CutMix, 0 for none: a box of every picture shows the same place of another slice of the set, and
+    the targets are mixed by the share of the area. (Yun et al., ICCV 2019, arXiv:1905.04899)
     """
 
     def __init__(
@@ -84,6 +113,7 @@ class SliceDataset(Dataset[SliceBatch]):
         view: View,
         augment: Augment | None,
         seed: int,
+        cutmix: float = 0.0,
     ) -> None:
         if len(image_ids) != len(rows) or (targets is not None and len(targets) != len(rows)):
             raise ValueError(
@@ -91,37 +121,114 @@ class SliceDataset(Dataset[SliceBatch]):
                 f"{'no' if targets is None else len(targets)} targets do not belong together"
             )
         self.hu, self.rows, self.neighbours, self.image_ids = hu, rows, neighbours, image_ids
+        if cutmix and (targets is None or len(rows) < 2):
+            raise ValueError("CutMix mixes a slice and its targets with another's: it needs targets and two slices")
         self.targets, self.view, self.augment, self.seed = targets, view, augment, seed
+        self.cutmix = cutmix
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, item: tuple[int, int]) -> SliceBatch:
-        return self.__getitems__([item])
-
     def __getitems__(self, items: list[tuple[int, int]]) -> SliceBatch:
         chosen = np.array([i for _, i in items])
+        images = self.pictures(chosen, [sample_seed(self.seed, epoch, self.image_ids[i]) for epoch, i in items])
+        targets = None if self.targets is None else self.targets[chosen]
+        if self.cutmix and targets is not None:
+            self._mix(images, targets, items)
+        return SliceBatch(
+            images=channels_first(images),
+            targets=None if targets is None else torch.from_numpy(targets),
+            rows=torch.from_numpy(self.rows[chosen]),
+        )
+
+    def pictures(self, chosen: NDArray[np.integer], seeds: Sequence[int]) -> NDArray[np.uint8]:
+        """The slices `chosen` (numbers in this set, [m]), each changed by its own seed: uint8 [m, S, S, C]."""
         rows = self.rows[chosen]
         needed = self.neighbours[rows] if self.view.kind == "neighbours" else rows[:, None]
         images = render(np.asarray(self.hu[needed]), self.view)
         if self.augment is not None:
-            for image, (epoch, i) in zip(images, items, strict=True):
-                image[:] = self.augment(image, sample_seed(self.seed, epoch, self.image_ids[i]))
-        targets = None if self.targets is None else torch.from_numpy(self.targets[chosen])
-        return SliceBatch(torch.from_numpy(images).permute(0, 3, 1, 2), targets, torch.from_numpy(rows))
+            for image, seed in zip(images, seeds, strict=True):
+                image[:] = self.augment(image, seed)
+        return images
+
+    def _mix(self, images: NDArray[np.uint8], targets: NDArray[np.float32], items: list[tuple[int, int]]) -> None:
+        """CutMix of pictures [B, S, S, C] and targets [B, c], in place."""
+        ids = [(epoch, self.image_ids[i]) for epoch, i in items]
+        draws = [
+            cutmix_draw(sample_seed(self.seed, *of, "cutmix"), i, len(self), images.shape[1], self.cutmix)
+            for of, (_, i) in zip(ids, items, strict=True)
+        ]
+        partners = np.array([partner for partner, _ in draws])
+        others = self.pictures(partners, [sample_seed(self.seed, *of, "partner") for of in ids])
+        for place, (partner, box) in enumerate(draws):
+            share = paste(images[place], others[place], box)
+            if share and self.targets is not None:
+                targets[place] = (1 - share) * targets[place] + share * self.targets[partner]
+
+
+Box = tuple[int, int, int, int]
+
+
+def cutmix_draw(seed: int, i: int, n: int, size: int, alpha: float) -> tuple[int, Box]:
+    """The partner, any of `n` but `i`, and the box of one CutMix."""
+    rng = np.random.default_rng(seed)
+    partner = int(rng.integers(n - 1))
+    return partner + (partner >= i), cutmix_box(size, alpha, rng)
+
+
+def paste(image: NDArray[np.uint8], other: NDArray[np.uint8], box: Box) -> float:
+    """Show `other` in the box of a picture, or of pictures [..., S, S, C], in place; return the box's share of it."""
+    top, bottom, left, right = box
+    image[..., top:bottom, left:right, :] = other[..., top:bottom, left:right, :]
+    return (bottom - top) * (right - left) / (image.shape[-3] * image.shape[-2])
+
+
+def channels_first(images: NDArray[np.uint8]) -> torch.Tensor:
+    """uint8 [B, C, S, S] in channels_last memory, out of [B, S, S, C]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+class TwoViews(Batches[TwoViewBatch]):
+    """Each slice of a data set under two independent changes, as contrastive learning wants them.
+
+    Targets are not read. (SimCLR: Chen et al., ICML 2020, arXiv:2002.05709)
+    """
+
+    def __init__(self, dataset: SliceDataset) -> None:
+        if dataset.augment is None or dataset.cutmix:
+            raise ValueError("two views of a slice come of an augmentation, and without CutMix")
+        self.dataset, self.seed = dataset, dataset.seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> TwoViewBatch:
+        chosen = np.array([i for _, i in items])
+        ids = [(epoch, self.dataset.image_ids[i]) for epoch, i in items]
+        first, second = (
+            channels_first(self.dataset.pictures(chosen, [sample_seed(self.seed, *of, view) for of in ids]))
+            for view in ("first", "second")
+        )
+        return TwoViewBatch(first, second, torch.from_numpy(self.dataset.rows[chosen]))
 
 
 def slice_loader(
-    dataset: SliceDataset, epoch: int, batch_size: int, shuffle: bool, workers: int = 0
-) -> DataLoader[SliceBatch]:
+    dataset: Batches[Batch], epoch: int, batch_size: int, shuffle: bool, workers: int = 0
+) -> DataLoader[Batch]:
     """Iterate over one epoch of a dataset; the same batches whatever `workers`.
 
     A shuffled epoch is for training and drops an incomplete last batch, which would unsettle the batch
     statistics. Without a spare core, `workers=0` is the fastest.
     """
+    order = EpochBatches(len(dataset), batch_size, dataset.seed, epoch, shuffle=shuffle, drop_last=shuffle)
+    return loader(dataset, order, workers)
+
+
+def loader(dataset: Batches[Batch], order: EpochBatches, workers: int) -> DataLoader[Batch]:
+    """The batches of a data set in the given order, made by `workers` processes beside this one."""
     return DataLoader(
         dataset,
-        batch_sampler=EpochBatches(len(dataset), batch_size, dataset.seed, epoch, shuffle=shuffle, drop_last=shuffle),
+        batch_sampler=order,
         collate_fn=_as_it_is,
         num_workers=workers,
         worker_init_fn=_one_thread,

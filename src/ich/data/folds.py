@@ -1,7 +1,10 @@
-"""Folds by patient, balanced over all classes, the rare ones first."""
+"""Folds by patient, balanced over all classes, the rare ones first; a share of the patients."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 # Measured on tables of 84 to 17,079 patients: with 1, the rarest class deviates by 1 to 24 % in the worst fold; with 4,
 # by 0.3 to 2.5 %, and every fold still has the same number of its patients, give or take one.
@@ -40,6 +43,50 @@ def assign(table: pd.DataFrame, classes: list[str], n: int, seed: int) -> pd.Dat
     result = result.reset_index()
     check(result, labelled, n)
     return result
+
+
+def assign_slices(table: pd.DataFrame, classes: list[str], n: int, seed: int) -> pd.DataFrame:
+    """image_id, study_id, patient_id, fold and a 0/1 column a class, one row a labelled slice: folds at random.
+
+    For comparison only: it leaks. Slices of a patient lie in several folds and look alike, so that scores out of such
+    folds promise more than new patients will keep. (docs/seeds.md, dual path: training data split 8:2 at random.)
+
+    Fold sizes differ by one slice at most. Raises ValueError where there are fewer slices than folds.
+    """
+    labelled = table[table[classes].notna().all(axis=1) & (table["split"] == "train")].sort_values("image_id")
+    if len(labelled) < n:
+        raise ValueError(
+            f"{len(labelled)} labelled slices cannot fill {n} folds; set folds.n to {max(len(labelled), 2)}"
+        )
+    fold = np.random.default_rng(seed).permutation(np.arange(len(labelled)) % n)
+    result = labelled[["image_id", "study_id", "patient_id"]].reset_index(drop=True).assign(fold=fold)
+    result[classes] = labelled[classes].to_numpy().astype("int8")
+    return result
+
+
+def patient_share(patients: Sequence[str], positive: NDArray[np.bool_], share: float, seed: int) -> NDArray[np.bool_]:
+    """Rows [n] of about `share` of the patients, drawn at random: for an inner validation, or for a part of the labels.
+
+    patients [n] names each row's patient, and `positive` [n] the rows with a bleeding. Patients with any such row and
+    patients without are drawn apart: of each kind the share to the nearest patient, but at least one, and where there
+    are two or more, not all. A share of 1 is everybody. The order of the rows does not matter, and what a smaller
+    share draws is part of what a larger one draws.
+
+    Raises ValueError for a share outside ]0, 1], and where too few patients are there to leave any undrawn.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"a share of the patients lies above 0 and is at most 1, not {share}")
+    names, of_row = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    bleeds = np.bincount(of_row, weights=positive, minlength=len(names)) > 0
+    random = np.random.default_rng(seed)
+    drawn = np.full(len(names), share == 1)
+    for kind in (bleeds, ~bleeds):
+        order = random.permutation(np.flatnonzero(kind))
+        wanted = min(max(round(share * len(order)), 1), max(len(order) - 1, 1))
+        drawn[order[:wanted]] = True
+    if share < 1 and drawn.all():
+        raise ValueError(f"{len(names)} patients are too few to draw some with and without bleeding and leave others")
+    return drawn[of_row]
 
 
 def _shares(counts: np.ndarray) -> np.ndarray:

@@ -30,10 +30,14 @@ class View:
     windows: a channel a window, all of the slice itself.
     neighbours: the previous slice of the study, this one and the next, each in every window.
     grey: one channel, the picture's own grey values; it has no Hounsfield units, so no window means anything to it.
+
+    minmax: each channel of each picture is then stretched to 0..255 by its own minimum and maximum; one without
+    any contrast becomes 0. (docs/seeds.md, dual path)
     """
 
     kind: Literal["windows", "neighbours", "grey"]
     windows: tuple[Window, ...] = ()
+    minmax: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in {"windows", "neighbours", "grey"}:
@@ -74,10 +78,27 @@ def render(hu: NDArray[np.int16], view: View) -> NDArray[np.uint8]:
             f"a view of {view.kind} wants int16 [..., {view.depth}, S, S], got {hu.dtype} {list(hu.shape)}"
         )
     if view.kind == "grey":
-        return hu[..., 0, :, :, None].clip(0, 255).astype(np.uint8)
+        return _adjusted(hu[..., 0, :, :, None].clip(0, 255).astype(np.uint8, order="C"), view)
     slices = np.ascontiguousarray(np.moveaxis(hu, -3, 0)).view(np.uint16).reshape(depth, -1, width)
     grey = [cv2.LUT(one, table(window)) for one in slices for window in view.windows]
-    return cv2.merge(grey).reshape(*batch, height, width, view.channels).astype(np.uint8, copy=False)
+    shown = cv2.merge(grey).reshape(*batch, height, width, view.channels).astype(np.uint8, copy=False)
+    return _adjusted(shown, view)
+
+
+def _adjusted(shown: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
+    """Adjust the contrast of pictures [..., S, S, channels] in place, a channel of a picture at a time."""
+    if view.minmax:
+        for picture in shown.reshape(-1, *shown.shape[-3:]):
+            for place, channel in enumerate(cv2.split(picture)):
+                picture[..., place] = cv2.LUT(channel, _stretch(channel))
+    return shown
+
+
+def _stretch(channel: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The look-up table uint8 [256] that takes a channel's minimum to 0 and its maximum to 255, rounded in between."""
+    low, high = int(channel.min()), int(channel.max())
+    grey = (np.arange(256) - low) / max(high - low, 1) * 255
+    return np.rint(grey.clip(0, 255)).astype(np.uint8)
 
 
 def neighbour_rows(study: NDArray[np.integer], index: NDArray[np.integer]) -> NDArray[np.int64]:

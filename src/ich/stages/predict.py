@@ -130,7 +130,7 @@ def _read(
         raise UserError(f"{source}: {error}") from None
     if not slices.empty:
         with progress("predict: pixels", len(slices)) as advance:
-            slices, unread = cache.fill(hu, slices, root, image.size, image.crop == "head", plan.cores, advance, values)
+            slices, unread = cache.fill(hu, slices, root, image.size, image.crop, plan.cores, advance, values)
         quarantined += unread
     if slices.empty:
         first = quarantined[0]

@@ -58,7 +58,7 @@ def _prepare(plan: Plan, folder: Path) -> Made:
     with atomic_folder(folder) as temporary:
         with progress("prepare: pixels", len(table)) as advance:
             table, unread = cache.fill(
-                temporary / "hu.npy", table, root, image.size, image.crop == "head", plan.cores, advance, raw.values
+                temporary / "hu.npy", table, root, image.size, image.crop, plan.cores, advance, raw.values
             )
         table.to_parquet(temporary / "slices.parquet", index=False)
         quarantined += unread
