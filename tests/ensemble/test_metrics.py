@@ -2,7 +2,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, fbeta_score, log_loss, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    confusion_matrix,
+    f1_score,
+    fbeta_score,
+    log_loss,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 
 from ich.ensemble import metrics
 
@@ -61,6 +71,35 @@ def test_f2_of_counts_worked_out_by_hand():
     assert metrics.f_from_counts(3, 5, 4, 2) == pytest.approx(15 / 21)
 
 
+def test_a_confusion_worked_out_by_hand():
+    truth = [[1, 0], [1, 0], [1, 0], [0, 0], [0, 0]]
+    found = metrics.confusion(truth, [[True, True], [True, False], [False, False], [True, False], [False, False]])
+    assert {name: value.tolist() for name, value in found.items()} == {
+        "tp": [2, 0],
+        "fp": [1, 1],
+        "fn": [1, 0],
+        "tn": [1, 4],
+        "accuracy": [0.6, 0.8],
+        "precision": [2 / 3, 0],
+        "recall": [2 / 3, 0],  # nothing to find counts as 0
+        "f1": [pytest.approx(2 / 3), 0],
+    }
+
+
+@given(tables())
+def test_a_confusion_is_scikit_learns_with_zero_for_nothing_over_nothing(table):
+    y, p = table
+    positive = p >= 0.005
+    found = metrics.confusion(y, positive)
+    for c in range(3):
+        of = y[:, c], positive[:, c].astype(float)
+        counts = [found[name][c] for name in ("tn", "fp", "fn", "tp")]
+        assert counts == confusion_matrix(*of, labels=[0, 1]).ravel().tolist()
+        assert found["accuracy"][c] == pytest.approx(accuracy_score(*of))
+        for name, score in [("precision", precision_score), ("recall", recall_score), ("f1", f1_score)]:
+            assert found[name][c] == pytest.approx(score(*of, zero_division=0))
+
+
 def test_macro_leaves_out_nan_and_is_nan_of_nothing():
     assert metrics.macro([0.5, np.nan, 1.0]) == 0.75
     assert np.isnan(metrics.macro([np.nan]))
@@ -77,6 +116,7 @@ def test_logits_instead_of_probabilities_are_refused():
         metrics.weighted_log_loss([[1.0], [0.0]], [[3.0], [-1.0]], [1])
 
 
-def test_probabilities_instead_of_decisions_are_refused():
+@pytest.mark.parametrize("score", [lambda y, p: metrics.f_beta(y, p, 1, "macro"), metrics.confusion])
+def test_probabilities_instead_of_decisions_are_refused(score):
     with pytest.raises(ValueError, match="decisions"):
-        metrics.f_beta([[1.0]], [[0.3]], 1, "macro")
+        score([[1.0]], [[0.3]])

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ich.data.datasets import Studies, study_loader
+from ich.models.classifier import Classifier
 from ich.models.losses import build
 from ich.models.sequence import SequenceHead
 from ich.training.device import resolve
-from ich.training.loop import Diverged, FitSettings, fit, learning_rate, weights
+from ich.training.loop import Diverged, FitSettings, best_epoch, fit, learning_rate, weights
 from ich.training.predict import predict, predict_studies
 
 BCE = build("bce")
@@ -133,6 +134,29 @@ def test_learning_rate_rises_and_falls_as_worked_out_by_hand():
     assert learning_rate(replace(settings, warmup=0), 0, 10) == 0.8
 
 
+def test_the_cosine_ends_at_its_floor():
+    settings = FitSettings(epochs=1, learning_rate=0.8, warmup=0.2, floor=0.25)
+    rates = [learning_rate(settings, step, 10) for step in range(11)]
+    assert rates[:3] == pytest.approx([0.4, 0.8, 0.8])
+    assert rates[6] == pytest.approx(0.5)  # half of the way from 0.8 to 0.2
+    assert rates[10] == pytest.approx(0.2)
+    assert [learning_rate(replace(settings, floor=1), step, 10) for step in (2, 6, 9)] == [0.8] * 3
+
+
+def test_steps_of_the_learning_rate_as_worked_out_by_hand():
+    settings = FitSettings(epochs=5, learning_rate=0.8, warmup=0.2, step_every=2, step_factor=0.5, floor=0.9)
+    rates = [learning_rate(settings, step, 20) for step in range(20)]  # 4 steps an epoch
+    assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])  # the first epoch warms up
+    assert rates[4:] == pytest.approx([0.8] * 4 + [0.4] * 8 + [0.2] * 4)
+    assert learning_rate(replace(settings, warmup=0, step_factor=0.412, step_every=1), 19, 20) == 0.8 * 0.412**4
+
+
+def test_the_rates_of_a_plain_recipe_keep_their_last_digit():
+    settings = FitSettings(epochs=7, learning_rate=3e-3)
+    for step in range(7, 70):
+        assert learning_rate(settings, step, 70) == 3e-3 * (1 + math.cos(math.pi * (step - 7) / 63)) / 2
+
+
 def test_the_history_shows_the_rate_of_each_epochs_last_step():
     _, history = run(SETTINGS)
     expected = [learning_rate(SETTINGS, last, 12) for last in (3, 7, 11)]
@@ -181,6 +205,116 @@ def test_the_result_is_the_moving_average_of_the_weights():
     torch.testing.assert_close(model.state_dict()["0.weight"], average)
     assert not torch.equal(average, seen[-1])
     assert history[-1]["first"] == float(model.state_dict()["0.weight"][0, 0])
+
+
+class Scripted:
+    """An evaluation whose figures are laid down, and which keeps the weights that it was shown."""
+
+    def __init__(self, figures: list[float]) -> None:
+        self.figures, self.seen = figures, list[dict[str, Tensor]]()
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        model.eval()
+        self.seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {"other": 0.0, "f2": self.figures[len(self.seen) - 1]}
+
+    def resumed(self, epochs: int) -> "Scripted":
+        return Scripted(self.figures[epochs:])
+
+
+NAN = math.nan
+KEPT = [  # figures, larger is better, patience, epochs trained, best epoch
+    ([0.3, 0.5, 0.4, 0.45], True, None, 4, 1),
+    ([0.3, 0.5, 0.4, 0.45], False, None, 4, 0),
+    ([0.3, 0.5, 0.5, 0.5], True, None, 4, 1),  # of equals the first
+    ([NAN, 0.1, NAN, 0.2], True, None, 4, 3),
+    ([NAN, 0.1, NAN, 0.2], False, None, 4, 1),
+    ([0.3, 0.2, 0.4, 0.5], True, 1, 2, 0),
+    ([0.3, 0.2, 0.4, 0.3], True, 2, 4, 2),
+    ([0.3, 0.3, NAN, 0.5], True, 2, 3, 0),  # equal is no better, nor is NaN
+    ([NAN, NAN, 0.4, 0.5], True, 3, 4, 3),
+    ([math.inf, 0.4, 0.5, 0.6], False, 2, 4, 1),
+]
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize(("figures", "larger", "patience", "trained", "best"), KEPT)
+def test_the_model_ends_with_the_best_epochs_weights(figures, larger, patience, trained, best, ema):
+    settings = replace(SETTINGS, epochs=4, keep_best="f2", larger_is_better=larger, patience=patience, ema=ema)
+    judge = Scripted(figures)
+    model, history = run(settings, evaluate=judge)
+    assert len(history) == len(judge.seen) == trained
+    assert best_epoch(settings, history) == best
+    assert flat(model.state_dict()) == flat(judge.seen[best])
+    assert all(flat(model.state_dict()) != flat(seen) for epoch, seen in enumerate(judge.seen) if epoch != best)
+    assert {type(value) for row in history for value in row.values()} <= {int, float}
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize(("figures", "larger", "patience", "trained", "best"), KEPT)
+def test_resuming_keeps_the_same_best_epoch_in_the_same_bytes(figures, larger, patience, trained, best, ema):
+    settings = replace(SETTINGS, epochs=4, keep_best="f2", larger_is_better=larger, patience=patience, ema=ema)
+    saved, judge = Saved(), Scripted(figures)
+    whole, history = run(settings, evaluate=judge, save=saved)
+    for epoch in range(trained):
+        torch.manual_seed(77)
+        other, again, later = small(), Saved(), judge.resumed(epoch + 1)
+        nn.init.zeros_(other[0].weight)  # pyright: ignore[reportArgumentType, reportIndexIssue]
+        went_on, rows = run(settings, other, resume=saved.load(epoch), save=again, evaluate=later)
+        assert same(whole, went_on), f"after epoch {epoch}"
+        assert repr(rows) == repr(history)  # NaN is not equal to itself
+        assert len(later.seen) == trained - epoch - 1  # none after the last, though epochs would be left
+        for k in range(len(later.seen)):
+            assert repr(flat(again.load(k))) == repr(flat(saved.load(epoch + 1 + k)))
+
+
+def test_keeping_the_best_changes_no_step_of_the_training():
+    plain, kept = Saved(), Saved()
+    run(SETTINGS, evaluate=Scripted([0.1, 0.3, 0.2]), save=plain)
+    run(replace(SETTINGS, keep_best="f2"), evaluate=Scripted([0.1, 0.3, 0.2]), save=kept)
+    for epoch in range(3):
+        state = kept.load(epoch)
+        assert state.pop("best") is not None
+        assert flat(state) == flat(plain.load(epoch))
+
+
+@pytest.mark.parametrize(("patience", "trained"), [(None, 3), (2, 2)])
+def test_a_figure_that_is_never_a_number_is_refused(patience, trained):
+    judge = Scripted([math.nan] * 3)
+    with pytest.raises(ValueError, match="f2 was not a number in any epoch"):
+        run(replace(SETTINGS, keep_best="f2", patience=patience), evaluate=judge)
+    assert len(judge.seen) == trained
+
+
+@pytest.mark.parametrize("evaluate", [None, lambda _: {"auc": 0.5}])
+def test_a_figure_that_nobody_reports_is_refused(evaluate):
+    with pytest.raises(ValueError, match=r"keep_best is 'f2', but an epoch's figures are epoch, learning_rate, loss"):
+        run(replace(SETTINGS, keep_best="f2"), evaluate=evaluate)
+
+
+def test_patience_without_a_figure_stops_nothing():
+    assert len(run(replace(SETTINGS, patience=1), evaluate=Scripted([0.3, 0.2, 0.1]))[1]) == 3
+
+
+def test_a_state_without_the_best_weights_is_refused():
+    saved = Saved()
+    run(SETTINGS, save=saved, evaluate=Scripted([0.1, 0.2, 0.3]))
+    with pytest.raises(ValueError, match="other settings"):
+        run(replace(SETTINGS, keep_best="f2"), resume=saved.load(0), evaluate=Scripted([0.2, 0.3]))
+
+
+def test_the_first_loss_of_a_fit_is_the_entropy_of_the_prevalence():
+    targets = torch.zeros(10, 2)
+    targets[:1, 0], targets[:3, 1] = 1, 1
+    model, first = Classifier(4, 2), list[float]()
+    model.output_bias(np.array([0.1, 0.3]))
+    everything = Batch(torch.randn(10, 4), targets, torch.arange(10))
+    settings = replace(SETTINGS, epochs=1)
+    fit(
+        model, lambda _: [everything], loss_of, settings, steps_per_epoch=1, on_step=lambda *step: first.append(step[2])
+    )
+    entropy = -sum(p * math.log(p) + (1 - p) * math.log(1 - p) for p in (0.1, 0.3)) / 2
+    assert first == [pytest.approx(entropy, rel=1e-5)]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

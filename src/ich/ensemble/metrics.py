@@ -1,4 +1,4 @@
-"""Scores of slice-level predictions: weighted log loss, AUC, average precision and F-beta; numpy only.
+"""Scores of slice-level predictions: log loss, AUC, average precision, F-beta, confusion; numpy only.
 
 Shapes: n slices, c classes. Labels are 0 or 1 and complete: a table with an unlabelled (NaN) row is refused,
 because a score over whatever happened to be labelled is not comparable with any other.
@@ -48,9 +48,7 @@ def f_beta(y: ArrayLike, positive: ArrayLike, beta: float, average: Average) -> 
     prediction exists, the ratio 0/0 counts as 0 (scikit-learn's zero_division=0), in macro too: a class
     without positives costs every solution the same.
     """
-    labels, decided = checked_pair(y, positive)
-    if not ((decided == 0) | (decided == 1)).all():
-        raise ValueError("F-beta is taken of decisions (true or false), not of probabilities; apply thresholds first.")
+    labels, decided = _checked_decisions(y, positive, "F-beta is")
     true = (labels * decided).sum(axis=0)
     predicted, actual = decided.sum(axis=0), labels.sum(axis=0)
     if average == "micro":
@@ -72,6 +70,28 @@ def f_from_counts(true: ArrayLike, predicted: ArrayLike, actual: ArrayLike, beta
     below = square * np.asarray(actual, dtype=np.float64) + np.asarray(predicted, dtype=np.float64)
     above = (1 + square) * np.asarray(true, dtype=np.float64)
     return above / np.where(below > 0, below, 1)
+
+
+def confusion(y: ArrayLike, positive: ArrayLike) -> dict[str, NDArray[np.float64]]:
+    """What the decisions `positive` [n, c] make of each class: arrays [c] by name.
+
+    tp, fp, fn and tn are counts; accuracy, precision, recall and f1 are shares. A share of nothing counts as 0
+    (scikit-learn's zero_division=0): the precision without a prediction, the recall without a positive.
+    """
+    labels, decided = _checked_decisions(y, positive, "A confusion matrix is")
+    actual, predicted, tp = labels.sum(axis=0), decided.sum(axis=0), (labels * decided).sum(axis=0)
+    fp, fn = predicted - tp, actual - tp
+    tn = len(labels) - tp - fp - fn
+    return {
+        "tp": tp,
+        "fp": fp,
+        "fn": fn,
+        "tn": tn,
+        "accuracy": (tp + tn) / len(labels),
+        "precision": tp / np.maximum(predicted, 1),
+        "recall": tp / np.maximum(actual, 1),
+        "f1": f_from_counts(tp, predicted, actual, 1),
+    }
 
 
 def macro(values: ArrayLike) -> float:
@@ -133,6 +153,13 @@ def rows(numbers: NDArray[np.intp], most: int = 5) -> str:
     """The offending rows in words, for an error message: "3 rows: 4, 17, 20"."""
     shown = ", ".join(str(number) for number in numbers[:most]) + (", ..." if len(numbers) > most else "")
     return f"{len(numbers)} row{'s' if len(numbers) > 1 else ''}: {shown}"
+
+
+def _checked_decisions(y: ArrayLike, positive: ArrayLike, what: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    labels, decided = checked_pair(y, positive)
+    if not ((decided == 0) | (decided == 1)).all():
+        raise ValueError(f"{what} taken of decisions (true or false), not of probabilities; apply thresholds first.")
+    return labels, decided
 
 
 def _descending(labels: NDArray[np.float64], scores: NDArray[np.float64]) -> tuple[NDArray, NDArray]:

@@ -36,13 +36,14 @@ class Tuned:
 
     score: F-beta of the thresholds on the rows that tuned them, hence flattering. score_cross_fitted: each
     fold decided with thresholds tuned on the other folds, F taken once over all those decisions; None without
-    folds. exact: the highest F-beta that any thresholds reach on these rows. warnings: sentences for the
-    user.
+    folds; decided [n, c] are those decisions. exact: the highest F-beta that any thresholds reach on these rows.
+    warnings: sentences for the user.
     """
 
     thresholds: dict[str, float]
     score: float
     score_cross_fitted: float | None
+    decided: NDArray[np.bool_] | None
     exact: float
     warnings: tuple[str, ...]
 
@@ -99,7 +100,7 @@ def tune(
     thresholds, exact_score = _search_all(points, beta, average, trials, seed)
     warnings = _warnings(points, classes, thresholds)
 
-    cross_fitted = None
+    cross_fitted = decided = None
     if fold is not None:
         folds = np.asarray(fold)
         if folds.shape != (len(labels),) or len(np.unique(folds)) < 2:
@@ -112,7 +113,9 @@ def tune(
             decided[folds == number] = apply(probabilities[folds == number], without)
         cross_fitted = f_beta(labels, decided, beta, average)
     score = f_beta(labels, apply(probabilities, thresholds), beta, average)
-    return Tuned(dict(zip(classes, thresholds, strict=True)), score, cross_fitted, exact_score, tuple(warnings))
+    return Tuned(
+        dict(zip(classes, thresholds, strict=True)), score, cross_fitted, decided, exact_score, tuple(warnings)
+    )
 
 
 def apply(p: ArrayLike, thresholds: Sequence[float] | NDArray) -> NDArray[np.bool_]:

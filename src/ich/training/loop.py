@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from ich.training.device import Precision, accelerator_for, deterministic
 from ich.training.predict import predict, predict_studies
 
-__all__ = ["Diverged", "FitSettings", "fit", "learning_rate", "predict", "predict_studies", "weights"]
+__all__ = ["Diverged", "FitSettings", "best_epoch", "fit", "learning_rate", "predict", "predict_studies", "weights"]
 
 Row = dict[str, float]
+Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,25 @@ class FitSettings:
     """The peak, reached after the warm-up."""
     weight_decay: float = 0.01
     warmup: float = 0.1
-    """Share of all steps in which the learning rate rises; it then falls to 0 along a cosine."""
+    """Share of all steps in which the learning rate rises; it then falls along a cosine."""
+    floor: float = 0.0
+    """Where the cosine ends, as a share of the peak."""
+    step_every: int | None = None
+    """Instead of the cosine: the learning rate falls each time this many epochs have passed, warm-up included."""
+    step_factor: float = 0.1
+    """By which each of these steps multiplies the learning rate."""
     ema: float | None = None
     """Decay a step of an exponential moving average of the weights, which then is the result; None: off."""
     precision: Precision = "auto"
     gradient_clip: float | None = 1.0
     """Largest norm of a step's gradient; None: no limit."""
     seed: int = 0
+    keep_best: str | None = None
+    """Name of a figure of `evaluate`: the result is the epoch where it was best; None: the last epoch."""
+    larger_is_better: bool = True
+    """Of the figure in keep_best."""
+    patience: int | None = None
+    """With keep_best: epochs without a better figure after which training stops; None: all epochs are trained."""
 
 
 class Diverged(ValueError):
@@ -59,8 +72,9 @@ def fit(
     save(state) is called after each epoch with all that is needed to go on from there; the state refers to
     the live tensors, so it must be written or copied at once, and `torch.load(weights_only=True)` reads it.
     Going on from a state with `resume` ends in the same bytes as never having stopped. With `ema` the model
-    holds the averaged weights at the end. Raises Diverged as soon as the loss is not finite,
-    and at the end of an epoch that left weights that are not.
+    holds the averaged weights at the end, and with `keep_best` those of the best epoch. Raises Diverged as soon
+    as the loss is not finite, and at the end of an epoch that left weights that are not; ValueError where the
+    figure of `keep_best` was missing, or was not a number in any epoch.
     """
     accelerator = accelerator_for(settings.precision)
     model.to(accelerator.device)
@@ -68,17 +82,18 @@ def fit(
     average = None if settings.ema is None else copy.deepcopy(model).requires_grad_(False)
     torch.manual_seed(settings.seed)
     history: list[Row] = []
+    best: Weights | None = None
     if resume is not None:
-        history = _restore(resume, model, average, optimizer, accelerator.scaler)
+        history, best = _restore(resume, settings, model, average, optimizer, accelerator.scaler)
 
     total = settings.epochs * steps_per_epoch
-    for epoch in range(len(history), settings.epochs):
+    while not _over(settings, history):
+        epoch = len(history)
         model.train()
         losses: list[float] = []
         for step, batch in enumerate(batches(epoch)):
             done = epoch * steps_per_epoch + step
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(settings, done, total)
+            _set_rate(optimizer, learning_rate(settings, done, total))
             with accelerator.autocast():
                 loss = loss_of(model, send_to_device(batch, accelerator.device, non_blocking=True))
             losses.append(loss.item())
@@ -102,27 +117,48 @@ def fit(
             "learning_rate": float(optimizer.param_groups[0]["lr"]),
             "loss": sum(losses) / len(losses),
         }
+        result = model if average is None else average
         if evaluate is not None:
-            best = model if average is None else average
-            row |= {name: float(value) for name, value in evaluate(best).items()}
+            row |= {name: float(value) for name, value in evaluate(result).items()}
         history.append(row)
+        if best_epoch(settings, history) == epoch:
+            best = _copied(result)
         if save is not None:
-            save(_state(model, average, optimizer, accelerator.scaler, history))
+            save(_state(settings, model, average, optimizer, accelerator.scaler, history, best))
 
-    if average is not None:
-        model.load_state_dict(average.state_dict())
+    _keep(settings, model, average, best)
     return history
 
 
+def best_epoch(settings: FitSettings, history: Sequence[Row]) -> int | None:
+    """The epoch with the best figure `keep_best`, of equals the first; None where it was never a number.
+
+    Raises ValueError for a history without that figure.
+    """
+    name = settings.keep_best
+    if name is None:
+        return None
+    for row in history:
+        if name not in row:
+            raise ValueError(f"keep_best is {name!r}, but an epoch's figures are {', '.join(row)}")
+    epochs = [epoch for epoch, row in enumerate(history) if not math.isnan(row[name])]
+    choose = max if settings.larger_is_better else min
+    return choose(epochs, key=lambda epoch: history[epoch][name], default=None)
+
+
 def learning_rate(settings: FitSettings, step: int, total: int) -> float:
-    """The learning rate of step `step` of `total`: linear warm-up, then half a cosine down to 0."""
+    """The learning rate of step `step` of `total`: linear warm-up, then half a cosine or steps down."""
     warm = round(settings.warmup * total)
     if step < warm:
         return settings.learning_rate * (step + 1) / warm
-    return settings.learning_rate * (1 + math.cos(math.pi * (step - warm) / max(total - warm, 1))) / 2
+    if settings.step_every is not None:
+        epoch = step * settings.epochs // total
+        return settings.learning_rate * settings.step_factor ** (epoch // settings.step_every)
+    cosine = (1 + math.cos(math.pi * (step - warm) / max(total - warm, 1))) / 2
+    return settings.learning_rate * (settings.floor + (1 - settings.floor) * cosine)
 
 
-def weights(model: nn.Module) -> dict[str, Tensor]:
+def weights(model: nn.Module) -> Weights:
     """The model's weights as contiguous tensors in main memory, as safetensors wants them."""
     return {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
 
@@ -148,6 +184,34 @@ def _average(average: nn.Module, model: nn.Module, decay: float, step: int) -> N
             slow.copy_(now)
 
 
+def _over(settings: FitSettings, history: Sequence[Row]) -> bool:
+    """Whether there is nothing left to train; it depends on the history alone, so that resuming decides the same."""
+    best = best_epoch(settings, history)
+    waited = len(history) - (0 if best is None else best + 1)
+    tired = settings.keep_best is not None and settings.patience is not None and waited >= settings.patience
+    return tired or len(history) >= settings.epochs
+
+
+def _set_rate(optimizer: Any, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _copied(model: nn.Module) -> Weights:
+    """The weights as they are now, in main memory, where another model's worth of them is cheap."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
+
+
+def _keep(settings: FitSettings, model: nn.Module, average: nn.Module | None, best: Weights | None) -> None:
+    """Leave the result of the training in the model."""
+    if settings.keep_best is not None:
+        if best is None:
+            raise ValueError(f"{settings.keep_best} was not a number in any epoch, so none of them is the best")
+        model.load_state_dict(best)
+    elif average is not None:
+        model.load_state_dict(average.state_dict())
+
+
 def _check(good: bool, what: str, epoch: int, step: int, settings: FitSettings) -> None:
     if not good:
         raise Diverged(
@@ -158,9 +222,15 @@ def _check(good: bool, what: str, epoch: int, step: int, settings: FitSettings) 
 
 
 def _state(
-    model: nn.Module, average: nn.Module | None, optimizer: Any, scaler: Any, history: list[Row]
+    settings: FitSettings,
+    model: nn.Module,
+    average: nn.Module | None,
+    optimizer: Any,
+    scaler: Any,
+    history: list[Row],
+    best: Weights | None,
 ) -> dict[str, Any]:
-    return {
+    state = {
         "model": model.state_dict(),
         "ema": None if average is None else average.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -169,13 +239,22 @@ def _state(
         "cuda_rng": torch.cuda.get_rng_state_all(),
         "history": history,
     }
+    return state if settings.keep_best is None else state | {"best": best}
 
 
 def _restore(
-    state: dict[str, Any], model: nn.Module, average: nn.Module | None, optimizer: Any, scaler: Any
-) -> list[Row]:
-    if (state["ema"] is None) != (average is None) or (state["scaler"] is None) != (scaler is None):
-        raise ValueError("this state was saved with other settings of ema or precision; train from the start")
+    state: dict[str, Any],
+    settings: FitSettings,
+    model: nn.Module,
+    average: nn.Module | None,
+    optimizer: Any,
+    scaler: Any,
+) -> tuple[list[Row], Weights | None]:
+    before = (state["ema"] is None, state["scaler"] is None, "best" in state)
+    if before != (average is None, scaler is None, settings.keep_best is not None):
+        raise ValueError(
+            "this state was saved with other settings of ema, precision or keep_best; train from the start"
+        )
     model.load_state_dict(state["model"])
     if average is not None:
         average.load_state_dict(state["ema"])
@@ -184,4 +263,4 @@ def _restore(
         scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(state["rng"].cpu())
     torch.cuda.set_rng_state_all([value.cpu() for value in state["cuda_rng"]])
-    return [dict(row) for row in state["history"]]
+    return [dict(row) for row in state["history"]], state.get("best")

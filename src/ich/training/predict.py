@@ -35,12 +35,29 @@ def predict_studies(
 
     batches are `ich.data.datasets.StudyBatch`; padding is left out.
     """
+    return _predict_padded(model, batches, n, precision, ("features", "base", "geometry"))
+
+
+def predict_study_pictures(
+    model: nn.Module, batches: Iterable[Any], n: int, precision: Precision = "auto"
+) -> dict[str, np.ndarray]:
+    """Predict the `n` slices of studies from their pictures: rows int64 [n] and logits float32 [n, c].
+
+    batches are `ich.data.study_pictures.StudyPicturesBatch`, whose images have no padding; that of the rest is
+    left out.
+    """
+    return _predict_padded(model, batches, n, precision, ("images", "geometry"))
+
+
+def _predict_padded(
+    model: nn.Module, batches: Iterable[Any], n: int, precision: Precision, inputs: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """Logits of the real slices from model(*inputs, lengths) -> [B, T, c]."""
     found = _Columns(n)
     with _predicting(model, precision) as device:
         for batch in batches:
             inside = batch.rows >= 0
-            features, base, geometry = (part.to(device) for part in (batch.features, batch.base, batch.geometry))
-            logits = model(features, base, geometry, batch.lengths)
+            logits = model(*(getattr(batch, name).to(device) for name in inputs), batch.lengths)
             found.add(rows=batch.rows[inside], logits=logits[inside.to(device)].float())
     return found.complete()
 
