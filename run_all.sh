@@ -10,10 +10,13 @@ source ./setup.sh requirements.txt
 ich demo       "$@"    # where the recipe's competition is a synthetic one
 ich prepare    "$@"
 ich folds      "$@"
+ich pretrain   "$@"    # where the recipe has something to pre-train
 ich cnn        "$@"
+ich end_to_end "$@"
 ich sequence   "$@"
 ich stack      "$@"
 ich blend      "$@"
 ich thresholds "$@"
 ich submit     "$@"
 ich score      "$@"
+ich explain    "$@"

@@ -76,11 +76,29 @@ def folds(recipe: RecipePath, overrides: Set = None, force: Force = False) -> No
 
 
 @app.command()
+def pretrain(recipe: RecipePath, model: Model = None, overrides: Set = None, force: Force = False) -> None:
+    """SimCLR on all slices, without labels: weights that a backbone may start from."""
+    from ich.stages import pretrain as stage
+
+    stage.run(_plan(recipe, overrides), model=model, force=force)
+
+
+@app.command()
 def cnn(
     recipe: RecipePath, model: Model = None, fold: Fold = None, overrides: Set = None, force: Force = False
 ) -> None:
     """Stage 1: train backbones, save out-of-fold and test embeddings and logits."""
     from ich.stages import cnn as stage
+
+    stage.run(_plan(recipe, overrides), model=model, fold=fold, force=force)
+
+
+@app.command("end_to_end")
+def end_to_end(
+    recipe: RecipePath, model: Model = None, fold: Fold = None, overrides: Set = None, force: Force = False
+) -> None:
+    """Train backbones and recurrent heads as one network, whole studies at a time."""
+    from ich.stages import end_to_end as stage
 
     stage.run(_plan(recipe, overrides), model=model, fold=fold, force=force)
 
@@ -156,6 +174,14 @@ def score(recipe: RecipePath, overrides: Set = None, force: Force = False) -> No
 
 
 @app.command()
+def explain(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
+    """Pictures of what the networks look at, and the labels that look wrong."""
+    from ich.stages import explain as stage
+
+    stage.run(_plan(recipe, overrides), force=force)
+
+
+@app.command()
 def predict(
     recipe: RecipePath,
     path: Annotated[
@@ -176,6 +202,19 @@ def predict(
         raise UserError("give PATH and -o OUT.csv; neither with a recipe that has competition.trained_by")
     else:
         stage.run(plan, path, out)
+
+
+@app.command()
+def ablate(recipe: RecipePath, overrides: Set = None) -> None:
+    """Run the systems that a recipe's ablation lists, with several seeds, and write one table. Goes on where it was."""
+    from ich.stages import ablate as stage
+    from ich.stages import blend, cnn, demo, end_to_end, folds, prepare, pretrain, score, sequence, stack
+
+    for plan in stage.runs(recipe, overrides or [], Path.cwd()):
+        print(f"\n== {plan.recipe.name}", flush=True)
+        for step in (demo, prepare, folds, pretrain, cnn, end_to_end, sequence, stack, blend, score):
+            step.run(plan)
+    stage.table(recipe, overrides or [], Path.cwd())
 
 
 def main() -> None:

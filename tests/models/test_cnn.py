@@ -59,6 +59,50 @@ def test_a_real_backbone_by_its_name_has_its_published_size():
     assert model.eval()(images(n=1)).shape == (1, 6)
 
 
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        ("resnet10t", 512),
+        ("resnet14t", 2048),
+        ("resnet50", 2048),
+        ("seresnet50", 2048),
+        ("densenet121", 1024),
+        ("vgg16_bn", 512),
+        ("legacy_seresnet18", 512),
+    ],
+)
+def test_backbones_by_name_embed_and_show_maps_of_the_size_asked_for(name: str, width: int):
+    kwargs = {"mlp_ratio": 0.01} if name.startswith("vgg") else {}  # VGG's fully connected layers, made and dropped
+    model = net(CnnSpec(name, 3, 6, kwargs)).eval()
+    for smallest, side in ((6, 8), (2, 2), (100, None)):
+        maps = []
+        layer = model.feature_layer(64, smallest)
+        hook = layer.register_forward_hook(lambda _module, _inputs, output, maps=maps: maps.append(output))
+        embeddings = model.embed(images(n=1, size=64))[0]
+        hook.remove()
+        assert embeddings.shape == (1, model.embedding_size) == (1, width)
+        assert maps[0].shape[-1] == maps[0].shape[-2]
+        if side is None:  # no map is that large: the first
+            assert layer is model.backbone.get_submodule(model.backbone.feature_info[0]["module"])
+        else:
+            assert maps[0].shape[-1] == side
+        torch.nn.init.ones_(model.classifier.weight)
+        gradient = torch.autograd.grad(model.classifier(embeddings).sum(), maps[0])[0]
+        assert gradient.any()
+
+
+@pytest.mark.parametrize("size", [64, 224])
+def test_vgg_embeds_the_mean_of_its_512_maps(size: int):
+    model = net(CnnSpec("vgg11", 1, 6, {"mlp_ratio": 0.01})).eval()
+    pictures = images(1, n=2, size=size)
+    maps = []
+    model.backbone.features.register_forward_hook(lambda _module, _inputs, output: maps.append(output))
+    embeddings, logits = model.embed(pictures)
+    torch.testing.assert_close(embeddings, maps[0].mean(dim=(-2, -1)))
+    assert maps[0].shape == (2, 512, size // 32, size // 32)
+    assert logits.shape == (2, 6)
+
+
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_any_number_of_channels_will_do(channels: int):
     assert net(replace(SMALL, in_channels=channels))(images(channels)).shape == (4, 6)
@@ -116,6 +160,32 @@ def test_weights_from_a_file_are_used_and_new_channels_are_fitted(tmp_path: Path
     grey = Cnn(replace(SMALL, in_channels=1, weights=path))
     first = donor.backbone.state_dict()["conv1.0.weight"].sum(1, keepdim=True)
     torch.testing.assert_close(grey.backbone.state_dict()["conv1.0.weight"], first)
+
+
+@pytest.mark.parametrize("nesting", ["", "cnn."])
+def test_a_backbone_is_taken_without_its_classifier(nesting: str):
+    donor = net(SMALL)
+    torch.manual_seed(1)
+    model = Cnn(replace(SMALL, classes=2))
+    torch.nn.init.ones_(model.classifier.weight)
+    model.load_backbone({f"{nesting}{name}": value for name, value in donor.state_dict().items()})
+    assert torch.equal(model.eval().embed(images())[0], donor.eval().embed(images())[0])
+    assert bool((model.classifier.weight == 1).all())
+
+
+def test_a_backbone_that_does_not_fit_is_refused_and_changes_nothing():
+    model = net(SMALL)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for other, told in (
+        (replace(SMALL, in_channels=1), r"conv1.0.weight is of shape \(6, 1, 3, 3\) there and of shape \(6, 3, 3, 3\)"),
+        (replace(SMALL, backbone="resnet14t"), "resnet10t with 3 input channels"),
+        (DEMO["densenet"], "conv1.0.weight is absent there"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            model.load_backbone(net(other).state_dict())
+    with pytest.raises(ValueError, match="absent there"):
+        model.load_backbone({"classifier.bias": torch.zeros(6)})
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_lists_reach_timm_as_tuples(monkeypatch: pytest.MonkeyPatch):

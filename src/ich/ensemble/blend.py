@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import optuna
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, logit
 
 from ich.ensemble.metrics import checked_pair, checked_weights
 
@@ -36,8 +37,10 @@ class Blend:
     score_equal: float
 
 
-def blend_logits(logits: Mapping[str, NDArray], weights: Mapping[str, float]) -> NDArray[np.float64]:
-    """Weighted mean [n, c] of the members' logits; the weights are scaled to sum to 1.
+def blend_logits(
+    logits: Mapping[str, NDArray], weights: Mapping[str, float], mean: Literal["logits", "probabilities"] = "logits"
+) -> NDArray[np.float64]:
+    """Logits [n, c] of the weighted mean of the members' logits, or probabilities; the weights are scaled to sum to 1.
 
     Raises ValueError unless both mappings name the same members, the tables have one shape and the weights
     are >= 0.
@@ -45,7 +48,11 @@ def blend_logits(logits: Mapping[str, NDArray], weights: Mapping[str, float]) ->
     if set(logits) != set(weights):
         raise ValueError(f"there are logits of {sorted(logits)}, but weights for {sorted(weights)}.")
     names, cube = _stacked(logits)
-    return _mean(cube, checked_weights([weights[name] for name in names], len(names)))
+    share = checked_weights([weights[name] for name in names], len(names))
+    if mean == "probabilities":
+        limited = _mean(expit(cube), share).clip(expit(-_LIMIT), expit(_LIMIT))
+        return logit(limited)
+    return _mean(cube, share)
 
 
 def choose(

@@ -11,6 +11,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ich.models.classifier import Classifier
+
 
 def _declare_torchvision_operators() -> None:
     """Let timm import torchvision where its compiled part does not fit torch.
@@ -69,9 +71,7 @@ class Cnn(nn.Module):
         self.backbone = _backbone(spec)
         self.embedding_size = int(self.backbone.head_hidden_size)
         self.dropout = nn.Dropout(spec.dropout)
-        self.classifier = nn.Linear(self.embedding_size, spec.classes)
-        nn.init.zeros_(self.classifier.weight)  # so that `output_bias` decides the first predictions
-        nn.init.zeros_(self.classifier.bias)
+        self.classifier = Classifier(self.embedding_size, spec.classes)
         mean, std = (_per_channel(self.backbone.pretrained_cfg[key], spec.in_channels) for key in ("mean", "std"))
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
@@ -89,15 +89,37 @@ class Cnn(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             return embeddings, self.classifier(self.dropout(embeddings.float()))
 
-    @torch.no_grad()
     def output_bias(self, prevalence: np.ndarray) -> None:
-        """Start from the classes' frequencies [classes], so that training need not first learn them.
+        """Start from the classes' frequencies [classes]."""
+        self.classifier.output_bias(prevalence)
 
-        The loss at step 0 is then the entropy of the prevalence. See Karpathy, "A recipe for training
-        neural networks", 2019.
+    def load_backbone(self, state: dict[str, Tensor]) -> None:
+        """Take the backbone from the state_dict of another Cnn, or of a network that holds one as `cnn`.
+
+        Raises ValueError if that backbone or its number of input channels is another.
         """
-        share = torch.as_tensor(prevalence, dtype=torch.float64).clamp(1e-4, 1 - 1e-4)
-        self.classifier.bias.copy_(torch.logit(share))
+        named = {name.removeprefix("cnn."): value for name, value in state.items()}
+        found = {name.removeprefix("backbone."): value for name, value in named.items() if name.startswith("backbone.")}
+        there, here = (
+            {name: tuple(value.shape) for name, value in x.items()} for x in (found, self.backbone.state_dict())
+        )
+        if there != here:
+            name = next(name for name in [*here, *there] if there.get(name) != here.get(name))
+            shapes = [f"of shape {side[name]}" if name in side else "absent" for side in (there, here)]
+            raise ValueError(
+                f"these weights are not of a {self.spec.backbone} with {self.spec.in_channels} input channels and"
+                f" {self.spec.kwargs or 'no kwargs'}: {name} is {shapes[0]} there and {shapes[1]} here"
+            )
+        self.backbone.load_state_dict(found)
+
+    def feature_layer(self, size: int, smallest: int = 6) -> nn.Module:
+        """The deepest layer whose map of a picture of `size` pixels a side has `smallest` cells a side, else the first.
+
+        For Grad-CAM: deeper layers know more of the class, and maps of a few cells say little of the place.
+        """
+        layers = self.backbone.feature_info
+        fine = [layer for layer in layers if size >= smallest * layer["reduction"]]
+        return self.backbone.get_submodule((fine or layers[:1])[-1]["module"])
 
 
 def _backbone(spec: CnnSpec) -> Any:
@@ -111,7 +133,7 @@ def _backbone(spec: CnnSpec) -> Any:
             raise ValueError(f"no weights at {spec.weights} for backbone {spec.backbone}")
         overlay = {"file": spec.weights}
     try:
-        return timm.create_model(
+        network = timm.create_model(
             spec.backbone,
             pretrained=spec.pretrained or overlay is not None,
             pretrained_cfg_overlay=overlay,
@@ -125,6 +147,15 @@ def _backbone(spec: CnnSpec) -> Any:
         raise ValueError(
             f"the weights of {spec.backbone} cannot be had: {' '.join(str(error).split())[:200]}"
         ) from error
+    return _without_fully_connected(network)
+
+
+def _without_fully_connected(network: Any) -> Any:
+    """VGG's embedding is the mean of its 512 maps (docs/seeds.md, SDL + LRNN): its two layers of 4096 units go."""
+    if isinstance(network, timm.models.VGG):
+        network.pre_logits = nn.Identity()
+        network.head_hidden_size = network.num_features
+    return network
 
 
 def _tuples(value: Any) -> Any:

@@ -1,12 +1,35 @@
-"""A recurrent network over the slices of a study, as a correction of the slice network's logits."""
+"""Networks over the slices of a study: from what the slice networks say of each slice to its final logits."""
 
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-CELLS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU}
+from ich.models.classifier import Classifier
+from ich.models.recurrent import bidirectional, over_slices
+
+HEADS = ("residual", "plain", "shortcut")
+
+
+def build_head(
+    name: str, *, features: int, classes: int, cell: str, hidden: int, layers: int, dropout: float
+) -> nn.Module:
+    """A network whose forward takes padded studies to logits float32 [B, T, classes].
+
+    Its arguments: features [B, T, D], base logits [B, T, c], geometry [B, T, 2], lengths int64 [B]. What
+    stands beyond a study's length changes nothing before it. `output_bias(prevalence)` starts it from the
+    classes' frequencies. `residual` corrects the base logits and looks at the geometry; the others know the
+    features alone.
+
+    residual: `SequenceHead`. plain, shortcut: `StackedHead`. Raises ValueError for unknown names and cells.
+    """
+    if name not in HEADS:
+        raise ValueError(f"unknown head {name!r}; use {', '.join(HEADS)}")
+    shape = {"hidden": hidden, "layers": layers, "dropout": dropout}
+    if name == "residual":
+        return SequenceHead(features, classes, cell, **shape)  # pyright: ignore[reportArgumentType]
+    return StackedHead(features, classes, cell, shortcuts=name == "shortcut", **shape)
 
 
 class SequenceHead(nn.Module):
@@ -28,32 +51,58 @@ class SequenceHead(nn.Module):
         geometry: int = 2,
     ) -> None:
         super().__init__()
-        if cell not in CELLS:
-            raise ValueError(f"unknown cell {cell!r}; use {' or '.join(CELLS)}")
         self.norm = nn.LayerNorm(features)
-        self.rnn = CELLS[cell](
-            features + classes + geometry,
-            hidden,
-            num_layers=layers,
-            batch_first=True,
-            bidirectional=True,
-            dropout=dropout if layers > 1 else 0.0,
-        )
+        self.rnn = bidirectional(cell, features + classes + geometry, hidden, layers=layers, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
-        self.residual = nn.Linear(2 * hidden, classes)
-        nn.init.zeros_(self.residual.weight)
-        nn.init.zeros_(self.residual.bias)
+        self.residual = Classifier(2 * hidden, classes)
 
     def forward(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Tensor) -> Tensor:
-        """Logits float32 [B, T, c] of padded studies.
-
-        features [B, T, D], base logits [B, T, c], geometry [B, T, 2], lengths int64 [B]. What stands beyond
-        a study's length changes nothing before it.
-        """
+        """See `build_head`."""
         # the network is small: half precision would save nothing and cost digits of the logits
         with torch.autocast(features.device.type, enabled=False):
             base = base.float()
             inputs = torch.cat([self.norm(features.float()), base, geometry.float()], dim=-1)
-            packed = pack_padded_sequence(inputs, lengths.cpu(), batch_first=True, enforce_sorted=False)
-            states, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=base.shape[1])
-            return base + self.residual(self.dropout(states))
+            return base + self.residual(self.dropout(over_slices(self.rnn, inputs, lengths)))
+
+    def output_bias(self, prevalence: np.ndarray) -> None:
+        """Nothing: the base logits bring the classes' frequencies along."""
+
+
+class StackedHead(nn.Module):
+    """linear(output of a stacked bidirectional RNN): of its last layer (docs/seeds.md, CNN-LSTM).
+
+    With `shortcuts` the outputs of all layers are added up (docs/seeds.md, HOHOHO), which shortens the way of
+    the gradient to the first of them.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        classes: int,
+        cell: str,
+        *,
+        hidden: int,
+        layers: int = 2,
+        dropout: float = 0.0,
+        shortcuts: bool = False,
+    ) -> None:
+        super().__init__()
+        self.shortcuts = shortcuts
+        widths = [features] + [2 * hidden] * (layers - 1)
+        self.layers = nn.ModuleList([bidirectional(cell, width, hidden) for width in widths])
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = Classifier(2 * hidden, classes)
+
+    def forward(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Tensor) -> Tensor:
+        """See `build_head`."""
+        with torch.autocast(features.device.type, enabled=False):
+            outputs: list[Tensor] = []
+            for layer in self.layers:
+                below = self.dropout(outputs[-1]) if outputs else features.float()
+                outputs.append(over_slices(layer, below, lengths))  # pyright: ignore[reportArgumentType]
+            states = torch.stack(outputs).sum(dim=0) if self.shortcuts else outputs[-1]
+            return self.classifier(self.dropout(states))
+
+    def output_bias(self, prevalence: np.ndarray) -> None:
+        """Start from the classes' frequencies [classes]."""
+        self.classifier.output_bias(prevalence)

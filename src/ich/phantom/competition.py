@@ -1,4 +1,7 @@
-"""The synthetic competition on disk: DICOM slices, label tables and the hidden solution, as RSNA 2019 lays them out."""
+"""The synthetic competition on disk: DICOM slices, label tables and the hidden solution, as RSNA 2019 lays them out.
+
+Beside them masks.npz says where the bleeds are, which no stage reads that trains.
+"""
 
 import csv
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +15,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from ich.data import dicom
+from ich.phantom.masks import Masks, mask_writer
 from ich.phantom.study import CLASSES, LABELS, Study, draw_kinds, make_study, stream
 
 __all__ = [
@@ -30,7 +34,7 @@ QUOTA = (0.13, 0.26, 0.22, 0.25, 0.27)  # of a small competition's studies, a su
 WRONG = 0.035  # chance that the labels near a lesion's end are written wrong, a slice of a bleeding study
 PLAN = 7  # random streams: the competition's own purposes follow a study's
 
-_Labels = tuple[tuple[str, ...], NDArray[np.uint8], NDArray[np.uint8]]  # image ids, as written, true
+_Written = tuple[tuple[str, ...], NDArray[np.uint8], NDArray[np.uint8], Masks]  # image ids, labels as written, true
 
 
 @dataclass(frozen=True)
@@ -116,8 +120,8 @@ def _stored(study: Study, index: int) -> NDArray[np.uint16] | NDArray[np.int16]:
     return values.astype(np.int16) if study.signed else np.clip(values, 0, 4095).astype(np.uint16)
 
 
-def _write_study(root: Path, planned: PlannedStudy, seed: int, slices: int, size: int) -> _Labels:
-    """Make and write one study: its image ids, written labels, true labels."""
+def _write_study(root: Path, planned: PlannedStudy, seed: int, slices: int, size: int) -> _Written:
+    """Make and write one study: its image ids, written labels, true labels, masks of the slices with a bleed."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -155,7 +159,8 @@ def _write_study(root: Path, planned: PlannedStudy, seed: int, slices: int, size
     written = study.labels
     if planned.split == "train":
         written = wrong_labels(study.labels, stream(seed, planned.patient, planned.study, LABELS))
-    return study.image_ids, written, study.labels
+    masks = {study.image_ids[k]: study.masks[k] for k in np.flatnonzero(study.labels[:, 5])}
+    return study.image_ids, written, study.labels, masks
 
 
 def _write_rows(path: Path, header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
@@ -200,14 +205,16 @@ def write_competition(
     for split in ("train", "test"):
         (root / f"stage_2_{split}").mkdir()
     tasks = (delayed(_write_study)(root, p, seed, slices, size) for p in planned)
-    made = cast("Iterator[_Labels]", Parallel(n_jobs=jobs, backend="loky", return_as="generator")(tasks))
+    made = cast("Iterator[_Written]", Parallel(n_jobs=jobs, backend="loky", return_as="generator")(tasks))
     written: dict[str, dict[str, NDArray[np.uint8]]] = {"train": {}, "test": {}}
     true: dict[str, dict[str, NDArray[np.uint8]]] = {"train": {}, "test": {}}
-    for done, (p, (ids, as_written, as_true)) in enumerate(zip(planned, made, strict=True), start=1):
-        written[p.split].update(zip(ids, as_written, strict=True))
-        true[p.split].update(zip(ids, as_true, strict=True))
-        if on_progress is not None:
-            on_progress(done, len(planned))
+    with mask_writer(root / "masks.npz") as add_masks:
+        for done, (p, (ids, as_written, as_true, masks)) in enumerate(zip(planned, made, strict=True), start=1):
+            written[p.split].update(zip(ids, as_written, strict=True))
+            true[p.split].update(zip(ids, as_true, strict=True))
+            add_masks(masks)
+            if on_progress is not None:
+                on_progress(done, len(planned))
     wrong = [
         (name, label, truth)
         for (name, label), (_, truth) in zip(_long(written["train"]), _long(true["train"]), strict=True)

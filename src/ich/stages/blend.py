@@ -46,7 +46,7 @@ def _fold(plan: Plan, fold: int) -> Made:
     files = {}
     write_json(folder / "weights.json", weights)
     files["weights.json"] = folder / "weights.json"
-    blended = blend.raise_any(blend.blend_logits(logits, weights), slices.classes)
+    blended = blend.raise_any(blend.blend_logits(logits, weights, settings.mean), slices.classes)
     valid, test = slices.valid_rows(fold), slices.test_rows
     files |= leave_predictions(slices, folder, fold, "valid", valid, blended[valid])
     files |= leave_predictions(slices, folder, fold, "test", test, blended[test])

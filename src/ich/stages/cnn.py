@@ -3,18 +3,12 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ich.recipe import Cnn as CnnSettings
-from ich.stages.inputs import Slices, pictures, predict_pictures
-from ich.stages.member import figures, leave_array, leave_predictions, log_loss, run_folds, train_network
+from ich.stages.inputs import Slices, cnn_spec, network_of, pictures, predict_pictures
+from ich.stages.member import loss_for, run_folds, splits, train_member
 from ich.stages.plan import Made, Plan, seed_of
-from ich.workspace import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from ich.models.losses import Loss
-
-LARGEST_POS_WEIGHT = 20.0
 
 
 def run(plan: Plan, *, model: str | None = None, fold: int | None = None, force: bool = False) -> None:
@@ -28,61 +22,39 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
 
     from ich.data.augment import Augmentation, build
     from ich.data.datasets import slice_loader
-    from ich.models.cnn import Cnn, CnnSpec
 
-    settings, folder = plan.recipe.cnn[member], plan.workspace.fold(member, fold)
+    settings = plan.recipe.cnn[member]
     torch.set_num_threads(plan.recipe.compute.threads)
     slices, seed, size = Slices(plan), seed_of(settings.seed, member, fold), settings.batch_size
+    rows = splits(slices, settings, fold, seed, settings.labels)
     hu = np.load(plan.prepared.folder / "hu.npy", mmap_mode="r", allow_pickle=False)
     shown = pictures(hu, slices.table, settings, slices.values, slices.labels, seed)
-    train, valid, test = slices.train_rows(fold), slices.valid_rows(fold), slices.test_rows
-    training = shown(train, build(Augmentation(**settings.augment.model_dump())))
-    held_out = {"valid": (valid, shown(valid)), "test": (test, shown(test))}
-    spec = CnnSpec(
-        in_channels=training.view.channels,
-        classes=len(slices.classes),
-        **settings.model_dump(include={"backbone", "kwargs", "dropout", "pretrained", "weights"}),
-    )
-    torch.manual_seed(seed)
-    try:
-        network = Cnn(spec)
-    except ValueError as error:
-        raise UserError(f"cnn.{member}: {error}") from None
-    network.output_bias(slices.labels[train].mean(axis=0))
-    loss = _loss(settings, slices.labels[train])
+    augment = build(Augmentation(**settings.augment.model_dump()))
+    training = shown(rows["train"], augment, settings.cutmix)
+    held_out = {split: shown(these) for split, these in rows.items() if split != "train"}
+    spec = cnn_spec(settings, training.view.channels, len(slices.classes), dropout=settings.dropout)
+    start = None if settings.start is None else plan.pretrained(settings.start)
+    network = network_of(f"cnn.{member}", spec, seed, start)
+    if settings.output_bias:
+        network.output_bias(slices.labels[rows["train"]].mean(axis=0))
+    loss = loss_for(settings, slices, slices.labels[rows["train"]])
 
-    def predicted(model: Any, split: str) -> dict[str, "np.ndarray"]:
-        return predict_pictures(model, held_out[split][1], settings)
+    def predict(model: Any, split: str) -> "dict[str, np.ndarray]":
+        return predict_pictures(model, held_out[split], settings)
 
-    files = train_network(
+    return train_member(
         plan,
         member,
         fold,
         fingerprint,
         network,
         settings,
+        slices,
+        rows,
         batches=lambda epoch: slice_loader(training, epoch, size, shuffle=True, workers=settings.workers),
-        steps=max(len(train) // size, 1),
+        steps=max(len(training) // size, 1),
         loss_of=lambda model, batch: loss(model(batch.images), batch.targets),
-        valid_loss=lambda model: log_loss(slices, valid, predicted(model, "valid")["logits"]),
-        counts=(len(train), "slices"),
+        predict=predict,
+        counts=(len(training), "slices"),
+        record={"model": {**asdict(spec), "pretrained": False, "weights": None}},  # they are in model.safetensors
     )
-    metrics: dict[str, float | None] = {}
-    for split, (rows, _) in held_out.items():
-        found = predicted(network, split)
-        files |= leave_predictions(slices, folder, fold, split, rows, found["logits"])
-        files |= leave_array(folder / f"{split}_embeddings.npy", found["embeddings"])
-        if split == "valid":
-            metrics = figures(slices, rows, found["logits"])
-    rebuild = {**asdict(spec), "pretrained": False, "weights": None}  # the weights are in model.safetensors
-    return files, {"model": rebuild, "classes": slices.classes, "metrics": metrics}
-
-
-def _loss(settings: CnnSettings, labels: "np.ndarray") -> "Loss":
-    from ich.models import losses
-
-    pos_weight = None
-    if settings.loss.pos_weight == "balanced":
-        share = labels.mean(axis=0).clip(1e-6, 1)
-        pos_weight = ((1 - share) / share).clip(max=LARGEST_POS_WEIGHT).tolist()
-    return losses.build(pos_weight=pos_weight, **settings.loss.model_dump(exclude={"pos_weight"}))

@@ -40,7 +40,7 @@ def run(plan: Plan, *, force: bool = False) -> None:
                 jobs=plan.cores,
                 on_progress=advance,
             )
-        tables = {path.name: path for path in sorted(root.glob("*.csv"))}
+        tables = {path.name: path for path in sorted(root.iterdir()) if path.is_file()}
         return tables, {"slices": sum(len(files) for _, _, files in os.walk(root)) - len(tables)}
 
     if plan.make(plan.demo, make, force=force):

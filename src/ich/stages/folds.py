@@ -1,4 +1,7 @@
-"""`ich folds`: folds/<recipe>.csv, by patient, written once and then used by every stage."""
+"""`ich folds`: folds/<recipe>.csv, by patient, written once and then used by every stage.
+
+With folds.by slice the file has a row a slice, at random, as some solutions divide: their scores leak.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -20,24 +23,28 @@ def run(plan: Plan, *, force: bool = False) -> None:
 
         classes = (plan.record_of(plan.prepared.record) or {})["classes"]
         slices = pd.read_parquet(plan.prepared.folder / "slices.parquet")
-        n = plan.recipe.folds.n
+        n, by_slice = plan.recipe.folds.n, plan.recipe.folds.by == "slice"
+        assign, key = (folds.assign_slices, "image_id") if by_slice else (folds.assign, "study_id")
         labelled = slices[slices[classes].notna().all(axis=1) & (slices["split"] == "train")]
         try:
-            assigned = None if force or not plan.fold_settings_hold() else _kept(plan, labelled, n)
+            keep = not (force or by_slice) and plan.fold_settings_hold()
+            assigned = _kept(plan, labelled, n) if keep else None
             if assigned is None:
-                assigned = folds.assign(slices, classes, n, plan.recipe.folds.seed)
+                assigned = assign(slices, classes, n, plan.recipe.folds.seed)
                 with atomic(path) as temporary:
                     assigned.to_csv(temporary, index=False)
         except (ValueError, KeyError) as error:
             raise UserError(f"{path}: {error}; `ich folds --force` makes new folds") from None
-        joined = labelled.merge(assigned[["study_id", "fold"]], on="study_id", validate="many_to_one")
+        joined = labelled.merge(assigned[[key, "fold"]], on=key, validate="many_to_one")
         counts = joined.groupby("fold")[classes].sum().astype(int)
-        gaps = folds.missing_classes(assigned, classes, n)
+        warnings = [f"fold {k} has no study with {c}" for k, c in folds.missing_classes(assigned, classes, n)]
+        if by_slice:
+            warnings.append("the folds divide studies and patients at random: every out-of-fold score is optimistic")
         return {path.name: path}, {
-            "studies": assigned.groupby("fold").size().tolist(),
+            "studies": assigned.groupby("fold")["study_id"].nunique().tolist(),
             "slices": joined.groupby("fold").size().tolist(),
             "positives": {c: counts[c].tolist() for c in classes},
-            "warnings": [f"fold {k} has no study with {c}" for k, c in gaps],
+            "warnings": warnings,
         }
 
     made = plan.make(plan.folds, make, force=force)

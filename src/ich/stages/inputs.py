@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ich.recipe import Cnn, Stack
+from ich.recipe import Backbone, EndToEnd, Stack
+from ich.recipe import Cnn as CnnSettings
 from ich.recipe import Sequence as SequenceSettings
-from ich.stages.plan import Plan
+from ich.stages.plan import WEIGHTS, Plan, Task
 from ich.workspace import UserError
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
     from ich.data.augment import Augment
     from ich.data.datasets import SliceDataset, Studies
+    from ich.data.study_pictures import StudyPictures
+    from ich.data.views import View
+    from ich.models.cnn import Cnn, CnnSpec
+    from ich.models.cnn_lstm import EndToEnd as EndToEndNetwork
 
 USUAL_GAP = 5.0  # mm between slices; gaps are given to the network as multiples of it
 
@@ -32,8 +37,10 @@ class Slices:
         import pandas as pd
 
         table = pd.read_parquet(self.plan.prepared.folder / "slices.parquet")
-        folds = pd.read_csv(self.plan.workspace.folds, dtype={"study_id": str, "patient_id": str})
-        table["fold"] = table["study_id"].map(folds.set_index("study_id")["fold"]).where(table["split"] == "train")
+        texts = {"image_id": str, "study_id": str, "patient_id": str}
+        folds = pd.read_csv(self.plan.workspace.folds, dtype=texts)
+        key = "image_id" if "image_id" in folds else "study_id"  # folds.by slice or patient
+        table["fold"] = table[key].map(folds.set_index(key)["fold"]).where(table["split"] == "train")
         return table.assign(series=series_codes(table))
 
     @property
@@ -118,34 +125,98 @@ def series_codes(table: "pd.DataFrame") -> "pd.Series":
     return table.groupby(["split", "study_id", "series_id"], sort=False).ngroup()
 
 
+def view_of(settings: Backbone, values: str) -> "View":
+    """What a network is shown. values: hu: in the settings' windows; grey: as they are, one channel."""
+    from ich.data.views import View, Window
+
+    enhance = settings.model_dump(include={field.name for field in fields(View)} - {"windows"})
+    if values == "grey":
+        return View("grey", **enhance)
+    return View(settings.input, tuple(Window(level, width) for level, width in settings.windows), **enhance)
+
+
 def pictures(
     hu: "np.ndarray",
     table: "pd.DataFrame",
-    settings: Cnn,
+    settings: Backbone,
     values: str,
     labels: "np.ndarray | None" = None,
     seed: int = 0,
 ) -> "Callable[..., SliceDataset]":
-    """A function of rows (and an augmentation) to their data set, over the cache [n, S, S] of the table.
-
-    values: hu: shown in the settings' windows; grey: shown as they are, one channel.
-    """
+    """A function of rows (an augmentation, CutMix's alpha) to their data set, over the cache [n, S, S] of the table."""
     from ich.data.datasets import SliceDataset
-    from ich.data.views import View, Window, neighbour_rows
+    from ich.data.views import neighbour_rows
 
     neighbours = neighbour_rows(table["series"].to_numpy(), table["index"].to_numpy())
-    windows = tuple(Window(level, width) for level, width in settings.windows)
-    view = View("grey") if values == "grey" else View(settings.input, windows)
+    view = view_of(settings, values)
 
-    def of(rows: "np.ndarray", augment: "Augment | None" = None) -> "SliceDataset":
+    def of(rows: "np.ndarray", augment: "Augment | None" = None, cutmix: float = 0.0) -> "SliceDataset":
         targets = None if labels is None else labels[rows]
         ids = table["image_id"].iloc[rows].tolist()
-        return SliceDataset(hu, rows, neighbours, ids, targets, view, augment, seed)
+        return SliceDataset(hu, rows, neighbours, ids, targets, view, augment, seed, cutmix)
 
     return of
 
 
-def predict_pictures(network: Any, dataset: "SliceDataset", settings: Cnn) -> dict[str, "np.ndarray"]:
+def study_pictures(
+    hu: "np.ndarray",
+    table: "pd.DataFrame",
+    settings: Backbone,
+    values: str,
+    labels: "np.ndarray | None" = None,
+    seed: int = 0,
+) -> "Callable[..., StudyPictures]":
+    """As `pictures`, in whole studies: a series after the other, each in order of position, as the table holds them."""
+    import numpy as np
+
+    from ich.data.study_pictures import StudyPictures
+
+    slices, geometry = pictures(hu, table, settings, values, labels, seed), _geometry(table)
+    series = table["series"].to_numpy()
+
+    def of(rows: "np.ndarray", augment: "Augment | None" = None, cutmix: float = 0.0) -> "StudyPictures":
+        starts = np.flatnonzero(np.diff(series[rows], prepend=-1))
+        ids = table["series_id"].iloc[rows[starts]].tolist()
+        return StudyPictures(slices(rows, augment, cutmix), np.append(starts, len(rows)), ids, geometry)
+
+    return of
+
+
+def cnn_spec(settings: Backbone, channels: int, classes: int, *, dropout: float = 0.0) -> "CnnSpec":
+    from ich.models.cnn import CnnSpec
+
+    shape = settings.model_dump(include={"backbone", "kwargs", "pretrained", "weights"})
+    return CnnSpec(in_channels=channels, classes=classes, dropout=dropout, **shape)
+
+
+def network_of(where: str, spec: "CnnSpec", seed: int, start: Task | None = None) -> "Cnn":
+    """A new network, its backbone from `start` where that is given. Raises UserError for a backbone there is not."""
+    import torch
+    from safetensors.torch import load
+
+    from ich.models.cnn import Cnn
+
+    torch.manual_seed(seed)
+    try:
+        network = Cnn(spec if start is None else replace(spec, pretrained=False, weights=None))
+        if start is not None:
+            network.load_backbone(load((start.folder / WEIGHTS).read_bytes()))
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+    return network
+
+
+def joined(settings: EndToEnd, cnn: "Cnn") -> "EndToEndNetwork":
+    """The end-to-end network of a slice network. With a start, the norm layers keep the statistics learned before."""
+    from ich.models.cnn_lstm import EndToEnd as EndToEndNetwork
+    from ich.models.sequence import build_head
+
+    shape = settings.model_dump(include={"cell", "hidden", "layers", "dropout"})
+    head = build_head(settings.head, features=cnn.embedding_size, classes=cnn.spec.classes, **shape)
+    return EndToEndNetwork(cnn, head, chunk=settings.chunk, freeze_norm=settings.start is not None)
+
+
+def predict_pictures(network: Any, dataset: "SliceDataset", settings: CnnSettings) -> dict[str, "np.ndarray"]:
     """Logits float32 [n, c] and embeddings float16 [n, d] of a data set's slices, in its order."""
     import numpy as np
 
@@ -157,6 +228,19 @@ def predict_pictures(network: Any, dataset: "SliceDataset", settings: Cnn) -> di
         return {"logits": np.empty((0, width[0]), np.float32), "embeddings": np.empty((0, width[1]), np.float16)}
     batches = slice_loader(dataset, 0, 2 * settings.batch_size, shuffle=False, workers=settings.workers)
     return predict(network, batches, len(dataset), settings.precision)
+
+
+def predict_study_pictures(network: Any, dataset: "StudyPictures", settings: EndToEnd) -> "np.ndarray":
+    """Logits float32 [n, c] of the slices of a data set's studies, in its order."""
+    import numpy as np
+
+    from ich.data.study_pictures import study_picture_loader
+    from ich.training.predict import predict_study_pictures as predict
+
+    if not len(dataset):  # no test set
+        return np.empty((0, network.cnn.spec.classes), np.float32)
+    batches = study_picture_loader(dataset, 0, settings.batch_size, shuffle=False, workers=settings.workers)
+    return predict(network, batches, len(dataset.slices), settings.precision)["logits"]
 
 
 def studies_of(

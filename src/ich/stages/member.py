@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import os
 import threading
 import time
@@ -10,26 +11,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ich.console import say
-from ich.recipe import Recipe, Training
+from ich.recipe import BETAS, EarlyStopping, Recipe, Supervised, Training
 from ich.stages.inputs import Slices
-from ich.stages.plan import Made, Plan, Task, seed_of
+from ich.stages.plan import WEIGHTS, Made, Plan, Task, seed_of
 from ich.workspace import UserError, atomic, read_sealed, write_sealed, write_text
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from ich.models.losses import Loss
+
 
 # ---- which folds, and running them
 
 
-def chosen(plan: Plan, names: Sequence[str], model: str | None, fold: int | None) -> list[tuple[str, int]]:
-    """(member, fold) pairs that --model and --fold name. Raises UserError for names that do not exist."""
+def named(names: Sequence[str], model: str | None) -> Sequence[str]:
+    """The members that --model names. Raises UserError where there is none of that name."""
     if model is not None and model not in names:
         raise UserError(f"--model {model}: this recipe has {', '.join(names) or 'none of this stage'}")
+    return names if model is None else [model]
+
+
+def chosen(plan: Plan, names: Sequence[str], model: str | None, fold: int | None) -> list[tuple[str, int]]:
+    """(member, fold) pairs that --model and --fold name. Raises UserError for names that do not exist."""
     if fold is not None and fold not in plan.fold_numbers:
         raise UserError(f"--fold {fold}: this recipe has folds 0 to {plan.fold_numbers[-1]}")
-    members = names if model is None else [model]
-    return [(name, k) for name in members for k in plan.fold_numbers if fold is None or k == fold]
+    return [(name, k) for name in named(names, model) for k in plan.fold_numbers if fold is None or k == fold]
 
 
 def run_folds(
@@ -156,8 +163,6 @@ def log_loss(slices: Slices, rows: "np.ndarray", logits: "np.ndarray") -> float:
 
 def figures(slices: Slices, rows: "np.ndarray", logits: "np.ndarray") -> dict[str, float | None]:
     """What the record says of a fold's validation rows; the AUC is None where no class has both labels."""
-    import math
-
     from ich.ensemble import metrics
 
     auc = metrics.macro(metrics.class_auc(slices.labels[rows], logits))
@@ -210,29 +215,135 @@ class Epochs:
         )
 
 
-def train_network(
+def splits(slices: Slices, settings: Supervised, fold: int, seed: int, labels: float = 1.0) -> dict[str, "np.ndarray"]:
+    """Row numbers: train, valid (the fold), test, and inner where training patients are set aside to judge epochs.
+
+    labels: share of the training patients whose labels are used.
+    """
+    from ich.data.folds import patient_share
+
+    train = slices.train_rows(fold)
+    rows = {"valid": slices.valid_rows(fold), "test": slices.test_rows}
+
+    def drawn(share: float, purpose: str) -> "np.ndarray":
+        """Mask of the training rows of so many patients."""
+        patients, positive = slices.table["patient_id"].iloc[train].tolist(), slices.labels[train].max(axis=1) > 0
+        return patient_share(patients, positive, share, seed_of(seed, purpose))
+
+    if labels < 1:
+        train = train[drawn(labels, "labels")]
+    if settings.early_stopping is not None and settings.early_stopping.on == "inner":
+        inner = drawn(settings.early_stopping.share, "inner")
+        rows["inner"], train = train[inner], train[~inner]
+    return {"train": train, **rows}
+
+
+def train_member(
     plan: Plan,
     member: str,
     fold: int,
     fingerprint: str,
     network: Any,
-    settings: Training,
+    settings: Supervised,
+    slices: Slices,
+    rows: Mapping[str, "np.ndarray"],
     *,
     batches: Callable[[int], Any],
     steps: int,
     loss_of: Callable[[Any, Any], Any],
-    valid_loss: Callable[[Any], float],
+    predict: Callable[[Any, str], Mapping[str, "np.ndarray"]],
     counts: tuple[int, str],
+    record: Mapping[str, Any],
+) -> Made:
+    """Fit the network, then leave what a fold leaves: weights, history, predictions and embeddings where it has them.
+
+    predict(network, split) gives logits (and embeddings) of the rows of a split, in their order. counts: how many of
+    what an epoch sees. record: what else the run record should say.
+    """
+    folder, stop = plan.workspace.fold(member, fold), settings.early_stopping
+    judge = "inner" if "inner" in rows else "valid"
+
+    def evaluate(model: Any) -> dict[str, float]:
+        logits = {split: predict(model, split)["logits"] for split in dict.fromkeys(("valid", judge))}
+        row = {"valid_loss": log_loss(slices, rows["valid"], logits["valid"])}
+        return (
+            row if stop is None else row | {f"{judge}_{stop.metric}": judged(stop, slices, rows[judge], logits[judge])}
+        )
+
+    kept: dict[str, Any] = {}
+    if stop is not None:
+        larger = stop.metric != "log_loss"
+        kept = {"keep_best": f"{judge}_{stop.metric}", "larger_is_better": larger, "patience": stop.patience}
+    files = fit_network(
+        plan,
+        f"{member} fold {fold}",
+        folder,
+        fingerprint,
+        network,
+        settings,
+        seed_of(settings.seed, member, fold),
+        batches=batches,
+        steps=steps,
+        loss_of=loss_of,
+        evaluate=evaluate,
+        counts=counts,
+        **kept,
+    )
+    metrics: dict[str, float | None] = {}
+    for split in ("valid", "test"):
+        found = predict(network, split)
+        files |= leave_predictions(slices, folder, fold, split, rows[split], found["logits"])
+        if "embeddings" in found:
+            files |= leave_array(folder / f"{split}_embeddings.npy", found["embeddings"])
+        if split == "valid":
+            metrics = figures(slices, rows[split], found["logits"])
+    warnings = []
+    if stop is not None and stop.on == "fold":
+        warnings.append(f"the best epoch was chosen by {stop.metric} on fold {fold} itself: its score is optimistic")
+    return files, {**record, "classes": slices.classes, "metrics": metrics, "warnings": warnings}
+
+
+def judged(stop: EarlyStopping, slices: Slices, rows: "np.ndarray", logits: "np.ndarray") -> float:
+    """The figure that early stopping goes by."""
+    from ich.ensemble import metrics, thresholds
+    from ich.ensemble.members import sigmoid
+
+    if stop.metric == "log_loss":
+        return log_loss(slices, rows, logits)
+    truth, probability = slices.labels[rows], sigmoid(logits)
+    if stop.metric == "auc":
+        auc = metrics.macro(metrics.class_auc(truth, probability))
+        if math.isnan(auc):
+            raise UserError("early_stopping.metric auc: no class has both labels in the rows that judge; take log_loss")
+        return auc
+    columns = zip(truth.T, probability.T, strict=True)
+    return metrics.macro([thresholds.exact(y, p, BETAS[stop.metric])[1] for y, p in columns])
+
+
+def fit_network(
+    plan: Plan,
+    what: str,
+    folder: Path,
+    fingerprint: str,
+    network: Any,
+    settings: Training,
+    seed: int,
+    *,
+    batches: Callable[[int], Any],
+    steps: int,
+    loss_of: Callable[[Any, Any], Any],
+    evaluate: Callable[[Any], dict[str, float]] | None = None,
+    counts: tuple[int, str],
+    **kept: Any,
 ) -> dict[str, Path]:
     """Fit the network in place, from its last finished epoch on; leave history.csv and model.safetensors.
 
-    counts: how many of what an epoch sees. Raises UserError where the loss is no longer a number.
+    kept: keep_best, larger_is_better and patience of FitSettings. Raises UserError where the loss is not a number.
     """
     from ich.training import checkpoint
     from ich.training.loop import Diverged, FitSettings, fit, weights
 
-    folder, stage = plan.workspace.fold(member, fold), plan.stage_of(member)
-    saved, says = Checkpoint(folder, fingerprint), Epochs(f"{member} fold {fold}", settings.epochs, *counts)
+    saved, says = Checkpoint(folder, fingerprint), Epochs(what, settings.epochs, *counts)
     shared = settings.model_dump(include=set(FitSettings.__annotations__) - {"seed"})
 
     def after_epoch(state: dict[str, Any]) -> None:
@@ -244,16 +355,32 @@ def train_network(
             network,
             batches,
             loss_of,
-            FitSettings(**shared, seed=seed_of(settings.seed, member, fold)),
+            FitSettings(**shared, **kept, seed=seed),
             steps_per_epoch=steps,
-            evaluate=lambda model: {"valid_loss": valid_loss(model)},
+            evaluate=evaluate,
             resume=saved.load(),
             save=after_epoch,
         )
     except Diverged as error:
-        raise UserError(f"{stage}.{member} fold {fold}: {error}") from None
+        raise UserError(f"{what}: {error}") from None
     files = leave_history(folder / "history.csv", history)
-    return files | leave_bytes(folder / "model.safetensors", checkpoint.weights_to_bytes(weights(network)))
+    return files | leave_bytes(folder / WEIGHTS, checkpoint.weights_to_bytes(weights(network)))
+
+
+def loss_for(settings: Supervised, slices: Slices, labels: "np.ndarray") -> "Loss":
+    """The loss of a recipe, its weights worked out from the training labels [n, c]."""
+    from ich.models import losses
+
+    prevalence = labels.mean(axis=0)
+    weights: dict[str, Any] = {}
+    match settings.loss.weight:
+        case "pos_weight":
+            weights = {"label_weight": losses.pos_weight(prevalence)}
+        case "balanced":
+            weights = {"label_weight": losses.balanced(prevalence)}
+        case "competition":
+            weights = {"class_weight": slices.class_weights}
+    return losses.build(**settings.loss.model_dump(exclude={"weight"}), **weights)
 
 
 # ---- the assembled member

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from ich.recipe import Recipe, load
+from ich.recipe import Backbone, Recipe, load
 from ich.workspace import (
     Record,
     Stopwatch,
@@ -24,12 +24,25 @@ from ich.workspace import (
 )
 
 # Raised by hand when a stage computes something else from the same settings, so that old artefacts become stale.
-VERSIONS = dict.fromkeys(("demo", "prepare", "folds", "cnn", "sequence", "stack", "blend", "thresholds"), 1) | {
+VERSIONS = {
+    "demo": 2,
+    "prepare": 1,
+    "folds": 1,
+    "pretrain": 1,
+    "cnn": 1,
+    "end_to_end": 1,
+    "sequence": 1,
+    "stack": 1,
+    "blend": 1,
+    "thresholds": 1,
     "submit": 1,
-    "score": 1,
+    "score": 2,
+    "explain": 1,
     "predict": 1,
 }
-NOT_RAW = ("run.json", "solution.csv", "mislabelled.csv")  # beside the raw data, but no input of a stage
+# beside the raw data, but no input of a stage that trains
+NOT_RAW = ("run.json", "solution.csv", "mislabelled.csv", "masks.npz")
+WEIGHTS = "model.safetensors"  # what a network's fold leaves
 NVIDIA = Path("/proc/driver/nvidia/gpus")  # a folder for each GPU; asking torch would cost seconds
 LIBRARIES = (
     "torch",
@@ -143,8 +156,24 @@ class Plan:
         return range(self.recipe.folds.n)
 
     def stage_of(self, member: str) -> str:
-        stages = {"cnn": self.recipe.cnn, "sequence": self.recipe.sequence, "stack": self.recipe.stack}
-        return next((stage for stage, members in stages.items() if member in members), "blend")
+        stages = ("pretrain", "cnn", "end_to_end", "sequence", "stack")
+        return next((stage for stage in stages if member in getattr(self.recipe, stage)), "blend")
+
+    def pretrained(self, name: str) -> Task:
+        """The backbone that a pretrain member leaves: one for all folds, for it reads no label."""
+        settings = self.recipe.pretrain[name]
+        record = Record(self.workspace.member(name) / "run.json")
+        return Task(
+            f"pretrain/{name}",
+            "pretrain",
+            record,
+            settings.model_dump(mode="json", exclude={"workers"}),
+            self._cache("hu.npy", "slices.parquet"),
+            self._weights(settings),
+        )
+
+    def _weights(self, settings: Backbone) -> dict[str, Path]:
+        return {} if settings.weights is None else {"weights": self.root / settings.weights}
 
     def fold(self, member: str, fold: int) -> Task:
         """The task of one fold of a member: its settings and everything it reads."""
@@ -153,14 +182,16 @@ class Plan:
         return self._tasks[member, fold]
 
     def _fold(self, member: str, fold: int) -> Task:
-        stage, sources = self.stage_of(member), {}
-        tables = self._folds_table
+        stage, sources, tables = self.stage_of(member), {}, self._folds_table
         match stage:
             case "cnn":
-                settings, below = self.recipe.cnn[member], ()
-                tables += self._cache("hu.npy", "slices.parquet")
-                if settings.weights is not None:
-                    sources = {"weights": self.root / settings.weights}
+                settings = self.recipe.cnn[member]
+                below = () if settings.start is None else ((self.pretrained(settings.start), (WEIGHTS,)),)
+                tables, sources = tables + self._cache("hu.npy", "slices.parquet"), self._weights(settings)
+            case "end_to_end":
+                settings = self.recipe.end_to_end[member]
+                below = () if settings.start is None else ((self.fold(settings.start, fold), (WEIGHTS,)),)
+                tables, sources = tables + self._cache("hu.npy", "slices.parquet"), self._weights(settings)
             case "sequence":
                 settings = self.recipe.sequence[member]
                 below = self._below(settings.on, fold, embeddings=True)
@@ -262,6 +293,18 @@ class Plan:
         sources = {"solution.csv": solution} if solution.is_file() else {}
         return Task("score", "score", Record(path), {}, upstream, sources)
 
+    @cached_property
+    def explain(self) -> Task:
+        """Pictures and tables that show what the networks look at, and which labels look wrong."""
+        parts = (WEIGHTS, "valid.parquet", "valid_embeddings.npy")
+        folds = tuple((self.fold(m, k), parts) for m in self.recipe.cnn for k in self.fold_numbers)
+        upstream = (*self._cache("hu.npy", "slices.parquet"), *self._folds_table, *folds)
+        upstream += ((self.member("blend"), ("oof.parquet",)),)
+        known = {name: self.raw_root / name for name in ("masks.npz", "mislabelled.csv")}
+        sources = {name: path for name, path in known.items() if path.is_file()}
+        record = Record(self.workspace.submissions / "explain" / "run.json")
+        return Task("explain", "explain", record, {}, upstream, sources)
+
     def all(self) -> Iterator[Task]:
         """Every task, in the order of the flow."""
         if self.recipe.demo:
@@ -271,10 +314,11 @@ class Plan:
             yield from (self.outside, self.scans)
             return
         yield self.folds
+        yield from map(self.pretrained, self.recipe.pretrain)
         for member in self.members:
             yield from (self.fold(member, k) for k in self.fold_numbers)
             yield self.member(member)
-        yield from (self.thresholds, self.submit, self.score)
+        yield from (self.thresholds, self.submit, self.score, self.explain)
 
     # ---- their states
 

@@ -1,6 +1,7 @@
 """`ich predict`: score a folder of DICOM files with the trained ensemble, on the very path of the test set.
 
-Fold by fold each CNN, each sequence model on its fold's CNNs, the stacker, the blend; then the mean over folds.
+Fold by fold each CNN and end-to-end network, each sequence model on its fold's CNNs, the stacker, the blend; then the
+mean over folds.
 """
 
 import json
@@ -16,12 +17,15 @@ from ich.data.files import image_ids as _image_ids
 from ich.recipe import Recipe
 from ich.stages.inputs import (
     Slices,
+    joined,
     pictures,
     predict_pictures,
     predict_sequence,
+    predict_study_pictures,
     series_codes,
     stacker_input,
     studies_of,
+    study_pictures,
 )
 from ich.stages.plan import Made, Plan, Task
 from ich.workspace import Record, UserError, atomic, read_json, sha256_bytes
@@ -168,7 +172,7 @@ def _needed(recipe: Recipe) -> list[str]:
         wanted |= set(recipe.stack_members(stack)) if name in wanted else set()
     for name, sequence in recipe.sequence.items():
         wanted |= set(sequence.on) if name in wanted else set()
-    return [name for name in (*recipe.cnn, *recipe.sequence, *recipe.stack) if name in wanted]
+    return [name for name in (*recipe.base_members, *recipe.stack) if name in wanted]
 
 
 def _fold(
@@ -187,13 +191,16 @@ def _fold(
         if stage == "cnn":
             found = _cnn(plan, member, fold, slices, hu)
             logits[member], embeddings[member] = found["logits"], found["embeddings"]
+        elif stage == "end_to_end":
+            logits[member] = _end_to_end(plan, member, fold, slices, hu)
         elif stage == "sequence":
             logits[member] = _sequence(plan, member, fold, slices, embeddings, logits)
         else:
             logits[member] = _stack(plan, member, fold, slices, logits)
         advance(len(slices))
     weights = json.loads(_file(plan, "blend", fold, "weights.json"))
-    blended = blend_logits({name: logits[name] for name in plan.recipe.blend_members}, weights)
+    read = {name: logits[name] for name in plan.recipe.blend_members}
+    blended = blend_logits(read, weights, plan.recipe.blend.mean)
     return raise_any(blended, Slices(plan).classes).astype("float32")
 
 
@@ -210,6 +217,18 @@ def _cnn(plan: Plan, member: str, fold: int, slices: "pd.DataFrame", hu: "np.nda
     )
 
 
+def _end_to_end(plan: Plan, member: str, fold: int, slices: "pd.DataFrame", hu: "np.ndarray") -> "np.ndarray":
+    """Logits float32 [n, c]."""
+    import numpy as np
+
+    from ich.models.cnn import Cnn, CnnSpec
+
+    settings = plan.recipe.end_to_end[member]
+    network = _with_weights(plan, member, fold, lambda shape: joined(settings, Cnn(CnnSpec(**shape))))
+    shown = study_pictures(hu, slices, settings, Slices(plan).values)
+    return predict_study_pictures(network, shown(np.arange(len(slices))), settings)
+
+
 def _sequence(
     plan: Plan,
     member: str,
@@ -221,10 +240,10 @@ def _sequence(
     """Logits float32 [n, c]; the embeddings are those of the same fold's CNNs, so there is nothing to align."""
     import numpy as np
 
-    from ich.models.sequence import SequenceHead
+    from ich.models.sequence import build_head
 
     settings = plan.recipe.sequence[member]
-    network = _with_weights(plan, member, fold, lambda shape: SequenceHead(**shape))
+    network = _with_weights(plan, member, fold, lambda shape: build_head(settings.head, **shape))
     studies = studies_of(slices, [embeddings[name] for name in settings.on], [logits[name] for name in settings.on])
     return predict_sequence(network, studies, np.arange(len(studies.offsets) - 1), settings)
 

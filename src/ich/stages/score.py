@@ -6,6 +6,7 @@ For an outside validation: the AUC of each finding, a scan at a time, with its i
 import csv
 import io
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ich.console import say, table
@@ -16,6 +17,8 @@ from ich.workspace import UserError, write_text
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+
+    from ich.ensemble.thresholds import Tuned
 
 COLUMNS = ("log_loss", "auc", "ap", "f1", "f2")
 TITLES = ("log loss", "macro AUC", "macro AP", "macro F1", "macro F2")
@@ -39,6 +42,12 @@ def run(plan: Plan, *, force: bool = False) -> None:
         shown = [[r["member"], r["stage"], *(r[c] for c in COLUMNS)] for r in rows if r["rows"] == where]
         if shown:
             table(["member", "stage", *titles], shown, title)
+    for member in plan.recipe.base_members:
+        for k in plan.fold_numbers:
+            for warning in (plan.record_of(plan.fold(member, k).record) or {}).get("warnings", []):
+                say(f"warning: {member}: {warning}")
+    if plan.recipe.folds.by == "slice":
+        say("warning: folds.by is slice: slices of one patient stand in several folds, and the scores above know them")
     say(f"\nscore: {path}")
 
 
@@ -46,6 +55,7 @@ def _scores(plan: Plan) -> Made:
     import pandas as pd
 
     from ich.data.competitions import ADAPTERS
+    from ich.ensemble import thresholds
     from ich.ensemble.members import aligned, sigmoid
     from ich.stages.inputs import Slices, layout_errors
 
@@ -57,30 +67,37 @@ def _scores(plan: Plan) -> Made:
     if solution is not None:
         solution = _of_test_slices(solution, slices)
     scored: list[dict[str, Any]] = []
+    confusions: list[dict[str, Any]] = []
     for member in plan.members:
         folder, stage = plan.workspace.member(member), plan.stage_of(member)
         oof = sigmoid(aligned(pd.read_parquet(folder / "oof.parquet"), ids, slices.classes))
-        figures, cuts = _out_of_fold(labels, oof, folds, slices)
-        scored.append({"member": member, "stage": stage, "rows": "oof", **figures})
+        tuned = _tuned(labels, oof, folds, slices.classes)
+        decided = {m: t.decided for m, t in tuned.items() if t.decided is not None}
+        found = [("oof", labels, oof, decided)]
         if solution is not None:
             test = pd.read_parquet(folder / "test.parquet")
             truth = solution[slices.classes].to_numpy("float64")
             probability = sigmoid(aligned(test, solution["image_id"].tolist(), slices.classes))
-            scored.append(
-                {
-                    "member": member,
-                    "stage": stage,
-                    "rows": "test",
-                    **_hidden(truth, probability, cuts, slices),
-                }
-            )
-    path = plan.workspace.submissions / "scores.csv"
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(scored[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in scored)
-    write_text(path, text.getvalue())
-    return {path.name: path}, {}
+            cuts = {m: [t.thresholds[name] for name in slices.classes] for m, t in tuned.items()}
+            decided = {m: thresholds.apply(probability, cut) for m, cut in cuts.items()}
+            found.append(("test", truth, probability, decided))
+        for where, truth, probability, decided in found:
+            figures = _figures(truth, probability, decided, slices)
+            scored.append({"member": member, "stage": stage, "rows": where, **figures})
+            confusions += [
+                {"member": member, "rows": where, "thresholds": name, **row}
+                for name, positive in {"0.5": probability >= 0.5, **decided}.items()
+                for row in _confusion(truth, positive, slices.classes)
+            ]
+    folder = plan.workspace.submissions
+    files = {"scores.csv": scored, "confusion.csv": confusions}
+    for name, lines in files.items():
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in line.items()} for line in lines)
+        write_text(folder / name, text.getvalue())
+    return {name: folder / name for name in files}, {}
 
 
 def _of_test_slices(solution: "pd.DataFrame", slices: Any) -> "pd.DataFrame | None":
@@ -91,42 +108,41 @@ def _of_test_slices(solution: "pd.DataFrame", slices: Any) -> "pd.DataFrame | No
     return known if len(known) else None
 
 
-def _plain(truth: "np.ndarray", probability: "np.ndarray", slices: Any) -> dict[str, Any]:
+def _tuned(
+    truth: "np.ndarray", probability: "np.ndarray", folds: "np.ndarray", classes: list[str]
+) -> "dict[str, Tuned]":
+    """Thresholds a metric, tuned on all out-of-fold rows, and what those of the other folds decide a fold."""
+    from ich.ensemble import thresholds
+
+    # without trials the exact optimum: the same for every member, and no search to wait for
+    common = {"average": "macro", "trials": 0, "seed": 0, "fold": folds}
+    return {m: thresholds.tune(truth, probability, classes, beta=beta, **common) for m, beta in BETAS.items()}
+
+
+def _figures(
+    truth: "np.ndarray", probability: "np.ndarray", decided: "Mapping[str, np.ndarray]", slices: Any
+) -> dict[str, Any]:
+    """What scores.csv says of a member's rows; `half` are figures of the threshold 0.5 in every class."""
     from ich.ensemble import metrics
 
-    return {
+    figures = {
         "log_loss": metrics.weighted_log_loss(truth, probability, slices.class_weights),
         "auc": metrics.macro(metrics.class_auc(truth, probability)),
         "ap": metrics.macro(metrics.class_average_precision(truth, probability)),
     }
-
-
-def _out_of_fold(
-    truth: "np.ndarray", probability: "np.ndarray", folds: "np.ndarray", slices: Any
-) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
-    """Figures of the out-of-fold rows, and the thresholds tuned on all of them."""
-    from ich.ensemble import thresholds
-
-    figures, cuts = _plain(truth, probability, slices), {}
     for metric, beta in BETAS.items():
-        # without trials the exact optimum: the same for every member, and no search to wait for
-        found = thresholds.tune(
-            truth, probability, slices.classes, beta=beta, average="macro", trials=0, seed=0, fold=folds
-        )
-        figures[metric], cuts[metric] = found.score_cross_fitted, found.thresholds
-    return figures, cuts
-
-
-def _hidden(
-    truth: "np.ndarray", probability: "np.ndarray", cuts: dict[str, dict[str, float]], slices: Any
-) -> dict[str, Any]:
-    from ich.ensemble import metrics, thresholds
-
-    figures = _plain(truth, probability, slices)
-    for metric, beta in BETAS.items():
-        positive = thresholds.apply(probability, [cuts[metric][name] for name in slices.classes])
-        figures[metric] = metrics.f_beta(truth, positive, beta, "macro")
+        figures[metric] = metrics.f_beta(truth, decided[metric], beta, "macro")
+        figures[f"{metric}_half"] = metrics.f_beta(truth, probability >= 0.5, beta, "macro")
     return figures
+
+
+def _confusion(truth: "np.ndarray", positive: "np.ndarray", classes: list[str]) -> list[dict[str, Any]]:
+    from ich.ensemble import metrics
+
+    counts = metrics.confusion(truth, positive)
+    return [
+        {"class": name, **{key: column[c].item() for key, column in counts.items()}} for c, name in enumerate(classes)
+    ]
 
 
 # ---- outside validation

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from ich.console import say
 from ich.stages.inputs import Slices, predict_sequence, studies_of
-from ich.stages.member import figures, leave_predictions, log_loss, run_folds, train_network
+from ich.stages.member import loss_for, run_folds, splits, train_member
 from ich.stages.plan import Made, Plan, seed_of
 
 if TYPE_CHECKING:
@@ -22,53 +22,49 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     import torch
 
     from ich.data.datasets import study_loader
-    from ich.models import losses
-    from ich.models.sequence import SequenceHead
+    from ich.models.sequence import build_head
 
-    settings, folder = plan.recipe.sequence[member], plan.workspace.fold(member, fold)
+    settings = plan.recipe.sequence[member]
     torch.set_num_threads(plan.recipe.compute.threads)
     slices, seed, size = Slices(plan), seed_of(settings.seed, member, fold), settings.batch_size
-    split_rows = {
-        "train": slices.train_rows(fold),
-        "valid": slices.valid_rows(fold),
-        "test": slices.test_rows,
-    }
+    rows = splits(slices, settings, fold, seed)
     if settings.features == "aligned" and not len(slices.test_rows):
         say(f"  {member} fold {fold}: there is no test set to align the folds' embeddings by; they stay as they are")
-    rows, studies = _studies(slices, settings.on, fold, settings.features)
-    numbers = {split: _numbers(studies, rows, wanted) for split, wanted in split_rows.items()}
+    packed, studies = _studies(slices, settings.on, fold, settings.features)
+    numbers = {split: _numbers(studies, packed, wanted) for split, wanted in rows.items()}
     shape = {"features": studies.features.shape[1], "classes": len(slices.classes)}
     shape |= settings.model_dump(include={"cell", "hidden", "layers", "dropout"})
     torch.manual_seed(seed)
-    network, loss = SequenceHead(**shape), losses.build("bce")
+    network: Any = build_head(settings.head, **shape)
+    if settings.output_bias:
+        network.output_bias(slices.labels[rows["train"]].mean(axis=0))
+    loss = loss_for(settings, slices, slices.labels[rows["train"]])
 
-    def predicted(model: Any, split: str) -> "np.ndarray":
-        """Logits in the order of split_rows[split]: packed rows and rows of the slice table both rise."""
-        return predict_sequence(model, studies, numbers[split], settings)
+    def predict(model: Any, split: str) -> "dict[str, np.ndarray]":
+        """Logits in the order of rows[split]: packed rows and rows of the slice table both rise."""
+        return {"logits": predict_sequence(model, studies, numbers[split], settings)}
 
     def loss_of(model: Any, batch: Any) -> Any:
         inside = batch.rows >= 0
         logits = model(batch.features, batch.base, batch.geometry, batch.lengths)
         return loss(logits[inside], batch.targets[inside])
 
-    files = train_network(
+    return train_member(
         plan,
         member,
         fold,
         fingerprint,
         network,
         settings,
+        slices,
+        rows,
         batches=lambda epoch: study_loader(studies, numbers["train"], size, shuffle=True, seed=seed, epoch=epoch),
         steps=-(-len(numbers["train"]) // size),
         loss_of=loss_of,
-        valid_loss=lambda model: log_loss(slices, split_rows["valid"], predicted(model, "valid")),
+        predict=predict,
         counts=(len(numbers["train"]), "studies"),
+        record={"model": shape, "on": settings.on},
     )
-    logits = {split: predicted(network, split) for split in ("valid", "test")}
-    for split, values in logits.items():
-        files |= leave_predictions(slices, folder, fold, split, split_rows[split], values)
-    metrics = figures(slices, split_rows["valid"], logits["valid"])
-    return files, {"model": shape, "on": settings.on, "classes": slices.classes, "metrics": metrics}
 
 
 def _studies(slices: Slices, on: tuple[str, ...], fold: int, features: str) -> tuple["np.ndarray", "Studies"]:

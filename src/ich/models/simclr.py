@@ -1,0 +1,25 @@
+"""SimCLR: a slice network learns from unlabelled slices that two views of one slice are alike."""
+
+from torch import Tensor, nn
+
+from ich.models.cnn import Cnn
+
+
+class SimClr(nn.Module):
+    """Embeddings of a Cnn through two linear layers (Chen et al., arXiv:2002.05709, section 2.1).
+
+    Train it with `ich.models.losses.nt_xent`; `Cnn.load_backbone(simclr.state_dict())` takes what was learned.
+    """
+
+    def __init__(self, cnn: Cnn, width: int = 128) -> None:
+        super().__init__()
+        self.cnn = cnn
+        self.projection = nn.Sequential(
+            nn.Linear(cnn.embedding_size, cnn.embedding_size),
+            nn.ReLU(),
+            nn.Linear(cnn.embedding_size, width),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Projections [B, width] of uint8 [B, C, S, S]."""
+        return self.projection(self.cnn.embed(images)[0])

@@ -1,0 +1,41 @@
+"""A recipe is one YAML file that holds a whole solution. Its types, strict; each knob is explained at its field.
+
+`load("configs/demo.yaml", ["cnn.resnet.epochs=8"])` gives a frozen `Recipe` or says what to write instead.
+"""
+
+from ich.recipe.loading import RecipeError, load, table_thresholds
+from ich.recipe.members import (
+    Augment,
+    Backbone,
+    Cnn,
+    EarlyStopping,
+    EndToEnd,
+    Loss,
+    Pretrain,
+    Sequence,
+    Stack,
+    Supervised,
+    Training,
+)
+from ich.recipe.types import BETAS, Ablation, Recipe, Thresholds
+
+__all__ = [
+    "BETAS",
+    "Ablation",
+    "Augment",
+    "Backbone",
+    "Cnn",
+    "EarlyStopping",
+    "EndToEnd",
+    "Loss",
+    "Pretrain",
+    "Recipe",
+    "RecipeError",
+    "Sequence",
+    "Stack",
+    "Supervised",
+    "Thresholds",
+    "Training",
+    "load",
+    "table_thresholds",
+]

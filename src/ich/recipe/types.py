@@ -1,0 +1,217 @@
+"""The recipe as a whole: the competition, what is made of its files, the members, and what becomes of them."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from ich.recipe.members import Backbone, Cnn, EndToEnd, Pretrain, Sequence, Stack, Strict, meant
+
+NAME = r"^[a-z0-9][a-z0-9_]{0,63}$"  # names become folder names, so they are kept plain
+
+
+class Competition(Strict):
+    format: Literal["rsna2019", "ntu_dlmi", "unibuc", "folder", "cq500"] = Field(
+        description="how labels, slices and submission are laid out"
+    )
+    root: str = Field(description="the competition's folder, from the repository's root")
+    exclude_overlap: bool = Field(
+        default=False, description="leave training studies out whose patient is in the test set too"
+    )
+    trained_by: str | None = Field(
+        default=None, description="cq500, outside validation: the recipe whose trained ensemble is judged"
+    )
+
+    @model_validator(mode="after")
+    def _outside(self) -> "Competition":
+        if (self.format == "cq500") != (self.trained_by is not None):
+            raise ValueError("trained_by belongs to format cq500: the recipe whose ensemble is judged on those scans")
+        return self
+
+
+class Demo(Strict):
+    """The synthetic competition that `ich demo` writes."""
+
+    train_studies: PositiveInt = 84
+    test_studies: PositiveInt = 40
+    slices: PositiveInt = Field(default=24, description="mean number of slices a study")
+    size: PositiveInt = Field(default=256, description="rows and columns of a slice")
+    seed: int = 7
+
+
+class Image(Strict):
+    """What the Hounsfield cache holds."""
+
+    size: int = Field(default=256, ge=16, le=1024, description="rows and columns after the resize by area")
+    crop: Literal["head", "edges", "none"] = Field(
+        default="head",
+        description="head: a square around the head, one a study; edges: a square around what is not black, one a"
+        " slice; none: the whole picture",
+    )
+
+
+class Folds(Strict):
+    n: int = Field(default=5, ge=2, description="number of folds")
+    by: Literal["patient", "slice"] = Field(
+        default="patient",
+        description="patient: nobody is in two folds; slice: at random, which leaks, to show by how much",
+    )
+    seed: int = 7
+
+
+class Blend(Strict):
+    members: tuple[str, ...] | Literal["all"] = "all"
+    weights: Literal["equal", "optuna"] = Field(
+        default="optuna",
+        description="optuna: searched on log loss, kept only where they win on folds they did not see",
+    )
+    mean: Literal["logits", "probabilities"] = "logits"
+    trials: PositiveInt = 150
+    seed: int = 7
+
+    @model_validator(mode="after")
+    def _searched_on_logits(self) -> "Blend":
+        if self.mean == "probabilities" and self.weights == "optuna":
+            raise ValueError("weights are searched for a mean of logits; with mean probabilities write weights: equal")
+        return self
+
+
+BETAS = {"f1": 1.0, "f2": 2.0}  # F-beta: recall counts beta times as much as precision
+
+
+class Thresholds(Strict):
+    metric: Literal["f1", "f2"] = "f2"
+    average: Literal["macro", "micro"] = "macro"
+    trials: PositiveInt = Field(default=200, description="Optuna trials a class")
+    seed: int = 7
+
+
+class System(Strict):
+    """A row of an ablation table: a member, and what a document says of its like."""
+
+    member: str
+    variant: str = Field(default="", description="one of the ablation's variants; default: the recipe as it is")
+    document: float | None = Field(default=None, description="the document's own figure")
+
+
+class Ablation(Strict):
+    """Which systems `ich ablate` sets side by side, and which order a document claims for them."""
+
+    seeds: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1, description="of the folds and of all members")
+    figure: Literal["f1", "f2", "auc", "log_loss"] = Field(description="what the document reports")
+    variants: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="a recipe's changes, as for --set: key=value"
+    )
+    systems: dict[str, System] = Field(min_length=1, description="the table's rows by their titles")
+    orders: tuple[tuple[str, str], ...] = Field(default=(), description="pairs of titles, the better one first")
+
+    @model_validator(mode="after")
+    def _titles_exist(self) -> "Ablation":
+        for pair in self.orders:
+            _known("orders", pair, list(self.systems))
+        for title, system in self.systems.items():
+            if system.variant:
+                _known(f"systems.{title}.variant", [system.variant], list(self.variants))
+        return self
+
+
+class Compute(Strict):
+    """Where and how wide to run. Nothing here changes what is computed, except the rounding of `threads`."""
+
+    processes: PositiveInt | None = Field(default=None, description="folds side by side; default: one a core or a GPU")
+    threads: PositiveInt = Field(default=1, description="CPU threads of each process")
+
+
+class Recipe(Strict):
+    name: str = Field(pattern=NAME)
+    competition: Competition
+    demo: Demo | None = None
+    image: Image = Image()
+    folds: Folds = Folds()
+    pretrain: dict[str, Pretrain] = Field(default_factory=dict)
+    cnn: dict[str, Cnn] = Field(default_factory=dict)
+    end_to_end: dict[str, EndToEnd] = Field(default_factory=dict)
+    sequence: dict[str, Sequence] = Field(default_factory=dict)
+    stack: dict[str, Stack] = Field(default_factory=dict)
+    blend: Blend = Blend()
+    thresholds: Thresholds = Thresholds()
+    ablation: Ablation | None = None
+    compute: Compute = Compute()
+
+    @field_validator("pretrain", "cnn", "end_to_end", "sequence", "stack")
+    @classmethod
+    def _plain_names(cls, members: dict[str, Any]) -> dict[str, Any]:
+        for name in members:
+            if not re.match(NAME, name) or name == "blend":
+                raise ValueError(f"member name {name!r}: use lower-case letters, digits and _ (and not `blend`)")
+        return members
+
+    @model_validator(mode="after")
+    def _members_exist(self) -> "Recipe":
+        names = [*self.pretrain, *self.base_members, *self.stack]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"member name {twice[0]!r} is used twice; members share one name space")
+        if not self.cnn and not self.end_to_end:
+            raise ValueError("there is no network that reads pictures; add one below cnn or end_to_end")
+        for name, settings in self.cnn.items():
+            _starts_from(f"cnn.{name}", settings, settings.start, self.pretrain)
+        for name, settings in self.end_to_end.items():
+            _starts_from(f"end_to_end.{name}", settings, settings.start, self.cnn)
+        for name, settings in self.sequence.items():
+            _known(f"sequence.{name}.on", settings.on, list(self.cnn))
+        for name, settings in self.stack.items():
+            _known(f"stack.{name}.on", self.stack_members(settings), self.base_members)
+        _known("blend.members", self.blend_members, [*self.base_members, *self.stack])
+        for title, system in (self.ablation.systems if self.ablation else {}).items():
+            _known(f"ablation.systems.{title}.member", [system.member], [*self.base_members, *self.stack, "blend"])
+        return self
+
+    @model_validator(mode="after")
+    def _studies_are_there(self) -> "Recipe":
+        """Single pictures have no neighbours; folds by slice and crops by slice tear studies apart."""
+        reads_pictures = {"pretrain": self.pretrain, "cnn": self.cnn, "end_to_end": self.end_to_end}
+        neighbours = [
+            f"{g}.{n}" for g, group in reads_pictures.items() for n, m in group.items() if m.input != "windows"
+        ]
+        if self.competition.format == "unibuc" and (neighbours or self.end_to_end):
+            where = f"{neighbours[0]}.input" if neighbours else "end_to_end"
+            raise ValueError(f"{where}: unibuc has single pictures, and this reads the slices of a study")
+        if self.image.crop == "edges" and neighbours:
+            raise ValueError(f"{neighbours[0]}.input: neighbours do not fit onto each other where image.crop is edges")
+        if self.folds.by == "slice" and (self.end_to_end or self.sequence or self.stack):
+            raise ValueError("folds.by: slice tears studies apart, so it goes with cnn members only")
+        return self
+
+    @property
+    def base_members(self) -> list[str]:
+        return [*self.cnn, *self.end_to_end, *self.sequence]
+
+    @property
+    def blend_members(self) -> list[str]:
+        return [*self.base_members, *self.stack] if self.blend.members == "all" else list(self.blend.members)
+
+    def stack_members(self, stack: Stack) -> list[str]:
+        return self.base_members if stack.on == "all" else list(stack.on)
+
+
+PICTURES = ("backbone", "kwargs", "input", "windows")  # what two networks must agree in to share weights
+
+
+def _starts_from(where: str, settings: Backbone, start: str | None, known: Mapping[str, Backbone]) -> None:
+    if start is None:
+        return
+    _known(f"{where}.start", [start], list(known))
+    for key in PICTURES:
+        if getattr(settings, key) != getattr(known[start], key):
+            raise ValueError(
+                f"{where}.{key}: its weights start from {start}, which has another one; give both the same"
+            )
+
+
+def _known(where: str, names: list[str] | tuple[str, ...], known: list[str]) -> None:
+    for name in names:
+        if name not in known:
+            there = ", ".join(known) or "none"
+            raise ValueError(f"{where}: no member {name!r}{meant(name, known)}; there are {there}")

@@ -1,0 +1,64 @@
+"""`ich end_to_end`: a backbone and a recurrent head trained as one network, whole studies at a time."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from ich.stages.inputs import Slices, cnn_spec, joined, network_of, predict_study_pictures, study_pictures
+from ich.stages.member import loss_for, run_folds, splits, train_member
+from ich.stages.plan import Made, Plan, seed_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def run(plan: Plan, *, model: str | None = None, fold: int | None = None, force: bool = False) -> None:
+    run_folds(plan, list(plan.recipe.end_to_end), fit_fold, model=model, fold=fold, force=force)
+
+
+def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
+    """Train one network on the studies outside fold `fold`, then predict that fold and the test set."""
+    import numpy as np
+    import torch
+
+    from ich.data.augment import Augmentation, build
+    from ich.data.study_pictures import study_picture_loader
+
+    settings = plan.recipe.end_to_end[member]
+    torch.set_num_threads(plan.recipe.compute.threads)
+    slices, seed, size = Slices(plan), seed_of(settings.seed, member, fold), settings.batch_size
+    rows = splits(slices, settings, fold, seed)
+    hu = np.load(plan.prepared.folder / "hu.npy", mmap_mode="r", allow_pickle=False)
+    shown = study_pictures(hu, slices.table, settings, slices.values, slices.labels, seed)
+    augment = build(Augmentation(**settings.augment.model_dump()))
+    training = shown(rows["train"], augment, settings.cutmix)
+    held_out = {split: shown(these) for split, these in rows.items() if split != "train"}
+    spec = cnn_spec(settings, training.slices.view.channels, len(slices.classes))
+    start = None if settings.start is None else plan.fold(settings.start, fold)
+    network = joined(settings, network_of(f"end_to_end.{member}", spec, seed, start))
+    if settings.output_bias:
+        network.output_bias(slices.labels[rows["train"]].mean(axis=0))
+    loss = loss_for(settings, slices, slices.labels[rows["train"]])
+
+    def loss_of(model: Any, batch: Any) -> Any:
+        inside = batch.rows >= 0
+        return loss(model(batch.images, batch.geometry, batch.lengths)[inside], batch.targets[inside])
+
+    def predict(model: Any, split: str) -> "dict[str, np.ndarray]":
+        return {"logits": predict_study_pictures(model, held_out[split], settings)}
+
+    return train_member(
+        plan,
+        member,
+        fold,
+        fingerprint,
+        network,
+        settings,
+        slices,
+        rows,
+        batches=lambda epoch: study_picture_loader(training, epoch, size, shuffle=True, workers=settings.workers),
+        steps=-(-len(training) // size),
+        loss_of=loss_of,
+        predict=predict,
+        counts=(len(training), "studies"),
+        record={"model": {**asdict(spec), "pretrained": False, "weights": None}},  # they are in model.safetensors
+    )

@@ -1,0 +1,50 @@
+"""`ich pretrain`: SimCLR on every slice of the competition, labelled, unlabelled and test; no label is read."""
+
+from dataclasses import asdict
+
+from ich.console import say
+from ich.stages.inputs import Slices, cnn_spec, network_of, pictures
+from ich.stages.member import Checkpoint, fit_network, named
+from ich.stages.plan import Made, Plan, seed_of
+
+
+def run(plan: Plan, *, model: str | None = None, force: bool = False) -> None:
+    for name in named(list(plan.recipe.pretrain), model):
+        task = plan.pretrained(name)
+        made = plan.make(task, lambda fingerprint, name=name: _fit(plan, name, fingerprint), force=force)
+        Checkpoint.remove(task.folder)
+        say(f"pretrain: {'wrote' if made else 'done'}, {task.folder}")
+
+
+def _fit(plan: Plan, name: str, fingerprint: str) -> Made:
+    import numpy as np
+    import torch
+
+    from ich.data.augment import Augmentation, build
+    from ich.data.datasets import TwoViews, slice_loader
+    from ich.models.losses import nt_xent
+    from ich.models.simclr import SimClr
+
+    settings, slices = plan.recipe.pretrain[name], Slices(plan)
+    torch.set_num_threads(plan.cores)  # one network, so it may have every core
+    seed, size = seed_of(settings.seed, name), settings.batch_size
+    rows = np.arange(len(slices.table))
+    hu = np.load(plan.prepared.folder / "hu.npy", mmap_mode="r", allow_pickle=False)
+    shown = pictures(hu, slices.table, settings, slices.values, seed=seed)
+    views = TwoViews(shown(rows, build(Augmentation(**settings.augment.model_dump()))))
+    spec = cnn_spec(settings, views.dataset.view.channels, len(slices.classes))
+    network = SimClr(network_of(f"pretrain.{name}", spec, seed))
+    files = fit_network(
+        plan,
+        name,
+        plan.pretrained(name).folder,
+        fingerprint,
+        network,
+        settings,
+        seed,
+        batches=lambda epoch: slice_loader(views, epoch, size, shuffle=True, workers=settings.workers),
+        steps=max(len(views) // size, 1),
+        loss_of=lambda model, batch: nt_xent(model(batch.first), model(batch.second), settings.temperature),
+        counts=(len(views), "slices"),
+    )
+    return files, {"model": {**asdict(spec), "pretrained": False, "weights": None}, "slices": len(rows)}

@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+from ich.models.cnn import Cnn, CnnSpec
+from ich.models.losses import nt_xent
+from ich.models.simclr import SimClr
+
+SPEC = CnnSpec("resnet10t", 1, 3, {"channels": [8, 8, 16, 16], "stem_width": 8})
+RNG = torch.Generator().manual_seed(0)
+IMAGES = torch.randint(0, 256, (6, 1, 32, 32), generator=RNG, dtype=torch.uint8)
+
+
+@pytest.fixture
+def model() -> SimClr:
+    torch.manual_seed(0)
+    return SimClr(Cnn(SPEC), width=10)
+
+
+def test_the_projection_is_two_layers_on_the_embedding(model: SimClr):
+    model.eval()
+    embeddings = model.cnn.embed(IMAGES)[0]
+    first, _, second = model.projection
+    expected = (embeddings @ first.weight.T + first.bias).clamp(min=0) @ second.weight.T + second.bias
+    torch.testing.assert_close(model(IMAGES), expected, rtol=1e-5, atol=1e-6)
+    assert expected.shape == (6, 10)
+
+
+def test_views_of_one_picture_become_alike(model: SimClr):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    values = []
+    for _ in range(8):
+        values.append(nt_xent(model(IMAGES), model(IMAGES.flip(-1)), 0.5))
+        optimizer.zero_grad()
+        values[-1].backward()
+        optimizer.step()
+    assert values[-1] < values[0]
+    assert all(value.grad is not None for value in model.cnn.backbone.parameters())
+
+
+def test_what_was_learned_starts_a_slice_network(model: SimClr):
+    torch.manual_seed(1)
+    started = Cnn(SPEC)
+    torch.nn.init.ones_(started.classifier.weight)
+    started.load_backbone(model.state_dict())
+    assert torch.equal(started.eval().embed(IMAGES)[0], model.eval().cnn.embed(IMAGES)[0])
+    assert bool((started.classifier.weight == 1).all())

@@ -1,0 +1,70 @@
+"""`ich explain` on the finished tiny recipe: files, tables, and what a fold that was made again does to them."""
+
+import csv
+
+import numpy as np
+import pandas as pd
+
+FILES = {
+    "embedding_map.csv",
+    "embedding_map_label.png",
+    "embedding_map_position.png",
+    "grad_cam.png",
+    "label_audit.csv",
+    "pointing_game.csv",
+    "run.json",
+    "saliency.png",
+    "suspicious_labels.csv",
+}
+
+
+def test_everything_is_there_and_fits_the_competition(finished):
+    folder = finished.root / "submissions/tiny/explain"
+    assert {path.name for path in folder.iterdir()} == FILES
+    slices = pd.read_parquet(next((finished.root / "input/cache").glob("*/slices.parquet")))
+    train = slices[slices["split"] == "train"].set_index("image_id")
+
+    suspects = pd.read_csv(folder / "suspicious_labels.csv")
+    assert suspects["rank"].tolist() == list(range(1, len(suspects) + 1))
+    written = [train.loc[i, name] for i, name in zip(suspects["image_id"], suspects["class"], strict=True)]
+    assert suspects["label"].tolist() == written
+
+    mapped = pd.read_csv(folder / "embedding_map.csv")
+    assert mapped["image_id"].isin(train.index).all()
+    assert np.isfinite(mapped[["x", "y"]]).all(axis=None)
+
+    played = pd.read_csv(folder / "pointing_game.csv")
+    assert set(played["member"]) == {"resnet", "resnext"}
+    assert (played["rate_with_tolerance"] >= played["rate"]).all()
+    assert played["chance"].between(0, 1).all()
+
+
+def test_the_audit_is_judged_by_the_labels_that_were_written_wrong(finished):
+    with (finished.root / "input/tiny/mislabelled.csv").open(newline="") as file:
+        errors = sum(1 for _ in csv.DictReader(file))
+    judged = pd.read_csv(finished.root / "submissions/tiny/explain/label_audit.csv").set_index("rule")
+    assert errors
+    assert judged.index.tolist() == ["101 and 010", "disagreement", "suspicion"]
+    assert judged.loc["suspicion", "flagged"] == errors
+    assert judged["precision"].dropna().between(0, 1).all()
+
+
+def test_it_says_what_looks_wrong_and_works_once(house):
+    before = house.files()
+    said = house.ich("explain")
+    assert "The labels most likely wrong" in said
+    assert "explain: done" in said
+    assert house.files() == before
+
+
+def test_real_data_need_no_truth_and_what_does_not_depend_on_it_is_the_same_bytes(house):
+    folder = house.root / "submissions/tiny/explain"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name in ("masks.npz", "mislabelled.csv"):
+        (house.root / "input/tiny" / name).unlink()
+    said = house.ich("explain", "--force")
+    assert "Wrong labels" not in said
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert set(after) == FILES - {"label_audit.csv", "pointing_game.csv"}
+    changed = {name for name, data in after.items() if data != before[name]}
+    assert changed == {"run.json", "grad_cam.png", "saliency.png"}  # the outlines are gone
