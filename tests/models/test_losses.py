@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_class_weight
 
-from ich.models.losses import balanced, build, nt_xent, pos_weight
+from ich.models.losses import asymmetric, balanced, build, nt_xent, pos_weight
 
 RNG = np.random.default_rng(0)
 LOGITS = torch.from_numpy(RNG.normal(0, 2, (7, 6)))
@@ -16,6 +16,9 @@ SOFT = TARGETS * 0.7 + 0.1
 """Targets of pictures mixed from two."""
 SETTINGS = [
     {"name": "bce"},
+    {"name": "focal"},
+    {"name": "focal", "gamma": 1.0},
+    {"name": "focal", "gamma": 0.0},
     {"name": "asymmetric"},
     {"name": "asymmetric", "gamma_pos": 1.0, "gamma_neg": 2.0, "clip": 0.0},
     {"name": "asymmetric", "gamma_pos": 2.0, "gamma_neg": 1.5, "clip": 0.2},
@@ -23,7 +26,7 @@ SETTINGS = [
 ]
 
 
-def reference(logits, targets, name, gamma_pos=0.0, gamma_neg=4.0, clip=0.05, label_weight=None):
+def reference(logits, targets, name, gamma=2.0, gamma_pos=0.0, gamma_neg=4.0, clip=0.05, label_weight=None):
     """The formulas as they stand in the papers, in double precision, one element after the other."""
     total, weights = 0.0, label_weight or [(1.0, 1.0)] * 6
     for row in range(7):
@@ -31,6 +34,8 @@ def reference(logits, targets, name, gamma_pos=0.0, gamma_neg=4.0, clip=0.05, la
             t, p = float(targets[row, c]), 1 / (1 + math.exp(-float(logits[row, c])))
             if name == "bce":
                 terms = math.log(p), math.log(1 - p)
+            elif name == "focal":
+                terms = (1 - p) ** gamma * math.log(p), p**gamma * math.log(1 - p)
             else:
                 m = max(p - clip, 0)
                 terms = (1 - p) ** gamma_pos * math.log(p), m**gamma_neg * math.log(1 - m)
@@ -42,6 +47,12 @@ def test_bce_by_hand():
     loss = build("bce", label_weight=[(1.0, 5.0), (1.0, 3.0), (0.5, 7.0)])
     value = loss(torch.zeros(1, 3), torch.tensor([[0.0, 1.0, 0.0]]))
     assert value.item() == pytest.approx((1 + 3 + 0.5) * math.log(2) / 3, rel=1e-6)
+
+
+def test_focal_loss_by_hand():
+    logits = torch.tensor([[math.log(3), math.log(3)]])  # p = 3/4
+    value = build("focal")(logits, torch.tensor([[1.0, 0.0]]))
+    assert value.item() == pytest.approx((math.log(4 / 3) / 16 + 9 / 16 * math.log(4)) / 2, rel=1e-6)
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -91,7 +102,7 @@ def test_pos_weights_are_the_ratio_up_to_a_limit():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_class_of_one_label_has_weights_that_a_loss_takes(weights, dtype):
     found = weights(np.array([0.0, 1.0, 0.3], dtype=dtype))
-    for name in ("bce", "asymmetric"):
+    for name in ("bce", "focal", "asymmetric"):
         logits = torch.zeros(2, 3, requires_grad=True)
         build(name, label_weight=found)(logits, torch.tensor([[0.0, 1.0, 0.0], [0.0, 1.0, 1.0]])).backward()
         assert logits.grad is not None
@@ -105,7 +116,7 @@ def test_bce_with_class_weights_is_the_weighted_log_loss():
     assert value == pytest.approx(np.average(each, weights=weights), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["asymmetric"])
+@pytest.mark.parametrize("name", ["focal", "asymmetric"])
 def test_class_weights_count_by_their_ratios_in_every_loss(name):
     weights = np.array([1.0, 1.0, 1.0, 1.0, 1.0, 2.0])
     each = [build(name)(LOGITS[:, [c]], TARGETS[:, [c]]).item() for c in range(6)]
@@ -114,12 +125,14 @@ def test_class_weights_count_by_their_ratios_in_every_loss(name):
         assert value == pytest.approx(np.average(each, weights=weights), rel=1e-6)
 
 
-def test_asymmetric_loss_without_asymmetry_is_bce():
+def test_asymmetric_loss_without_asymmetry_is_bce_and_with_equal_gammas_focal():
     plain = build("asymmetric", gamma_pos=0, gamma_neg=0, clip=0, label_weight=LABEL_WEIGHT)(LOGITS, TARGETS)
     assert plain.item() == pytest.approx(build("bce", label_weight=LABEL_WEIGHT)(LOGITS, TARGETS).item(), rel=1e-6)
+    equal = asymmetric(LOGITS.float(), TARGETS.float(), gamma_pos=2, gamma_neg=2, clip=0)
+    assert torch.equal(equal.mean(), build("focal")(LOGITS, TARGETS))
 
 
-@pytest.mark.parametrize("name", ["bce", "asymmetric"])
+@pytest.mark.parametrize("name", ["bce", "focal", "asymmetric"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_confident_logits_give_finite_losses_and_gradients(name, dtype):
     logits = torch.tensor([[-80.0, 80.0, -80.0, 80.0]], dtype=dtype).requires_grad_()
@@ -132,10 +145,12 @@ def test_confident_logits_give_finite_losses_and_gradients(name, dtype):
 
 
 def test_unknown_names_gammas_and_weights_are_refused():
-    with pytest.raises(ValueError, match="'bce' or 'asymmetric'"):
+    with pytest.raises(ValueError, match="'bce', 'focal' or 'asymmetric'"):
         build("hinge")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="gamma_neg"):
         build("asymmetric", gamma_neg=0.5)
+    with pytest.raises(ValueError, match="gamma must"):
+        build("focal", gamma=0.5)
     with pytest.raises(ValueError, match="class 1 must be two positive numbers"):
         build("bce", label_weight=[(1.0, 2.0), (0.0, 2.0)])
 

@@ -10,16 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-NAMES = ("bce", "asymmetric")
+NAMES = ("bce", "focal", "asymmetric")
 RAREST = 1e-6
 """Rarer labels count as this rare, so that a class without positives (or negatives) has finite weights."""
 
 
 def build(
-    name: Literal["bce", "asymmetric"],
+    name: Literal["bce", "focal", "asymmetric"],
     *,
     label_weight: Sequence[tuple[float, float]] | None = None,
     class_weight: Sequence[float] | None = None,
+    gamma: float = 2.0,
     gamma_pos: float = 0.0,
     gamma_neg: float = 4.0,
     clip: float = 0.05,
@@ -28,17 +29,20 @@ def build(
 
     label_weight [c]: what a negative and a positive label of a class count, see `pos_weight` and `balanced`.
     class_weight [c]: what a class counts; only the ratios matter, and (1, 1, 1, 1, 1, 2) makes `bce` the
-    weighted log loss of RSNA 2019. gamma_pos, gamma_neg and clip are those of the asymmetric loss and mean nothing
-    to `bce`.
+    weighted log loss of RSNA 2019. gamma is that of the focal loss (Lin et al., arXiv:1708.02002: (1 - p)^gamma
+    log p and p^gamma log(1 - p)); gamma_pos, gamma_neg and clip are those of the asymmetric loss. They mean
+    nothing to the other losses.
     """
     if name not in NAMES:
-        raise ValueError(f"unknown loss {name!r}; use 'bce' or 'asymmetric'")
-    for label, exponent in (("gamma_pos", gamma_pos), ("gamma_neg", gamma_neg)):
+        raise ValueError(f"unknown loss {name!r}; use 'bce', 'focal' or 'asymmetric'")
+    for label, exponent in (("gamma", gamma), ("gamma_pos", gamma_pos), ("gamma_neg", gamma_neg)):
         if exponent != 0 and exponent < 1:  # the slope of p ** gamma has no bound at p = 0
             raise ValueError(f"{label} must be 0 or at least 1, not {exponent}")
     pairs = None if label_weight is None else _pairs(label_weight)
     weight = None if class_weight is None else torch.tensor(class_weight, dtype=torch.float32)
     weight = None if weight is None else weight / weight.mean()
+    if name == "focal":
+        gamma_pos, gamma_neg, clip = gamma, gamma, 0.0
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         logits, targets = logits.float(), targets.float()
@@ -83,7 +87,8 @@ def asymmetric(
 ) -> Tensor:
     """Asymmetric loss of each element (Ridnik et al., arXiv:2009.14119, equations 4 to 6), not reduced.
 
-    Easy negatives count less (gamma_neg), and those under the probability `clip` not at all. label_weight [c, 2].
+    Easy negatives count less (gamma_neg), and those under the probability `clip` not at all. Equal gammas and
+    no clip make it the focal loss. label_weight [c, 2].
     """
     probability = logits.sigmoid()
     positive = (1 - probability) ** gamma_pos * F.logsigmoid(logits)
