@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -140,9 +141,29 @@ def test_a_channel_without_contrast_becomes_black_and_the_others_do_not_mind():
     assert sorted(np.unique(shown[..., 1])) == [0, 255]
 
 
+@pytest.mark.parametrize("minmax", [False, True])
+@pytest.mark.parametrize(("kind", "windows"), SHOWN)
+def test_clahe_comes_last_and_equalises_each_channel_by_itself(kind, windows, minmax):
+    before, after = View(kind, windows, minmax=minmax), View(kind, windows, minmax=minmax, clahe=2.0)
+    hu = some_slices(before.depth)
+    alone = cv2.createCLAHE(clipLimit=2.0, tileGridSize=(8, 8))
+    for picture, found in zip(render(hu, before), render(hu, after), strict=True):
+        assert not np.array_equal(picture, found)
+        for channel in range(before.channels):
+            expected = alone.apply(np.ascontiguousarray(picture[..., channel]))
+            np.testing.assert_array_equal(found[..., channel], expected)
+
+
+def test_the_limit_of_clahe_bounds_how_much_contrast_grows():
+    faint = np.tile(np.arange(100, 132, dtype=np.int16), (32, 1))[None]
+    spread = [int(np.ptp(render(faint, View("grey", clahe=limit)).astype(int))) for limit in (0.0, 1.0, 4.0, 40.0)]
+    assert spread == sorted(spread)
+    assert spread[0] == 31 < spread[-1]
+
+
 @pytest.mark.parametrize(("kind", "windows"), SHOWN)
 def test_adjusted_pictures_are_the_same_alone_and_in_a_batch_of_any_memory(kind, windows):
-    view = View(kind, windows, minmax=True)
+    view = View(kind, windows, minmax=True, clahe=3.0)
     hu = some_slices(view.depth)
     mirrored = np.ascontiguousarray(hu[..., ::-1])[..., ::-1]
     turned = np.asfortranarray(hu)
@@ -150,3 +171,8 @@ def test_adjusted_pictures_are_the_same_alone_and_in_a_batch_of_any_memory(kind,
     for batch in (hu, mirrored, turned):
         assert render(batch, view).flags.c_contiguous
         np.testing.assert_array_equal(render(batch, view), alone)
+
+
+def test_a_clip_limit_below_zero_is_refused():
+    with pytest.raises(ValueError, match="clip limit"):
+        View("grey", clahe=-1)

@@ -33,17 +33,22 @@ class View:
 
     minmax: each channel of each picture is then stretched to 0..255 by its own minimum and maximum; one without
     any contrast becomes 0. (docs/seeds.md, dual path)
+    clahe: clip limit of a contrast limited adaptive histogram equalisation of each channel in 8 x 8 tiles, after
+    that; 0 leaves it out. (Zuiderveld, Graphics Gems IV, 1994; docs/seeds.md, SDL + LRNN)
     """
 
     kind: Literal["windows", "neighbours", "grey"]
     windows: tuple[Window, ...] = ()
     minmax: bool = False
+    clahe: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in {"windows", "neighbours", "grey"}:
             raise ValueError(f"unknown view {self.kind!r}; use 'windows', 'neighbours' or 'grey'")
         if (not self.windows) != (self.kind == "grey"):
             raise ValueError("a view of grey values has no window; every other view needs at least one window")
+        if not self.clahe >= 0:
+            raise ValueError(f"clahe is a clip limit above 0, or 0 for none, not {self.clahe}")
 
     @property
     def channels(self) -> int:
@@ -87,10 +92,12 @@ def render(hu: NDArray[np.int16], view: View) -> NDArray[np.uint8]:
 
 def _adjusted(shown: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
     """Adjust the contrast of pictures [..., S, S, channels] in place, a channel of a picture at a time."""
-    if view.minmax:
+    if view.minmax or view.clahe:
+        equaliser = cv2.createCLAHE(clipLimit=view.clahe, tileGridSize=(8, 8))
         for picture in shown.reshape(-1, *shown.shape[-3:]):
             for place, channel in enumerate(cv2.split(picture)):
-                picture[..., place] = cv2.LUT(channel, _stretch(channel))
+                stretched = cv2.LUT(channel, _stretch(channel)) if view.minmax else channel
+                picture[..., place] = equaliser.apply(stretched) if view.clahe else stretched
     return shown
 
 

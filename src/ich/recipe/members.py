@@ -107,6 +107,9 @@ class Backbone(Training):
         default=((40, 80), (80, 200), (600, 2800)), min_length=1, description="level and width, HU"
     )
     minmax: bool = Field(default=False, description="stretch each channel of each picture to its own full range")
+    clahe: NonNegativeFloat = Field(
+        default=0.0, description="clip limit of a contrast limited adaptive histogram equalisation; 0 off"
+    )
     augment: Augment = Augment()
     workers: int = Field(default=0, ge=0, description="loader processes; 0 is fastest where the CPU also trains")
 
