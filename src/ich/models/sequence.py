@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ich.models.classifier import Classifier
+from ich.models.label_rnn import SliceLabelHead
 from ich.models.recurrent import bidirectional, over_slices
 
-HEADS = ("residual", "plain", "shortcut")
+HEADS = ("residual", "plain", "shortcut", "sdl", "lrnn", "sdl_lrnn", "lrnn_sdl")
 
 
 def build_head(
@@ -22,14 +23,21 @@ def build_head(
     classes' frequencies. `residual` corrects the base logits and looks at the geometry; the others know the
     features alone.
 
-    residual: `SequenceHead`. plain, shortcut: `StackedHead`. Raises ValueError for unknown names and cells.
+    residual: `SequenceHead`. plain, shortcut: `StackedHead`. sdl, lrnn, sdl_lrnn, lrnn_sdl: `SliceLabelHead`,
+    which says what cell, hidden and layers are there. Raises ValueError for unknown names and cells that do
+    not fit.
     """
     if name not in HEADS:
         raise ValueError(f"unknown head {name!r}; use {', '.join(HEADS)}")
+    cells = ("lstm", "gru", "conv") if "sdl" in name else ("lstm", "gru")
+    if cell not in cells:
+        raise ValueError(f"head {name} has no cell {cell!r}; use {' or '.join(cells)}")
     shape = {"hidden": hidden, "layers": layers, "dropout": dropout}
     if name == "residual":
         return SequenceHead(features, classes, cell, **shape)  # pyright: ignore[reportArgumentType]
-    return StackedHead(features, classes, cell, shortcuts=name == "shortcut", **shape)
+    if name in {"plain", "shortcut"}:
+        return StackedHead(features, classes, cell, shortcuts=name == "shortcut", **shape)
+    return SliceLabelHead(name, features, classes, cell, **shape)
 
 
 class SequenceHead(nn.Module):

@@ -3,7 +3,7 @@
 import difflib
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 
 class Strict(BaseModel):
@@ -139,15 +139,22 @@ class Cnn(Supervised, Backbone):
 class Head(Strict):
     """What reads the slices of a study in their order."""
 
-    head: Literal["residual", "plain", "shortcut"] = Field(
+    head: Literal["residual", "plain", "shortcut", "sdl", "lrnn", "sdl_lrnn", "lrnn_sdl"] = Field(
         default="residual",
         description="residual: a correction of the slice network's logits; plain: a stacked RNN; shortcut: every layer"
-        " of it is added up",
+        " of it is added up; sdl: the features plus their context; lrnn: a decoder over the labels of one slice;"
+        " sdl_lrnn, lrnn_sdl: both, in this order",
     )
-    cell: Literal["lstm", "gru"] = "gru"
+    cell: Literal["lstm", "gru", "conv"] = Field(default="gru", description="conv: sdl only, a 1-D convolution")
     hidden: PositiveInt = 64
     layers: PositiveInt = 1
     dropout: float = Field(default=0.2, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _cell_fits(self) -> "Head":
+        if self.cell == "conv" and "sdl" not in self.head:
+            raise ValueError(f"cell conv is a context of head sdl, and head is {self.head}; write lstm or gru")
+        return self
 
 
 class EndToEnd(Head, Supervised, Backbone):

@@ -1,0 +1,144 @@
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ich.models import cnn_lstm
+from ich.models.cnn import Cnn, CnnSpec
+from ich.models.cnn_lstm import EndToEnd
+from ich.models.sequence import build_head
+
+SPEC = CnnSpec("resnet10t", 3, 3, {"channels": [8, 8, 16, 16], "stem_width": 8}, dropout=0.3)
+LENGTHS = torch.tensor([5, 2])
+TARGETS = torch.tensor([[1.0, 0.0, 1.0]])
+
+
+def network(head: str = "plain", **settings: Any) -> EndToEnd:
+    torch.manual_seed(0)
+    cnn = Cnn(SPEC)
+    shape = {"features": cnn.embedding_size, "classes": 3, "hidden": 4, "layers": 2, "dropout": 0.2}
+    model = EndToEnd(cnn, build_head(head, cell="lstm", **shape), **settings)
+    for layer in model.modules():  # no weight starts at zero, so that every one has a gradient
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.1)
+        elif isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+    return model
+
+
+def images(n: int = 7) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, 3, 32, 32), generator=rng, dtype=torch.uint8)
+
+
+def geometry(studies: int = 2, slices: int = 6) -> torch.Tensor:
+    return torch.randn(studies, slices, 2, generator=torch.Generator().manual_seed(1))
+
+
+def loss(model: EndToEnd) -> torch.Tensor:
+    logits = model(images(), geometry(), LENGTHS)
+    inside = torch.arange(6)[None] < LENGTHS[:, None]
+    return (logits[inside] - TARGETS).square().mean()
+
+
+@pytest.mark.parametrize("head", ["residual", "shortcut"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_checkpoints_change_no_gradient_and_count_no_batch_twice(head, frozen, monkeypatch):
+    plain, saving = (
+        network(head, chunk=3, freeze_norm=frozen).train(),
+        network(head, chunk=3, freeze_norm=frozen).train(),
+    )
+    torch.manual_seed(2)  # of the dropout
+    with_checkpoints = loss(saving)
+    with_checkpoints.backward()
+    monkeypatch.setattr(cnn_lstm, "checkpoint", lambda function, part, **_: function(part))
+    torch.manual_seed(2)
+    without = loss(plain)
+    without.backward()
+    assert torch.equal(with_checkpoints, without)
+    for (name, ours), theirs in zip(saving.named_parameters(), plain.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None), name
+        if ours.grad is not None and theirs.grad is not None:
+            assert torch.equal(ours.grad, theirs.grad), name
+            assert ours.grad.any(), name
+    for (name, ours), theirs in zip(saving.named_buffers(), plain.buffers(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_running_statistics_are_those_of_one_pass_over_the_chunks():
+    model = network(chunk=3)
+    once = copy.deepcopy(model.cnn).train()
+    loss(model.train()).backward()
+    with torch.no_grad():
+        for part in (images()[:3], images()[3:5], images()[5:]):  # seven slices in three parts of nearly one size
+            once.embed(part)
+    before = network().cnn.state_dict()
+    for name, value in model.cnn.named_buffers():
+        torch.testing.assert_close(value, once.get_buffer(name), rtol=1e-6, atol=1e-7)
+        assert "running" not in name or not torch.equal(value, before[name]), name
+        assert "tracked" not in name or value == 3, name
+
+
+def test_the_gradient_keeps_one_chunk_at_a_time(monkeypatch):
+    """What is kept from the forward pass does not grow with the activations of the slice network."""
+
+    def kept(model: EndToEnd) -> int:
+        sizes: list[int] = []
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x)
+        with hooks:
+            loss(model)
+        return sum(sizes)
+
+    saving = kept(network(chunk=3).train())
+    monkeypatch.setattr(cnn_lstm, "checkpoint", lambda function, part, **_: function(part))
+    assert saving < kept(network(chunk=3).train()) / 10
+
+
+def test_frozen_norms_keep_their_statistics_while_the_rest_trains():
+    model = network(freeze_norm=True, chunk=2).train()
+    loss(model).backward()
+    assert model.training
+    assert model.cnn.backbone.layer1.training
+    for name, value in network().cnn.named_buffers():
+        assert torch.equal(model.cnn.get_buffer(name), value), name
+    assert model.cnn.backbone.bn1.weight.grad is not None
+
+
+@pytest.mark.parametrize("head", ["residual", "sdl_lrnn"])
+def test_a_study_alone_and_in_a_batch_has_the_same_logits(head):
+    model = network(head, chunk=4).eval()
+    with torch.no_grad():
+        together = model(images(), geometry(), LENGTHS)
+        assert together.shape == (2, 6, 3)
+        for study, part in enumerate((images()[:5], images()[5:])):
+            alone = model(part, geometry()[study : study + 1], LENGTHS[study : study + 1])
+            inside = slice(0, int(LENGTHS[study]))
+            torch.testing.assert_close(together[study, inside], alone[0, inside], rtol=1e-4, atol=1e-5)
+
+
+def test_it_is_the_head_on_what_the_slice_network_says():
+    model = network("residual", chunk=4).eval()
+    with torch.no_grad():
+        embeddings, logits = model.cnn.embed(images())
+        expected = model.head(embeddings[None, :5], logits[None, :5], geometry()[:1, :5], torch.tensor([5]))
+        found = model(images(), geometry(), LENGTHS)[:1, :5]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["residual", "plain"])
+def test_its_first_predictions_are_the_prevalence(head):
+    torch.manual_seed(0)
+    cnn = Cnn(SPEC)
+    shape = {"features": cnn.embedding_size, "classes": 3, "hidden": 4, "layers": 1, "dropout": 0.0}
+    model = EndToEnd(cnn, build_head(head, cell="lstm", **shape)).eval()
+    model.output_bias(np.array([0.1, 0.5, 0.02]))
+    found = model(images(3), geometry(1, 3), torch.tensor([3])).sigmoid()
+    torch.testing.assert_close(found, torch.tensor([0.1, 0.5, 0.02]).expand(1, 3, 3))
+
+
+def test_lengths_that_do_not_add_up_are_refused():
+    with pytest.raises(ValueError, match=r"7 slices are not the 8 of studies of \[5, 3\]"):
+        network()(images(), geometry(), torch.tensor([5, 3]))

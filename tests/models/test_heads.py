@@ -1,0 +1,223 @@
+"""The heads over a study of published systems; `residual` has its own tests in test_sequence."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ich.models.label_rnn import LabelDecoder, SliceContext, SliceLabelHead
+from ich.models.sequence import HEADS, SequenceHead, StackedHead, build_head
+
+VARIANTS = [
+    ("residual", "gru"),
+    ("plain", "lstm"),
+    ("shortcut", "gru"),
+    ("shortcut", "lstm"),
+    ("sdl", "gru"),
+    ("sdl", "conv"),
+    ("lrnn", "lstm"),
+    ("sdl_lrnn", "lstm"),
+    ("sdl_lrnn", "conv"),
+    ("lrnn_sdl", "gru"),
+    ("lrnn_sdl", "conv"),
+]
+NAMES = [(name, cell) for name, cell in VARIANTS if name != "residual"]
+FEATURES, CLASSES, HIDDEN = 8, 3, 4
+PREVALENCE = np.array([0.1, 0.5, 0.02])
+
+
+def head(name: str, cell: str, *, trained: bool = True, dropout: float = 0.0, hidden: int = HIDDEN) -> nn.Module:
+    torch.manual_seed(0)
+    shape = {"features": FEATURES, "classes": CLASSES, "hidden": hidden, "layers": 2, "dropout": dropout}
+    made = build_head(name, cell=cell, **shape)
+    if trained:
+        last = made.residual if isinstance(made, SequenceHead) else made.classifier
+        nn.init.normal_(last.weight)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+    return made
+
+
+def study(length: int, seed: int) -> list[torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    return [torch.randn(1, length, width, generator=rng) for width in (FEATURES, CLASSES, 2)]
+
+
+def test_every_head_has_its_tests():
+    assert {name for name, _ in VARIANTS} == set(HEADS)
+
+
+@pytest.mark.parametrize(("name", "cell"), VARIANTS)
+@settings(deadline=None, max_examples=12)
+@given(
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    rubbish=st.sampled_from([0.0, -100.0, 1e30, float("nan")]),
+)
+def test_a_study_alone_and_in_a_batch_has_the_same_logits(name, cell, lengths, rubbish):
+    model = head(name, cell).eval()
+    longest = max(lengths) + 1
+    padded = [torch.full((len(lengths), longest, width), rubbish) for width in (FEATURES, CLASSES, 2)]
+    alone = []
+    for place, length in enumerate(lengths):
+        parts = study(length, seed=place)
+        alone.append(model(*parts, torch.tensor([length])))
+        for whole, part in zip(padded, parts, strict=True):
+            whole[place, :length] = part[0]
+    together = model(*padded, torch.tensor(lengths))
+    assert together.shape == (len(lengths), longest, CLASSES)
+    for place, length in enumerate(lengths):
+        torch.testing.assert_close(together[place, :length], alone[place][0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "cell"), NAMES)
+def test_an_untrained_head_predicts_the_prevalence(name, cell):
+    model = head(name, cell, trained=False)
+    model.output_bias(PREVALENCE)  # pyright: ignore[reportCallIssue]
+    logits = model(*study(5, 1), torch.tensor([5]))
+    np.testing.assert_allclose(logits.sigmoid().detach().numpy(), np.tile(PREVALENCE, (1, 5, 1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "cell"), VARIANTS)
+def test_every_weight_learns_and_a_seed_decides_everything(name, cell):
+    outs = []
+    for _ in range(2):
+        model = head(name, cell, dropout=0.3)
+        outs.append(model(*study(4, 3), torch.tensor([4])))
+        outs[-1].square().sum().backward()
+        for parameter, value in model.named_parameters():
+            assert value.grad is not None, parameter
+            # the decoder's input is zero, and so is the gradient of the weights of that input
+            unused = "lrnn" in name and value.shape == (4 * HIDDEN, 1)
+            assert bool(value.grad.any()) != unused, parameter
+    assert torch.equal(*outs)
+
+
+@pytest.mark.parametrize(("name", "cell"), VARIANTS)
+def test_logits_keep_full_precision_under_autocast(name, cell):
+    parts = study(4, 3)
+    plain = head(name, cell)(*parts, torch.tensor([4]))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = head(name, cell)(*parts, torch.tensor([4]))
+    assert out.dtype == torch.float32
+    assert torch.equal(out, plain)
+    halves = head(name, cell)(parts[0].bfloat16(), *parts[1:], torch.tensor([4]))
+    assert halves.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "cell", "reach"),
+    [("plain", "lstm", 9), ("shortcut", "gru", 9), ("sdl", "gru", 9), ("lrnn_sdl", "gru", 9), ("lrnn", "lstm", 0)]
+    + [(name, "conv", 2) for name in ("sdl", "sdl_lrnn", "lrnn_sdl")],  # two convolutions of three slices
+)
+def test_how_far_a_slice_is_seen(name, cell, reach):
+    model = head(name, cell).eval()
+    features, base, geometry = study(9, 2)
+    other = features.clone()
+    other[0, 4] += torch.arange(8.0)
+    plain, changed = (model(x, base, geometry, torch.tensor([9])) for x in (features, other))
+    moved = (changed - plain).abs().amax(-1)[0] > 0
+    assert moved.tolist() == [abs(t - 4) <= reach for t in range(9)]
+
+
+def both_ways(cell: type[nn.LSTMCell] | type[nn.GRUCell], rnn: nn.RNNBase, inputs: torch.Tensor) -> torch.Tensor:
+    """States [T, 2 hidden] of inputs [T, d], a step of a cell at a time in each direction."""
+    columns = []
+    for suffix, order in (("", range(len(inputs))), ("_reverse", range(len(inputs) - 1, -1, -1))):
+        one = cell(rnn.input_size, rnn.hidden_size)
+        one.load_state_dict({k: getattr(rnn, f"{k}_l0{suffix}") for k in one.state_dict()})
+        state, found = None, {}
+        for t in order:
+            state = one(inputs[t : t + 1], state)
+            found[t] = state[0] if isinstance(state, tuple) else state
+        columns.append(torch.cat([found[t] for t in range(len(inputs))]))
+    return torch.cat(columns, dim=-1)
+
+
+@pytest.mark.parametrize(("name", "cell"), [("lstm", nn.LSTMCell), ("gru", nn.GRUCell)])
+def test_the_shortcut_head_adds_up_what_every_layer_says(name, cell):
+    model = head("shortcut", name).eval()
+    assert isinstance(model, StackedHead)
+    features, base, geometry = study(6, 4)
+    first = both_ways(cell, model.layers[0], features[0])  # pyright: ignore[reportArgumentType]
+    second = both_ways(cell, model.layers[1], first)  # pyright: ignore[reportArgumentType]
+    expected = (first + second) @ model.classifier.weight.T + model.classifier.bias
+    torch.testing.assert_close(model(features, base, geometry, torch.tensor([6]))[0], expected, rtol=1e-5, atol=1e-6)
+    model.shortcuts = False
+    expected = second @ model.classifier.weight.T + model.classifier.bias
+    torch.testing.assert_close(model(features, base, geometry, torch.tensor([6]))[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def decoded(decoder: LabelDecoder, feature: torch.Tensor) -> torch.Tensor:
+    """States [classes, hidden] of one slice's feature [D]: an LSTM cell, a step a class, input zero."""
+    one = nn.LSTMCell(1, decoder.rnn.hidden_size)
+    one.load_state_dict({name: getattr(decoder.rnn, f"{name}_l0") for name in one.state_dict()})
+    hidden = memory = decoder.start(feature)[None]
+    states = []
+    for _ in range(decoder.classes):
+        hidden, memory = one(torch.zeros(1, 1), (hidden, memory))
+        states.append(hidden[0])
+    return torch.stack(states)
+
+
+@pytest.mark.parametrize("hidden", [HIDDEN, FEATURES])
+def test_the_label_decoder_takes_a_step_a_class_from_the_feature(hidden):
+    model = head("lrnn", "lstm", hidden=hidden).eval()
+    assert isinstance(model, SliceLabelHead)
+    model.output_bias(PREVALENCE)
+    decoder = model.parts[0]
+    assert isinstance(decoder, LabelDecoder)
+    assert isinstance(decoder.start, nn.Identity) == (hidden == FEATURES)
+    features, base, geometry = study(5, 5)
+    logits = model(features, base, geometry, torch.tensor([5]))[0]
+    for t in range(5):
+        states = decoded(decoder, features[0, t])
+        for c in range(CLASSES):
+            score = states[c] @ model.classifier.weight[c] + model.classifier.bias[c]
+            assert logits[t, c].item() == pytest.approx(score.item(), rel=1e-4, abs=1e-6)
+
+
+def test_the_orders_of_sdl_and_lrnn_are_what_their_names_say():
+    features, base, geometry = study(5, 6)
+    model = head("sdl_lrnn", "lstm").eval()
+    context, decoder = model.parts  # pyright: ignore[reportGeneralTypeIssues]
+    seen = context(features, torch.tensor([5]))[0]
+    states = torch.stack([decoded(decoder, slice_) for slice_ in seen])
+    expected = torch.einsum("tch,ch->tc", states, model.classifier.weight)  # pyright: ignore
+    torch.testing.assert_close(model(features, base, geometry, torch.tensor([5]))[0], expected, rtol=1e-4, atol=1e-6)
+
+    model = head("lrnn_sdl", "lstm").eval()
+    decoder, context = model.parts  # pyright: ignore[reportGeneralTypeIssues]
+    matrix = torch.stack([decoded(decoder, slice_).flatten() for slice_ in features[0]])
+    expected = context(matrix[None], torch.tensor([5]))[0] @ model.classifier.weight.T  # pyright: ignore
+    torch.testing.assert_close(model(features, base, geometry, torch.tensor([5]))[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_neck_adds_the_context_to_the_features():
+    torch.manual_seed(0)
+    features = study(5, 7)[0]
+    recurrent = SliceContext(FEATURES, "gru", layers=1, dropout=0.0)
+    assert recurrent.rnn is not None
+    expected = features[0] + both_ways(nn.GRUCell, recurrent.rnn, features[0])
+    torch.testing.assert_close(recurrent(features, torch.tensor([5]))[0], expected, rtol=1e-5, atol=1e-6)
+
+    convolved = SliceContext(FEATURES, "conv", layers=1, dropout=0.0)
+    assert convolved.convolutions is not None
+    weight, bias = convolved.convolutions[0].weight, convolved.convolutions[0].bias
+    found = convolved(features, torch.tensor([5]))[0]
+    for t in range(5):
+        near = [(k, t + k - 1) for k in range(3) if 0 <= t + k - 1 < 5]
+        context = sum(weight[:, :, k] @ features[0, place] for k, place in near) + bias  # pyright: ignore
+        torch.testing.assert_close(found[t], features[0, t] + context.clamp(min=0), rtol=1e-4, atol=1e-6)
+
+
+def test_what_does_not_fit_is_refused():
+    shape = {"classes": 3, "hidden": 4, "layers": 1, "dropout": 0.0}
+    for name in ("residual", "plain", "shortcut", "lrnn"):
+        with pytest.raises(ValueError, match=f"head {name} has no cell 'conv'; use lstm or gru"):
+            build_head(name, features=8, cell="conv", **shape)
+    with pytest.raises(ValueError, match="lstm or gru or conv"):
+        build_head("sdl", features=8, cell="rnn", **shape)
+    with pytest.raises(ValueError, match=r"unknown head 'lrn'; use .*lrnn_sdl"):
+        build_head("lrn", features=8, cell="gru", **shape)
+    with pytest.raises(ValueError, match="7 features, an odd number"):
+        build_head("sdl", features=7, cell="gru", **shape)
