@@ -17,7 +17,16 @@ ALLOWED = {
     "ensemble": {"ensemble"},
     "report": {"report"},
     "training": {"training", "data", "models"},
-    "stages": {"stages.plan", "stages.inputs", "stages.member", "recipe", "workspace", "console", *ROOMS[:-1]},
+    "stages": {
+        "stages.plan",
+        "stages.inputs",
+        "stages.member",
+        "stages.fitting",
+        "recipe",
+        "workspace",
+        "console",
+        *ROOMS[:-1],
+    },
     "cli": {"stages", "recipe", "workspace"},
 }
 OWNERS = {

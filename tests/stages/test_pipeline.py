@@ -28,7 +28,7 @@ def slices(finished):
 def test_every_artefact_is_done(finished):
     states = finished.states()
     assert set(states.values()) == {"done"}
-    assert len(states) == 3 + len(MEMBERS) * 3 + 3
+    assert len(states) == 3 + len(MEMBERS) * 3 + 4
 
 
 def test_the_slice_table_describes_the_cache_row_by_row(finished, slices):
@@ -167,11 +167,11 @@ def test_a_second_run_writes_nothing(house):
     assert house.files() == before
 
 
-def test_no_training_stage_reads_the_solution(house):
-    (house.root / "input/tiny/solution.csv").unlink()
-    (house.root / "input/tiny/mislabelled.csv").unlink()
+def test_no_training_stage_reads_the_solution_the_wrong_labels_or_the_masks(house):
+    for name in ("solution.csv", "mislabelled.csv", "masks.npz"):
+        (house.root / "input/tiny" / name).unlink()
     states = house.states()
-    assert {name for name, state in states.items() if state != "done"} == {"demo", "score"}
+    assert {name for name, state in states.items() if state != "done"} == {"demo", "score", "explain"}
 
 
 def test_a_changed_fold_makes_stale_what_was_made_from_it_and_nothing_else(house):
@@ -183,7 +183,7 @@ def test_a_changed_fold_makes_stale_what_was_made_from_it_and_nothing_else(house
         for stage in ("sequence/bigru", "stack/lgbm", "blend/blend")
         for part in ("", "/fold0", "/fold1")
     }
-    assert stale == {"cnn/resnext/fold1", "cnn/resnext", "thresholds", "submit", "score"} | later
+    assert stale == {"cnn/resnext/fold1", "cnn/resnext", "thresholds", "submit", "score", "explain"} | later
 
 
 def test_a_forced_fold_comes_out_the_same_and_leaves_the_rest_alone(house):

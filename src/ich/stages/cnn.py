@@ -3,8 +3,9 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ich.stages.fitting import loss_for, splits, train_member
 from ich.stages.inputs import Slices, cnn_spec, network_of, pictures, predict_pictures
-from ich.stages.member import loss_for, run_folds, splits, train_member
+from ich.stages.member import run_folds
 from ich.stages.plan import Made, Plan, seed_of
 
 if TYPE_CHECKING:

@@ -3,8 +3,9 @@
 from dataclasses import asdict
 
 from ich.console import say
+from ich.stages.fitting import fit_network
 from ich.stages.inputs import Slices, cnn_spec, network_of, pictures
-from ich.stages.member import Checkpoint, fit_network, named
+from ich.stages.member import Checkpoint, named
 from ich.stages.plan import Made, Plan, seed_of
 
 

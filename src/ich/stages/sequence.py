@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 from ich.console import say
+from ich.stages.fitting import loss_for, splits, train_member
 from ich.stages.inputs import Slices, predict_sequence, studies_of
-from ich.stages.member import loss_for, run_folds, splits, train_member
+from ich.stages.member import run_folds
 from ich.stages.plan import Made, Plan, seed_of
 
 if TYPE_CHECKING:

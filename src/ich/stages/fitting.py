@@ -1,0 +1,221 @@
+"""Fitting the networks of all stages: on which rows, with which loss, judged by what, going on from the last epoch."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ich.console import say
+from ich.recipe import BETAS, EarlyStopping, Supervised, Training
+from ich.stages.inputs import Slices
+from ich.stages.member import (
+    Checkpoint,
+    figures,
+    leave_array,
+    leave_bytes,
+    leave_history,
+    leave_predictions,
+    log_loss,
+)
+from ich.stages.plan import WEIGHTS, Made, Plan, seed_of
+from ich.workspace import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ich.models.losses import Loss
+
+
+def splits(slices: Slices, settings: Supervised, fold: int, seed: int, labels: float = 1.0) -> dict[str, "np.ndarray"]:
+    """Row numbers: train, valid (the fold), test, and inner where training patients are set aside to judge epochs.
+
+    labels: share of the training patients whose labels are used.
+    """
+    from ich.data.folds import patient_share
+
+    train = slices.train_rows(fold)
+    rows = {"valid": slices.valid_rows(fold), "test": slices.test_rows}
+
+    def drawn(share: float, purpose: str) -> "np.ndarray":
+        """Mask of the training rows of so many patients."""
+        patients, positive = slices.table["patient_id"].iloc[train].tolist(), slices.labels[train].max(axis=1) > 0
+        try:
+            return patient_share(patients, positive, share, seed_of(seed, purpose))
+        except ValueError as error:
+            raise UserError(f"the {purpose} patients of fold {fold}: {error}") from None
+
+    if labels < 1:
+        train = train[drawn(labels, "labels")]
+    if settings.early_stopping is not None and settings.early_stopping.on == "inner":
+        inner = drawn(settings.early_stopping.share, "inner")
+        rows["inner"], train = train[inner], train[~inner]
+    return {"train": train, **rows}
+
+
+def loss_for(settings: Supervised, slices: Slices, labels: "np.ndarray") -> "Loss":
+    """The loss of a recipe, its weights worked out from the training labels [n, c]."""
+    from ich.models import losses
+
+    prevalence = labels.mean(axis=0)
+    weights: dict[str, Any] = {}
+    match settings.loss.weight:
+        case "pos_weight":
+            weights = {"label_weight": losses.pos_weight(prevalence)}
+        case "balanced":
+            weights = {"label_weight": losses.balanced(prevalence)}
+        case "competition":
+            weights = {"class_weight": slices.class_weights}
+    return losses.build(**settings.loss.model_dump(exclude={"weight"}), **weights)
+
+
+def train_member(
+    plan: Plan,
+    member: str,
+    fold: int,
+    fingerprint: str,
+    network: Any,
+    settings: Supervised,
+    slices: Slices,
+    rows: Mapping[str, "np.ndarray"],
+    *,
+    batches: Callable[[int], Any],
+    steps: int,
+    loss_of: Callable[[Any, Any], Any],
+    predict: Callable[[Any, str], Mapping[str, "np.ndarray"]],
+    counts: tuple[int, str],
+    record: Mapping[str, Any],
+) -> Made:
+    """Fit the network, then leave what a fold leaves: weights, history, predictions and embeddings where it has them.
+
+    predict(network, split) gives logits (and embeddings) of the rows of a split, in their order. counts: how many of
+    what an epoch sees. record: what else the run record should say.
+    """
+    folder, stop = plan.workspace.fold(member, fold), settings.early_stopping
+    judge = "inner" if "inner" in rows else "valid"
+
+    def evaluate(model: Any) -> dict[str, float]:
+        logits = {split: predict(model, split)["logits"] for split in dict.fromkeys(("valid", judge))}
+        row = {"valid_loss": log_loss(slices, rows["valid"], logits["valid"])}
+        if stop is not None:
+            row[f"{judge}_{stop.metric}"] = _judged(stop, slices, rows[judge], logits[judge])
+        return row
+
+    kept: dict[str, Any] = {}
+    if stop is not None:
+        larger = stop.metric != "log_loss"
+        kept = {"keep_best": f"{judge}_{stop.metric}", "larger_is_better": larger, "patience": stop.patience}
+    files = fit_network(
+        plan,
+        f"{member} fold {fold}",
+        folder,
+        fingerprint,
+        network,
+        settings,
+        seed_of(settings.seed, member, fold),
+        batches=batches,
+        steps=steps,
+        loss_of=loss_of,
+        evaluate=evaluate,
+        counts=counts,
+        **kept,
+    )
+    metrics: dict[str, float | None] = {}
+    for split in ("valid", "test"):
+        found = predict(network, split)
+        files |= leave_predictions(slices, folder, fold, split, rows[split], found["logits"])
+        if "embeddings" in found:
+            files |= leave_array(folder / f"{split}_embeddings.npy", found["embeddings"])
+        if split == "valid":
+            metrics = figures(slices, rows[split], found["logits"])
+    warnings = []
+    if stop is not None and stop.on == "fold":
+        warnings.append(f"the best epoch was chosen by {stop.metric} on fold {fold} itself: its score is optimistic")
+    return files, {**record, "classes": slices.classes, "metrics": metrics, "warnings": warnings}
+
+
+def _judged(stop: EarlyStopping, slices: Slices, rows: "np.ndarray", logits: "np.ndarray") -> float:
+    """The figure that early stopping goes by."""
+    from ich.ensemble import metrics, thresholds
+    from ich.ensemble.members import sigmoid
+
+    if stop.metric == "log_loss":
+        return log_loss(slices, rows, logits)
+    truth, probability = slices.labels[rows], sigmoid(logits)
+    if stop.metric == "auc":
+        auc = metrics.macro(metrics.class_auc(truth, probability))
+        if math.isnan(auc):
+            raise UserError("early_stopping.metric auc: no class has both labels in the rows that judge; take log_loss")
+        return auc
+    columns = zip(truth.T, probability.T, strict=True)
+    return metrics.macro([thresholds.exact(y, p, BETAS[stop.metric])[1] for y, p in columns])
+
+
+def fit_network(
+    plan: Plan,
+    what: str,
+    folder: Path,
+    fingerprint: str,
+    network: Any,
+    settings: Training,
+    seed: int,
+    *,
+    batches: Callable[[int], Any],
+    steps: int,
+    loss_of: Callable[[Any, Any], Any],
+    evaluate: Callable[[Any], dict[str, float]] | None = None,
+    counts: tuple[int, str],
+    **kept: Any,
+) -> dict[str, Path]:
+    """Fit the network in place, from its last finished epoch on; leave history.csv and model.safetensors.
+
+    kept: keep_best, larger_is_better and patience of FitSettings. Raises UserError where the loss is not a number.
+    """
+    from ich.training import checkpoint
+    from ich.training.loop import Diverged, FitSettings, fit, weights
+
+    saved, says = Checkpoint(folder, fingerprint), _Epochs(what, settings.epochs, *counts)
+    shared = settings.model_dump(include=set(FitSettings.__annotations__) - {"seed"})
+
+    def after_epoch(state: dict[str, Any]) -> None:
+        saved.save(state)
+        says.finished(state["history"])
+
+    try:
+        history = fit(
+            network,
+            batches,
+            loss_of,
+            FitSettings(**shared, **kept, seed=seed),
+            steps_per_epoch=steps,
+            evaluate=evaluate,
+            resume=saved.load(),
+            save=after_epoch,
+        )
+    except Diverged as error:
+        raise UserError(f"{what}: {error}") from None
+    if len(history) < settings.epochs:
+        say(f"  {what}: stopped after epoch {len(history)}, for the figure had not become better for a while")
+    files = leave_history(folder / "history.csv", history)
+    return files | leave_bytes(folder / WEIGHTS, checkpoint.weights_to_bytes(weights(network)))
+
+
+class _Epochs:
+    """Says how training goes: loss, rate, time left; at most eight lines a fold."""
+
+    def __init__(self, what: str, epochs: int, per_epoch: int, unit: str) -> None:
+        self.what, self.epochs, self.per_epoch, self.unit = what, epochs, per_epoch, unit
+        self.started = time.monotonic()
+        self.first: int | None = None
+
+    def finished(self, history: Sequence[Mapping[str, float]]) -> None:
+        done = len(history)
+        self.first = done - 1 if self.first is None else self.first
+        if done % -(-self.epochs // 8) and done != self.epochs:
+            return
+        each = (time.monotonic() - self.started) / (done - self.first)
+        shown = ", ".join(f"{key} {value:.4f}" for key, value in history[-1].items() if "loss" in key)
+        say(
+            f"  {self.what}: epoch {done} of {self.epochs}, {shown}, {self.per_epoch / each:.0f} {self.unit}/s,"
+            f" {each * (self.epochs - done):.0f} s left"
+        )
