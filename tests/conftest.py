@@ -16,6 +16,7 @@ COPIED = (
     "configs",
     "tests/tiny.yaml",
     "tests/leak.yaml",
+    "tests/parts.yaml",
 )
 RECIPE = "tests/tiny.yaml"
 

@@ -188,7 +188,10 @@ def test_the_order_of_rows_does_not_matter():
     shuffled = np.random.default_rng(0).permutation(len(y))
     settings_ = {"beta": 2, "average": "macro", "trials": 15, "seed": 9}
     first = thresholds.tune(y, p, CLASSES, fold=fold, **settings_)
-    assert first == thresholds.tune(y[shuffled], p[shuffled], CLASSES, fold=fold[shuffled], **settings_)
+    second = thresholds.tune(y[shuffled], p[shuffled], CLASSES, fold=fold[shuffled], **settings_)
+    assert first == second
+    assert first.decided is not None
+    np.testing.assert_array_equal(first.decided[shuffled], second.decided)
 
 
 def test_a_class_gets_the_threshold_that_it_gets_alone():

@@ -204,7 +204,7 @@ def test_a_trained_unibuc_recipe_scores_pictures(unibuc, tmp_path):
 
 
 def test_neighbours_are_refused_for_single_pictures(tmp_path):
-    with pytest.raises(ValueError, match=r"cnn\.resnet\.input: neighbours are slices of a study"):
+    with pytest.raises(ValueError, match=r"cnn\.resnet\.input: unibuc has single pictures"):
         small(tmp_path, "unibuc", cnn={"resnet": {**SMALL["cnn"]["resnet"], "input": "neighbours"}})
 
 

@@ -72,14 +72,14 @@ def f_from_counts(true: ArrayLike, predicted: ArrayLike, actual: ArrayLike, beta
     return above / np.where(below > 0, below, 1)
 
 
-def confusion(y: ArrayLike, positive: ArrayLike) -> dict[str, NDArray[np.float64]]:
+def confusion(y: ArrayLike, positive: ArrayLike) -> dict[str, NDArray[np.int64] | NDArray[np.float64]]:
     """What the decisions `positive` [n, c] make of each class: arrays [c] by name.
 
     tp, fp, fn and tn are counts; accuracy, precision, recall and f1 are shares. A share of nothing counts as 0
     (scikit-learn's zero_division=0): the precision without a prediction, the recall without a positive.
     """
     labels, decided = _checked_decisions(y, positive, "A confusion matrix is")
-    actual, predicted, tp = labels.sum(axis=0), decided.sum(axis=0), (labels * decided).sum(axis=0)
+    actual, predicted, tp = (x.sum(axis=0).astype(np.int64) for x in (labels, decided, labels * decided))
     fp, fn = predicted - tp, actual - tp
     tn = len(labels) - tp - fp - fn
     return {

@@ -13,7 +13,7 @@ So micro is one one-dimensional search over pooled calibrated probabilities, and
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +43,7 @@ class Tuned:
     thresholds: dict[str, float]
     score: float
     score_cross_fitted: float | None
-    decided: NDArray[np.bool_] | None
+    decided: NDArray[np.bool_] | None = field(compare=False)
     exact: float
     warnings: tuple[str, ...]
 

@@ -20,18 +20,29 @@ class RecipeError(ValueError):
 class _Loader(yaml.SafeLoader):
     """YAML with 1.2's scalars (`on` is a word, `1e-4` a number) that refuses a key given twice."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._checked: set[yaml.Node] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Called with each mapping, and with what it merges (`<<: *anchor`), whose keys its own may replace."""
+        if node not in self._checked:  # later on it holds the merged keys beside its own
+            self._checked.add(node)
+            self._check(node)
+        super().flatten_mapping(node)
+
+    def _check(self, node: yaml.MappingNode) -> None:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *anchor`, which brings keys that others may replace
-                continue
-            key = self.construct_object(key_node, deep=True)
+            merges = key_node.tag == "tag:yaml.org,2002:merge"
+            key = key_node.value if merges else self.construct_object(key_node, deep=True)
+            where = f"{key_node.start_mark.name}:{key_node.start_mark.line + 1}"
             if not isinstance(key, str | int | float):
-                raise RecipeError(f"{key_node.start_mark.name}:{key_node.start_mark.line + 1}: a key must be a word")
+                raise RecipeError(f"{where}: a key must be a word")
             if key in seen:
-                raise RecipeError(f"{key_node.start_mark.name}:{key_node.start_mark.line + 1}: {key!r} stands twice")
+                several = "; several are merged by `<<: [*one, *other]`" if merges else ""
+                raise RecipeError(f"{where}: {key!r} stands twice{several}")
             seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {

@@ -6,7 +6,6 @@ an interrupted ablation goes on where it was. The table is read from their score
 
 import csv
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 from ich.console import say
@@ -17,13 +16,19 @@ from ich.workspace import UserError, write_text
 FIGURES = {"f1": "macro F1", "f2": "macro F2", "auc": "macro AUC", "log_loss": "weighted log loss"}
 
 
-def runs(path: Path, overrides: list[str], root: Path) -> Iterator[Plan]:
-    """The plan of each variant with each seed. Raises UserError where the recipe has no ablation."""
+def runs(path: Path, overrides: list[str], root: Path) -> list[Plan]:
+    """The plan of each variant with each seed. Raises UserError where the recipe has no ablation, or not what it lists.
+
+    All of them at once: a fault in the last variant should not come to light after hours of the first.
+    """
     recipe = load(path, overrides)
-    ablation = _ablation(recipe)
+    ablation, plans = _ablation(recipe), []
     for variant in dict.fromkeys(system.variant for system in ablation.systems.values()):
-        for seed in ablation.seeds:
-            yield _run(path, overrides, root, recipe, variant, seed)
+        plans += [_run(path, overrides, root, recipe, variant, seed) for seed in ablation.seeds]
+        for title, system in ablation.systems.items():
+            if system.variant == variant and system.member not in plans[-1].members:
+                raise UserError(f"ablation.systems.{title}: variant {variant!r} leaves member {system.member!r} out")
+    return plans
 
 
 def _ablation(recipe: Recipe) -> Ablation:
@@ -78,7 +83,10 @@ def table(path: Path, overrides: list[str], root: Path) -> None:
             }
             document = system.document if column in (figure, f"{figure}_half") else None
             rows.append(Row(name, document, found["oof"], found["test"]))
-        texts.append(markdown(title, rows, claims, larger_is_better=column != "log_loss", digits=4))
+        try:
+            texts.append(markdown(title, rows, claims, larger_is_better=column != "log_loss", digits=4))
+        except ValueError as error:  # a figure that does not exist: an AUC where no class has both labels
+            raise UserError(f"{recipe.name}, {title}: {error}") from None
     folder = root / "submissions" / recipe.name
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ich.console import progress, say, table
-from ich.stages.inputs import Slices, pictures, view_of
+from ich.stages.inputs import Slices, pictures, view_of, with_weights
 from ich.stages.member import leave_bytes
-from ich.stages.plan import WEIGHTS, Made, Plan
+from ich.stages.plan import Made, Plan
 from ich.workspace import write_text
 
 if TYPE_CHECKING:
@@ -141,16 +141,11 @@ def _embedding_map(plan: Plan, slices: Slices, member: str) -> dict[str, Path]:
 
 
 def _network(plan: Plan, member: str, fold: int) -> Any:
-    """A fold's network, built from the shape in its record, where the gradients are to be taken."""
-    from safetensors.torch import load
-
+    """A fold's network where the gradients are to be taken."""
     from ich.models.cnn import Cnn, CnnSpec
     from ich.training.device import default_device
 
-    task = plan.fold(member, fold)
-    network = Cnn(CnnSpec(**(plan.record_of(task.record) or {})["model"]))
-    network.load_state_dict(load((task.folder / WEIGHTS).read_bytes()))
-    return network.to(default_device())
+    return with_weights(plan, member, fold, lambda shape: Cnn(CnnSpec(**shape))).to(default_device())
 
 
 def _images(plan: Plan, slices: Slices, member: str, rows: "np.ndarray") -> "torch.Tensor":

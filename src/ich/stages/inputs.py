@@ -10,7 +10,7 @@ from ich.recipe import Backbone, EndToEnd, Stack
 from ich.recipe import Cnn as CnnSettings
 from ich.recipe import Sequence as SequenceSettings
 from ich.stages.plan import WEIGHTS, Plan, Task
-from ich.workspace import UserError
+from ich.workspace import UserError, sha256_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -200,7 +200,7 @@ def network_of(where: str, spec: "CnnSpec", seed: int, start: Task | None = None
     try:
         network = Cnn(spec if start is None else replace(spec, pretrained=False, weights=None))
         if start is not None:
-            network.load_backbone(load((start.folder / WEIGHTS).read_bytes()))
+            network.load_backbone(load(file_of(start, WEIGHTS)))
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     return network
@@ -214,6 +214,23 @@ def joined(settings: EndToEnd, cnn: "Cnn") -> "EndToEndNetwork":
     shape = settings.model_dump(include={"cell", "hidden", "layers", "dropout"})
     head = build_head(settings.head, features=cnn.embedding_size, classes=cnn.spec.classes, **shape)
     return EndToEndNetwork(cnn, head, chunk=settings.chunk, freeze_norm=settings.start is not None)
+
+
+def with_weights(plan: Plan, member: str, fold: int, build: Callable[[dict[str, Any]], Any]) -> Any:
+    """The network of a fold: built from the shape in its record, with the weights beside it."""
+    from safetensors.torch import load
+
+    network = build((plan.fold(member, fold).record.read() or {})["model"])
+    network.load_state_dict(load(file_of(plan.fold(member, fold), WEIGHTS)))
+    return network
+
+
+def file_of(task: Task, name: str) -> bytes:
+    """A file of a task whose hash is the record's; the task was done at the start, but may be made again since."""
+    data = (task.folder / name).read_bytes()
+    if sha256_bytes(data) != (task.record.read() or {"files": {}})["files"].get(name):
+        raise UserError(f"{task.name}/{name} was changed while it was in use; run `ich {task.stage}`, then this again")
+    return data
 
 
 def predict_pictures(network: Any, dataset: "SliceDataset", settings: CnnSettings) -> dict[str, "np.ndarray"]:

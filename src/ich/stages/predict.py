@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ich.console import progress, say, table
 from ich.data.files import below
@@ -17,6 +17,7 @@ from ich.data.files import image_ids as _image_ids
 from ich.recipe import Recipe
 from ich.stages.inputs import (
     Slices,
+    file_of,
     joined,
     pictures,
     predict_pictures,
@@ -26,9 +27,10 @@ from ich.stages.inputs import (
     stacker_input,
     studies_of,
     study_pictures,
+    with_weights,
 )
 from ich.stages.plan import Made, Plan, Task
-from ich.workspace import Record, UserError, atomic, read_json, sha256_bytes
+from ich.workspace import Record, UserError, atomic, read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -198,7 +200,7 @@ def _fold(
         else:
             logits[member] = _stack(plan, member, fold, slices, logits)
         advance(len(slices))
-    weights = json.loads(_file(plan, "blend", fold, "weights.json"))
+    weights = json.loads(file_of(plan.fold("blend", fold), "weights.json"))
     read = {name: logits[name] for name in plan.recipe.blend_members}
     blended = blend_logits(read, weights, plan.recipe.blend.mean)
     return raise_any(blended, Slices(plan).classes).astype("float32")
@@ -211,7 +213,7 @@ def _cnn(plan: Plan, member: str, fold: int, slices: "pd.DataFrame", hu: "np.nda
     from ich.models.cnn import Cnn, CnnSpec
 
     settings = plan.recipe.cnn[member]
-    network = _with_weights(plan, member, fold, lambda shape: Cnn(CnnSpec(**shape)))
+    network = with_weights(plan, member, fold, lambda shape: Cnn(CnnSpec(**shape)))
     return predict_pictures(
         network, pictures(hu, slices, settings, Slices(plan).values)(np.arange(len(slices))), settings
     )
@@ -224,7 +226,7 @@ def _end_to_end(plan: Plan, member: str, fold: int, slices: "pd.DataFrame", hu: 
     from ich.models.cnn import Cnn, CnnSpec
 
     settings = plan.recipe.end_to_end[member]
-    network = _with_weights(plan, member, fold, lambda shape: joined(settings, Cnn(CnnSpec(**shape))))
+    network = with_weights(plan, member, fold, lambda shape: joined(settings, Cnn(CnnSpec(**shape))))
     shown = study_pictures(hu, slices, settings, Slices(plan).values)
     return predict_study_pictures(network, shown(np.arange(len(slices))), settings)
 
@@ -243,7 +245,7 @@ def _sequence(
     from ich.models.sequence import build_head
 
     settings = plan.recipe.sequence[member]
-    network = _with_weights(plan, member, fold, lambda shape: build_head(settings.head, **shape))
+    network = with_weights(plan, member, fold, lambda shape: build_head(settings.head, **shape))
     studies = studies_of(slices, [embeddings[name] for name in settings.on], [logits[name] for name in settings.on])
     return predict_sequence(network, studies, np.arange(len(studies.offsets) - 1), settings)
 
@@ -257,27 +259,9 @@ def _stack(plan: Plan, member: str, fold: int, slices: "pd.DataFrame", logits: d
     settings, threads = plan.recipe.stack[member], plan.recipe.compute.threads
     read = [logits[name] for name in plan.recipe.stack_members(settings)]
     x, _, base = stacker_input(member, settings, slices, read)
-    texts = [_file(plan, member, fold, f"model_{name}.txt").decode() for name in Slices(plan).classes]
+    texts = [file_of(plan.fold(member, fold), f"model_{name}.txt").decode() for name in Slices(plan).classes]
     columns = [stacker.predict(text, x, base[:, c], threads=threads) for c, text in enumerate(texts)]
     return np.column_stack(columns).astype(np.float32)
-
-
-def _with_weights(plan: Plan, member: str, fold: int, build: Callable[[dict[str, Any]], Any]) -> Any:
-    """The network of a fold: built from the shape in its record, with the weights beside it."""
-    from safetensors.torch import load
-
-    network = build((plan.fold(member, fold).record.read() or {})["model"])
-    network.load_state_dict(load(_file(plan, member, fold, "model.safetensors")))
-    return network
-
-
-def _file(plan: Plan, member: str, fold: int, name: str) -> bytes:
-    """A file of a fold whose hash is the record's; the folds were whole at the start, but may be made again since."""
-    task = plan.fold(member, fold)
-    data = (task.folder / name).read_bytes()
-    if sha256_bytes(data) != (task.record.read() or {"files": {}})["files"].get(name):
-        raise UserError(f"{task.name}/{name} was changed while it was in use; run `ich {task.stage}`, then this again")
-    return data
 
 
 # ---- the table
