@@ -22,6 +22,7 @@ ALLOWED = {
         "stages.inputs",
         "stages.member",
         "stages.fitting",
+        "stages.maps",
         "recipe",
         "workspace",
         "console",

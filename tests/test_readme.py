@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL) for line in block.strip().splitlines()]
+RECIPES = {"configs/demo.yaml": "tests/tiny.yaml", "configs/seeds/unbalanced_demo.yaml": "tests/parts.yaml"}
 ICH = [shlex.split(command)[1:] for command in COMMANDS if command.startswith("ich ")]
 
 
@@ -35,13 +36,14 @@ def test_a_named_file_exists(name):
 
 @pytest.mark.parametrize("words", ICH, ids=" ".join)
 def test_a_command_of_the_readme_runs(house, words):
-    """On the tiny recipe in place of the demo: the same command, seconds instead of minutes."""
+    """On a tiny recipe in place of the README's: the same command, seconds instead of minutes."""
     if "--table" in words:
         random = np.random.default_rng(0)
         table = pd.DataFrame({"any": random.integers(0, 2, 100), "prob_any": random.random(100)})
         table.to_parquet(house.root / words[words.index("--table") + 1])
-    command, *rest = [word.replace("configs/demo.yaml", "tests/tiny.yaml").replace("demo", "tiny") for word in words]
-    recipe = next((word for word in rest if word == "tests/tiny.yaml"), None)
+    command, *rest = [RECIPES.get(word, word).replace("demo", "tiny") for word in words]
+    recipe = next((word for word in rest if word in RECIPES.values()), None)
+    rest += ["--set", "ablation.seeds=[1]"] if command == "ablate" else []
     process = house.start(command, *(word for word in rest if word != recipe), recipe=recipe)
     out, err = process.communicate(timeout=300)
     found_something = command == "check" and process.returncode == 1  # a gap in a series is a warning

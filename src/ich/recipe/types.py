@@ -66,7 +66,7 @@ class Blend(Strict):
         default="optuna",
         description="optuna: searched on log loss, kept only where they win on folds they did not see",
     )
-    mean: Literal["logits", "probabilities"] = "logits"
+    mean: Literal["logits", "probabilities"] = Field(default="logits", description="what is averaged")
     trials: PositiveInt = 150
     seed: int = 7
 

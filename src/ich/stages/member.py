@@ -18,6 +18,7 @@ from ich.workspace import UserError, atomic, read_sealed, write_sealed, write_te
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
 
 # ---- which folds, and running them
@@ -139,6 +140,11 @@ def leave_array(path: Path, array: "np.ndarray") -> dict[str, Path]:
 def leave_bytes(path: Path, data: bytes) -> dict[str, Path]:
     with atomic(path) as temporary:
         temporary.write_bytes(data)
+    return {path.name: path}
+
+
+def leave_table(path: Path, rows: "pd.DataFrame") -> dict[str, Path]:
+    write_text(path, rows.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
     return {path.name: path}
 
 
