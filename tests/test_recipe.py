@@ -32,6 +32,7 @@ def demo():
         ("blend.members=[bigru, nobody]", "blend.members: no member 'nobody'"),
         ("cnn.resnet.epochs=0", "cnn.resnet.epochs: Input should be greater than 0 (got 0)"),
         ("cnn.resnet.epochs=many", "cnn.resnet.epochs: Input should be a valid integer"),
+        ("cnn.resnet.loss.gamma_neg=0.5", "cnn.resnet.loss.gamma_neg: a focusing is 0 or at least 1, not 0.5"),
         ("name=../x", "name: String should match pattern"),
         ("competition.format=rsna", "competition.format: Input should be 'rsna2019'"),
         ("cnn.a/b.backbone=resnet18", "member name 'a/b'"),

@@ -34,6 +34,12 @@ def test_the_unit_of_a_dimension_does_not_matter():
     np.testing.assert_allclose(coordinates(scaled, 0), coordinates(wide, 0), rtol=1e-3, atol=1e-2)
 
 
+def test_embeddings_that_are_all_the_same_lie_in_one_place():
+    points = coordinates(np.full((40, 16), 0.1, np.float16), 0)
+    assert points.dtype == np.float32
+    np.testing.assert_array_equal(points, np.zeros((40, 2)))
+
+
 @pytest.mark.parametrize("shape", [(4, 64), (5, 1), (9, 3)])
 def test_few_slices_and_narrow_embeddings_have_a_map_too(shape):
     points = coordinates(np.random.default_rng(0).normal(size=shape), 0)

@@ -63,6 +63,12 @@ def test_every_group_has_its_colour_and_no_other():
     assert not has_colour(picture, OKABE_ITO[5])
 
 
+def test_more_groups_than_colours_are_all_drawn():
+    names = [f"group {k}" for k in range(10)]
+    ours, nobody_s = (scatter_groups(POINTS, [name] * 60, names, "a title") for name in (names[-1], "another"))
+    assert ours != nobody_s
+
+
 def test_an_outline_is_drawn_where_one_is_given_only():
     plain, outlined = (gallery([("row", [Picture(GREY, "", None, mask)])], "title") for mask in (None, BOX))
     sky_blue = OKABE_ITO[1]

@@ -5,6 +5,8 @@ import csv
 import numpy as np
 import pandas as pd
 
+from ich.stages.maps import ends
+
 FILES = {
     "embedding_map.csv",
     "embedding_map_label.png",
@@ -37,6 +39,13 @@ def test_everything_is_there_and_fits_the_competition(finished):
     assert set(played["member"]) == {"resnet", "resnext"}
     assert (played["rate_with_tolerance"] >= played["rate"]).all()
     assert played["chance"].between(0, 1).all()
+
+
+def test_a_gallery_shows_different_studies_at_each_end_and_no_slice_twice():
+    studies = np.array(["a", "a", "b", "b", "c", "c"])
+    assert ends(np.array([0, 1, 2, 3, 4, 5]), studies).tolist() == [0, 2, 3, 5]
+    assert ends(np.array([1, 0, 3]), studies).tolist() == [1, 3, 0]
+    assert ends(np.array([4]), studies).tolist() == [4]
 
 
 def test_the_audit_is_judged_by_the_labels_that_were_written_wrong(finished):

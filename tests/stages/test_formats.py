@@ -14,7 +14,7 @@ import yaml
 from ich.data import dicom
 from ich.phantom.competition import CLASSES, Study, make_study
 from ich.recipe import load
-from ich.stages import blend, cnn, demo, folds, predict, prepare, score, sequence, stack, submit, thresholds
+from ich.stages import blend, cnn, demo, explain, folds, predict, prepare, score, sequence, stack, submit, thresholds
 from ich.stages.plan import Plan
 from ich.workspace import UserError
 
@@ -203,6 +203,13 @@ def test_a_trained_unibuc_recipe_scores_pictures(unibuc, tmp_path):
     assert scored["image_id"].tolist() == ["000040"]
 
 
+def test_explain_maps_grey_pictures_of_one_class(unibuc):
+    explain.run(unibuc)
+    folder = unibuc.explain.folder
+    assert {"grad_cam.png", "saliency.png", "suspicious_labels.csv"} <= {path.name for path in folder.iterdir()}
+    assert set(pd.read_csv(folder / "embedding_map.csv")["group"]) == {"no bleed", "hemorrhage"}
+
+
 def test_neighbours_are_refused_for_single_pictures(tmp_path):
     with pytest.raises(ValueError, match=r"cnn\.resnet\.input: unibuc has single pictures"):
         small(tmp_path, "unibuc", cnn={"resnet": {**SMALL["cnn"]["resnet"], "input": "neighbours"}})
@@ -263,6 +270,9 @@ def test_a_folder_with_labels_of_slices_and_a_test_folder_hands_in_probabilities
     assert table["any"].between(0, 1).all()
     assert slice_table(plan).query("split == 'test'")["any"].isna().all()
     assert "test" in set(pd.read_csv(plan.workspace.submissions / "scores.csv")["rows"])
+    explain.run(plan)
+    mapped = pd.read_csv(plan.explain.folder / "embedding_map.csv")
+    assert set(mapped["group"]) == {"no bleed", "any"}
 
 
 # ---- CQ500

@@ -3,7 +3,16 @@
 import difflib
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 
 class Strict(BaseModel):
@@ -24,6 +33,15 @@ class Loss(Strict):
     gamma_pos: NonNegativeFloat = Field(default=0.0, description="asymmetric: focusing of positives")
     gamma_neg: NonNegativeFloat = Field(default=2.0, description="asymmetric: focusing of negatives")
     clip: float = Field(default=0.05, ge=0, lt=1, description="asymmetric: probability shift of negatives")
+
+    @field_validator("gamma", "gamma_pos", "gamma_neg")
+    @classmethod
+    def _slope_has_a_bound(cls, value: float) -> float:
+        if 0 < value < 1:
+            raise ValueError(
+                f"a focusing is 0 or at least 1, not {value:g}: between them the slope of the loss has no bound"
+            )
+        return value
 
 
 class Augment(Strict):

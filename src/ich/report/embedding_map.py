@@ -15,11 +15,14 @@ PERPLEXITY = 30.0
 def coordinates(embeddings: NDArray[np.floating], seed: int) -> NDArray[np.float32]:
     """t-SNE of embeddings [n, d], float32 [n, 2], the same for the same seed, however many cores there are.
 
-    Each dimension is standardised first. (van der Maaten and Hinton, 2008; docs/seeds.md, HOHOHO)
+    Each dimension is standardised first. Embeddings that are all the same, those of a network that has learned
+    nothing, lie at 0. (van der Maaten and Hinton, 2008; docs/seeds.md, HOHOHO)
     Raises ValueError for fewer than FEWEST embeddings.
     """
     if embeddings.ndim != 2 or len(embeddings) < FEWEST:
         raise ValueError(f"a map needs embeddings [n, d] of at least {FEWEST} slices, got {list(embeddings.shape)}")
+    if (embeddings == embeddings[0]).all():  # t-SNE would divide by their spread, and crash
+        return np.zeros((len(embeddings), 2), dtype=np.float32)
     # sums over threads may come out in another order elsewhere, and t-SNE enlarges the smallest difference
     with threadpool_limits(1):
         x = StandardScaler().fit_transform(embeddings.astype(np.float64))

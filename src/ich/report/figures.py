@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,10 +43,13 @@ def scatter_values(points: NDArray[np.floating], values: NDArray[np.floating], t
 
 
 def scatter_groups(points: NDArray[np.floating], groups: Sequence[str], names: Sequence[str], title: str) -> bytes:
-    """Points [n, 2] coloured by the group each belongs to. The first of `names` is grey and lies below the others."""
+    """Points [n, 2] coloured by the group each belongs to. The first of `names` is grey and lies below the others.
+
+    There are eight colours besides; of more groups some share theirs.
+    """
     with _figure((7.4, 5.2)) as figure:
         axes, member = _map(figure, title), np.asarray(groups)
-        for name, colour in zip(names, (GREY, *OKABE_ITO), strict=False):
+        for name, colour in zip(names, chain((GREY,), cycle(OKABE_ITO)), strict=False):
             chosen = points[member == name]
             label = f"{name} ({len(chosen)})"
             axes.scatter(chosen[:, 0], chosen[:, 1], c=colour, s=14 if colour != GREY else 8, linewidths=0, label=label)

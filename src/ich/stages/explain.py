@@ -118,16 +118,17 @@ def _embedding_map(plan: Plan, slices: Slices, member: str) -> dict[str, Path]:
     from ich.report import embedding_map, figures
 
     parts, folder = plan.workspace.fold(member, 0), plan.explain.folder
-    embeddings = np.load(parts / "valid_embeddings.npy", allow_pickle=False)
+    embeddings = np.load(parts / "valid_embeddings.npy", mmap_mode="r", allow_pickle=False)
     ids = pd.read_parquet(parts / "valid.parquet", columns=["image_id"])["image_id"]
     chosen = embedding_map.sample_rows(len(ids), MAPPED, seed=0)
     if len(chosen) < embedding_map.FEWEST:
         return {}
     points = embedding_map.coordinates(embeddings[chosen], seed=0)
     shown = slices.table.set_index("image_id").loc[ids.iloc[chosen]].reset_index()
-    names = ["no bleed", *(name for name in slices.classes if name != "any"), "several"]
-    count = shown[names[1:-1]].sum(axis=1).to_numpy()
-    group = np.where(count > 1, "several", np.where(count == 0, "no bleed", shown[names[1:-1]].idxmax(axis=1)))
+    subtypes = [name for name in slices.classes if name != "any"] or slices.classes
+    names = ["no bleed", *subtypes, *(["several"] if len(subtypes) > 1 else [])]
+    count = shown[subtypes].sum(axis=1).to_numpy()
+    group = np.where(count > 1, "several", np.where(count == 0, "no bleed", shown[subtypes].idxmax(axis=1)))
     place = ((shown["index"] + 0.5) / shown["n_slices"]).to_numpy()
     mapped = shown[["image_id", "study_id", "index"]].assign(place=place, group=group, x=points[:, 0], y=points[:, 1])
     title = f"t-SNE of {len(points)} embeddings, {member}, validation rows of fold 0"

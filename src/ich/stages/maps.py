@@ -68,9 +68,7 @@ def galleries(plan: Plan, slices: Slices, member: str) -> dict[str, Path]:
         if not len(positive):
             continue
         order = positive[np.argsort(-probability[positive, c], kind="stable")]
-        studies = slices.table["study_id"].to_numpy()[rows]
-        ends = [end[_firsts(studies[end])][:SHOWN] for end in (order, order[::-1])]
-        chosen = np.concatenate([ends[0], ends[1][::-1]])
+        chosen = ends(order, slices.table["study_id"].to_numpy()[rows])
         images = _images(plan, slices, member, rows[chosen])
         gradient = gradcam.saliency(network, images, c)
         strength = gradient / np.maximum(np.quantile(gradient, 0.995, axis=(1, 2), keepdims=True), 1e-12)
@@ -88,11 +86,19 @@ def galleries(plan: Plan, slices: Slices, member: str) -> dict[str, Path]:
     return files
 
 
-def _firsts(values: "np.ndarray") -> "np.ndarray":
-    """Where each value occurs first, ascending."""
+def ends(order: "np.ndarray", studies: "np.ndarray") -> "np.ndarray":
+    """SHOWN of the first and SHOWN of the last of `order` [m], numbers into studies [n]; fewer where there are fewer.
+
+    The first are of different studies, and so are the last; none of them is both.
+    """
     import numpy as np
 
-    return np.sort(np.unique(values, return_index=True)[1])
+    def of_different_studies(some: "np.ndarray") -> "np.ndarray":
+        return some[np.sort(np.unique(studies[some], return_index=True)[1])][:SHOWN]
+
+    first = of_different_studies(order)
+    last = of_different_studies(order[~np.isin(order, first)][::-1])
+    return np.concatenate([first, last[::-1]])
 
 
 def _pairs(
