@@ -181,8 +181,7 @@ def test_a_share_is_drawn_of_patients_with_and_without_bleeding(with_bleeding, w
     chosen = drawn(patients, found)
     assert chosen != set(patients.tolist())
     for part, size in zip((chosen & bleeds, chosen - bleeds), kinds, strict=True):
-        assert len(part) >= min(size, 1)
-        assert size < 2 or len(part) < size
+        assert size < 2 or 1 <= len(part) < size
         if 1 <= share * size <= size - 1:
             assert abs(len(part) - share * size) <= 0.5
 
@@ -198,6 +197,12 @@ def test_a_larger_share_holds_the_smaller_and_another_seed_draws_others():
     assert few < many
     assert len(few) == 5  # of 10 with and 40 without: 1 and 4
     assert drawn(patients, folds.patient_share(patients.tolist(), positive, 0.4, 4)) != many
+
+
+@pytest.mark.parametrize(("share", "is_drawn"), [(0.1, False), (0.9, True)])
+def test_the_only_patient_with_a_bleeding_goes_where_most_patients_go(share, is_drawn):
+    patients, positive = [f"p{i}" for i in range(10)], np.arange(10) == 3
+    assert folds.patient_share(patients, positive, share, 0)[3] == is_drawn
 
 
 def test_a_share_of_one_is_everybody_and_others_are_refused():

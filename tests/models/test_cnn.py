@@ -77,6 +77,7 @@ def test_backbones_by_name_embed_and_show_maps_of_the_size_asked_for(name: str, 
     for smallest, side in ((6, 8), (2, 2), (100, None)):
         maps = []
         layer = model.feature_layer(64, smallest)
+        assert layer is not None
         hook = layer.register_forward_hook(lambda _module, _inputs, output, maps=maps: maps.append(output))
         embeddings = model.embed(images(n=1, size=64))[0]
         hook.remove()
@@ -89,6 +90,13 @@ def test_backbones_by_name_embed_and_show_maps_of_the_size_asked_for(name: str, 
         torch.nn.init.ones_(model.classifier.weight)
         gradient = torch.autograd.grad(model.classifier(embeddings).sum(), maps[0])[0]
         assert gradient.any()
+
+
+def test_a_transformer_has_no_map():
+    kwargs = {"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    model = net(CnnSpec("vit_tiny_patch16_224", 3, 6, kwargs)).train()
+    assert model.feature_layer(32) is None
+    assert model.training
 
 
 @pytest.mark.parametrize("size", [64, 224])

@@ -221,3 +221,11 @@ def test_what_does_not_fit_is_refused():
         build_head("lrn", features=8, cell="gru", **shape)
     with pytest.raises(ValueError, match="7 features, an odd number"):
         build_head("sdl", features=7, cell="gru", **shape)
+
+
+def test_a_new_label_decoder_still_knows_the_slice_at_its_last_class():
+    torch.manual_seed(0)
+    decoder = LabelDecoder(64, 6, 64)
+    states = decoder(torch.randn(1, 50, 64), torch.tensor([50]))
+    spread = states[0].std(dim=0).norm(dim=-1)
+    assert spread[-1] > 0.3 * spread[0]  # with forget gates of 1/2 it is a tenth

@@ -71,8 +71,10 @@ def test_real_data_need_no_truth_and_what_does_not_depend_on_it_is_the_same_byte
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for name in ("masks.npz", "mislabelled.csv"):
         (house.root / "input/tiny" / name).unlink()
+    (folder / "notes.txt").write_text("somebody's own")
     said = house.ich("explain", "--force")
     assert "Wrong labels" not in said
+    (folder / "notes.txt").unlink()  # it was left alone
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert set(after) == FILES - {"label_audit.csv", "pointing_game.csv"}
     changed = {name for name, data in after.items() if data != before[name]}

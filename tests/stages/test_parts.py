@@ -21,7 +21,7 @@ from ich.recipe import load
 from ich.stages import ablate, cnn, end_to_end, pretrain
 from ich.stages.fitting import splits
 from ich.stages.inputs import Slices
-from ich.stages.plan import Plan, seed_of
+from ich.stages.plan import Plan
 from ich.training import loop
 from ich.workspace import UserError
 
@@ -246,6 +246,19 @@ def test_half_of_the_labels_are_those_of_half_of_the_patients(parts, monkeypatch
     assert patients(slices, other) != drawn
 
 
+@pytest.mark.parametrize("fold", [0, 1])
+def test_members_of_one_seed_draw_the_same_patients(parts, monkeypatch, fold):
+    """Else two systems are compared on other labels, and a judge of the second has trained the first."""
+    inner = "early_stopping={metric: f2, on: inner, share: 0.3}"
+    plan = plan_of(parts, "cnn.resnext.labels=0.5", f"end_to_end.joint.{inner}")
+    slices, cnns = Slices(plan), plan.recipe.cnn
+    small, resnext = (training(monkeypatch, cnn, plan, name, fold).dataset.rows for name in ("small", "resnext"))
+    assert small.tolist() == resnext.tolist()
+    judge = splits(slices, plan.recipe.end_to_end["joint"], fold)["inner"]
+    started_from = splits(slices, cnns["resnet"], fold)["train"]
+    assert not patients(slices, judge) & patients(slices, started_from)
+
+
 # ---- early stopping
 
 
@@ -256,13 +269,14 @@ def test_the_best_epoch_by_the_fold_itself_is_warned_of(parts):
         assert f"warning: joint: {warning}" in ich(parts, "score")
     for member in ("resnet", "resnext", "bigru"):
         assert record(parts, member)["warnings"] == []
+    assert "warning: lgbm, blend: what they read is optimistic, and so are their scores" in ich(parts, "score")
 
 
 @pytest.mark.parametrize("fold", [0, 1])
 def test_inner_patients_are_neither_trained_on_nor_of_the_fold(parts, monkeypatch, fold):
     plan = plan_of(parts)
     slices, settings = Slices(plan), plan.recipe.cnn["resnet"]
-    rows = splits(slices, settings, fold, seed_of(settings.seed, "resnet", fold))
+    rows = splits(slices, settings, fold)
     trained = training(monkeypatch, cnn, plan, "resnet", fold).dataset.rows
     assert trained.tolist() == rows["train"].tolist()
     inner = patients(slices, rows["inner"])
@@ -452,5 +466,5 @@ def test_too_few_patients_to_set_some_aside_are_told_in_one_line(parts, monkeypa
     one = train[slices.table["patient_id"].iloc[train] == slices.table["patient_id"].iloc[train[0]]]
     monkeypatch.setattr(Slices, "train_rows", lambda *_: one)
     with pytest.raises(UserError, match="too few") as error:
-        splits(slices, plan.recipe.cnn["resnet"], 0, 1)
+        splits(slices, plan.recipe.cnn["resnet"], 0)
     assert "\n" not in str(error.value)

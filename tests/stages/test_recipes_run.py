@@ -86,7 +86,7 @@ def two_steps(plan: Plan) -> list[str]:
         if group == "pretrain":
             count = len(slices.table)
         else:
-            rows = splits(slices, settings, 0, settings.seed, getattr(settings, "labels", 1.0))["train"]
+            rows = splits(slices, settings, 0, getattr(settings, "labels", 1.0))["train"]
             count = len(rows) if group == "cnn" else slices.table["series"].iloc[rows].nunique()
         assert count > 1, f"{group}.{name}"
         changes.append(f"{group}.{name}.batch_size={count // 2 if group in ('pretrain', 'cnn') else -(-count // 2)}")

@@ -68,11 +68,11 @@ def patient_share(patients: Sequence[str], positive: NDArray[np.bool_], share: f
     """Rows [n] of about `share` of the patients, drawn at random: for an inner validation, or for a part of the labels.
 
     patients [n] names each row's patient, and `positive` [n] the rows with a bleeding. Patients with any such row and
-    patients without are drawn apart: of each kind the share to the nearest patient, but at least one, and where there
-    are two or more, not all. A share of 1 is everybody. The order of the rows does not matter, and what a smaller
-    share draws is part of what a larger one draws.
+    patients without are drawn apart: of each kind the share to the nearest patient, but of two or more at least one and
+    not all. A share of 1 is everybody. The order of the rows does not matter, and what a smaller share draws is part
+    of what a larger one draws.
 
-    Raises ValueError for a share outside ]0, 1], and where too few patients are there to leave any undrawn.
+    Raises ValueError for a share outside ]0, 1], and where too few patients are there to draw some and leave others.
     """
     if not 0 < share <= 1:
         raise ValueError(f"a share of the patients lies above 0 and is at most 1, not {share}")
@@ -82,9 +82,9 @@ def patient_share(patients: Sequence[str], positive: NDArray[np.bool_], share: f
     drawn = np.full(len(names), share == 1)
     for kind in (bleeds, ~bleeds):
         order = random.permutation(np.flatnonzero(kind))
-        wanted = min(max(round(share * len(order)), 1), max(len(order) - 1, 1))
-        drawn[order[:wanted]] = True
-    if share < 1 and drawn.all():
+        wanted = round(share * len(order))
+        drawn[order[: min(max(wanted, 1), len(order) - 1) if len(order) > 1 else wanted]] = True
+    if share < 1 and (drawn.all() or not drawn.any()):
         raise ValueError(f"{len(names)} patients are too few to draw some with and without bleeding and leave others")
     return drawn[of_row]
 

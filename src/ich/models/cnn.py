@@ -112,14 +112,31 @@ class Cnn(nn.Module):
             )
         self.backbone.load_state_dict(found)
 
-    def feature_layer(self, size: int, smallest: int = 6) -> nn.Module:
+    def feature_layer(self, size: int, smallest: int = 6) -> nn.Module | None:
         """The deepest layer whose map of a picture of `size` pixels a side has `smallest` cells a side, else the first.
 
-        For Grad-CAM: deeper layers know more of the class, and maps of a few cells say little of the place.
+        For Grad-CAM: deeper layers know more of the class, and maps of a few cells say little of the place. None
+        where that layer's output is no map [B, channels, rows, columns], as in most transformers.
         """
         layers = self.backbone.feature_info
         fine = [layer for layer in layers if size >= smallest * layer["reduction"]]
-        return self.backbone.get_submodule((fine or layers[:1])[-1]["module"])
+        chosen = (fine or layers[:1])[-1]
+        layer = self.backbone.get_submodule(chosen["module"])
+        shape = self._shape_of(layer, size)
+        return layer if len(shape) == 4 and shape[1] == chosen["num_chs"] and shape[2] == shape[3] else None
+
+    @torch.inference_mode()
+    def _shape_of(self, layer: nn.Module, size: int) -> tuple[int, ...]:
+        """The shape of what the layer makes of one picture."""
+        shapes: list[tuple[int, ...]] = []
+        hook = layer.register_forward_hook(lambda _layer, _inputs, output: shapes.append(tuple(output.shape)))
+        before = self.training
+        try:
+            self.eval()(torch.zeros(1, self.spec.in_channels, size, size, device=self.classifier.bias.device))
+        finally:
+            hook.remove()
+            self.train(before)
+        return shapes[0]
 
 
 def _backbone(spec: CnnSpec) -> Any:

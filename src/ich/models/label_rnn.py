@@ -1,5 +1,7 @@
 """Slice dependencies learning and the label decoder (docs/seeds.md, SDL + LRNN), alone and in both orders."""
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -55,6 +57,11 @@ class LabelDecoder(nn.Module):
         self.classes = classes
         self.start = nn.Identity() if features == hidden else nn.Linear(features, hidden)
         self.rnn = nn.LSTM(1, hidden, batch_first=True)
+        # The feature comes in at the first step only. With PyTorch's forget gates of 1/2, a 64th of it would be left at
+        # the sixth class; these forget over as many steps as there are classes (Tallec and Ollivier, arXiv:1804.11188).
+        forget = slice(hidden, 2 * hidden)
+        nn.init.zeros_(self.rnn.get_parameter("bias_hh_l0")[forget])
+        nn.init.constant_(self.rnn.get_parameter("bias_ih_l0")[forget], math.log(classes))
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         """The states [B, T, classes, hidden] of features [B, T, D], a step a class."""

@@ -56,7 +56,7 @@ def build(
     return loss
 
 
-def pos_weight(prevalence: np.ndarray, largest: float = 20.0) -> list[tuple[float, float]]:
+def pos_weight(prevalence: np.ndarray, largest: float) -> list[tuple[float, float]]:
     """Label weights (1, negatives / positives) of the classes' frequencies [c], at most `largest`.
 
     These are torch's `pos_weight`: both labels of a class weigh the same in all, and a class weighs what its

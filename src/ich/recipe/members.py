@@ -25,10 +25,11 @@ class Loss(Strict):
     name: Literal["bce", "focal", "asymmetric"] = "bce"
     weight: Literal["none", "pos_weight", "balanced", "competition"] = Field(
         default="none",
-        description="pos_weight: positives weigh negatives/positives of the training rows, at most 20; balanced: each"
+        description="pos_weight: positives weigh negatives/positives of the training rows; balanced: each"
         " label weighs n / (2 n_label), as class_weight in scikit-learn and Keras; competition: each class weighs as in"
         " the competition's log loss (RSNA 2019: any counts twice)",
     )
+    largest: PositiveFloat = Field(default=20, description="pos_weight: what a positive weighs at most")
     gamma: NonNegativeFloat = Field(default=2.0, description="focal: focusing of the easy slices")
     gamma_pos: NonNegativeFloat = Field(default=0.0, description="asymmetric: focusing of positives")
     gamma_neg: NonNegativeFloat = Field(default=2.0, description="asymmetric: focusing of negatives")

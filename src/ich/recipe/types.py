@@ -195,6 +195,17 @@ class Recipe(Strict):
     def stack_members(self, stack: Stack) -> list[str]:
         return self.base_members if stack.on == "all" else list(stack.on)
 
+    def read_by(self, member: str) -> list[str]:
+        """The members whose weights or predictions a member reads; "blend" is one too."""
+        if member in self.end_to_end:
+            start = self.end_to_end[member].start
+            return [] if start is None else [start]
+        if member in self.sequence:
+            return list(self.sequence[member].on)
+        if member in self.stack:
+            return self.stack_members(self.stack[member])
+        return self.blend_members if member == "blend" else []
+
 
 PICTURES = ("backbone", "kwargs", "input", "windows")  # what two networks must agree in to share weights
 

@@ -27,7 +27,7 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     settings = plan.recipe.cnn[member]
     torch.set_num_threads(plan.recipe.compute.threads)
     slices, seed, size = Slices(plan), seed_of(settings.seed, member, fold), settings.batch_size
-    rows = splits(slices, settings, fold, seed, settings.labels)
+    rows = splits(slices, settings, fold, settings.labels)
     hu = np.load(plan.prepared.folder / "hu.npy", mmap_mode="r", allow_pickle=False)
     shown = pictures(hu, slices.table, settings, slices.values, slices.labels, seed)
     augment = build(Augmentation(**settings.augment.model_dump()))

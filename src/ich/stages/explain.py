@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MAPPED = 2000  # slices on the embedding map; t-SNE takes longer than their number
 SUSPECTS = 200  # labels that are listed whatever they look like
 PRINTED = 10
+NOT_ONE = ("no bleed", "no subtype", "several")  # groups of the embedding map besides the subtypes
 
 
 def run(plan: Plan, *, force: bool = False) -> None:
@@ -58,9 +59,8 @@ def _explained(plan: Plan) -> Made:
 
     torch.set_num_threads(plan.recipe.compute.threads)
     slices = Slices(plan)
-    for left in plan.explain.folder.glob("*.*"):  # by a run that knew more, as where the bleeds are
-        if left != plan.explain.record.path:
-            left.unlink()
+    for left in (plan.explain.record.read() or {"files": {}})["files"]:  # by a run that knew more: where the bleeds are
+        (plan.explain.folder / left).unlink(missing_ok=True)
     files = _audit(plan, slices)
     if plan.recipe.cnn:
         first = next(iter(plan.recipe.cnn))
@@ -126,15 +126,15 @@ def _embedding_map(plan: Plan, slices: Slices, member: str) -> dict[str, Path]:
     points = embedding_map.coordinates(embeddings[chosen], seed=0)
     shown = slices.table.set_index("image_id").loc[ids.iloc[chosen]].reset_index()
     subtypes = [name for name in slices.classes if name != "any"] or slices.classes
-    names = ["no bleed", *subtypes, *(["several"] if len(subtypes) > 1 else [])]
-    count = shown[subtypes].sum(axis=1).to_numpy()
-    group = np.where(count > 1, "several", np.where(count == 0, "no bleed", shown[subtypes].idxmax(axis=1)))
+    count, bleeds = shown[subtypes].sum(axis=1).to_numpy(), shown[slices.classes].max(axis=1).to_numpy() > 0
+    group = np.select([~bleeds, count == 0, count > 1], NOT_ONE, shown[subtypes].idxmax(axis=1))
+    names = [NOT_ONE[0], *subtypes, *(name for name in NOT_ONE[1:] if name in group)]
     place = ((shown["index"] + 0.5) / shown["n_slices"]).to_numpy()
     mapped = shown[["image_id", "study_id", "index"]].assign(place=place, group=group, x=points[:, 0], y=points[:, 1])
     title = f"t-SNE of {len(points)} embeddings, {member}, validation rows of fold 0"
+    labels = figures.scatter_groups(points, group.tolist(), names, title)
+    files = leave_table(folder / "embedding_map.csv", mapped) | leave_bytes(folder / "embedding_map_label.png", labels)
+    if (shown["n_slices"] == 1).all():  # single pictures have no place in a study
+        return files
     positions = figures.scatter_values(points, place, title, "place in the study (0 first slice, 1 last)")
-    return (
-        leave_table(folder / "embedding_map.csv", mapped)
-        | leave_bytes(folder / "embedding_map_position.png", positions)
-        | leave_bytes(folder / "embedding_map_label.png", figures.scatter_groups(points, group.tolist(), names, title))
-    )
+    return files | leave_bytes(folder / "embedding_map_position.png", positions)

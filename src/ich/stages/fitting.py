@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from ich.models.losses import Loss
 
 
-def splits(slices: Slices, settings: Supervised, fold: int, seed: int, labels: float = 1.0) -> dict[str, "np.ndarray"]:
+def splits(slices: Slices, settings: Supervised, fold: int, labels: float = 1.0) -> dict[str, "np.ndarray"]:
     """Row numbers: train, valid (the fold), test, and inner where training patients are set aside to judge epochs.
 
-    labels: share of the training patients whose labels are used.
+    labels: share of the training patients whose labels are used. Members of one seed draw the same patients: they can
+    be compared, and where one starts from another's weights, those have not seen the patients that judge it.
     """
     from ich.data.folds import patient_share
 
@@ -41,7 +42,7 @@ def splits(slices: Slices, settings: Supervised, fold: int, seed: int, labels: f
         """Mask of the training rows of so many patients."""
         patients, positive = slices.table["patient_id"].iloc[train].tolist(), slices.labels[train].max(axis=1) > 0
         try:
-            return patient_share(patients, positive, share, seed_of(seed, purpose))
+            return patient_share(patients, positive, share, seed_of(settings.seed, fold, purpose))
         except ValueError as error:
             raise UserError(f"the {purpose} patients of fold {fold}: {error}") from None
 
@@ -61,12 +62,12 @@ def loss_for(settings: Supervised, slices: Slices, labels: "np.ndarray") -> "Los
     weights: dict[str, Any] = {}
     match settings.loss.weight:
         case "pos_weight":
-            weights = {"label_weight": losses.pos_weight(prevalence)}
+            weights = {"label_weight": losses.pos_weight(prevalence, settings.loss.largest)}
         case "balanced":
             weights = {"label_weight": losses.balanced(prevalence)}
         case "competition":
             weights = {"class_weight": slices.class_weights}
-    return losses.build(**settings.loss.model_dump(exclude={"weight"}), **weights)
+    return losses.build(**settings.loss.model_dump(exclude={"weight", "largest"}), **weights)
 
 
 def train_member(

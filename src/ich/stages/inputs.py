@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ich.recipe import Backbone, EndToEnd, Stack
+from ich.recipe import Backbone, EndToEnd, Head, Stack
 from ich.recipe import Cnn as CnnSettings
 from ich.recipe import Sequence as SequenceSettings
 from ich.stages.plan import WEIGHTS, Plan, Task
@@ -206,13 +206,25 @@ def network_of(where: str, spec: "CnnSpec", seed: int, start: Task | None = None
     return network
 
 
+def head_shape(settings: Head, features: int, classes: int) -> dict[str, Any]:
+    return {"features": features, "classes": classes} | settings.model_dump(include=set(Head.model_fields) - {"head"})
+
+
+def study_head(settings: Head, shape: dict[str, Any]) -> Any:
+    """The network over the slices of a study. Raises UserError for a shape that the head cannot have."""
+    from ich.models.sequence import build_head
+
+    try:
+        return build_head(settings.head, **shape)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
 def joined(settings: EndToEnd, cnn: "Cnn") -> "EndToEndNetwork":
     """The end-to-end network of a slice network. With a start, the norm layers keep the statistics learned before."""
     from ich.models.cnn_lstm import EndToEnd as EndToEndNetwork
-    from ich.models.sequence import build_head
 
-    shape = settings.model_dump(include={"cell", "hidden", "layers", "dropout"})
-    head = build_head(settings.head, features=cnn.embedding_size, classes=cnn.spec.classes, **shape)
+    head = study_head(settings, head_shape(settings, cnn.embedding_size, cnn.spec.classes))
     return EndToEndNetwork(cnn, head, chunk=settings.chunk, freeze_norm=settings.start is not None)
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ich.console import progress
+from ich.console import progress, say
 from ich.stages.inputs import Slices, pictures, view_of, with_weights
 from ich.stages.member import leave_bytes, leave_table
 from ich.stages.plan import Plan
@@ -62,7 +62,10 @@ def galleries(plan: Plan, slices: Slices, member: str) -> dict[str, Path]:
     probability = sigmoid(aligned(valid, slices.ids(rows), slices.classes))
     view = view_of(plan.recipe.cnn[member], slices.values)
     channel = (view.depth // 2) * (view.channels // view.depth)  # the slice itself, no neighbour, in the first window
-    rows_of: dict[str, list[tuple[str, list[figures.Picture]]]] = {"saliency": [], "grad_cam": []}
+    layer = network.feature_layer(plan.recipe.image.size)
+    if layer is None:
+        say(f"explain: {member}: no layer of {network.spec.backbone} makes a map, so there is no Grad-CAM of it")
+    rows_of: dict[str, list[tuple[str, list[figures.Picture]]]] = {}
     for c, name in enumerate(slices.classes):
         positive = np.flatnonzero(slices.labels[rows, c] == 1)
         if not len(positive):
@@ -72,17 +75,20 @@ def galleries(plan: Plan, slices: Slices, member: str) -> dict[str, Path]:
         images = _images(plan, slices, member, rows[chosen])
         gradient = gradcam.saliency(network, images, c)
         strength = gradient / np.maximum(np.quantile(gradient, 0.995, axis=(1, 2), keepdims=True), 1e-12)
-        maps = gradcam.grad_cam(network, network.feature_layer(images.shape[-1]), images, c)
+        overlays: dict[str, np.ndarray] = {"saliency": strength}
+        if layer is not None:
+            overlays["grad_cam"] = gradcam.grad_cam(network, layer, images, c)
         masks = _masks(plan, slices, rows[chosen], name)
-        for key, overlays in (("saliency", strength), ("grad_cam", maps)):
-            shown = _pairs(images[:, channel].numpy(), probability[chosen, c], overlays, masks)
-            rows_of[key].append((name, shown))
-    if not rows_of["saliency"]:
-        return {}
+        for key, maps in overlays.items():
+            shown = _pairs(images[:, channel].numpy(), probability[chosen, c], maps, masks)
+            rows_of.setdefault(key, []).append((name, shown))
     files: dict[str, Path] = {}
-    for key, title in (("saliency", "Saliency (gradient by the grey values)"), ("grad_cam", "Grad-CAM")):
-        what = f"{title}, {member}, positive validation slices of fold 0: {SHOWN} found most surely, {SHOWN} least"
-        files |= leave_bytes(plan.explain.folder / f"{key}.png", figures.gallery(rows_of[key], what))
+    titles = {"saliency": "Saliency (gradient by the grey values)", "grad_cam": "Grad-CAM"}
+    for key, gallery in rows_of.items():
+        what = (
+            f"{titles[key]}, {member}, positive validation slices of fold 0: {SHOWN} found most surely, {SHOWN} least"
+        )
+        files |= leave_bytes(plan.explain.folder / f"{key}.png", figures.gallery(gallery, what))
     return files
 
 
@@ -124,6 +130,9 @@ def pointing_game(plan: Plan, slices: Slices) -> dict[str, Path]:
     with progress("explain: pointing game", len(plan.recipe.cnn) * len(targets), "classes") as advance:
         for member in plan.recipe.cnn:
             networks = [_network(plan, member, k) for k in plan.fold_numbers]
+            if networks[0].feature_layer(plan.recipe.image.size) is None:
+                advance(len(targets))
+                continue
             for c, name in enumerate(slices.classes):
                 folds = [_play(plan, slices, member, networks[k], c, *targets[k, c]) for k in plan.fold_numbers]
                 figures = np.concatenate(folds)

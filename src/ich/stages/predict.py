@@ -26,6 +26,7 @@ from ich.stages.inputs import (
     series_codes,
     stacker_input,
     studies_of,
+    study_head,
     study_pictures,
     with_weights,
 )
@@ -242,10 +243,8 @@ def _sequence(
     """Logits float32 [n, c]; the embeddings are those of the same fold's CNNs, so there is nothing to align."""
     import numpy as np
 
-    from ich.models.sequence import build_head
-
     settings = plan.recipe.sequence[member]
-    network = with_weights(plan, member, fold, lambda shape: build_head(settings.head, **shape))
+    network = with_weights(plan, member, fold, lambda shape: study_head(settings, shape))
     studies = studies_of(slices, [embeddings[name] for name in settings.on], [logits[name] for name in settings.on])
     return predict_sequence(network, studies, np.arange(len(studies.offsets) - 1), settings)
 

@@ -42,13 +42,26 @@ def run(plan: Plan, *, force: bool = False) -> None:
         shown = [[r["member"], r["stage"], *(r[c] for c in COLUMNS)] for r in rows if r["rows"] == where]
         if shown:
             table(["member", "stage", *titles], shown, title)
+    _show_warnings(plan)
+    if plan.recipe.folds.by == "slice":
+        say("warning: folds.by is slice: slices of one patient stand in several folds, and the scores above know them")
+    say(f"\nscore: {path}")
+
+
+def _show_warnings(plan: Plan) -> None:
+    """What the folds' records warn of, and whose scores that touches beside their own."""
+    touched: list[str] = []
     for member in plan.recipe.base_members:
         for k in plan.fold_numbers:
             for warning in (plan.record_of(plan.fold(member, k).record) or {}).get("warnings", []):
                 say(f"warning: {member}: {warning}")
-    if plan.recipe.folds.by == "slice":
-        say("warning: folds.by is slice: slices of one patient stand in several folds, and the scores above know them")
-    say(f"\nscore: {path}")
+                touched.append(member)
+    readers: list[str] = []
+    for member in plan.members:
+        if member not in touched and not {*touched, *readers}.isdisjoint(plan.recipe.read_by(member)):
+            readers.append(member)
+    if readers:
+        say(f"warning: {', '.join(readers)}: what they read is optimistic, and so are their scores")
 
 
 def _scores(plan: Plan) -> Made:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from ich.console import say
 from ich.stages.fitting import loss_for, splits, train_member
-from ich.stages.inputs import Slices, predict_sequence, studies_of
+from ich.stages.inputs import Slices, head_shape, predict_sequence, studies_of, study_head
 from ich.stages.member import run_folds
 from ich.stages.plan import Made, Plan, seed_of
 
@@ -23,20 +23,18 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     import torch
 
     from ich.data.datasets import study_loader
-    from ich.models.sequence import build_head
 
     settings = plan.recipe.sequence[member]
     torch.set_num_threads(plan.recipe.compute.threads)
     slices, seed, size = Slices(plan), seed_of(settings.seed, member, fold), settings.batch_size
-    rows = splits(slices, settings, fold, seed)
+    rows = splits(slices, settings, fold)
     if settings.features == "aligned" and not len(slices.test_rows):
         say(f"  {member} fold {fold}: there is no test set to align the folds' embeddings by; they stay as they are")
     packed, studies = _studies(slices, settings.on, fold, settings.features)
     numbers = {split: _numbers(studies, packed, wanted) for split, wanted in rows.items()}
-    shape = {"features": studies.features.shape[1], "classes": len(slices.classes)}
-    shape |= settings.model_dump(include={"cell", "hidden", "layers", "dropout"})
+    shape = head_shape(settings, studies.features.shape[1], len(slices.classes))
     torch.manual_seed(seed)
-    network: Any = build_head(settings.head, **shape)
+    network = study_head(settings, shape)
     if settings.output_bias:
         network.output_bias(slices.labels[rows["train"]].mean(axis=0))
     loss = loss_for(settings, slices, slices.labels[rows["train"]])
