@@ -96,7 +96,7 @@ strengths = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(strengths, st.integers(0, 2**63 - 1), st.sampled_from([1, 3, 4, 9]))
 def test_the_same_seed_makes_the_same_bytes_whatever_the_settings(augmentation, seed, channels):
     first, second = build(augmentation), build(augmentation)

@@ -285,7 +285,7 @@ def test_8_bit_values_are_scaled(path):
     assert dicom.hounsfield(path).tolist() == [[-100, 0, 100, 410]]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     values=st.lists(st.integers(-32768, 32767), min_size=1, max_size=8),
     intercept=st.integers(-40000, 40000),
@@ -405,7 +405,7 @@ def test_files_that_are_not_there_or_not_dicom_have_their_reason(tmp_path):
 WHOLE: list[bytes] = []
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_a_mutated_file_is_read_or_refused_and_nothing_else(data, tmp_path_factory):
     if not WHOLE:

@@ -25,7 +25,7 @@ def competition(seed: int, patients: int, rare: float = 0.05) -> pd.DataFrame:
     return table.assign(split="train", image_id=[f"i{i}" for i in range(len(table))])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 1000), patients=st.integers(5, 60), n=st.integers(2, 5))
 def test_every_study_has_one_fold_and_every_patient_stays_whole(seed, patients, n):
     table = competition(seed, patients)
@@ -155,7 +155,7 @@ def drawn(patients: np.ndarray, mask: np.ndarray) -> set[str]:
     return set(patients[mask].tolist())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     with_bleeding=st.integers(0, 30),
     without=st.integers(0, 30),

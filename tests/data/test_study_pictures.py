@@ -41,7 +41,7 @@ def picture(set_: StudyPictures, row: int) -> np.ndarray:
     return render(slices.hu[slices.neighbours[row]] if slices.view is NEIGHBOURS else slices.hu[row][None], slices.view)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=5), st.data())
 def test_every_slice_is_at_its_place_and_padding_is_nothing(lengths: list[int], data: st.DataObject):
     set_ = studies(lengths, data.draw(st.sampled_from([WINDOWS, NEIGHBOURS])))

@@ -48,7 +48,7 @@ def test_every_head_has_its_tests():
 
 
 @pytest.mark.parametrize(("name", "cell"), VARIANTS)
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=3),
     rubbish=st.sampled_from([0.0, -100.0, 1e30, float("nan")]),

@@ -20,7 +20,7 @@ def study(length: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=4), rubbish=st.floats(-100, 100))
 def test_padding_never_changes_a_study(cell: str, lengths: list[int], rubbish: float):
     model = head(cell, layers=2).eval()

@@ -14,7 +14,7 @@ from ich.phantom.study import identifier
 RSNA = (0.0042, 0.0480, 0.0348, 0.0474, 0.0627, 0.1434)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(train=st.integers(1, 120), test=st.integers(1, 60), seed=st.integers(0, 2**31))
 def test_a_plan_has_the_studies_asked_for_and_nobody_twice_over(train, test, seed):
     plan = plan_competition(train_studies=train, test_studies=test, seed=seed)
@@ -56,7 +56,7 @@ def test_a_large_competition_has_the_prevalence_of_rsna_2019():
     assert np.argmax(prevalence) == 4
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 99), start=st.integers(0, 10**9))
 def test_identifiers_never_meet(seed, start):
     made = {identifier(seed, start + k, 9) for k in range(50)}

@@ -69,7 +69,7 @@ def looked_up(labels: np.ndarray, series: np.ndarray, index: np.ndarray) -> dict
     }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(tables)
 def test_patterns_are_those_of_a_plain_search(seed):
     labels, series, index, _ = random_table(seed)
@@ -81,7 +81,7 @@ def test_patterns_are_those_of_a_plain_search(seed):
         assert found[row, c] == (beside == {1 - label})
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(tables)
 def test_suspicion_is_the_product_of_two_witnesses(seed):
     labels, series, index, probability = random_table(seed)
@@ -167,7 +167,7 @@ def test_a_rule_is_judged_by_hand_made_counts():
     assert ranking.average_precision == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(tables)
 def test_average_precision_is_scikit_learns(seed):
     rng = np.random.default_rng(seed)
