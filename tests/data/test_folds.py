@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.folds import POSITIVES, rsna_sized, worst_deviation
 from ich.data import folds
 
 CLASSES = ["rare", "common", "any"]
@@ -213,3 +214,14 @@ def test_a_share_of_one_is_everybody_and_others_are_refused():
             folds.patient_share(patients, positive, share, 0)
     with pytest.raises(ValueError, match="too few"):
         folds.patient_share(patients, positive, 0.5, 0)
+
+
+def test_folds_of_a_competition_of_rsna_size_are_even_in_the_rarest_class():
+    table, classes = rsna_sized(), [*POSITIVES, "any"]
+    assert len(table) == 752_803
+    assert table["patient_id"].nunique() == 17_079
+    assert table.groupby("patient_id")["study_id"].nunique().max() == 15
+    assert table[list(POSITIVES)].sum().to_dict() == POSITIVES
+    found = folds.assign(table, classes, 5, seed=7)
+    fold = table["study_id"].map(found.set_index("study_id")["fold"]).to_numpy()
+    assert worst_deviation(table, fold, classes)["epidural"] < 0.01
