@@ -58,12 +58,14 @@ def test_auc_and_average_precision_are_scikit_learns_ties_included(table):
             assert precision[c] == pytest.approx(average_precision_score(y[:, c], p[:, c]))
 
 
-@given(tables(), st.sampled_from([0.5, 1.0, 2.0]), st.sampled_from(["macro", "micro"]))
-def test_f_beta_is_scikit_learns_with_zero_for_nothing_over_nothing(table, beta, average):
+@given(
+    tables(), st.sampled_from([0.5, 1.0, 2.0]), st.sampled_from(["macro", "micro", "samples"]), st.sampled_from([0, 1])
+)
+def test_f_beta_is_scikit_learns_nothing_over_nothing_included(table, beta, average, zero_division):
     y, p = table
     positive = p >= 0.005
-    expected = fbeta_score(y, positive, beta=beta, average=average, zero_division=0)
-    assert metrics.f_beta(y, positive, beta, average) == pytest.approx(expected)
+    expected = fbeta_score(y, positive, beta=beta, average=average, zero_division=zero_division)
+    assert metrics.f_beta(y, positive, beta, average, zero_division) == pytest.approx(expected)
 
 
 def test_f2_of_counts_worked_out_by_hand():

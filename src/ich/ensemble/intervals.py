@@ -1,35 +1,130 @@
-"""How sure a score is: percentile intervals of the bootstrap over patients."""
+"""How sure a score is: percentile intervals of the bootstrap over patients.
 
-from itertools import pairwise
+Patients are drawn with replacement, with all their rows, because rows of one patient are not independent (Efron and
+Tibshirani, "An introduction to the bootstrap", 1993, chapter 13).
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ich.ensemble.metrics import class_auc
+
+BINS = 8192  # of scores, in which a draw's AUC and average precision are computed
+
+
+class Bootstrap:
+    """The same draws of patients for every score, so that two scores can be compared draw by draw.
+
+    owner [n]: each row's patient, as a number 0..g-1; counts float64 [b, g]: how often each draw holds each patient.
+    """
+
+    def __init__(self, patients: ArrayLike, *, resamples: int = 1000, seed: int = 7) -> None:
+        names, self.owner = np.unique(np.asarray(patients), return_inverse=True)
+        random, g = np.random.default_rng(seed), len(names)
+        self.counts = random.multinomial(g, np.full(g, 1 / g), size=resamples).astype(np.float64)
+
+    def sums(self, values: ArrayLike) -> NDArray[np.float64]:
+        """Sum over each draw's rows of `values` [n], one a draw [b]."""
+        of_patient = np.bincount(self.owner, weights=np.asarray(values, dtype=np.float64), minlength=self._patients)
+        # einsum, not BLAS, whose last bits depend on the number of threads
+        return np.einsum("bg,g->b", self.counts, of_patient)
+
+    def means(self, values: ArrayLike) -> NDArray[np.float64]:
+        """Mean over each draw's rows of `values` [n], one a draw [b]."""
+        return self.sums(values) / self.sums(np.ones(len(self.owner)))
+
+    def ranks(self, labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """AUC and average precision of each draw [b], [b], of labels and scores [n]; NaN in a draw of one label only.
+
+        Exact where at most BINS / 2 - 1 distinct scores belong to positives. Where more do, near scores count as equal:
+        a bin of them holds at most 2 / BINS of the positives and of the negatives, equal scores aside, so an AUC moves
+        by less than 1 / BINS. Measured: an AUC by 1e-6, an average precision by 1e-4.
+        """
+        from scipy import sparse
+
+        positive, ranks = np.asarray(labels) > 0, _bins(np.asarray(labels, dtype=np.float64), np.asarray(scores))
+        bins = int(ranks.max()) + 1
+        # how often each patient has each bin, the positives' bins above the negatives': whole numbers, exact in float32
+        entry = (np.where(positive, ranks, ranks + bins), self.owner)
+        table = sparse.csc_array((np.ones(len(ranks), np.float32), entry), shape=(2 * bins, self._patients))
+        found = [_rank_scores(table @ block, bins) for block in self._blocks]
+        auc, precision = np.concatenate(found, axis=1)
+        return auc, precision
+
+    @property
+    def _patients(self) -> int:
+        return self.counts.shape[1]
+
+    @cached_property
+    def _blocks(self) -> list[NDArray[np.float32]]:
+        """The counts as float32 [g, at most 64 draws]: a product with a sparse table then stays within the cache."""
+        blocks = range(0, len(self.counts), 64)
+        return [np.ascontiguousarray(self.counts[k : k + 64].T, dtype=np.float32) for k in blocks]
+
+
+def interval(draws: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
+    """The ends of the percentile interval of a score's draws [b]; NaN draws, which have no score, are left out."""
+    if np.isnan(draws).all():
+        return float("nan"), float("nan")
+    tail = 100 * (1 - level) / 2
+    low, high = np.nanpercentile(draws, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def simplest(losses: Mapping[str, NDArray[np.float64]], level: float = 0.95) -> str:
+    """The candidate to take: `losses` holds each one's draws [b], the simplest first, lower is better.
+
+    A later candidate takes the place of the one chosen so far only where the interval of their difference lies below
+    0: an advantage that may be chance is none.
+    """
+    names = list(losses)
+    chosen = names[0]
+    for name in names[1:]:
+        if interval(losses[name] - losses[chosen], level)[1] < 0:
+            chosen = name
+    return chosen
 
 
 def auc_interval(
     y: ArrayLike, p: ArrayLike, patients: ArrayLike, *, resamples: int = 1000, level: float = 0.95, seed: int = 7
 ) -> tuple[float, float, float]:
-    """The AUC of labels y [n] and scores p [n], and the ends of its interval.
+    """The AUC of labels y [n] and scores p [n] of `patients` [n], and the ends of its interval.
 
-    `patients` [n] says whose each row is: patients are drawn with replacement, with all their rows, because rows of one
-    patient are not independent (Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapter 13). Draws
-    in which one label is missing have no AUC and are left out. NaN where there is no AUC at all.
+    Draws in which one label is missing have no AUC and are left out. NaN where there is no AUC at all.
     """
     labels, scores = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
     value = float(class_auc(labels[:, None], scores[:, None])[0])
-    if np.isnan(value):
-        return value, value, value
-    _, owner = np.unique(np.asarray(patients), return_inverse=True)
-    order = np.argsort(owner, kind="stable")
-    starts = np.append(np.flatnonzero(np.diff(owner[order], prepend=-1)), len(order))
-    rows_of = [order[a:b] for a, b in pairwise(starts)]
-    random = np.random.default_rng(seed)
-    found = np.empty(resamples)
-    for k in range(resamples):
-        rows = np.concatenate([rows_of[i] for i in random.integers(len(rows_of), size=len(rows_of))])
-        found[k] = class_auc(labels[rows, None], scores[rows, None])[0]
-    tail = 100 * (1 - level) / 2
-    low, high = np.nanpercentile(found, [tail, 100 - tail]) if not np.isnan(found).all() else (np.nan, np.nan)
-    return value, float(low), float(high)
+    auc, _ = Bootstrap(patients, resamples=resamples, seed=seed).ranks(labels, scores)
+    return value, *interval(auc, level)
+
+
+def _bins(labels: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Each row's bin, 0 for the highest scores; equal scores share one.
+
+    Scores of negatives with no positive between them are told apart by nobody: they share a bin at no cost. Where that
+    leaves more than BINS, a bin ends where another 2 / BINS of the positives or of the negatives is full.
+    """
+    order = np.argsort(-scores, kind="stable")
+    starts = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))
+    some = np.add.reduceat(labels[order], starts)
+    all_ = np.diff(np.append(starts, len(order)))
+    new = np.append(True, (some[1:] > 0) | (some[:-1] > 0))
+    if new.sum() > BINS:
+        share = [np.cumsum(x) * (BINS // 2) // max(x.sum(), 1) for x in (some, all_ - some)]
+        new = np.append(True, (np.diff(share[0]) > 0) | (np.diff(share[1]) > 0))
+    found = np.empty(len(order), dtype=np.intp)
+    found[order] = np.repeat(np.cumsum(new) - 1, all_)
+    return found
+
+
+def _rank_scores(counts: NDArray[np.float32], bins: int) -> NDArray[np.float64]:
+    """AUC and average precision [2, b] of the counts [2 * bins, b] of positives, then negatives, highest bin first."""
+    positives, negatives = counts[:bins], counts[bins:]
+    hits, alarms = np.cumsum(positives, axis=0, dtype=np.float64), np.cumsum(negatives, axis=0, dtype=np.float64)
+    both = np.where((hits[-1] > 0) & (alarms[-1] > 0), 1.0, np.nan)
+    area = np.einsum("kb,kb->b", negatives, hits - positives / 2) / np.maximum(hits[-1] * alarms[-1], 1)
+    precision = np.einsum("kb,kb->b", positives, hits / np.maximum(hits + alarms, 1)) / np.maximum(hits[-1], 1)
+    return np.stack([area * both, precision * both])

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Average = Literal["macro", "micro"]
+Average = Literal["macro", "micro", "samples"]
 
 
 def weighted_log_loss(y: ArrayLike, p: ArrayLike, weights: ArrayLike, eps: float = 1e-7) -> float:
@@ -19,11 +19,15 @@ def weighted_log_loss(y: ArrayLike, p: ArrayLike, weights: ArrayLike, eps: float
     are 1 for each subtype and 2 for "any" (https://www.kaggle.com/c/rsna-intracranial-hemorrhage-detection,
     Evaluation).
     """
+    loss = row_losses(y, p, eps)
+    return float((loss.mean(axis=0) * checked_weights(weights, loss.shape[1])).sum())
+
+
+def row_losses(y: ArrayLike, p: ArrayLike, eps: float = 1e-7) -> NDArray[np.float64]:
+    """Binary cross-entropy of each row and class [n, c], with p [n, c] clipped to eps..1-eps."""
     labels, probabilities = checked_probabilities(y, p)
-    per_class = checked_weights(weights, labels.shape[1])
     clipped = np.clip(probabilities, eps, 1 - eps)
-    loss = -(labels * np.log(clipped) + (1 - labels) * np.log1p(-clipped))
-    return float((loss.mean(axis=0) * per_class).sum())
+    return -(labels * np.log(clipped) + (1 - labels) * np.log1p(-clipped))
 
 
 def class_auc(y: ArrayLike, p: ArrayLike) -> NDArray[np.float64]:
@@ -41,25 +45,29 @@ def class_average_precision(y: ArrayLike, p: ArrayLike) -> NDArray[np.float64]:
     return np.array([_average_precision(labels[:, c], scores[:, c]) for c in range(labels.shape[1])])
 
 
-def f_beta(y: ArrayLike, positive: ArrayLike, beta: float, average: Average) -> float:
+def f_beta(y: ArrayLike, positive: ArrayLike, beta: float, average: Average, zero_division: float = 0) -> float:
     """F-beta of the decisions `positive` [n, c], (1 + b^2) TP / ((1 + b^2) TP + b^2 FN + FP).
 
-    macro is the mean over classes, micro pools the counts of all classes. Where neither a positive nor a
-    prediction exists, the ratio 0/0 counts as 0 (scikit-learn's zero_division=0), in macro too: a class
-    without positives costs every solution the same.
+    macro is the mean over classes, micro pools the counts of all classes, samples is the mean over slices. Where
+    neither a positive nor a prediction exists, the ratio 0/0 counts as `zero_division`, as in scikit-learn. With 0 a
+    class without positives costs every solution the same, and so does in samples a slice without positives.
     """
     labels, decided = _checked_decisions(y, positive, "F-beta is")
-    true = (labels * decided).sum(axis=0)
-    predicted, actual = decided.sum(axis=0), labels.sum(axis=0)
+    if average == "samples":
+        counts = (np.einsum("nc,nc->n", labels, decided), decided.sum(axis=1), labels.sum(axis=1))
+    else:
+        counts = (np.einsum("nc,nc->c", labels, decided), decided.sum(axis=0), labels.sum(axis=0))
     if average == "micro":
-        true, predicted, actual = true.sum(), predicted.sum(), actual.sum()
-    elif average != "macro":
-        raise ValueError(f"average is {average!r}; it must be 'macro' or 'micro'.")
-    return float(np.mean(f_from_counts(true, predicted, actual, beta)))
+        counts = (counts[0].sum(), counts[1].sum(), counts[2].sum())
+    elif average not in ("macro", "samples"):
+        raise ValueError(f"average is {average!r}; it must be 'macro', 'micro' or 'samples'.")
+    return float(np.mean(f_from_counts(*counts, beta, zero_division)))
 
 
-def f_from_counts(true: ArrayLike, predicted: ArrayLike, actual: ArrayLike, beta: float) -> NDArray[np.float64]:
-    """F-beta from true positives, predicted positives and actual positives; 0 where there are none of either.
+def f_from_counts(
+    true: ArrayLike, predicted: ArrayLike, actual: ArrayLike, beta: float, zero_division: float = 0
+) -> NDArray[np.float64]:
+    """F-beta from true, predicted and actual positives; `zero_division` where there are none of the last two.
 
     TP + FP = predicted and TP + FN = actual turn the usual formula into (1 + b^2) TP / (b^2 actual +
     predicted).
@@ -69,7 +77,7 @@ def f_from_counts(true: ArrayLike, predicted: ArrayLike, actual: ArrayLike, beta
     square = beta * beta
     below = square * np.asarray(actual, dtype=np.float64) + np.asarray(predicted, dtype=np.float64)
     above = (1 + square) * np.asarray(true, dtype=np.float64)
-    return above / np.where(below > 0, below, 1)
+    return np.where(below > 0, above / np.where(below > 0, below, 1), zero_division)
 
 
 def confusion(y: ArrayLike, positive: ArrayLike) -> dict[str, NDArray[np.int64] | NDArray[np.float64]]:

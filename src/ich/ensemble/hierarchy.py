@@ -1,0 +1,59 @@
+""" "any" is at least its largest subtype: a projection that costs no slice log loss, whatever its labels."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ich.ensemble.metrics import checked_weights
+
+# The competition's log loss clips probabilities to 1e-7..1 - 1e-7; the same bound as a logit.
+LIMIT = float(np.log((1 - 1e-7) / 1e-7))
+
+
+def project_any(logits: ArrayLike, classes: Sequence[str], weights: ArrayLike) -> NDArray[np.float64]:
+    """Logits [n, c] with "any" at least every subtype, as near to the given ones as that allows.
+
+    Row by row it is the point r of the convex set {any >= each subtype} with the smallest divergence D(r, p) =
+    sum_c w_c kl(r_c || p_c) from the probabilities p; w are the class weights [c] of the competition's log loss. That
+    loss of a row with labels y is D(y, p). Labels in which "any" is the largest subtype lie in the set, and D is
+    a Bregman divergence, so the generalised theorem of Pythagoras holds: D(y, p) >= D(y, r) + D(r, p) (Bregman 1967;
+    Banerjee et al., JMLR 6, 2005, appendix A). No row's loss rises, and where a row changes it falls by D(r, p) or
+    more. Raising "any" to the largest subtype has no such guarantee: the subtype may be what is wrong.
+
+    The slope of kl(r || p) in r is logit r - logit p, so classes that end up equal lie at the weighted mean of
+    their logits: "any" is pooled with the subtypes above it, the largest first, until the next is not above the mean.
+    A pool of weight 0 takes its largest logit. Rows that hold the order already stay as they are, bit by bit, and so
+    does a table without "any". The means are taken of logits clipped where the metric clips, so the guarantee is the
+    metric's.
+
+    Raises ValueError for another shape, weights that do not fit (metrics.checked_weights) and NaN.
+    """
+    projected = np.array(logits, dtype=np.float64)
+    if projected.ndim != 2 or projected.shape[1] != len(classes) or np.isnan(projected).any():
+        raise ValueError(f"logits {projected.shape} must be a table [n, {len(classes)}] of numbers, without NaN.")
+    share = checked_weights(weights, len(classes))
+    if "any" not in classes or len(classes) == 1:
+        return projected
+    column = list(classes).index("any")
+    wrong = np.flatnonzero(projected.max(axis=1) > projected[:, column])
+    table = projected[wrong]
+    pooled = _pooled(np.clip(table, -LIMIT, LIMIT), column, share)
+    table = np.minimum(table, pooled[:, None])
+    table[:, column] = pooled
+    projected[wrong] = table
+    return projected
+
+
+def _pooled(z: NDArray, column: int, share: NDArray) -> NDArray[np.float64]:
+    """The logit [n] of the pool that each row's "any" ends in."""
+    subtypes = np.delete(np.arange(z.shape[1]), column)
+    order = subtypes[np.argsort(-z[:, subtypes], axis=1, kind="stable")]
+    falling = np.take_along_axis(z, order, axis=1)
+    weight = share[column] + np.cumsum(share[order], axis=1)
+    total = share[column] * z[:, [column]] + np.cumsum(share[order] * falling, axis=1)
+    # means[:, k] is the pool of "any" and the k largest subtypes
+    means = np.divide(total, weight, out=np.broadcast_to(falling[:, :1], weight.shape).copy(), where=weight > 0)
+    means = np.column_stack([z[:, column], means])
+    stops = np.column_stack([falling <= means[:, :-1], np.ones(len(z), dtype=bool)])
+    return means[np.arange(len(z)), stops.argmax(axis=1)]

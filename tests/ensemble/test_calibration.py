@@ -1,0 +1,299 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from scipy.special import expit, logit
+from sklearn.isotonic import IsotonicRegression
+
+from ich.ensemble import calibration
+from ich.ensemble.calibration import METHODS, Calibrator, choose, fit
+from ich.ensemble.intervals import Bootstrap
+from ich.ensemble.metrics import weighted_log_loss
+
+FITTED = METHODS[1:]
+logits = st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=30)
+labels = st.lists(st.sampled_from([0.0, 1.0]), min_size=30, max_size=30)
+
+
+def simulated(seed, n=6000, slope=1.0, intercept=0.0):
+    """Logits z, labels of probability sigmoid(slope z + intercept), folds and patients of 20 rows."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(-2, 2, n)
+    y = (rng.random(n) < expit(slope * z + intercept)).astype(float)
+    patients = np.arange(n) // 20
+    return z, y, patients % 4, patients
+
+
+def log_loss(y, z):
+    return weighted_log_loss(y[:, None], expit(z)[:, None], [1])
+
+
+def test_the_maps_by_hand():
+    assert Calibrator().apply([1.0, -2.0]).tolist() == [1.0, -2.0]
+    assert Calibrator("temperature", (2.0,)).apply([3.0]).tolist() == [1.5]
+    assert Calibrator("platt", (2.0, -1.0)).apply([3.0]).tolist() == [5.0]
+    p = 0.2  # 0.5 ln 0.2 - 3 ln 0.8 + 0.1
+    found = Calibrator("beta", (0.5, 3.0, 0.1)).apply(logit([p]))
+    assert found == pytest.approx([0.5 * np.log(0.2) - 3 * np.log(0.8) + 0.1])
+    knots = Calibrator("isotonic", knots=((-1.0, -3.0), (1.0, 1.0), (2.0, 1.0)))
+    assert knots.apply([-9.0, -1.0, 0.0, 1.5, 9.0]).tolist() == [-3.0, -3.0, -1.0, 1.0, 1.0]
+    assert Calibrator("isotonic", knots=((0.0, 0.5),)).apply([[-1.0, 1.0]]).tolist() == [[0.5, 0.5]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(logits, labels, st.sampled_from(METHODS))
+def test_every_fitted_map_rises_stays_finite_and_survives_json(z, y, method):
+    found = fit(method, z, y[: len(z)])
+    grid = np.sort(np.concatenate([z, np.linspace(-20, 20, 401), [-1e4, 1e4]]))
+    mapped = found.apply(grid)
+    assert np.isfinite(mapped).all()
+    assert (np.diff(mapped) >= -1e-12 * np.abs(mapped[1:])).all()
+    assert Calibrator.from_dict(json.loads(json.dumps(found.as_dict(), allow_nan=False))) == found
+
+
+@pytest.mark.parametrize("method", ["temperature", "platt", "beta"])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_fit_is_the_optimum_that_a_general_solver_finds(method, seed):
+    rng = np.random.default_rng(seed)
+    z, y, _, _ = simulated(seed, 200, slope=[1, 0.3, -1, 3, 0, 1][seed], intercept=rng.normal())
+
+    def columns(theta):
+        ln_p, ln_q = -np.logaddexp(0, -z), -np.logaddexp(0, z)
+        return {"temperature": lambda: theta[0] * z, "platt": lambda: theta[0] * z + theta[1]}.get(
+            method, lambda: theta[0] * ln_p - theta[1] * ln_q + theta[2]
+        )()
+
+    start = np.array({"temperature": [1.0], "platt": [1.0, 0.0], "beta": [1.0, 1.0, 0.0]}[method])
+
+    def objective(theta):
+        line = columns(theta)
+        return float((np.logaddexp(0, line) - y * line).sum() + calibration.RIDGE / 2 * ((theta - start) ** 2).sum())
+
+    slopes = 2 if method == "beta" else 1
+    bounds = [(1e-3, None)] * slopes + [(None, None)] * (len(start) - slopes)
+    solved = minimize(objective, start, bounds=bounds, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-9})
+    found = np.array(fit(method, z, y).parameters)
+    theta = 1 / found if method == "temperature" else found
+    assert objective(theta) <= objective(solved.x) + 1e-8
+    assert theta == pytest.approx(solved.x, abs=2e-3)
+
+
+@pytest.mark.parametrize("method", FITTED)
+def test_a_known_distortion_is_undone(method):
+    z, y, _, _ = simulated(0, 20_000, slope=0.5)
+    found = fit(method, z, y).apply([-3.0, -1.0, 0.0, 1.0])
+    assert found == pytest.approx([-1.5, -0.5, 0.0, 0.5], abs=0.35 if method == "isotonic" else 0.12)
+
+
+def test_rows_in_cells_give_the_parameters_of_the_rows(monkeypatch):
+    z, y, _, _ = simulated(1, 12_000, slope=0.7, intercept=-0.5)
+    exact = {method: fit(method, z, y) for method in METHODS}
+    monkeypatch.setattr(calibration, "_CELLS", 8000)
+    for method in ("temperature", "platt", "beta"):
+        assert fit(method, z, y).parameters == pytest.approx(exact[method].parameters, abs=1e-4)
+    other_z, other_y, _, _ = simulated(13, 12_000, slope=0.7, intercept=-0.5)
+    cells = log_loss(other_y, fit("isotonic", z, y).apply(other_z))
+    assert cells == pytest.approx(log_loss(other_y, exact["isotonic"].apply(other_z)), abs=1e-4)
+
+
+def test_copies_stand_for_repeated_rows():
+    z, y, _, _ = simulated(2, 400)
+    copies = np.arange(400) % 3 + 1
+    for method in FITTED:
+        repeated = fit(method, np.repeat(z, copies), np.repeat(y, copies)).apply(z)
+        assert fit(method, z, y, copies).apply(z) == pytest.approx(repeated, abs=1e-9)
+
+
+def test_isotonic_knots_are_the_steps_of_scikit_learn_with_one_pseudo_row_at_either_end():
+    z, y, _, _ = simulated(3, 500)
+    extended = np.concatenate([z, [z.min(), z.max()]]), np.concatenate([y, [1, 0]])
+    steps = IsotonicRegression().fit(*extended).predict(z)
+    found = np.array(fit("isotonic", z, y).knots)
+    values = np.unique(steps.round(12))
+    assert expit(found[:, 1]) == pytest.approx(values)
+    assert found[:, 0] == pytest.approx([z[np.isclose(steps, value, atol=1e-11)].mean() for value in values])
+
+
+def test_isotonic_by_hand():
+    # pseudo-rows: a positive at 0, a negative at 3. Shares 1/2 (0), 0 (1), 1 (2), 1/2 (3) -> pools {0, 1}, {2, 3}
+    found = fit("isotonic", [0.0, 1.0, 2.0, 3.0], [0, 0, 1, 1])
+    assert np.array(found.knots) == pytest.approx(np.array([[0.5, logit(1 / 3)], [2.5, logit(2 / 3)]]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("z", "y"), [([1.0, 2.0], [0, 0]), ([1.0, 2.0], [1, 1]), ([1.0, 1.0], [0, 1]), ([30.0, 40.0], [0, 1])]
+)
+def test_one_label_or_one_logit_leaves_the_identity(method, z, y):
+    assert fit(method, z, y) == Calibrator()
+
+
+@pytest.mark.parametrize("method", FITTED)
+def test_labels_that_a_threshold_separates_and_single_positives_have_a_moderate_fit(method):
+    z = np.linspace(-4, 4, 200)
+    separated = fit(method, z, z > 0).apply(z)
+    assert np.abs(separated).max() < 60
+    single = fit(method, z, z == z[150]).apply(z)
+    assert np.abs(single).max() < 60
+    assert log_loss(1.0 * (z == z[150]), single) < log_loss(1.0 * (z == z[150]), z)
+
+
+@pytest.mark.parametrize("method", FITTED)
+def test_on_its_own_rows_a_fit_never_loses_to_none(method):
+    for seed in range(5):
+        z, y, _, _ = simulated(seed, 300, slope=0.6)
+        assert log_loss(y, fit(method, z, y).apply(z)) <= log_loss(y, z) + 1e-12
+
+
+def test_cross_fitted_rows_come_from_the_fit_of_the_other_folds():
+    z, y, fold, patients = simulated(4, slope=0.6, intercept=-0.4)
+    for method in FITTED:
+        choice = choose(z, y, fold, patients, method)
+        for k in range(4):
+            apart = fit(method, z[fold != k], y[fold != k]).apply(z[fold == k])
+            assert choice.logits[fold == k] == pytest.approx(apart, abs=1e-9)
+        assert choice.calibrator.apply(z) == pytest.approx(fit(method, z, y).apply(z), abs=1e-9)
+        assert choice.losses[method]["cross_fitted"] == pytest.approx(log_loss(y, choice.logits))
+        assert choice.losses[method]["own"] == pytest.approx(log_loss(y, choice.calibrator.apply(z)))
+        assert choice.losses["none"]["own"] == choice.losses["none"]["cross_fitted"] == pytest.approx(log_loss(y, z))
+
+
+def test_labels_of_a_fold_do_not_move_its_own_calibrated_logits():
+    z, y, fold, patients = simulated(5, slope=0.6)
+    changed = np.where(fold == 2, 1 - y, y)
+    for method in METHODS:
+        before, after = (choose(z, labels, fold, patients, method).logits for labels in (y, changed))
+        assert np.array_equal(before[fold == 2], after[fold == 2])
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept", "expected"), [(1.0, 0.0, "none"), (0.6, 0.0, "temperature"), (0.6, -1.0, "platt")]
+)
+def test_the_simplest_sufficient_method_is_chosen(slope, intercept, expected):
+    choice = choose(*simulated(6, 20_000, slope, intercept))
+    assert choice.calibrator.method == expected
+    assert set(choice.losses) == set(METHODS)
+    assert choice.warning == ""
+    difference, low, high = choice.differences["platt"]
+    assert low <= difference <= high
+    assert difference == pytest.approx(
+        choice.losses["platt"]["cross_fitted"] - choice.losses["none"]["cross_fitted"], abs=1e-12
+    )
+
+
+def test_what_no_line_can_undo_gets_a_bent_map():
+    z, y, fold, patients = simulated(7, 20_000)
+    skewed = (np.random.default_rng(7).random(20_000) < expit(Calibrator("beta", (0.4, 1.6, 0.0)).apply(z))).astype(
+        float
+    )
+    chosen = choose(z, skewed, fold, patients).calibrator
+    assert chosen.method == "beta"
+    assert chosen.parameters == pytest.approx((0.4, 1.6, 0.0), abs=0.2)
+    assert choose(z + 0.9 * np.sin(1.5 * z), y, fold, patients).calibrator.method == "isotonic"
+
+
+def test_noise_alone_is_not_calibrated():
+    methods = []
+    for seed in range(20):
+        z, y, fold, patients = simulated(seed, 2000)
+        methods.append(choose(z, y, fold, Bootstrap(patients, resamples=200)).calibrator.method)
+    assert methods.count("none") >= 18
+
+
+def test_few_positives_leave_out_what_they_cannot_carry():
+    z, y, fold, patients = simulated(9, 6000)
+    few = np.where(np.cumsum(y) <= 60, y, 0)
+    assert set(choose(z, few, fold, patients).losses) == {"none", "temperature", "platt", "beta"}
+    assert set(choose(z, np.zeros(6000), fold, patients).losses) == {"none"}
+
+
+def test_with_one_fold_left_nothing_is_chosen_but_a_named_method_is_fitted():
+    z, y, _, patients = simulated(10, slope=0.5)
+    fold = np.zeros(len(z))
+    choice = choose(z, y, fold, patients)
+    assert choice.calibrator == Calibrator()
+    assert np.array_equal(choice.logits, z)
+    named = choose(z, y, fold, patients, "platt")
+    assert named.calibrator.method == "platt"
+    assert np.array_equal(named.logits, z)
+
+
+def test_a_named_method_that_cannot_be_fitted_warns():
+    choice = choose([1.0, 2.0, 3.0], [0, 0, 0], [0, 1, 2], [0, 1, 2], "platt")
+    assert choice.calibrator == Calibrator()
+    assert choice.logits.tolist() == [1.0, 2.0, 3.0]
+    assert "platt" in choice.warning
+
+
+def test_draws_may_be_shared():
+    z, y, fold, patients = simulated(11, slope=0.6)
+    own, shared = choose(z, y, fold, patients), choose(z, y, fold, Bootstrap(patients))
+    assert own.differences == shared.differences
+    assert own.calibrator == shared.calibrator
+
+
+def test_logits_beyond_the_clip_of_the_metric_neither_break_nor_rule_a_fit():
+    z, y, fold, patients = simulated(12, slope=0.6)
+    wild = z.copy()
+    wild[0], y[0] = 1e4, 1
+    choice = choose(wild, y, fold, patients)
+    assert np.isfinite(choice.logits).all()
+    assert all(np.isfinite(loss) for losses in choice.losses.values() for loss in losses.values())
+    assert fit("platt", wild, y).parameters == pytest.approx(fit("platt", z, y).parameters, abs=0.05)
+    charged = choose([1e4, 0.0], [0, 0], [0, 1], [0, 1]).losses["none"]["own"]
+    assert charged == pytest.approx((-np.log(1e-7) + np.log(2)) / 2)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        [],
+        {},
+        {"method": "magic"},
+        {"method": ["platt"]},
+        {"method": "none", "slope": 1.0},
+        {"method": "platt", "slope": 1.0},
+        {"method": "platt", "slope": "1", "intercept": 0.0},
+        {"method": "platt", "slope": True, "intercept": 0.0},
+        {"method": "platt", "slope": float("nan"), "intercept": 0.0},
+        {"method": "platt", "slope": 1e300, "intercept": 0.0},
+        {"method": "platt", "slope": -1.0, "intercept": 0.0},
+        {"method": "temperature", "temperature": 0.0},
+        {"method": "temperature", "temperature": -1.0},
+        {"method": "beta", "a": 1.0, "b": -0.1, "c": 0.0},
+        {"method": "isotonic", "knots": []},
+        {"method": "isotonic", "knots": "ab"},
+        {"method": "isotonic", "knots": ["ab"]},
+        {"method": "isotonic", "knots": [[0.0, 1.0, 2.0]]},
+        {"method": "isotonic", "knots": [[0.0, 1.0], [0.0, 2.0]]},
+        {"method": "isotonic", "knots": [[0.0, 1.0], [1.0, 0.0]]},
+        {"method": "isotonic", "knots": [[0.0, [1.0]]]},
+        {"method": "isotonic", "knots": [[0.0, float("inf")]]},
+    ],
+)
+def test_what_as_dict_does_not_write_is_refused(data):
+    with pytest.raises(ValueError, match="calibrator") as refused:
+        Calibrator.from_dict(data)
+    assert "\n" not in str(refused.value)
+
+
+def test_knots_as_near_as_numbers_get_stay_finite():
+    knots = Calibrator("isotonic", knots=((0.0, -1e6), (5e-324, 1e6)))
+    assert knots.apply([-1.0, 0.0, 5e-324, 1.0]).tolist() == [-1e6, -1e6, 1e6, 1e6]
+
+
+@pytest.mark.parametrize(
+    ("z", "y"), [([], []), ([1.0], [0, 1]), ([[1.0]], [[0]]), ([np.nan], [0]), ([1.0], [2]), ([1.0], [np.nan])]
+)
+def test_columns_that_do_not_fit_are_refused(z, y):
+    with pytest.raises(ValueError, match="logits"):
+        fit("platt", z, y)
+
+
+def test_folds_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="fold"):
+        choose([1.0, 2.0], [0, 1], [0], [0, 1])

@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from scipy.special import expit, logit
+
+from ich.ensemble.hierarchy import LIMIT, project_any
+from ich.ensemble.metrics import weighted_log_loss
+
+CLASSES = ("epidural", "subdural", "subarachnoid", "any")
+WEIGHTS = (1, 1, 1, 2)
+LABELS = np.array([[a, b, c, max(a, b, c)] for a in (0, 1) for b in (0, 1) for c in (0, 1)], dtype=float)
+
+numbers = st.floats(-40, 40, allow_subnormal=False) | st.sampled_from([0.0, 1.0, -1.0, 1e4, -1e4])
+tables = st.lists(st.lists(numbers, min_size=4, max_size=4), min_size=1, max_size=8).map(np.array)
+weights = st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 7.0]), min_size=4, max_size=4).filter(any)
+
+
+def row_loss(labels, logits, share):
+    return weighted_log_loss(labels[None], expit(logits)[None], share)
+
+
+def test_any_is_pooled_with_the_subtypes_above_it_at_the_weighted_mean():
+    # any 0 (weight 2), subtypes 3 and 2: (2 * 0 + 3) / 3 = 1, 2 is above it, (0 + 3 + 2) / 4 = 1.25; 1.1 is not above
+    projected = project_any([[2.0, 1.1, 3.0, 0.0]], CLASSES, WEIGHTS)
+    assert projected.tolist() == [[1.25, 1.1, 1.25, 1.25]]
+
+
+def test_a_subtype_between_any_and_the_pool_stays():
+    # (2 * 0 + 3) / 3 = 1; 0.5 is above "any", but not above the pool
+    assert project_any([[3.0, 0.5, -1.0, 0.0]], CLASSES, WEIGHTS).tolist() == [[1.0, 0.5, -1.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [
+        ((1, 1, 1, 0), [3.0, 2.0, 0.0, 3.0]),  # "any" costs nothing: it is raised
+        ((0, 1, 1, 1), [1.0, 1.0, 0.0, 1.0]),  # the largest costs nothing: it is lowered to the pool of the others
+        ((0, 1, 0, 0), [3.0, 2.0, 0.0, 3.0]),  # neither costs anything
+    ],
+)
+def test_classes_without_weight_give_way(share, expected):
+    assert project_any([[3.0, 2.0, 0.0, 0.0]], CLASSES, share).tolist() == [expected]
+
+
+def test_tables_without_any_and_rows_in_order_stay_bit_by_bit():
+    random = np.random.default_rng(0)
+    table = random.normal(0, 3, (200, 4))
+    assert np.array_equal(project_any(table, ("a", "b", "c", "d"), WEIGHTS), table)
+    right = table[:, 3] >= table[:, :3].max(axis=1)
+    projected = project_any(table, CLASSES, WEIGHTS)
+    assert 0 < right.sum() < 200
+    assert np.array_equal(projected[right], table[right])
+    assert (projected[~right] != table[~right]).any(axis=1).all()
+    assert np.array_equal(project_any([[1.0], [2.0]], ["any"], [1]), [[1.0], [2.0]])
+
+
+def test_any_may_stand_anywhere():
+    table = np.random.default_rng(1).normal(0, 3, (50, 4))
+    turned = [3, 1, 0, 2]
+    there = project_any(table, CLASSES, (1, 2, 3, 4))[:, turned]
+    assert np.allclose(project_any(table[:, turned], [CLASSES[i] for i in turned], (4, 2, 1, 3)), there, atol=1e-12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(tables, weights)
+def test_no_row_loses_whatever_its_labels(table, share):
+    projected = project_any(table, CLASSES, share)
+    for before, after in zip(table, projected, strict=True):
+        for labels in LABELS:
+            assert row_loss(labels, after, share) <= row_loss(labels, before, share) + 1e-9
+
+
+@settings(max_examples=200, deadline=None)
+@given(tables, weights)
+def test_the_order_holds_exactly_and_a_second_projection_changes_nothing(table, share):
+    projected = project_any(table, CLASSES, share)
+    assert (projected[:, 3:] >= projected[:, :3]).all()
+    assert np.array_equal(project_any(projected, CLASSES, share), projected)
+    assert np.array_equal(project_any(projected.astype(np.float32), CLASSES, share), projected.astype(np.float32))
+
+
+def test_a_row_that_changes_gains_at_least_its_distance():
+    random = np.random.default_rng(2)
+    table = random.normal(0, 3, (100, 4))
+    projected, share = project_any(table, CLASSES, WEIGHTS), np.array(WEIGHTS) / 5
+    p, r = expit(table), expit(projected)
+    distance = (share * (r * np.log(r / p) + (1 - r) * np.log((1 - r) / (1 - p)))).sum(axis=1)
+    for i in range(100):
+        for labels in LABELS:
+            gain = row_loss(labels, table[i], WEIGHTS) - row_loss(labels, projected[i], WEIGHTS)
+            assert gain >= distance[i] - 1e-10
+
+
+def test_it_is_the_nearest_point_that_a_general_solver_finds():
+    table = np.random.default_rng(3).normal(0, 2, (12, 4))
+    share = np.array([1, 2, 0.5, 2])
+    projected = project_any(table, CLASSES, share)
+    for row, found in zip(table, projected, strict=True):
+        p = expit(row)
+
+        def divergence(r, p=p):
+            return float((share * (r * np.log(r / p) + (1 - r) * np.log((1 - r) / (1 - p)))).sum())
+
+        order = {"type": "ineq", "fun": lambda r: r[3] - r[:3]}
+        solved = minimize(
+            divergence, np.full(4, 0.5), bounds=[(1e-9, 1 - 1e-9)] * 4, constraints=order, method="SLSQP", tol=1e-14
+        )
+        assert expit(found) == pytest.approx(solved.x, abs=1e-4)
+        assert divergence(expit(found)) <= divergence(solved.x) + 1e-9
+
+
+def test_certain_logits_cost_no_more_than_the_metric_charges():
+    # without clipping, the pool of 10 and -100 would lie at -63 and a slice with a bleed would pay for the subtype too
+    table = np.array([[10.0, -100.0, -100.0, -100.0]])
+    projected = project_any(table, CLASSES, WEIGHTS)
+    assert projected[0, 3] == pytest.approx((10 - 2 * LIMIT) / 3)
+    labels = np.array([1.0, 0.0, 0.0, 1.0])
+    assert row_loss(labels, projected[0], WEIGHTS) < row_loss(labels, table[0], WEIGHTS)
+    assert pytest.approx(logit(1 - 1e-7)) == LIMIT
+
+
+@pytest.mark.parametrize("bad", [np.zeros(4), np.zeros((2, 3)), [[0, 0, 0, np.nan]]])
+def test_tables_that_do_not_fit_are_refused(bad):
+    with pytest.raises(ValueError, match="table"):
+        project_any(bad, CLASSES, WEIGHTS)
+
+
+def test_weights_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="class weights"):
+        project_any(np.zeros((1, 4)), CLASSES, (1, 1))

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ich.ensemble.reliability import expected_calibration_error, reliability
+
+pairs = st.lists(st.tuples(st.sampled_from([0, 1]), st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.7, 1.0])), min_size=1)
+
+
+def bins_by_loop(y, p, bins):
+    """Rows in order of their probability, dealt out by rank; ties go where the first of them went."""
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    members = {}
+    for rank, i in enumerate(order):
+        first = next(r for r in range(rank + 1) if p[order[r]] == p[i])
+        members.setdefault(first * bins // len(p), []).append(i)
+    return [members[b] for b in sorted(members)]
+
+
+def test_two_bins_worked_out_by_hand():
+    table = reliability([0, 1, 1, 1], [0.1, 0.3, 0.6, 0.8], bins=2)
+    assert table["low"].tolist() == [0.1, 0.6]
+    assert table["high"].tolist() == [0.3, 0.8]
+    assert table["count"].tolist() == [2, 2]
+    assert table["probability"].tolist() == pytest.approx([0.2, 0.7])
+    assert table["observed"].tolist() == [0.5, 1.0]
+    assert expected_calibration_error([0, 1, 1, 1], [0.1, 0.3, 0.6, 0.8], bins=2) == pytest.approx((0.3 + 0.3) / 2)
+
+
+def test_wilsons_interval_of_a_textbook():
+    # 8 of 10: 0.490 to 0.943; 0 of 10: 0 to 0.278 (Brown, Cai and DasGupta, Statistical Science 16, 2001)
+    table = reliability([1] * 8 + [0] * 2, [0.5] * 10)
+    assert table[["observed_low", "observed_high"]].to_numpy()[0] == pytest.approx([0.490, 0.943], abs=5e-4)
+    table = reliability([0] * 10, [0.5] * 10)
+    assert table[["observed_low", "observed_high"]].to_numpy()[0] == pytest.approx([0, 0.2775], abs=5e-4)
+
+
+def test_rows_that_patients_repeat_do_not_narrow_the_interval():
+    y, p = np.tile([1, 0, 0, 1, 0], 4), np.full(20, 0.4)
+    patients = np.tile(np.arange(5), 4)
+    once, copied = reliability(y[:5], p[:5]), reliability(y, p, patients=patients)
+    for column in ("observed_low", "observed_high"):
+        assert copied[column].to_numpy() == pytest.approx(once[column].to_numpy())
+    assert reliability(y, p)["observed_low"][0] > copied["observed_low"][0]
+    # patients whose rows balance each other are no licence for a narrower one
+    balanced = reliability([1, 0, 1, 0], [0.5] * 4, patients=[0, 0, 1, 1])
+    assert balanced["observed_low"][0] == reliability([1, 0, 1, 0], [0.5] * 4)["observed_low"][0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(pairs, st.integers(1, 8))
+def test_bins_and_error_are_those_of_a_plain_loop(rows, bins):
+    y, p = np.array([a for a, _ in rows]), np.array([b for _, b in rows])
+    table, groups = reliability(y, p, bins), bins_by_loop(y, p, bins)
+    assert table["count"].tolist() == [len(group) for group in groups]
+    error = 0.0
+    for k, group in enumerate(groups):
+        mean, share = sum(p[i] for i in group) / len(group), sum(y[i] for i in group) / len(group)
+        assert table["probability"][k] == pytest.approx(mean)
+        assert table["observed"][k] == pytest.approx(share)
+        assert table["low"][k] == min(p[i] for i in group)
+        assert table["high"][k] == max(p[i] for i in group)
+        assert 0 <= table["observed_low"][k] <= share <= table["observed_high"][k] <= 1
+        error += len(group) / len(y) * abs(mean - share)
+    assert expected_calibration_error(y, p, bins) == pytest.approx(error, abs=1e-12)
+
+
+def test_calibrated_probabilities_have_a_small_error_and_others_a_large_one():
+    rng = np.random.default_rng(0)
+    p = rng.random(50_000) * 0.2
+    y = rng.random(50_000) < p
+    assert expected_calibration_error(y, p) < 0.005
+    assert expected_calibration_error(y, p / 2) == pytest.approx(0.05, abs=0.005)
+
+
+def test_what_is_no_label_or_probability_is_refused():
+    with pytest.raises(ValueError, match="0 or 1"):
+        reliability([0, 2], [0.1, 0.2])
+    with pytest.raises(ValueError, match=r"0\.\.1"):
+        expected_calibration_error([0, 1], [0.1, 1.2])
+    with pytest.raises(ValueError, match="bins"):
+        reliability([0, 1], [0.1, 0.2], bins=0)
