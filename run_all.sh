@@ -14,6 +14,7 @@ ich pretrain   "$@"    # where the recipe has something to pre-train
 ich cnn        "$@"
 ich end_to_end "$@"
 ich sequence   "$@"
+ich smooth     "$@"    # where the recipe has a Gaussian baseline
 ich stack      "$@"
 ich blend      "$@"
 ich thresholds "$@"

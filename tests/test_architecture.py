@@ -36,7 +36,7 @@ OWNERS = {
     "imagecodecs": {"data/decoders.py"},
     "albumentations": {"data/augment.py"},
     "lightgbm": {"ensemble/stacker.py"},
-    "optuna": {"ensemble/thresholds.py", "ensemble/blend.py"},
+    "optuna": {"ensemble/search.py"},
     "captum": {"report/gradcam.py"},
     "matplotlib": {"report/figures.py"},
     "pandera": {"data/schemas.py"},
@@ -111,7 +111,7 @@ def reached(path: Path, late: bool) -> set[str]:
     return packages
 
 
-@pytest.mark.parametrize("stage", ["stack", "blend", "thresholds", "submit", "score"])
+@pytest.mark.parametrize("stage", ["smooth", "stack", "blend", "thresholds", "submit", "score"])
 def test_stages_after_the_networks_start_without_torch(stage):
     assert "torch" not in reached(SOURCE / "stages" / f"{stage}.py", late=False)
 

@@ -47,7 +47,12 @@ def demo():
         ("folds.by=study", "folds.by: Input should be 'patient' or 'slice'"),
         ("folds.by=slice", "folds.by: slice tears studies apart"),
         ("image.crop=edges", "cnn.resnext.input: neighbours do not fit onto each other where image.crop is edges"),
-        ("blend.mean=probabilities", "blend: weights are searched for a mean of logits"),
+        ("blend.metric=auc", "blend.metric: String should match pattern"),
+        ("blend.metric=f0.0", "blend.metric: beta 0 is precision alone; write f0.5, f1, f2"),
+        ("thresholds.metric=f0", "thresholds.metric: beta 0 is precision alone"),
+        ("thresholds={average: samples, prevalence: apply}", "prevalence: it weighs the rows of a class"),
+        ("thresholds={average: samples, shrink: 10}", "shrink: it weighs the rows of a class"),
+        ("smooth.gauss.on=[bigru, nobody]", "smooth.gauss.on: no member 'nobody'"),
         ("competition.trained_by=configs/rsna2019.yaml", "competition: trained_by belongs to format cq500"),
     ],
 )
@@ -94,8 +99,10 @@ def test_parts_that_do_not_fit_are_named_with_their_place(demo, overrides, says)
 
 def test_parts_that_fit_are_taken(demo):
     assert load(demo, [JOINT, "end_to_end.joint.head=sdl_lrnn", "end_to_end.joint.cell=conv"]).end_to_end
-    assert load(demo, ["blend.mean=probabilities", "blend.weights=equal"]).blend.mean == "probabilities"
-    sliced = load(demo, ["folds.by=slice", "sequence=null", "stack=null", "blend=null"])
+    assert load(demo, ["thresholds.metric=f0.5"]).thresholds.beta == 0.5
+    assert load(demo, ["thresholds.min_recall={any: 0.95}"]).thresholds.min_recall == {"any": 0.95}
+    assert load(demo, ["stack.lgbm.on=[resnet, gauss]"]).read_by("lgbm") == ["resnet", "gauss"]
+    sliced = load(demo, ["folds.by=slice", "sequence=null", "smooth=null", "stack=null", "blend=null"])
     assert sliced.blend_members == ["resnet", "resnext", "seresnet", "densenet"]
 
 

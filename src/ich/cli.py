@@ -114,6 +114,14 @@ def sequence(
 
 
 @app.command()
+def smooth(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
+    """The members' mean logit, smoothed along the study."""
+    from ich.stages import smooth as stage
+
+    stage.run(_plan(recipe, overrides), force=force)
+
+
+@app.command()
 def stack(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
     """LightGBM over the members' out-of-fold logits."""
     from ich.stages import stack as stage
@@ -123,7 +131,7 @@ def stack(recipe: RecipePath, overrides: Set = None, force: Force = False) -> No
 
 @app.command()
 def blend(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
-    """Weighted mean of the members."""
+    """One prediction of the members, calibrated."""
     from ich.stages import blend as stage
 
     stage.run(_plan(recipe, overrides), force=force)
@@ -132,14 +140,14 @@ def blend(recipe: RecipePath, overrides: Set = None, force: Force = False) -> No
 @app.command()
 def thresholds(
     recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="a YAML file below configs/")] = None,
-    metric: Annotated[str | None, typer.Option(help="f1 or f2")] = None,
+    metric: Annotated[str | None, typer.Option(help="f1, f2, f0.5, ...: f and beta")] = None,
     trials: Annotated[int | None, typer.Option(help="Optuna trials a class")] = None,
-    table: Annotated[Path | None, typer.Option(help="instead of a recipe: columns <class> and prob_<class>")] = None,
+    table: Annotated[Path | None, typer.Option(help="not a recipe: <class>, prob_<class>, fold, patient_id")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="with --table: the JSON to write")] = None,
     overrides: Set = None,
     force: Force = False,
 ) -> None:
-    """Search a threshold a class that maximises F1 or F2."""
+    """Search a threshold a class that maximises an F score."""
     from ich.stages import thresholds as stage
     from ich.workspace import UserError
 
@@ -167,10 +175,13 @@ def submit(recipe: RecipePath, overrides: Set = None, force: Force = False) -> N
 
 @app.command()
 def score(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
-    """Scores of every member, out of fold and on the solution where there is one."""
+    """Scores of every member with intervals, out of fold and on the solution where there is one."""
     from ich.stages import score as stage
+    from ich.stages import score_outside
 
-    stage.run(_plan(recipe, overrides), force=force)
+    plan = _plan(recipe, overrides)
+    outside = plan.recipe.competition.trained_by is not None
+    (score_outside if outside else stage).run(plan, force=force)
 
 
 @app.command()
@@ -208,11 +219,11 @@ def predict(
 def ablate(recipe: RecipePath, overrides: Set = None) -> None:
     """Run the systems that a recipe's ablation lists, with several seeds, and write one table. Goes on where it was."""
     from ich.stages import ablate as stage
-    from ich.stages import blend, cnn, demo, end_to_end, folds, prepare, pretrain, score, sequence, stack
+    from ich.stages import blend, cnn, demo, end_to_end, folds, prepare, pretrain, score, sequence, smooth, stack
 
     for plan in stage.runs(recipe, overrides or [], Path.cwd()):
         print(f"\n== {plan.recipe.name}", flush=True)
-        for step in (demo, prepare, folds, pretrain, cnn, end_to_end, sequence, stack, blend, score):
+        for step in (demo, prepare, folds, pretrain, cnn, end_to_end, sequence, smooth, stack, blend, score):
             step.run(plan)
     stage.table(recipe, overrides or [], Path.cwd())
 

@@ -1,5 +1,8 @@
+"""Thresholds against brute force in exact arithmetic, against scikit-learn, and by hand."""
+
 import itertools
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -8,19 +11,23 @@ from hypothesis import strategies as st
 from sklearn.metrics import fbeta_score
 
 from ich.ensemble import metrics, thresholds
+from ich.ensemble.intervals import Bootstrap
 from ich.ensemble.members import sigmoid
+from ich.ensemble.thresholds import Goal, tune
 
 CLASSES = ["epidural", "subdural", "any"]
+BETAS = st.sampled_from([0.5, 1.0, 1.5, 2.0, 3.0])  # whose squares are exact
+RECALLS = st.sampled_from([0.0, 0.3, 0.5, 0.95, 1.0])
 
 
 @st.composite
-def columns(draw, rows=25):
-    """One class's labels and probabilities, ends and ties included, at least one row."""
+def tables(draw, rows=25, classes=1):
+    """Labels and probabilities [n, c], ends and ties included, at least one row."""
     n = draw(st.integers(1, rows))
-    y = draw(st.lists(st.sampled_from([0.0, 1.0]), min_size=n, max_size=n))
     grid = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0])
-    p = draw(st.lists(st.one_of(grid, st.floats(0, 1)), min_size=n, max_size=n))
-    return np.array(y), np.array(p)
+    y = [draw(st.lists(st.sampled_from([0.0, 1.0]), min_size=n, max_size=n)) for _ in range(classes)]
+    p = [draw(st.lists(st.one_of(grid, st.floats(0, 1)), min_size=n, max_size=n)) for _ in range(classes)]
+    return np.array(y).T, np.array(p).T
 
 
 def simulated(seed, n=400, prevalence=(0.05, 0.2, 0.3)):
@@ -29,66 +36,147 @@ def simulated(seed, n=400, prevalence=(0.05, 0.2, 0.3)):
     return y, sigmoid(rng.normal(0, 1, (n, 3)) + 2 * y - 2), np.arange(n) % 4
 
 
-def every_decision(p):
-    """All decisions [n] that some threshold makes of the probabilities p [n]."""
-    return [p >= value for value in np.unique(p)] + [np.zeros(len(p), dtype=bool)]
+def every_decision(y, p, recall=0.0):
+    """All decisions [n] that some threshold makes of the probabilities p [n], with so much of the positives found.
+
+    A class without positives is never predicted.
+    """
+    if not y.any():
+        return [np.zeros(len(p), dtype=bool)]
+    all_ = [p >= value for value in np.unique(p)] + [np.zeros(len(p), dtype=bool)]
+    return [one for one in all_ if y[one].sum() / y.sum() >= recall]
 
 
-@given(columns(), st.sampled_from([0.5, 1.0, 2.0]))
-def test_the_exact_threshold_is_the_best_of_all_by_brute_force(column, beta):
-    y, p = column
-    threshold, score = thresholds.exact(y, p, beta)
-    best = max(fbeta_score(y, decision, beta=beta, zero_division=0) for decision in every_decision(p))
+def f_in_fractions(y, decided, beta, average, zero_division=0):
+    """F-beta [n, c] in exact arithmetic, from the definition."""
+
+    def one(true, predicted, actual):
+        below = Fraction(beta) ** 2 * int(actual) + int(predicted)
+        return (1 + Fraction(beta) ** 2) * int(true) / below if below else Fraction(zero_division)
+
+    axis = 1 if average == "samples" else 0
+    counts = [(y * decided).sum(axis=axis), decided.sum(axis=axis), y.sum(axis=axis)]
+    if average == "micro":
+        return one(*(count.sum() for count in counts))
+    parts = [one(*count) for count in zip(*counts, strict=True)]
+    return sum(parts) / len(parts)
+
+
+def best_of_all(y, p, goal):
+    options = [every_decision(y[:, c], p[:, c], goal.recall(c)) for c in range(y.shape[1])]
+    return max(
+        f_in_fractions(y, np.stack(columns, axis=1), goal.beta, goal.average, goal.zero_division)
+        for columns in itertools.product(*options)
+    )
+
+
+def of(tuned):
+    return list(tuned.thresholds.values())
+
+
+# ---- the exact optimum
+
+
+@given(tables(), BETAS, RECALLS, st.sampled_from([0, 1]))
+def test_the_macro_optimum_is_exactly_that_of_brute_force(table, beta, recall, zero_division):
+    y, p = table
+    goal = Goal(beta, "macro", zero_division, (recall,))
+    tuned = tune(y, p, ["a"], goal, trials=0, seed=0)
+    decided = thresholds.apply(p, of(tuned))
+    assert f_in_fractions(y, decided, beta, "macro", zero_division) == best_of_all(y, p, goal)
+    assert tuned.score == tuned.exact == pytest.approx(float(best_of_all(y, p, goal)), abs=1e-15)
+
+
+@given(tables(), st.floats(0.05, 20))
+def test_any_beta_will_do(table, beta):
+    y, p = table
+    threshold, score = thresholds.exact(y[:, 0], p[:, 0], beta)
+    decisions = every_decision(y[:, 0], p[:, 0])
+    best = max(fbeta_score(y[:, 0], one, beta=beta, zero_division=0) for one in decisions)
     assert score == pytest.approx(best)
-    assert fbeta_score(y, p >= threshold, beta=beta, zero_division=0) == pytest.approx(best)
+    assert fbeta_score(y[:, 0], p[:, 0] >= threshold, beta=beta, zero_division=0) == pytest.approx(best)
+
+
+@settings(max_examples=150)
+@given(tables(rows=7, classes=2), BETAS, RECALLS, RECALLS, st.sampled_from([0, 1]))
+def test_the_micro_optimum_is_exactly_that_of_brute_force(table, beta, first, second, zero_division):
+    y, p = table
+    goal = Goal(beta, "micro", zero_division, (first, second))
+    tuned = tune(y, p, ["a", "b"], goal, trials=0, seed=0)
+    best = best_of_all(y, p, goal)
+    assert f_in_fractions(y, thresholds.apply(p, of(tuned)), beta, "micro", zero_division) == best
+    assert tuned.exact == pytest.approx(float(best), abs=1e-15)
 
 
 @settings(max_examples=60)
-@given(columns(rows=7), columns(rows=7), st.sampled_from([1.0, 2.0]))
-def test_the_exact_micro_score_is_the_best_of_all_combinations_by_brute_force(first, second, beta):
-    n = min(len(first[0]), len(second[0]))
-    y = np.stack([first[0][:n], second[0][:n]], axis=1)
-    p = np.stack([first[1][:n], second[1][:n]], axis=1)
-    tuned = thresholds.tune(y, p, ["a", "b"], beta=beta, average="micro", trials=0, seed=0, fold=None)
-    best = max(
-        fbeta_score(y, np.stack(pair, axis=1), beta=beta, average="micro", zero_division=0)
-        for pair in itertools.product(every_decision(p[:, 0]), every_decision(p[:, 1]))
-    )
-    assert tuned.exact == pytest.approx(best)
-    assert tuned.score == pytest.approx(best)
+@given(tables(rows=6, classes=3), BETAS, st.sampled_from([0.0, 0.5]))
+def test_the_micro_optimum_of_three_classes_too(table, beta, recall):
+    y, p = table
+    goal = Goal(beta, "micro", 0, (recall,) * 3)
+    tuned = tune(y, p, CLASSES, goal, trials=0, seed=0)
+    assert f_in_fractions(y, thresholds.apply(p, of(tuned)), beta, "micro") == best_of_all(y, p, goal)
 
 
-@pytest.mark.parametrize("average", ["macro", "micro"])
-@pytest.mark.parametrize("beta", [1, 2])
-def test_two_hundred_trials_come_close_to_the_exact_optimum(average, beta):
-    y, p, _ = simulated(0, n=3000)
-    tuned = thresholds.tune(y, p, CLASSES, beta=beta, average=average, trials=200, seed=3, fold=None)
-    assert tuned.exact - 5e-4 <= tuned.score <= tuned.exact + 1e-12
-
-
-@pytest.mark.parametrize("average", ["macro", "micro"])
-def test_the_score_is_what_scikit_learn_says_of_the_thresholds(average):
+@pytest.mark.parametrize("zero_division", [0, 1])
+@pytest.mark.parametrize("average", ["macro", "micro", "samples"])
+def test_the_score_is_what_scikit_learn_says_of_the_thresholds(average, zero_division):
     y, p, _ = simulated(1)
-    tuned = thresholds.tune(y, p, CLASSES, beta=2, average=average, trials=20, seed=3, fold=None)
-    positive = p >= np.array([tuned.thresholds[name] for name in CLASSES])
-    assert tuned.score == pytest.approx(fbeta_score(y, positive, beta=2, average=average))
+    y[:, 1] = 0
+    goal = Goal(2.0, average, zero_division)
+    tuned = tune(y, p, CLASSES, goal, trials=20, seed=3)
+    found = fbeta_score(y, p >= np.array(of(tuned)), beta=2, average=average, zero_division=zero_division)
+    assert tuned.score == pytest.approx(found)
     assert tuned.score_cross_fitted is None
 
 
+@pytest.mark.parametrize("average", ["macro", "micro", "samples"])
+def test_a_recall_that_is_asked_for_is_reached_and_costs_as_little_as_it_must(average):
+    y, p, _ = simulated(8)
+    free = tune(y, p, CLASSES, Goal(1.0, average), trials=0, seed=0)
+    for trials in (0, 50):
+        tuned = tune(y, p, CLASSES, Goal(1.0, average, 0, (0.95, 0, 0)), trials=trials, seed=0)
+        decided = thresholds.apply(p, of(tuned))
+        assert metrics.confusion(y, decided)["recall"][0] >= 0.95
+        assert tuned.score < free.score
+    assert metrics.confusion(y, thresholds.apply(p, of(free)))["recall"][0] < 0.95
+
+
+# ---- the middle of the plateau, by hand
+
+
+def middle(y, p, beta=1.0):
+    return thresholds.exact(y, p, beta)[0]
+
+
 def test_a_threshold_lies_midway_between_the_probabilities_that_it_parts():
-    assert thresholds.exact([0, 0, 1, 1], [0.1, 0.2, 0.6, 0.9], 1)[0] == pytest.approx(0.4)
-    assert thresholds.exact([1, 1], [0.5, 0.8], 1)[0] == pytest.approx(0.25)
-    tuned = thresholds.tune(
-        [[0.0], [0.0], [1.0], [1.0]],
-        [[0.1], [0.2], [0.6], [0.9]],
-        ["any"],
-        beta=1,
-        average="macro",
-        trials=10,
-        seed=0,
-        fold=None,
-    )
+    assert middle([0, 0, 1, 1], [0.1, 0.2, 0.6, 0.9]) == pytest.approx(0.4)
+    assert middle([1, 1], [0.5, 0.8]) == pytest.approx(0.25)
+    tuned = tune([[0.0], [0.0], [1.0], [1.0]], [[0.1], [0.2], [0.6], [0.9]], ["any"], Goal(1.0), trials=10, seed=0)
     assert tuned.thresholds["any"] == pytest.approx(0.4)
+
+
+def test_adjacent_steps_with_the_same_score_are_one_plateau():
+    """1 of 1 predicted: F1 = 2 / 3. The three rows at 0.5 with their one positive: 2 * 2 / (2 + 4) = 2 / 3 as well."""
+    assert middle([1, 0, 1, 0, 0], [0.9, 0.5, 0.5, 0.5, 0.1]) == pytest.approx(0.5)  # 0.1 to 0.9
+
+
+@pytest.mark.parametrize(
+    ("p", "threshold"),
+    [([0.9, 0.8, 0.5, 0.4], 0.2), ([0.9, 0.3, 0.25, 0.2], 0.6)],  # 0 to 0.4 against 0.8 to 0.9; 0.3 to 0.9, 0 to 0.2
+)
+def test_of_two_plateaus_the_wider_one_is_taken(p, threshold):
+    """Labels 1, 0, 0, 1: one predicted, F1 = 2 / 3; all four, 4 / 6; with two and three it is lower."""
+    assert middle([1, 0, 0, 1], p) == pytest.approx(threshold)
+
+
+def test_a_plateau_of_the_pooled_score_is_found_class_by_class():
+    """Class a is perfect alone; b adds 2 positives with 2 false alarms at once, or not: (2 * 4) / (4 + 6) = 4 / 5;
+    without b, 2 * 2 / (4 + 2) = 2 / 3. So b is cut between 0.3 and 0.1."""
+    y = np.array([[1, 1], [1, 1], [0, 0], [0, 0], [0, 0]], dtype=float)
+    p = np.array([[0.9, 0.3], [0.8, 0.3], [0.2, 0.3], [0.1, 0.3], [0.1, 0.1]])
+    tuned = tune(y, p, ["a", "b"], Goal(1.0, "micro"), trials=0, seed=0)
+    assert tuned.exact == pytest.approx(4 / 5)
+    assert of(tuned) == pytest.approx([0.5, 0.2])
 
 
 @pytest.mark.parametrize("low", [0.3, np.nextafter(0.3, 1)])  # midpoints of these round up and down
@@ -99,113 +187,25 @@ def test_neighbouring_floats_are_still_parted(low):
     assert low < threshold <= high
 
 
-@pytest.mark.parametrize("average", ["macro", "micro"])
-def test_cross_fitting_pools_decisions_of_thresholds_tuned_on_the_other_folds(average):
-    y, p, fold = simulated(2)
-    tuned = thresholds.tune(y, p, CLASSES, beta=1, average=average, trials=15, seed=5, fold=fold)
-    decided = np.zeros(y.shape, dtype=bool)
-    for k in range(4):
-        rest = fold != k
-        without = thresholds.tune(y[rest], p[rest], CLASSES, beta=1, average=average, trials=15, seed=5, fold=None)
-        decided[~rest] = thresholds.apply(p[~rest], list(without.thresholds.values()))
-    assert tuned.score_cross_fitted == pytest.approx(fbeta_score(y, decided, beta=1, average=average))
+@given(tables(classes=2), BETAS, st.sampled_from(["macro", "micro"]))
+def test_a_threshold_is_one_that_can_be_used(table, beta, average):
+    y, p = table
+    for trials in (0, 5):
+        tuned = tune(y, p, ["a", "b"], Goal(beta, average), trials=trials, seed=0)
+        assert all(0 <= t <= 1 or t == thresholds.NEVER for t in of(tuned))
 
 
-def test_on_noise_the_tuned_score_flatters_and_the_cross_fitted_one_does_not():
-    tuned, honest, chance = [], [], []
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        y, p = (rng.random((150, 3)) < 0.1).astype(float), rng.random((150, 3))
-        found = thresholds.tune(y, p, CLASSES, beta=1, average="macro", trials=0, seed=seed, fold=np.arange(150) % 3)
-        tuned.append(found.score)
-        honest.append(found.score_cross_fitted)
-        chance.append(metrics.f_beta(y, np.ones(y.shape, dtype=bool), 1, "macro"))
-    assert np.mean(tuned) > np.mean(honest) + 0.05
-    assert np.mean(honest) < np.mean(chance) + 0.02
+# ---- Optuna beside it
 
 
-@pytest.mark.parametrize("average", ["macro", "micro"])
-def test_a_class_without_positives_is_never_predicted(average):
-    y, p, fold = simulated(3)
-    y[:, 0], p[0, 0] = 0, 1.0
-    tuned = thresholds.tune(y, p, CLASSES, beta=1, average=average, trials=10, seed=0, fold=fold)
-    assert tuned.thresholds["epidural"] == thresholds.NEVER
-    assert not thresholds.apply(p, list(tuned.thresholds.values()))[:, 0].any()
-    assert any(w.startswith("epidural: no positive row") for w in tuned.warnings)
-    assert json.loads(json.dumps(tuned.thresholds)) == tuned.thresholds
-
-
-@pytest.mark.parametrize("average", ["macro", "micro"])
-def test_nothing_positive_anywhere_scores_zero(average):
-    tuned = thresholds.tune(
-        np.zeros((5, 3)), np.ones((5, 3)), CLASSES, beta=2, average=average, trials=5, seed=0, fold=None
-    )
-    assert (tuned.score, tuned.exact, set(tuned.thresholds.values())) == (0, 0, {thresholds.NEVER})
-
-
-@pytest.mark.parametrize("average", ["macro", "micro"])
-def test_an_all_positive_class_is_always_predicted(average):
-    y, p, _ = simulated(4)
-    y[:, 2] = 1
-    tuned = thresholds.tune(y, p, CLASSES, beta=1, average=average, trials=0, seed=0, fold=None)
-    assert thresholds.apply(p, list(tuned.thresholds.values()))[:, 2].all()
-    assert any(w.startswith("any: every row is positive") for w in tuned.warnings)
-
-
-def test_a_class_with_one_distinct_probability_is_predicted_wholly_with_a_warning():
-    y, p, _ = simulated(4)
-    p[:, 1] = 0.7
-    tuned = thresholds.tune(y, p, CLASSES, beta=1, average="macro", trials=5, seed=0, fold=None)
-    assert tuned.thresholds["subdural"] == pytest.approx(0.35)
-    assert any(w.startswith("subdural: all rows have the same probability") for w in tuned.warnings)
-
-
-def test_few_positives_are_warned_about():
-    y, p, _ = simulated(4)
-    tuned = thresholds.tune(y, p, CLASSES, beta=1, average="macro", trials=0, seed=0, fold=None)
-    assert tuned.warnings == (f"epidural: only {y[:, 0].sum():.0f} positive rows; trust the cross-fitted score.",)
-
-
-def test_a_class_that_spoils_the_pooled_score_is_never_predicted_and_said_so():
-    y = np.array([[1, 0], [1, 0], [0, 0], [0, 1]], dtype=float)
-    p = np.array([[0.9, 0.5], [0.8, 0.5], [0.1, 0.5], [0.2, 0.5]])
-    tuned = thresholds.tune(y, p, ["a", "b"], beta=1, average="micro", trials=0, seed=0, fold=None)
-    assert tuned.exact == pytest.approx(4 / 5)  # TP 2, FN 1 against TP 3, FP 3: 6 / 9
-    assert tuned.thresholds["b"] == pytest.approx(0.75)
-    assert "b: the best pooled score comes from never predicting it." in tuned.warnings
-
-
-@pytest.mark.parametrize("value", [np.nan, -0.1, 1.5, np.inf])
-def test_probabilities_outside_0_to_1_are_refused_by_row(value):
-    y, p, _ = simulated(0)
-    p[[7, 11], 1] = value
-    with pytest.raises(ValueError, match="2 rows: 7, 11"):
-        thresholds.tune(y, p, CLASSES, beta=1, average="macro", trials=5, seed=0, fold=None)
-
-
-def test_the_order_of_rows_does_not_matter():
-    y, p, fold = simulated(6)
-    shuffled = np.random.default_rng(0).permutation(len(y))
-    settings_ = {"beta": 2, "average": "macro", "trials": 15, "seed": 9}
-    first = thresholds.tune(y, p, CLASSES, fold=fold, **settings_)
-    second = thresholds.tune(y[shuffled], p[shuffled], CLASSES, fold=fold[shuffled], **settings_)
-    assert first == second
-    assert first.decided is not None
-    np.testing.assert_array_equal(first.decided[shuffled], second.decided)
-
-
-def test_a_class_gets_the_threshold_that_it_gets_alone():
-    y, p, _ = simulated(6)
-    settings_ = {"beta": 1, "average": "macro", "trials": 15, "seed": 9, "fold": None}
-    together = thresholds.tune(y, p, CLASSES, **settings_)
-    alone = thresholds.tune(y[:, 1:2], p[:, 1:2], ["subdural"], **settings_)
-    assert together.thresholds["subdural"] == alone.thresholds["subdural"]
-
-
-def test_a_row_is_positive_at_its_threshold():
-    assert thresholds.apply([[0.5, 0.4]], [0.5, 0.5]).tolist() == [[True, False]]
-    with pytest.raises(ValueError, match="1 row: 1"):
-        thresholds.apply([[0.5], [np.nan]], [0.5])
+@pytest.mark.parametrize("recall", [(), (0.9, 0.9, 0.9)])
+@pytest.mark.parametrize("average", ["macro", "micro", "samples"])
+@pytest.mark.parametrize("beta", [1, 2])
+def test_two_hundred_trials_come_close_to_the_exact_optimum(average, beta, recall):
+    y, p, _ = simulated(0, n=3000)
+    tuned = tune(y, p, CLASSES, Goal(beta, average, 0, recall), trials=200, seed=3)
+    assert tuned.exact - 5e-4 <= tuned.score <= tuned.exact + 1e-12
+    assert tuned.gap == pytest.approx(tuned.exact - tuned.score, abs=1e-12)
 
 
 @pytest.mark.parametrize("rows", [60, 500, 5000])
@@ -214,5 +214,263 @@ def test_two_hundred_trials_reach_the_exact_optimum_of_a_ragged_surface(rows, se
     """Probabilities that mean nothing: F-beta has as many local summits as it can have."""
     random = np.random.default_rng(seed)
     y, p = (random.random((rows, 1)) < 0.2).astype(float), random.random((rows, 1))
-    found = thresholds.tune(y, p, ["a"], beta=1.0, average="macro", trials=200, seed=7, fold=None)
-    assert found.exact - found.score <= 5e-4
+    assert tune(y, p, ["a"], Goal(1.0), trials=200, seed=7).gap <= 5e-4
+
+
+def test_a_class_gets_the_threshold_that_it_gets_alone():
+    y, p, _ = simulated(6)
+    together = tune(y, p, CLASSES, Goal(1.0), trials=40, seed=9)
+    alone = tune(y[:, 1:2], p[:, 1:2], ["subdural"], Goal(1.0), trials=40, seed=9)
+    assert together.thresholds["subdural"] == alone.thresholds["subdural"]
+
+
+# ---- cross-fitting
+
+
+@pytest.mark.parametrize("average", ["macro", "micro", "samples"])
+def test_cross_fitting_pools_decisions_of_thresholds_tuned_on_the_other_folds(average):
+    y, p, fold = simulated(2)
+    goal = Goal(1.0, average, 0, (0.5, 0.5, 0.5))
+    tuned = tune(y, p, CLASSES, goal, trials=0, seed=5, fold=fold)
+    decided = np.zeros(y.shape, dtype=bool)
+    for k in range(4):
+        rest = fold != k
+        decided[~rest] = thresholds.apply(p[~rest], of(tune(y[rest], p[rest], CLASSES, goal, trials=0, seed=5)))
+    np.testing.assert_array_equal(tuned.decided, decided)
+    assert tuned.score_cross_fitted == pytest.approx(fbeta_score(y, decided, beta=1, average=average, zero_division=0))
+
+
+@pytest.mark.parametrize("average", ["macro", "micro"])
+def test_with_shuffled_labels_the_cross_fitted_score_is_chance_and_the_tuned_one_flatters(average):
+    tuned, honest, chance = [], [], []
+    for seed in range(30):
+        y, p, _ = simulated(seed, n=150, prevalence=(0.1, 0.1, 0.1))
+        np.random.default_rng(seed).shuffle(y)
+        found = tune(y, p, CLASSES, Goal(1.0, average), trials=0, seed=seed, fold=np.arange(150) % 3)
+        tuned.append(found.score)
+        honest.append(found.score_cross_fitted)
+        chance.append(
+            metrics.f_beta(y, np.ones(y.shape, dtype=bool), 1, average)
+        )  # all positive: the best without knowledge
+    margin = 3 * np.std(np.subtract(honest, chance)) / np.sqrt(30)
+    assert np.mean(tuned) > np.mean(honest) + 0.03
+    assert np.mean(honest) < np.mean(chance) + margin
+
+
+# ---- classes that cannot be tuned
+
+
+@pytest.mark.parametrize("zero_division", [0, 1])
+@pytest.mark.parametrize("average", ["macro", "micro", "samples"])
+def test_a_class_without_positives_is_never_predicted(average, zero_division):
+    y, p, fold = simulated(3)
+    y[:, 0], p[0, 0] = 0, 1.0
+    tuned = tune(y, p, CLASSES, Goal(1.0, average, zero_division, (0.5, 0, 0)), trials=10, seed=0, fold=fold)
+    assert tuned.thresholds["epidural"] == tuned.thresholds_exact["epidural"] == thresholds.NEVER
+    assert not thresholds.apply(p, of(tuned))[:, 0].any()
+    assert any(w.startswith("epidural: no positive row") for w in tuned.warnings)
+    assert json.loads(json.dumps(tuned.thresholds)) == tuned.thresholds
+
+
+@pytest.mark.parametrize("zero_division", [0, 1])
+@pytest.mark.parametrize("average", ["macro", "micro", "samples"])
+def test_nothing_positive_anywhere_scores_what_zero_division_says(average, zero_division):
+    goal = Goal(2.0, average, zero_division)
+    tuned = tune(np.zeros((5, 3)), np.ones((5, 3)), CLASSES, goal, trials=5, seed=0)
+    assert (tuned.score, tuned.exact, set(of(tuned))) == (zero_division, zero_division, {thresholds.NEVER})
+
+
+@pytest.mark.parametrize("average", ["macro", "micro", "samples"])
+def test_an_all_positive_class_is_always_predicted(average):
+    y, p, _ = simulated(4)
+    y[:, 2] = 1
+    for trials in (0, 20):
+        tuned = tune(y, p, CLASSES, Goal(1.0, average), trials=trials, seed=0)
+        assert thresholds.apply(p, of(tuned))[:, 2].all()
+        assert any(w.startswith("any: every row is positive") for w in tuned.warnings)
+
+
+def test_one_positive_is_enough_for_a_threshold():
+    y, p = np.zeros((50, 1)), np.linspace(0, 1, 50)[:, None]
+    y[40] = 1
+    tuned = tune(y, p, ["a"], Goal(1.0), trials=0, seed=0, fold=np.arange(50) % 2)
+    assert tuned.exact == pytest.approx(2 / 11)  # 1 of 10 predicted
+    assert tuned.score_cross_fitted == 0  # its own fold's thresholds know no positive
+    assert tuned.warnings == ("a: only 1 positive rows; trust the cross-fitted score.",)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("average", ["macro", "micro", "samples"])
+def test_a_constant_class_is_predicted_wholly_or_not_at_all_with_a_warning(average, value):
+    y, p, _ = simulated(4)
+    p[:, 1] = value
+    for trials in (0, 8):
+        tuned = tune(y, p, CLASSES, Goal(1.0, average), trials=trials, seed=0)
+        assert len(set(thresholds.apply(p, of(tuned))[:, 1])) == 1
+        assert any(w.startswith("subdural: all rows have the same probability") for w in tuned.warnings)
+        if average == "macro":
+            assert tuned.thresholds["subdural"] == pytest.approx(value / 2)
+
+
+def test_probabilities_of_exactly_0_and_1_are_parted():
+    y, p = np.array([[1.0], [1.0], [0.0], [0.0]]), np.array([[1.0], [1.0], [0.0], [0.0]])
+    tuned = tune(y, p, ["a"], Goal(1.0), trials=10, seed=0)
+    assert (tuned.thresholds["a"], tuned.score) == (0.5, 1.0)
+    assert tune(1 - y, p, ["a"], Goal(1.0), trials=10, seed=0).thresholds["a"] == 0.0  # everything, the lowest included
+
+
+def test_few_positives_are_warned_about():
+    y, p, _ = simulated(4)
+    tuned = tune(y, p, CLASSES, Goal(1.0), trials=0, seed=0)
+    assert tuned.warnings == (f"epidural: only {y[:, 0].sum():.0f} positive rows; trust the cross-fitted score.",)
+
+
+def test_a_class_that_spoils_the_pooled_score_is_never_predicted_and_said_so():
+    y = np.array([[1, 0], [1, 0], [0, 0], [0, 1]], dtype=float)
+    p = np.array([[0.9, 0.5], [0.8, 0.5], [0.1, 0.5], [0.2, 0.5]])
+    tuned = tune(y, p, ["a", "b"], Goal(1.0, "micro"), trials=0, seed=0)
+    assert tuned.exact == pytest.approx(4 / 5)  # TP 2, FN 1 against TP 3, FP 3: 6 / 9
+    assert tuned.thresholds["b"] == pytest.approx(0.75)
+    assert "b: the best micro score comes from never predicting it." in tuned.warnings
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("value", [np.nan, -0.1, 1.5, np.inf])
+def test_probabilities_outside_0_to_1_are_refused_by_column_and_row(value):
+    y, p, _ = simulated(0)
+    p[[7, 11], 1] = value
+    with pytest.raises(ValueError, match=r"probabilities .* subdural: 2 rows: 7, 11"):
+        tune(y, p, CLASSES, Goal(1.0), trials=5, seed=0)
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.5, 2])
+def test_labels_other_than_0_and_1_are_refused_by_column_and_row(value):
+    y, p, _ = simulated(0)
+    y[9, 2] = value
+    with pytest.raises(ValueError, match=r"labels must be 0 or 1.* any: 1 row: 9"):
+        tune(y, p, CLASSES, Goal(1.0), trials=5, seed=0)
+
+
+def test_a_row_without_a_fold_is_refused():
+    y, p, fold = simulated(0)
+    fold = np.where(np.arange(len(y)) == 3, np.nan, fold)
+    with pytest.raises(ValueError, match=r"fold must not be NaN.* 1 row: 3"):
+        tune(y, p, CLASSES, Goal(1.0), trials=0, seed=0, fold=fold)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"beta": 0.0}, "beta is 0.0"),
+        ({"average": "weighted"}, "average is 'weighted'"),
+        ({"min_recall": (0.5,)}, "1 numbers for 3 classes"),
+        ({"average": "samples", "shrink": 5.0}, "shrink"),
+    ],
+)
+def test_a_goal_that_cannot_be_is_refused(change, message):
+    y, p, _ = simulated(0)
+    with pytest.raises(ValueError, match=message):
+        tune(y, p, CLASSES, Goal(**{"beta": 1.0, **change}), trials=0, seed=0)
+
+
+# ---- shrinkage
+
+
+def test_a_shrunken_threshold_is_the_best_for_labels_mixed_with_probabilities():
+    """Two of four rows are positive, shrink 2: each row counts as (y + p) / 2 of a positive, 2.15 / 2 + 1 in all."""
+    y, p = np.array([[1.0], [0.0], [1.0], [0.0]]), np.array([[0.9], [0.8], [0.3], [0.15]])
+    soft = (y + p)[:, 0] / 2
+    values = [2 * soft[: k + 1].sum() / (soft.sum() + k + 1) for k in range(4)]
+    tuned = tune(y, p, ["a"], Goal(1.0, shrink=2.0), trials=0, seed=0)
+    assert tuned.exact == pytest.approx(max(values))
+    assert tuned.thresholds["a"] == pytest.approx((p[np.argmax(values), 0] + p[np.argmax(values) + 1, 0]) / 2)
+    assert tuned.score == pytest.approx(fbeta_score(y, p >= tuned.thresholds["a"], beta=1))  # judged by the labels
+
+
+@pytest.mark.parametrize("average", ["macro", "micro"])
+def test_shrinkage_without_end_trusts_the_probabilities_alone(average):
+    y, p, _ = simulated(9)
+    shuffled = np.random.default_rng(0).permutation(y)
+    first, second = (
+        tune(labels, p, CLASSES, Goal(2.0, average, shrink=1e9), trials=0, seed=0) for labels in (y, shuffled)
+    )
+    assert of(first) == pytest.approx(of(second))
+    none = tune(y, p, CLASSES, Goal(2.0, average, shrink=1e-9), trials=0, seed=0)
+    assert none.score == pytest.approx(tune(y, p, CLASSES, Goal(2.0, average), trials=0, seed=0).score, abs=1e-6)
+
+
+def test_shrinkage_keeps_the_recall_that_is_asked_for_and_the_search_close():
+    y, p, _ = simulated(9, n=2000)
+    tuned = tune(y, p, CLASSES, Goal(1.0, "macro", 0, (0.9, 0.9, 0.9), shrink=30.0), trials=200, seed=1)
+    assert metrics.confusion(y, thresholds.apply(p, of(tuned)))["recall"].min() >= 0.9
+    assert 0 <= tuned.gap <= 5e-4
+
+
+def test_with_calibrated_probabilities_and_few_positives_shrinkage_pays_on_new_rows():
+    gains = []
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        p = random.beta(0.3, 3, size=(20_150, 1))
+        y = (random.random(p.shape) < p).astype(float)
+        cuts = [of(tune(y[:150], p[:150], ["a"], Goal(2.0, shrink=s), trials=0, seed=0)) for s in (0.0, 30.0)]
+        plain, shrunken = (metrics.f_beta(y[150:], thresholds.apply(p[150:], cut), 2.0, "macro") for cut in cuts)
+        gains.append(shrunken - plain)
+    assert np.mean(gains) > 3 * np.std(gains) / np.sqrt(len(gains))
+
+
+# ---- and the rest
+
+
+def test_the_order_of_rows_does_not_matter():
+    y, p, fold = simulated(6)
+    shuffled = np.random.default_rng(0).permutation(len(y))
+    for average in ("macro", "micro", "samples"):
+        first = tune(y, p, CLASSES, Goal(2.0, average), trials=40, seed=9, fold=fold)
+        second = tune(y[shuffled], p[shuffled], CLASSES, Goal(2.0, average), trials=40, seed=9, fold=fold[shuffled])
+        assert first.thresholds == second.thresholds
+        assert first.decided is not None
+        np.testing.assert_array_equal(first.decided[shuffled], second.decided)
+
+
+def test_a_row_is_positive_at_its_threshold():
+    assert thresholds.apply([[0.5, 0.4]], [0.5, 0.5]).tolist() == [[True, False]]
+    with pytest.raises(ValueError, match="1 row: 1"):
+        thresholds.apply([[0.5], [np.nan]], [0.5])
+
+
+@pytest.mark.parametrize("average", ["macro", "micro"])
+def test_factors_are_copies_of_rows(average):
+    """Positives that stand for three rows each and negatives for two: as in a table with so many copies of them."""
+    y, p, _ = simulated(7, prevalence=(0.3, 0.3, 0.3))
+    y = np.repeat(y[:, :1], 3, axis=1) if average == "micro" else y
+    goal = Goal(2.0, average, 0, (0.0, 0.5, 0.95))
+    found = thresholds.exact_all(y, p, goal, [3, 3, 3], [2, 2, 2])
+    copies = np.repeat(np.arange(len(y)), np.where(y[:, 0] > 0, 3, 2))
+    copied = of(tune(y[copies], p[copies], CLASSES, goal, trials=0, seed=0))
+    assert found == pytest.approx(copied if average == "micro" else [copied[0], found[1], found[2]])
+    assert thresholds.exact_all(y, p, goal, [1, 1, 1], [1, 1, 1]) == of(tune(y, p, CLASSES, goal, trials=0, seed=0))
+
+
+def test_rarer_positives_raise_the_threshold():
+    y, p, _ = simulated(7, n=3000)
+    goal = Goal(1.0)
+    rarer, as_it_is, commoner = (thresholds.exact_all(y, p, goal, [k] * 3, [1] * 3) for k in (0.2, 1, 5))
+    assert np.all(np.array(rarer) > as_it_is)
+    assert np.all(np.array(as_it_is) > commoner)
+
+
+@pytest.mark.parametrize("average", ["macro", "micro", "samples"])
+def test_an_interval_of_single_rows_is_that_of_patients_of_one_row(average):
+    y, p, _ = simulated(5, n=2000)
+    goal = Goal(2.0, average, 1)
+    decided = p >= 0.3
+    single = thresholds.f_interval(y, decided, goal, None)
+    patients = thresholds.f_interval(y, decided, goal, Bootstrap(np.arange(len(y)), seed=3))
+    assert single[0] < metrics.f_beta(y, decided, 2.0, average, 1) < single[1]
+    assert single == pytest.approx(patients, abs=0.006)  # two times 1000 draws
+    clusters = thresholds.f_interval(
+        np.tile(y, (4, 1)), np.tile(decided, (4, 1)), goal, Bootstrap(np.tile(np.arange(2000), 4))
+    )
+    assert clusters == pytest.approx(patients, abs=0.006)

@@ -14,7 +14,21 @@ import yaml
 from ich.data import dicom
 from ich.phantom.competition import CLASSES, Study, make_study
 from ich.recipe import load
-from ich.stages import blend, cnn, demo, explain, folds, predict, prepare, score, sequence, stack, submit, thresholds
+from ich.stages import (
+    blend,
+    cnn,
+    demo,
+    explain,
+    folds,
+    predict,
+    prepare,
+    score,
+    score_outside,
+    sequence,
+    stack,
+    submit,
+    thresholds,
+)
 from ich.stages.plan import Plan
 from ich.workspace import UserError
 
@@ -311,7 +325,7 @@ def outside(tmp_path_factory) -> Plan:
     )
     plan = ran(Plan(load(root / "outside.yaml"), root), prepare)
     predict.run_outside(plan)
-    return ran(Plan(plan.recipe, root), score)
+    return ran(Plan(plan.recipe, root), score_outside)
 
 
 def test_cq500_scores_one_series_of_each_scan_and_says_why_not_the_others(outside):

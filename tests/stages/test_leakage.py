@@ -39,7 +39,7 @@ def test_on_shuffled_labels_every_member_is_at_chance(clone):
     for stage in ("demo", "prepare"):
         clone.ich(stage, recipe="tests/leak.yaml")
     shuffle_labels(clone, "tests/leak.yaml")
-    for stage in ("prepare", "folds", "cnn", "sequence", "stack", "blend", "thresholds", "submit", "score"):
+    for stage in ("prepare", "folds", "cnn", "sequence", "smooth", "stack", "blend", "thresholds", "submit", "score"):
         clone.ich(stage, recipe="tests/leak.yaml")
     scores = pd.read_csv(clone.root / "submissions/leak/scores.csv")
     auc = scores[scores["rows"] == "oof"].set_index("member")["auc"]

@@ -29,10 +29,10 @@ RECIPE = "tests/parts.yaml"
 CLASSES = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"]
 LOGITS = [f"logit_{name}" for name in CLASSES]
 STAGES = (
-    *("demo", "prepare", "folds", "pretrain", "cnn", "end_to_end", "sequence", "stack", "blend", "thresholds"),
-    *("submit", "score", "explain"),
+    *("demo", "prepare", "folds", "pretrain", "cnn", "end_to_end", "sequence", "smooth", "stack", "blend"),
+    *("thresholds", "submit", "score", "explain"),
 )
-MEMBERS = ["resnet", "resnext", "small", "joint", "bigru", "lr", "lgbm", "blend"]
+MEMBERS = ["resnet", "resnext", "small", "joint", "bigru", "lr", "inside", "gauss", "lgbm", "blend"]
 
 
 def ich(root: Path, command: str, *arguments: str, recipe: str = RECIPE) -> str:
@@ -141,7 +141,7 @@ def test_predicting_the_test_folder_gives_the_submission(copy):
     assert_predicted_as_submitted(copy)
 
 
-@pytest.mark.parametrize("member", ["small", "joint", "bigru", "lr"])
+@pytest.mark.parametrize("member", ["small", "joint", "bigru", "lr", "inside", "gauss"])
 def test_so_it_does_where_a_member_is_the_whole_blend(copy, member):
     change = f"blend.members=[{member}]"
     for stage in ("blend", "thresholds", "submit"):
@@ -215,8 +215,9 @@ def test_pretraining_sees_every_slice_and_no_label(copy, monkeypatch):
 
 def test_other_pretraining_makes_stale_what_started_from_it_and_nothing_else(copy):
     change = "pretrain.simclr.seed=8"
-    begun = {"cnn/small", "stack/lgbm", "blend/blend"}
+    begun = {"cnn/small", "sequence/inside", "smooth/gauss", "stack/lgbm", "blend/blend"}
     later = begun | {f"{name}/fold{k}" for name in begun for k in (0, 1)}
+    later |= {f"cnn/small/fold{k}/train" for k in (0, 1)}
     later |= {"thresholds", "submit", "score", "explain"}
     assert undone(copy, change) == {"pretrain/simclr"} | later
     ich(copy, "pretrain", *setting(change))
@@ -318,7 +319,8 @@ def test_inner_patients_judge_where_they_were_set_aside(parts):
 
 # ---- folds by slice
 
-BY_SLICE = ("name=sliced", "folds.by=slice", "end_to_end=null", "sequence=null", "stack=null", "cnn.small=null")
+WHOLE_STUDIES = ("end_to_end", "sequence", "smooth", "stack")  # members that read them
+BY_SLICE = ("name=sliced", "folds.by=slice", "cnn.small=null", *(f"{group}=null" for group in WHOLE_STUDIES))
 
 
 def test_folds_by_slice_leak_and_say_so(copy):
@@ -375,7 +377,7 @@ def test_the_confusion_table_adds_up(parts):
 
 # ---- the ablation
 
-FEWER = ("pretrain=null", "cnn.small=null", "end_to_end=null", "sequence=null", "stack=null")  # it lists none of them
+FEWER = [f"{group}=null" for group in ("pretrain", "cnn.small", *WHOLE_STUDIES)]  # it lists none of them
 RUNS = ["parts_random_s1", "parts_random_s2", "parts_s1", "parts_s2"]
 
 

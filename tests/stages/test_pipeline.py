@@ -12,7 +12,8 @@ from filelock import FileLock
 
 CLASSES = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"]
 LOGITS = [f"logit_{name}" for name in CLASSES]
-MEMBERS = ["resnet", "resnext", "bigru", "lgbm", "blend"]
+MEMBERS = ["resnet", "resnext", "bigru", "gauss", "lgbm", "blend"]
+TRAINING_ROWS = {f"cnn/{member}/fold{k}/train" for member in ("resnet", "resnext") for k in (0, 1)}  # bigru reads them
 
 
 def cache(house):
@@ -28,7 +29,8 @@ def slices(finished):
 def test_every_artefact_is_done(finished):
     states = finished.states()
     assert set(states.values()) == {"done"}
-    assert len(states) == 3 + len(MEMBERS) * 3 + 4
+    assert {name for name in states if name.endswith("/train")} == TRAINING_ROWS
+    assert len(states) == 3 + len(MEMBERS) * 3 + len(TRAINING_ROWS) + 4
 
 
 def test_the_slice_table_describes_the_cache_row_by_row(finished, slices):
@@ -116,7 +118,7 @@ def test_scores_stand_for_every_member_on_both_sets(finished):
     assert scores["log_loss"].gt(0).all()
 
 
-@pytest.mark.parametrize("stage", ["stack", "blend", "thresholds", "submit", "score"])
+@pytest.mark.parametrize("stage", ["smooth", "stack", "blend", "thresholds", "submit", "score"])
 def test_the_stages_after_the_networks_run_without_torch(house, stage):
     code = (
         f"import sys; sys.argv = ['ich', '{stage}', 'tests/tiny.yaml', '--force']\n"
@@ -179,11 +181,11 @@ def test_a_changed_fold_makes_stale_what_was_made_from_it_and_nothing_else(house
     damaged.write_bytes(damaged.read_bytes()[:-1])
     stale = {name for name, state in house.states().items() if state != "done"}
     later = {
-        f"{stage}{part}"
-        for stage in ("sequence/bigru", "stack/lgbm", "blend/blend")
-        for part in ("", "/fold0", "/fold1")
+        f"{stage}{part}" for stage in ("smooth/gauss", "stack/lgbm", "blend/blend") for part in ("", "/fold0", "/fold1")
     }
-    assert stale == {"cnn/resnext/fold1", "cnn/resnext", "thresholds", "submit", "score", "explain"} | later
+    later |= {"sequence/bigru", "sequence/bigru/fold1"}  # its fold 0 reads nothing of the network of fold 1
+    begun = {"cnn/resnext/fold1", "cnn/resnext/fold1/train", "cnn/resnext"}
+    assert stale == begun | later | {"thresholds", "submit", "score", "explain"}
 
 
 def test_a_forced_fold_comes_out_the_same_and_leaves_the_rest_alone(house):
@@ -194,7 +196,8 @@ def test_a_forced_fold_comes_out_the_same_and_leaves_the_rest_alone(house):
     rewritten = {path for path in after if after[path] != before.get(path)}
     assert all(path.startswith("oof/tiny/resnet/fold1/") for path in rewritten), rewritten
     changed = {path for path in rewritten if after[path][1] != before[path][1]}
-    assert changed == {"oof/tiny/resnet/fold1/run.json"}  # its seconds
+    records = {f"oof/tiny/resnet/fold1/{record}" for record in ("run.json", "train/run.json")}
+    assert changed == records  # their seconds
 
 
 def test_another_setting_of_one_member_remakes_its_dependants_only(house):

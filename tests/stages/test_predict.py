@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from scipy.special import expit, logit
 
+from ich.ensemble.hierarchy import project_any
 from ich.recipe import load
 from ich.stages import predict
 from ich.stages.plan import Plan
@@ -143,20 +144,28 @@ def test_image_ids_are_as_short_as_they_can_be(names, ids):
     assert predict._image_ids(names) == ids
 
 
-def test_each_fold_blends_its_own_models_with_its_own_weights(house, tmp_path):
+def test_each_fold_blends_its_own_models_as_its_own_file_says(house, tmp_path):
     chosen = {0: "resnet", 1: "bigru"}
     parts = []
     for fold, member in chosen.items():
         folder = house.root / f"oof/tiny/blend/fold{fold}"
         record = json.loads((folder / "run.json").read_text())
-        content = json.dumps({name: float(name == member) for name in record["weights"]}).encode()
-        (folder / "weights.json").write_bytes(content)
-        record["files"]["weights.json"] = sha256_bytes(content)
+        blend = json.loads((folder / "blend.json").read_text())
+        weights = [float(name == member) for name in blend["members"]]
+        for name in blend["classes"]:
+            blend["classes"][name] = {
+                "combination": {"method": "weights", "weights": weights},
+                "calibration": {"method": "temperature", "temperature": 2.0},
+            }
+        content = json.dumps(blend).encode()
+        (folder / "blend.json").write_bytes(content)
+        record["files"]["blend.json"] = sha256_bytes(content)
         (folder / "run.json").write_text(json.dumps(record))
-        parts.append(pd.read_parquet(house.root / f"oof/tiny/{member}/fold{fold}/test.parquet").set_index("image_id"))
-    mean = (parts[0] + parts[1]) / 2
+        test = pd.read_parquet(house.root / f"oof/tiny/{member}/fold{fold}/test.parquet").set_index("image_id") / 2
+        parts.append(test.set_axis(CLASSES, axis=1))
+        parts[-1][CLASSES] = project_any(parts[-1].to_numpy(), CLASSES, [1, 1, 1, 1, 1, 2])
     scored = score(house, house.root / TEST, tmp_path / "out.csv")
-    assert_same(scored, expit(mean.set_axis(CLASSES, axis=1)), SAME_BATCHES)
+    assert_same(scored, expit((parts[0] + parts[1]) / 2), SAME_BATCHES)
 
 
 def test_any_is_at_least_its_largest_subtype_in_each_fold(finished):
@@ -202,7 +211,7 @@ def test_a_missing_fold_is_named_with_the_command_that_makes_it(house, tmp_path)
     [
         ("resnet/fold0/model.safetensors", "cnn"),
         ("lgbm/fold1/model_any.txt", "stack"),
-        ("blend/fold0/weights.json", "blend"),
+        ("blend/fold0/blend.json", "blend"),
         ("thresholds.json", "thresholds"),
     ],
 )

@@ -42,7 +42,7 @@ class StudyBatch(NamedTuple):
     base: torch.Tensor
     """float32 [B, T, c]: logits to start from"""
     geometry: torch.Tensor
-    """float32 [B, T, 2]"""
+    """float32 [B, T, 2]: the gap to the next slice, 0 at the last; the place in the study, -1..1"""
     lengths: torch.Tensor
     """int64 [B]: slices of each study"""
     targets: torch.Tensor | None
@@ -249,7 +249,7 @@ def _one_thread(worker: int) -> None:
 class Studies:
     """Slices of whole studies, packed one study after the other, each in order of position.
 
-    features: float16 or float32 [N, D]. base: float32 [N, c]. geometry: float32 [N, 2].
+    features: float16 or float32 [N, D]. base: float32 [N, c]. geometry: float32 [N, 2], as in `StudyBatch`.
     targets: float32 [N, c] or None. offsets: int64 [studies + 1]; study k is rows offsets[k]:offsets[k + 1].
     """
 
@@ -299,4 +299,24 @@ def study_batch(studies: Studies, chosen: NDArray[np.integer]) -> StudyBatch:
         lengths=torch.from_numpy(lengths.astype(np.int64)),
         targets=None if studies.targets is None else pad(studies.targets),
         rows=torch.from_numpy(rows.astype(np.int64)),
+    )
+
+
+def from_the_other_end(batch: StudyBatch) -> StudyBatch:
+    """The same studies with their slices numbered from the other end, as the scanner might have numbered them."""
+    place = torch.arange(batch.rows.shape[1])
+    turned = torch.where(place < batch.lengths[:, None], batch.lengths[:, None] - 1 - place, place)
+
+    def turn(values: torch.Tensor) -> torch.Tensor:
+        return values.take_along_dim(turned.reshape(*turned.shape, *[1] * (values.ndim - 2)), dim=1)
+
+    # a gap lies between two slices, and the one after which it stands is now the other
+    before = torch.nn.functional.pad(batch.geometry[:, :-1, 0], (1, 0))
+    return StudyBatch(
+        features=turn(batch.features),
+        base=turn(batch.base),
+        geometry=torch.stack([turn(before), -turn(batch.geometry[..., 1])], dim=-1),
+        lengths=batch.lengths,
+        targets=None if batch.targets is None else turn(batch.targets),
+        rows=turn(batch.rows),
     )

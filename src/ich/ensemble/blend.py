@@ -1,156 +1,153 @@
-"""The blend: a weighted mean of logits, with equal weights unless tuned ones prove better on unseen folds."""
+"""The blend of one class: which combination of the members' logits, judged on folds that it did not see.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+Everything here is of one class: z [n, m] are the out-of-fold logits of m members for n rows, y [n] their labels.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
-import optuna
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, logit
 
-from ich.ensemble.metrics import checked_pair, checked_weights
+from ich.ensemble import calibration, combining
+from ich.ensemble.combination import METHODS, Combination, Method, checked_logits, limited
+from ich.ensemble.combining import UNTUNED, Metric, Rows
+from ich.ensemble.intervals import Bootstrap, interval, simplest
+from ich.ensemble.metrics import f_from_counts
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-# Rows that a search of weights looks at. A handful of weights needs no more, and 750,000 rows x 200 trials a
-# fold would take minutes; the weights found are always judged on all rows.
-SEARCH_ROWS = 100_000
-
-# weighted_log_loss clips probabilities to 1e-7..1 - 1e-7; the same bound as a logit.
-_LIMIT = float(np.log((1 - 1e-7) / 1e-7))
+Column = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Blend:
-    """Chosen weights (they sum to 1) and the weighted log losses that chose them; lower is better.
+class Choice:
+    """What a class's members become, and why.
 
-    score: the chosen weights on all rows. score_cross_fitted: tuned weights, each fold judged with the
-    weights tuned on the other folds. score_equal: equal weights on all rows; it needs no cross-fitting, for
-    nothing is tuned.
+    combination: fitted on all rows. out_of_fold [n]: each row's logit by the chosen method fitted without its fold.
+    scores: of each method tried, `own` (fitted and judged on all rows, hence flattering), `cross_fitted` (each fold
+    judged by what was fitted without it) and `difference` (the 95 % interval of its cross-fitted score less that of
+    the mean of logits, over draws of patients). None where there is a single fold or nothing to compare.
+
+    A score is a mean log loss after Platt's scaling, lower is better, or F at the best threshold, higher is better;
+    scaling and threshold are settled on the rows that the method was fitted on. Without the scaling the blend would be
+    chosen by how sure of themselves the members are, which is calibration's to settle: of overconfident members
+    the ranks would win, whatever their order is worth.
     """
 
-    weights: dict[str, float]
-    method: Literal["equal", "optuna"]
-    score: float
-    score_cross_fitted: float
-    score_equal: float
+    combination: Combination
+    out_of_fold: Column = field(compare=False)
+    scores: dict[str, dict[str, Any]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a record: what was chosen, and by which scores."""
+        return {"method": self.combination.method, "weights": list(self.combination.weights), "scores": self.scores}
 
 
-def blend_logits(
-    logits: Mapping[str, NDArray], weights: Mapping[str, float], mean: Literal["logits", "probabilities"] = "logits"
-) -> NDArray[np.float64]:
-    """Logits [n, c] of the weighted mean of the members' logits, or probabilities; the weights are scaled to sum to 1.
+def fit(
+    method: Method, z: ArrayLike, y: ArrayLike, *, metric: Metric = "log_loss", trials: int = 100, seed: int = 7
+) -> Combination:
+    """Fit a combination on rows z [n, m], y [n] of 0 and 1.
 
-    Raises ValueError unless both mappings name the same members, the tables have one shape and the weights
-    are >= 0.
+    metric is "log_loss" or the beta of an F-beta, which is taken at its best threshold; `greedy` and `weights` are
+    tuned for it on at most combining.SEARCH_ROWS rows, and F's weights with so many Optuna trials. Labels with fewer
+    than combining.FEWEST positives or negatives tune nothing: the mean of logits is returned, as it is of one member.
+
+    Raises ValueError for shapes that do not fit, logits that are not finite and labels other than 0 and 1.
     """
-    if set(logits) != set(weights):
-        raise ValueError(f"there are logits of {sorted(logits)}, but weights for {sorted(weights)}.")
-    names, cube = _stacked(logits)
-    share = checked_weights([weights[name] for name in names], len(names))
-    if mean == "probabilities":
-        limited = _mean(expit(cube), share).clip(expit(-_LIMIT), expit(_LIMIT))
-        return logit(limited)
-    return _mean(cube, share)
+    logits, labels = _checked(z, y, method, metric)
+    return combining.fit(method, Rows.sample(logits, labels, seed), metric, trials, seed)
 
 
 def choose(
-    logits: Mapping[str, NDArray],
+    z: ArrayLike,
     y: ArrayLike,
     fold: ArrayLike,
-    class_weights: ArrayLike,
+    bootstrap: Bootstrap,
     *,
-    trials: int,
-    seed: int,
-) -> Blend:
-    """Choose the members' weights by weighted log loss (metrics.weighted_log_loss of the blend).
+    method: Method | Literal["auto"] = "auto",
+    metric: Metric = "log_loss",
+    trials: int = 100,
+    seed: int = 7,
+) -> Choice:
+    """Choose a class's combination: z [n, m], y [n], fold [n]; bootstrap draws the patients of these rows.
 
-    logits: name -> out-of-fold logits [n, c]; y [n, c] of 0 and 1; fold [n]; class_weights [c]. Optuna's TPE,
-    seeded, tunes one set of weights on all rows, and for each fold one without that fold, which it is then
-    judged on. The tuned weights are taken only where they beat equal weights both in the cross-fitted score
-    and in more than half of the folds; a smaller advantage is noise more often than not.
+    auto takes, in the order of METHODS, the simplest method that no later one surely beats (intervals.simplest) on
+    folds that it was not fitted on; with fewer than combining.FEWEST positives or negatives, the simplest. One member
+    is taken as it is. With one fold nothing can be judged, so that only what needs no tuning is taken.
     """
-    names, cube = _stacked(logits)
-    labels, _ = checked_pair(y, cube[0])
+    logits, labels = _checked(z, y, method, metric)
     folds = np.asarray(fold)
-    if folds.shape != (len(labels),):
-        raise ValueError(f"fold {folds.shape} must have one entry for each of the {len(labels)} rows.")
-    if trials < 1:
-        raise ValueError(f"trials is {trials}; it must be 1 or more.")
-    share = checked_weights(class_weights, labels.shape[1])
-    equal = np.full(len(names), 1 / len(names))
-    equal_rows = _row_losses(cube, labels, share, equal)
-    score_equal = float(equal_rows.mean())
-    if len(names) == 1:
-        return Blend({names[0]: 1.0}, "equal", score_equal, score_equal, score_equal)
+    if folds.shape != labels.shape or bootstrap.owner.shape != labels.shape:
+        raise ValueError(f"fold {folds.shape} and the patients must have one entry for each of {len(labels)} rows.")
     numbers = np.unique(folds)
-    if len(numbers) < 2:
-        raise ValueError("weights can only be judged with two folds or more.")
+    names = _candidates(method, logits.shape[1], len(numbers))
+    if method == "auto" and not combining.tunable(labels):
+        names = METHODS[:1]
+    rows = Rows.sample(logits, labels, seed)
+    fitted = {name: combining.fit(name, rows, metric, trials, seed) for name in names}
+    scores: dict[str, dict[str, Any]] = {}
+    for name, combination in fitted.items():
+        own = _judged(combination, rows, combination.apply(logits), labels, metric)
+        scores[name] = {"own": _score(own, labels, metric), "cross_fitted": None, "difference": None}
+    if len(numbers) == 1:
+        return Choice(fitted[names[0]], fitted[names[0]].apply(logits), scores)
 
-    tuned_rows = np.empty_like(equal_rows)
+    out_of_fold, judged = ({name: np.empty(len(labels)) for name in names} for _ in range(2))
     for number in numbers:
         inside = folds == number
-        weights = _search(cube[:, ~inside], labels[~inside], share, trials, seed)
-        tuned_rows[inside] = _row_losses(cube[:, inside], labels[inside], share, weights)
-    cross_fitted = float(tuned_rows.mean())
-    won = sum(bool(tuned_rows[folds == k].mean() < equal_rows[folds == k].mean()) for k in numbers)
-    if cross_fitted < score_equal and 2 * won > len(numbers):
-        best = _search(cube, labels, share, trials, seed)
-        weights = {name: float(w) for name, w in zip(names, best, strict=True)}
-        score = float(_row_losses(cube, labels, share, best).mean())
-        return Blend(weights, "optuna", score, cross_fitted, score_equal)
-    return Blend({name: 1 / len(names) for name in names}, "equal", score_equal, cross_fitted, score_equal)
+        rows = Rows.sample(logits[~inside], labels[~inside], seed)
+        for name in names:
+            combination = combining.fit(name, rows, metric, trials, seed)
+            found = combination.apply(logits[inside])
+            out_of_fold[name][inside] = found
+            judged[name][inside] = _judged(combination, rows, found, labels[inside], metric)
+    draws = {name: _draws(judged[name], labels, metric, bootstrap) for name in names}
+    for name in names:
+        scores[name]["cross_fitted"] = _score(judged[name], labels, metric)
+        if name != names[0]:
+            scores[name]["difference"] = list(interval(draws[name] - draws[names[0]]))
+    losses = draws if metric == "log_loss" else {name: -values for name, values in draws.items()}
+    taken = simplest(losses) if method == "auto" else names[-1]
+    return Choice(fitted[taken], out_of_fold[taken], scores)
 
 
-def raise_any(p: NDArray, classes: Sequence[str]) -> NDArray[np.float64]:
-    """Probabilities or logits [n, c] with "any" at least the largest subtype; unchanged without a class "any".
-
-    A bleed of some subtype is a bleed, and log loss pays for a lower "any".
-    """
-    raised = np.array(p, dtype=np.float64)
-    if "any" in classes:
-        raised[:, list(classes).index("any")] = raised.max(axis=1)
-    return raised
+def _candidates(method: Method | Literal["auto"], members: int, folds: int) -> tuple[Method, ...]:
+    """The methods to try: that of the name stands last, and the simplest, which it is compared with, first."""
+    if members == 1:
+        return METHODS[:1]
+    if folds == 1:
+        return (method,) if method in UNTUNED else METHODS[:1]
+    return METHODS if method == "auto" else tuple(dict.fromkeys((METHODS[0], method)))
 
 
-def _search(cube: NDArray, labels: NDArray, share: NDArray, trials: int, seed: int) -> NDArray[np.float64]:
-    """Weights [m] that sum to 1, the best of `trials` sets; the first is equal weights."""
-    if len(labels) > SEARCH_ROWS:
-        rows = np.sort(np.random.default_rng(seed).choice(len(labels), SEARCH_ROWS, replace=False))
-        cube, labels = cube[:, rows], labels[rows]
-    names = [f"member{m}" for m in range(len(cube))]
-
-    def weights_of(params: Mapping[str, float]) -> NDArray[np.float64]:
-        # Squared, so that weights near 0 are in easy reach.
-        raw = np.array([params[name] for name in names]) ** 2
-        return raw / raw.sum() if raw.sum() > 0 else np.full(len(raw), 1 / len(raw))
-
-    def loss(trial: optuna.Trial) -> float:
-        weights = weights_of({name: trial.suggest_float(name, 0.0, 1.0) for name in names})
-        return float(_row_losses(cube, labels, share, weights).mean())
-
-    sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=False)
-    study = optuna.create_study(direction="minimize", sampler=sampler)
-    study.enqueue_trial(dict.fromkeys(names, 0.5))
-    study.optimize(loss, n_trials=trials)
-    return weights_of(study.best_params)
+def _judged(combination: Combination, rows: Rows, z: Column, y: Column, metric: Metric) -> Column:
+    """What logits z [n] of a combination fitted on `rows` are worth: log losses [n], or decisions of 0 and 1."""
+    before = combination.apply(rows.z)
+    if metric == "log_loss":
+        calibrator = calibration.fit("platt", before, rows.y, rows.copies)
+        return combining.log_losses(limited(calibrator.apply(z)), y)
+    return (z >= combining.best_f(before, rows.y, rows.copies, metric)[0]).astype(np.float64)
 
 
-def _row_losses(cube: NDArray, labels: NDArray, share: NDArray, weights: NDArray) -> NDArray[np.float64]:
-    """Weighted binary cross-entropy of each row [n], straight from blended logits: log(1 + e^z) - y z."""
-    z = np.clip(_mean(cube, weights), -_LIMIT, _LIMIT)
-    return np.einsum("nc,c->n", np.log1p(np.exp(z)) - labels * z, share)
+def _score(judged: Column, y: Column, metric: Metric) -> float:
+    if metric == "log_loss":
+        return float(judged.mean())
+    return float(f_from_counts((judged * y).sum(), judged.sum(), y.sum(), metric))
 
 
-def _mean(cube: NDArray, weights: NDArray) -> NDArray[np.float64]:
-    """Weighted sum over members [n, c]; einsum, not BLAS, whose last bits depend on the number of threads."""
-    return np.einsum("m,mnc->nc", weights, cube)
+def _draws(judged: Column, y: Column, metric: Metric, bootstrap: Bootstrap) -> Column:
+    if metric == "log_loss":
+        return bootstrap.means(judged)
+    return f_from_counts(bootstrap.sums(judged * y), bootstrap.sums(judged), bootstrap.sums(y), metric)
 
 
-def _stacked(logits: Mapping[str, NDArray]) -> tuple[list[str], NDArray[np.float64]]:
-    """Members' names and their logits [m, n, c]."""
-    shapes = {name: np.shape(table) for name, table in logits.items()}
-    if len(set(shapes.values())) != 1 or any(len(shape) != 2 for shape in shapes.values()):
-        raise ValueError(f"the members' logits must be tables [n, c] of one shape; they are {shapes}.")
-    return list(logits), np.stack([np.asarray(table, dtype=np.float64) for table in logits.values()])
+def _checked(z: ArrayLike, y: ArrayLike, method: str, metric: Metric) -> tuple[Column, Column]:
+    if method not in ("auto", *METHODS):
+        raise ValueError(f"method is {method!r}; it must be auto or one of {', '.join(METHODS)}.")
+    if metric != "log_loss" and not (isinstance(metric, int | float) and 0 < metric < np.inf):
+        raise ValueError(f"metric is {metric!r}; it must be 'log_loss' or the beta of an F-beta.")
+    logits, labels = checked_logits(z), np.asarray(y, dtype=np.float64)
+    if labels.shape != logits.shape[:1] or not len(labels):
+        raise ValueError(f"labels {labels.shape} and logits {logits.shape} must be [n] and [n, m], n > 0.")
+    if not ((labels == 0) | (labels == 1)).all():
+        raise ValueError("labels must be 0 or 1; leave rows without a label out.")
+    return logits, labels

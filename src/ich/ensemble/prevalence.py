@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
 from ich.ensemble import calibration
-from ich.ensemble.hierarchy import LIMIT
+from ich.ensemble.hierarchy import LIMIT, project_any
 from ich.ensemble.intervals import Bootstrap, interval
 
 # An estimate lies within these bounds: one in a million is as far as a class can seem to vanish.
@@ -134,6 +134,20 @@ def shift(logits: ArrayLike, prior: float, new: float) -> NDArray[np.float64]:
     """Calibrated logits, of any shape, as they would be with prevalence `new` instead of `prior`."""
     positive, negative = factors(prior, new)
     return np.asarray(logits, dtype=np.float64) + (np.log(positive) - np.log(negative))
+
+
+def shift_all(
+    logits: NDArray, classes: Sequence[str], weights: Sequence[float], prevalences: Sequence[tuple[float, float]]
+) -> NDArray[np.float64]:
+    """Logits [n, c], each class shifted from one prevalence to the other; "any" stays at least its largest subtype.
+
+    weights [c]: see hierarchy.project_any.
+    """
+    return project_any(
+        np.column_stack([shift(z, prior, new) for z, (prior, new) in zip(logits.T, prevalences, strict=True)]),
+        classes,
+        weights,
+    )
 
 
 def factors(prior: float, new: float) -> tuple[float, float]:

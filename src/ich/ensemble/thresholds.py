@@ -1,43 +1,37 @@
-"""Decision thresholds that maximise F-beta: searched by Optuna, with the exact optimum and an honest score.
+"""Decision thresholds that maximise F-beta: searched by Optuna, with the exact optimum and an honest score beside it.
 
 A row is positive where its probability >= the threshold. Every search is over the operating points of sorted
-probabilities (metrics.operating_points), so that a trial is a look-up, whatever the number of rows.
-
-macro: the mean of the classes' F falls apart by class; each class has its own one-dimensional search.
-
-micro: the pooled F does not. But its best thresholds are those where the classes' calibrated probabilities
-(isotonic regression, in each class) cross one common value. For, with F* the best score, they maximise
-(1 + b^2) TP - F* predicted (Dinkelbach 1967, fractional programming); that is a sum over classes, and each
-summand is largest at a vertex of the concave hull of the class's (predicted, TP), the ends of blocks.
-So micro is one one-dimensional search over pooled calibrated probabilities, and has an exact optimum too.
+probabilities, so that a trial is a look-up, whatever the number of rows: operating_points and sample_f hold the exact
+optima, surfaces what Optuna's studies look at, search the studies.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
-import optuna
 from numpy.typing import ArrayLike, NDArray
 
-from ich.ensemble.metrics import Average, checked_probabilities, f_beta, f_from_counts, operating_points, rows
+from ich.ensemble import surfaces
+from ich.ensemble.intervals import Bootstrap, interval
+from ich.ensemble.metrics import f_from_counts, rows
+from ich.ensemble.operating_points import NEVER, Steps, best_macro
+from ich.ensemble.problem import Goal, Problem
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+__all__ = ["NEVER", "Goal", "Tuned", "apply", "exact", "exact_all", "f_interval", "tune"]
 
-Column = NDArray[np.float64]
-
-NEVER = 2.0  # a threshold that no probability reaches, and that survives JSON and rounding
-FEW = 50  # positives below which a tuned threshold is a guess: tuned minus honest F1 is about 0.05 there
+VERSION = 1  # of the search: trials of another one are not gone on with
 
 
 @dataclass(frozen=True)
 class Tuned:
     """Thresholds by class and what they are worth.
 
-    score: F-beta of the thresholds on the rows that tuned them, hence flattering. score_cross_fitted: each
-    fold decided with thresholds tuned on the other folds, F taken once over all those decisions; None without
-    folds; decided [n, c] are those decisions. exact: the highest F-beta that any thresholds reach on these rows.
-    warnings: sentences for the user.
+    score: F-beta of the thresholds on the rows that tuned them, hence flattering. score_cross_fitted: each fold decided
+    with the exact thresholds of the other folds, F taken once over all those decisions; None without folds; decided
+    [n, c] are those decisions. exact: the highest value of the goal that any thresholds reach on these rows (for
+    samples: that coordinate ascent reaches), and thresholds that reach it. gap: how far below the search ended; the
+    goal is F-beta itself unless it shrinks. warnings: sentences for the user.
     """
 
     thresholds: dict[str, float]
@@ -45,76 +39,53 @@ class Tuned:
     score_cross_fitted: float | None
     decided: NDArray[np.bool_] | None = field(compare=False)
     exact: float
+    thresholds_exact: dict[str, float]
+    gap: float
     warnings: tuple[str, ...]
-
-
-class _Points(NamedTuple):
-    """Operating points of a class: distinct scores, falling; rows and true positives at or above each."""
-
-    score: Column
-    predicted: NDArray[np.int64]
-    true: Column
-
-    @property
-    def actual(self) -> float:
-        return float(self.true[-1])
-
-    def threshold(self, last: int) -> float:
-        """Midway between score[last], the lowest that is positive, and the next one; -1: none is positive."""
-        high = self.score[last] if last >= 0 else 1.0
-        low = self.score[last + 1] if last + 1 < len(self.score) else 0.0
-        if last < 0 and low >= 1:
-            return NEVER
-        middle = low + (high - low) / 2
-        return float(middle if middle > low else high)
 
 
 def tune(
     y: ArrayLike,
     p: ArrayLike,
     classes: Sequence[str],
+    goal: Goal,
     *,
-    beta: float,
-    average: Average,
     trials: int,
     seed: int,
-    fold: ArrayLike | None,
+    fold: ArrayLike | None = None,
+    journal: Path | None = None,
+    processes: int = 1,
 ) -> Tuned:
-    """Search the thresholds that maximise macro or micro F-beta.
+    """Search the thresholds that serve the goal best.
 
-    y [n, c] of 0 and 1, p [n, c] probabilities, fold [n] or None. Optuna's TPE, one-dimensional, seeded,
-    `trials` trials a search (one search a class for macro, one in all for micro); the threshold is then moved
-    to the middle of the gap between the two probabilities that it parts. trials = 0 takes the exact optimum
-    without a search. A class without positives gets the threshold NEVER and a warning: whatever it predicts
-    is wrong.
+    y [n, c] of 0 and 1, p [n, c] probabilities, fold [n] or None. Optuna's TPE, one-dimensional, seeded, `trials`
+    trials a class (micro: in all); the threshold is then moved to the middle of those that decide alike. trials = 0
+    takes the exact optimum without a search. journal, processes: see search.search. A class without positives gets
+    the threshold NEVER and a warning: whatever it predicts is wrong.
 
-    Raises ValueError, naming rows, for labels other than 0 and 1 and for probabilities outside 0..1 or NaN.
+    Raises ValueError, naming rows and column, for labels other than 0 and 1, and for probabilities outside 0..1 or NaN.
     """
-    labels, probabilities = checked_probabilities(y, p)
-    if len(classes) != labels.shape[1]:
-        raise ValueError(f"there are {labels.shape[1]} columns of labels, but {len(classes)} classes.")
+    problem = Problem.of(y, p, classes, goal)
     if trials < 0:
         raise ValueError(f"trials is {trials}; it must be 0 (the exact optimum) or more.")
-    order = [np.argsort(-probabilities[:, c]) for c in range(len(classes))]
-    points = [_points(labels[o, c], probabilities[o, c]) for c, o in enumerate(order)]
-    thresholds, exact_score = _search_all(points, beta, average, trials, seed)
-    warnings = _warnings(points, classes, thresholds)
-
+    steps = problem.steps()
+    exact_thresholds, best = problem.best(steps)
+    thresholds, found = exact_thresholds, best
+    if trials:
+        thresholds, found = _search(problem, steps, trials, seed, journal, processes)
     cross_fitted = decided = None
     if fold is not None:
-        folds = np.asarray(fold)
-        if folds.shape != (len(labels),) or len(np.unique(folds)) < 2:
-            raise ValueError(f"fold must have {len(labels)} entries, one a row, and two values or more.")
-        decided = np.zeros(labels.shape, dtype=bool)
-        for number in np.unique(folds):
-            kept = [o[folds[o] != number] for o in order]
-            others = [_points(labels[o, c], probabilities[o, c]) for c, o in enumerate(kept)]
-            without, _ = _search_all(others, beta, average, trials, seed)
-            decided[folds == number] = apply(probabilities[folds == number], without)
-        cross_fitted = f_beta(labels, decided, beta, average)
-    score = f_beta(labels, apply(probabilities, thresholds), beta, average)
+        decided = problem.cross_fitted(np.asarray(fold))
+        cross_fitted = problem.f(decided)
     return Tuned(
-        dict(zip(classes, thresholds, strict=True)), score, cross_fitted, decided, exact_score, tuple(warnings)
+        dict(zip(classes, thresholds, strict=True)),
+        problem.f(problem.decide(thresholds)),
+        cross_fitted,
+        decided,
+        best,
+        dict(zip(classes, exact_thresholds, strict=True)),
+        best - found,
+        tuple(problem.warnings(thresholds)),
     )
 
 
@@ -132,111 +103,78 @@ def apply(p: ArrayLike, thresholds: Sequence[float] | NDArray) -> NDArray[np.boo
 def exact(y_column: ArrayLike, p_column: ArrayLike, beta: float) -> tuple[float, float]:
     """The threshold with the highest F-beta of one class, and that F-beta; (NEVER, 0.0) without positives.
 
-    y_column [n] of 0 and 1, p_column [n] in 0..1. Of equal ones the highest. One sort, O(n log n).
+    y_column [n] of 0 and 1, p_column [n] in 0..1. One sort, O(n log n).
     """
-    labels, probabilities = checked_probabilities(np.reshape(y_column, (-1, 1)), np.reshape(p_column, (-1, 1)))
-    order = np.argsort(-probabilities[:, 0])
-    points = _points(labels[order, 0], probabilities[order, 0])
-    if points.actual == 0:
-        return NEVER, 0.0
-    values = f_from_counts(points.true, points.predicted, points.actual, beta)
-    best = int(np.argmax(values))
-    return points.threshold(best), float(values[best])
+    one = Problem.of(np.reshape(y_column, (-1, 1)), np.reshape(p_column, (-1, 1)), ["the class"], Goal(beta))
+    return best_macro(one.steps()[0], beta)
 
 
-def _points(labels: Column, scores: Column) -> _Points:
-    return _Points(*operating_points(labels, scores))
+def exact_all(
+    y: ArrayLike, p: ArrayLike, goal: Goal, positive_factor: Sequence[float], negative_factor: Sequence[float]
+) -> list[float]:
+    """The exact thresholds [c] where a positive row of class c stands for positive_factor[c] rows, a negative likewise.
+
+    For a prevalence other than that of the rows at hand; p are probabilities at that other one. ValueError where the goal averages over slices: a slice has
+    labels of several classes, and no one weight.
+    """
+    if goal.average == "samples":
+        raise ValueError("a shift of prevalence is one of classes; it has no meaning for an average over samples.")
+    problem = Problem.of(y, p, [f"class {c}" for c in range(np.shape(y)[1])], goal)
+    return problem.best(problem.steps(list(zip(positive_factor, negative_factor, strict=True))))[0]
 
 
-def _search_all(
-    points: Sequence[_Points], beta: float, average: Average, trials: int, seed: int
+def f_interval(
+    y: ArrayLike, decided: NDArray[np.bool_], goal: Goal, bootstrap: Bootstrap | None, *, resamples: int = 1000
+) -> tuple[float, float]:
+    """The ends of the 95 % interval of the F-beta of decisions [n, c] with labels y [n, c], averaged as the goal says.
+
+    bootstrap: draws of the rows' patients; without it rows are drawn as if they were independent (so many times). A
+    draw that lacks the positives of a class which has some is judged by the other classes.
+    """
+    labels = np.asarray(y, dtype=np.float64)
+    sums = _independent(labels, decided, resamples) if bootstrap is None else bootstrap.sums
+    right = labels * decided
+    if goal.average == "samples":
+        values = f_from_counts(right.sum(1), decided.sum(1), labels.sum(1), goal.beta, goal.zero_division)
+        return interval(sums(values) / sums(np.ones(len(values))))
+    counts = [np.stack([sums(column) for column in table.T]) for table in (right, decided, labels)]
+    if goal.average == "micro":
+        counts = [count.sum(axis=0, keepdims=True) for count in counts]
+    draws = f_from_counts(counts[0], counts[1], counts[2], goal.beta, goal.zero_division)
+    known = (counts[2] > 0) | (counts[2].max(axis=1, keepdims=True) == 0)
+    return interval(np.where(known, draws, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1))
+
+
+def _independent(
+    labels: NDArray, decided: NDArray[np.bool_], resamples: int
+) -> Callable[[NDArray], NDArray[np.float64]]:
+    """Sums over draws of single rows. Rows with the same labels and decisions are counted, not drawn one by one."""
+    kind = np.zeros(len(labels), dtype=np.int64)
+    for label, yes in zip(labels.T, decided.T, strict=True):
+        kind = np.unique(4 * kind + 2 * (label > 0) + yes, return_inverse=True)[1]
+    _, first, count = np.unique(kind, return_index=True, return_counts=True)
+    draws = np.random.default_rng(7).multinomial(len(kind), count / len(kind), size=resamples).astype(np.float64)
+    return lambda values: np.einsum("bg,g->b", draws, np.asarray(values, dtype=np.float64)[first])
+
+
+def _search(
+    problem: Problem, steps: Sequence[Steps], trials: int, seed: int, journal: Path | None, processes: int
 ) -> tuple[list[float], float]:
-    """Thresholds in class order, and the exact optimum of the averaged F-beta."""
-    if average == "micro":
-        return _search_micro(points, beta, trials, seed)
-    thresholds, best = [], []
-    for one in points:
-        values = f_from_counts(one.true, one.predicted, one.actual, beta)
-        best.append(float(values.max()))
-        thresholds.append(one.threshold(_search(one, values, trials, seed)) if one.actual else NEVER)
-    return thresholds, float(np.mean(best))
+    """Thresholds that Optuna finds, in class order, and the goal that they reach."""
+    from ich.ensemble import search  # Optuna takes half a second to import; the exact optimum does without
 
+    tag = "" if journal is None else problem.digest(seed, VERSION)
+    if journal is not None:
+        search.mend(journal, tag)
 
-def _search_micro(points: Sequence[_Points], beta: float, trials: int, seed: int) -> tuple[list[float], float]:
-    calibrated = [_isotonic(one) for one in points]
-    able = [c for c, one in enumerate(points) if one.actual]
-    if not able:
-        return [NEVER] * len(points), 0.0
-    rate = np.concatenate([calibrated[c] for c in able])
-    order = np.argsort(-rate)
-    added = np.concatenate([np.diff(points[c].predicted, prepend=0) for c in able])[order]
-    hits = np.concatenate([np.diff(points[c].true, prepend=0) for c in able])[order]
-    last = np.flatnonzero(np.append(np.diff(rate[order]) != 0, True))
-    pooled = _Points(rate[order][last], np.cumsum(added)[last], np.cumsum(hits)[last])
-    values = f_from_counts(pooled.true, pooled.predicted, pooled.actual, beta)
-    cut = pooled.score[_search(pooled, values, trials, seed)]
-    thresholds = [
-        one.threshold(int(np.sum(rates >= cut)) - 1) if one.actual else NEVER
-        for one, rates in zip(points, calibrated, strict=True)
-    ]
-    return thresholds, float(values.max())
+    def find(some: Sequence[surfaces.Surface], trials: int) -> list[int]:
+        named = [replace(one, name=f"{tag} {one.name}") for one in some]
+        return search.search(named, trials=trials, seed=seed, journal=journal, processes=processes)
 
-
-def _isotonic(points: _Points) -> Column:
-    """Share of positives at each score, falling with it: slopes of the concave hull of (predicted, true)."""
-    from scipy.optimize import isotonic_regression  # slow to import, and macro does without
-
-    added = np.diff(points.predicted, prepend=0)
-    return isotonic_regression(np.diff(points.true, prepend=0) / added, weights=added, increasing=False).x
-
-
-def _search(points: _Points, values: Column, trials: int, seed: int) -> int:
-    """Index of the best operating point that a one-dimensional TPE study finds; `values` [g] is F-beta.
-
-    The search variable is the number of positive rows, on a log scale: F-beta is smooth in it and the best
-    number is of the order of the actual positives, however rare they are and however the probabilities are
-    calibrated.
-    """
-    if trials == 0 or len(values) == 1:
-        return int(np.argmax(values))
-    rows_in_all = int(points.predicted[-1])
-    tried: list[int] = []
-
-    def objective(trial: optuna.Trial) -> float:
-        wanted = trial.suggest_float("predicted", 1, rows_in_all, log=True)
-        tried.append(int(np.searchsorted(points.predicted, wanted)))
-        return float(values[tried[-1]])
-
-    sampler = optuna.samplers.TPESampler(seed=seed, multivariate=False, constant_liar=False)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
-    at_half = int(np.searchsorted(-points.score, -0.5, side="right")) - 1
-    # An even ladder over all numbers first: where F-beta is ragged, few positives say, its summit may stand anywhere.
-    ladder = np.geomspace(1, rows_in_all, trials // 4)
-    for start in (float(points.actual), float(points.predicted[max(at_half, 0)]), *ladder.tolist()):
-        study.enqueue_trial({"predicted": start}, skip_if_exists=True)
-    study.optimize(objective, n_trials=trials)
-    return _summit(values, np.unique(tried))
-
-
-def _summit(values: Column, tried: NDArray[np.integer]) -> int:
-    """The best index between the neighbours that were tried of each of the five best ones that were."""
-    best = np.argsort(-values[tried], kind="stable")[:5]
-    low, high = tried[np.maximum(best - 1, 0)], tried[np.minimum(best + 1, len(tried) - 1)]
-    summits = [int(a + np.argmax(values[a : b + 1])) for a, b in zip(low, high, strict=True)]
-    return max(summits, key=lambda index: values[index])
-
-
-def _warnings(points: Sequence[_Points], classes: Sequence[str], thresholds: Sequence[float]) -> list[str]:
-    found = []
-    for name, one, threshold in zip(classes, points, thresholds, strict=True):
-        if one.actual == 0:
-            found.append(f"{name}: no positive row; its threshold is {NEVER:g}, so that it is never predicted.")
-        elif one.actual == one.predicted[-1]:
-            found.append(f"{name}: every row is positive, so that its threshold says nothing about new rows.")
-        elif one.actual < FEW:
-            found.append(f"{name}: only {one.actual:.0f} positive rows; trust the cross-fitted score.")
-        if len(one.score) == 1:
-            found.append(f"{name}: all rows have the same probability, so that there is nothing to tune.")
-        if one.actual and threshold > one.score[0]:
-            found.append(f"{name}: the best pooled score comes from never predicting it.")
-    return found
+    beta, zero = problem.goal.beta, problem.goal.zero_division
+    if problem.goal.average == "macro":
+        return surfaces.search_macro(problem.classes, steps, beta, zero, find, trials)
+    if problem.goal.average == "micro":
+        return surfaces.search_micro(steps, beta, zero, find, trials)
+    macro = [best_macro(one, beta, zero)[0] for one in steps]
+    return surfaces.search_samples(problem.classes, problem.sample_f(), macro, find, trials)

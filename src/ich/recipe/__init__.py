@@ -14,17 +14,19 @@ from ich.recipe.members import (
     Loss,
     Pretrain,
     Sequence,
+    Smooth,
     Stack,
     Supervised,
     Training,
 )
-from ich.recipe.types import BETAS, Ablation, Recipe, Thresholds
+from ich.recipe.types import BETAS, Ablation, Blend, Recipe, Thresholds, beta_of
 
 __all__ = [
     "BETAS",
     "Ablation",
     "Augment",
     "Backbone",
+    "Blend",
     "Cnn",
     "EarlyStopping",
     "EndToEnd",
@@ -34,10 +36,12 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Sequence",
+    "Smooth",
     "Stack",
     "Supervised",
     "Thresholds",
     "Training",
+    "beta_of",
     "load",
     "table_thresholds",
 ]

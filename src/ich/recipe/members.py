@@ -193,13 +193,30 @@ class Sequence(Head, Supervised):
     """A stage-2 network over the slices of a study: reads embeddings."""
 
     on: tuple[str, ...] = Field(min_length=1, description="the cnn members whose embeddings and logits it reads")
-    features: Literal["aligned", "oof"] = Field(
-        default="aligned",
-        description="aligned: the folds' embeddings turned into one space by the test set's rows; oof: as they are",
+    features: Literal["in_sample", "aligned", "oof"] = Field(
+        default="in_sample",
+        description="what it is trained on. in_sample: what the fold's own model says of the rows that it was trained"
+        " on; oof: the out-of-fold embeddings and logits, each fold in its own model's space; aligned: the same, turned"
+        " into one space by the test set's rows. docs/ensembling.md compares them",
+    )
+    reverse: bool = Field(
+        default=False, description="predict the mean of each study read forwards and backwards (test-time augmentation)"
     )
     epochs: PositiveInt = 10
     batch_size: PositiveInt = 8
     learning_rate: PositiveFloat = 2e-3
+
+
+class Smooth(Strict):
+    """Members' mean logit, smoothed along the study by a Gaussian: context without anything learned but its width."""
+
+    on: tuple[str, ...] | Literal["all"] = Field(default="all", description="members to read; all: all cnn members")
+    widths: tuple[NonNegativeFloat, ...] = Field(
+        default=(0, 2.5, 5, 7.5, 10, 15, 20),
+        min_length=1,
+        description="standard deviations to choose from, mm along the study; a class takes the one with the lowest log"
+        " loss on the folds that it is not judged on",
+    )
 
 
 class Stack(Strict):

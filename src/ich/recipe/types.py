@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
 
-from ich.recipe.members import Backbone, Cnn, EndToEnd, Pretrain, Sequence, Stack, Strict, meant
+from ich.recipe.members import Backbone, Cnn, EndToEnd, Pretrain, Sequence, Smooth, Stack, Strict, meant
 
+Share = Annotated[float, Field(ge=0, le=1)]
 NAME = r"^[a-z0-9][a-z0-9_]{0,63}$"  # names become folder names, so they are kept plain
 
 
@@ -60,31 +61,78 @@ class Folds(Strict):
     seed: int = 7
 
 
+BETAS = {"f1": 1.0, "f2": 2.0}  # the F-beta scores that are always reported
+
+
+def beta_of(metric: str) -> float:
+    """The beta of "f2", "f0.5", ..."""
+    return float(metric.removeprefix("f"))
+
+
+def _beta_counts(metric: str) -> str:
+    if metric != "log_loss" and beta_of(metric) == 0:
+        raise ValueError("beta 0 is precision alone; write f0.5, f1, f2, ...")
+    return metric
+
+
+FScore = Annotated[str, Field(pattern=r"^f\d+(\.\d+)?$"), AfterValidator(_beta_counts)]  # f and beta
+
+
 class Blend(Strict):
+    """How the members become one prediction; everything here is settled a class at a time, without the fold judged."""
+
     members: tuple[str, ...] | Literal["all"] = "all"
-    weights: Literal["equal", "optuna"] = Field(
-        default="optuna",
-        description="optuna: searched on log loss, kept only where they win on folds they did not see",
+    method: Literal["auto", "logits", "probabilities", "ranks", "greedy", "weights"] = Field(
+        default="auto",
+        description="a mean of logits, of probabilities or of ranks; greedy: Caruana's forward selection; weights:"
+        " non-negative weights of the logits; auto: of these in this order, a later one where it is surely better on"
+        " folds that it did not see",
     )
-    mean: Literal["logits", "probabilities"] = Field(default="logits", description="what is averaged")
-    trials: PositiveInt = 150
+    metric: Annotated[str, Field(pattern=r"^(log_loss|f\d+(\.\d+)?)$"), AfterValidator(_beta_counts)] = Field(
+        default="log_loss", description="what weights are tuned for and methods are chosen by: log_loss, f1, f2, ..."
+    )
+    calibration: Literal["auto", "none", "temperature", "platt", "beta", "isotonic"] = Field(
+        default="auto", description="auto: the simplest that no other surely beats, by log loss on folds it did not see"
+    )
+    trials: PositiveInt = Field(default=100, description="Optuna trials a class; for weights tuned for an F-beta")
     seed: int = 7
-
-    @model_validator(mode="after")
-    def _searched_on_logits(self) -> "Blend":
-        if self.mean == "probabilities" and self.weights == "optuna":
-            raise ValueError("weights are searched for a mean of logits; with mean probabilities write weights: equal")
-        return self
-
-
-BETAS = {"f1": 1.0, "f2": 2.0}  # F-beta: recall counts beta times as much as precision
 
 
 class Thresholds(Strict):
-    metric: Literal["f1", "f2"] = "f2"
-    average: Literal["macro", "micro"] = "macro"
+    """What the thresholds maximise, and under which constraints."""
+
+    metric: FScore = "f2"
+    average: Literal["macro", "micro", "samples"] = Field(
+        default="macro", description="macro: mean over classes; micro: counts pooled; samples: mean over slices"
+    )
+    zero_division: Literal[0, 1] = Field(
+        default=0, description="what F counts where there is nothing to find and nothing is predicted"
+    )
+    min_recall: Share | dict[str, Share] | None = Field(
+        default=None, description="smallest recall, of every class or a class; on the rows that tune"
+    )
+    shrink: NonNegativeFloat = Field(
+        default=0.0,
+        description="number of positives with which a class's labels and its probabilities weigh alike in choosing its"
+        " threshold; with fewer, the threshold leans on what would be best if the probabilities were right",
+    )
+    prevalence: Literal["report", "apply"] = Field(
+        default="report",
+        description="what the predictions say of the test set's prevalence: report it, or shift the submission to it",
+    )
     trials: PositiveInt = Field(default=200, description="Optuna trials a class")
     seed: int = 7
+
+    @model_validator(mode="after")
+    def _slices_know_no_classes(self) -> "Thresholds":
+        if self.average == "samples" and (self.shrink or self.prevalence == "apply"):
+            key, value = ("shrink", "0") if self.shrink else ("prevalence", "report")
+            raise ValueError(f"{key}: it weighs the rows of a class, and average samples mixes classes; write {value}")
+        return self
+
+    @property
+    def beta(self) -> float:
+        return beta_of(self.metric)
 
 
 class System(Strict):
@@ -133,13 +181,14 @@ class Recipe(Strict):
     cnn: dict[str, Cnn] = Field(default_factory=dict)
     end_to_end: dict[str, EndToEnd] = Field(default_factory=dict)
     sequence: dict[str, Sequence] = Field(default_factory=dict)
+    smooth: dict[str, Smooth] = Field(default_factory=dict)
     stack: dict[str, Stack] = Field(default_factory=dict)
     blend: Blend = Blend()
     thresholds: Thresholds = Thresholds()
     ablation: Ablation | None = None
     compute: Compute = Compute()
 
-    @field_validator("pretrain", "cnn", "end_to_end", "sequence", "stack")
+    @field_validator("pretrain", "cnn", "end_to_end", "sequence", "smooth", "stack")
     @classmethod
     def _plain_names(cls, members: dict[str, Any]) -> dict[str, Any]:
         for name in members:
@@ -149,7 +198,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _members_exist(self) -> "Recipe":
-        names = [*self.pretrain, *self.base_members, *self.stack]
+        names = [*self.pretrain, *self.members[:-1]]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"member name {twice[0]!r} is used twice; members share one name space")
@@ -161,11 +210,13 @@ class Recipe(Strict):
             _starts_from(f"end_to_end.{name}", settings, settings.start, self.cnn)
         for name, settings in self.sequence.items():
             _known(f"sequence.{name}.on", settings.on, list(self.cnn))
+        for name, settings in self.smooth.items():
+            _known(f"smooth.{name}.on", self.smooth_members(settings), self.networks)
         for name, settings in self.stack.items():
-            _known(f"stack.{name}.on", self.stack_members(settings), self.base_members)
-        _known("blend.members", self.blend_members, [*self.base_members, *self.stack])
+            _known(f"stack.{name}.on", self.stack_members(settings), [*self.networks, *self.smooth])
+        _known("blend.members", self.blend_members, self.members[:-1])
         for title, system in (self.ablation.systems if self.ablation else {}).items():
-            _known(f"ablation.systems.{title}.member", [system.member], [*self.base_members, *self.stack, "blend"])
+            _known(f"ablation.systems.{title}.member", [system.member], self.members)
         return self
 
     @model_validator(mode="after")
@@ -180,20 +231,28 @@ class Recipe(Strict):
             raise ValueError(f"{where}: unibuc has single pictures, and this reads the slices of a study")
         if self.image.crop == "edges" and neighbours:
             raise ValueError(f"{neighbours[0]}.input: neighbours do not fit onto each other where image.crop is edges")
-        if self.folds.by == "slice" and (self.end_to_end or self.sequence or self.stack):
+        if self.folds.by == "slice" and any((self.end_to_end, self.sequence, self.smooth, self.stack)):
             raise ValueError("folds.by: slice tears studies apart, so it goes with cnn members only")
         return self
 
     @property
-    def base_members(self) -> list[str]:
+    def networks(self) -> list[str]:
         return [*self.cnn, *self.end_to_end, *self.sequence]
 
     @property
+    def members(self) -> list[str]:
+        """Everything that predicts, in the order in which it can be made."""
+        return [*self.networks, *self.smooth, *self.stack, "blend"]
+
+    @property
     def blend_members(self) -> list[str]:
-        return [*self.base_members, *self.stack] if self.blend.members == "all" else list(self.blend.members)
+        return self.members[:-1] if self.blend.members == "all" else list(self.blend.members)
+
+    def smooth_members(self, smooth: Smooth) -> list[str]:
+        return list(self.cnn if smooth.on == "all" else smooth.on)
 
     def stack_members(self, stack: Stack) -> list[str]:
-        return self.base_members if stack.on == "all" else list(stack.on)
+        return self.networks if stack.on == "all" else list(stack.on)
 
     def read_by(self, member: str) -> list[str]:
         """The members whose weights or predictions a member reads; "blend" is one too."""
@@ -202,6 +261,8 @@ class Recipe(Strict):
             return [] if start is None else [start]
         if member in self.sequence:
             return list(self.sequence[member].on)
+        if member in self.smooth:
+            return self.smooth_members(self.smooth[member])
         if member in self.stack:
             return self.stack_members(self.stack[member])
         return self.blend_members if member == "blend" else []

@@ -1,54 +1,105 @@
-"""`ich blend`: a weighted mean of the members' logits, as a member of its own: a fold's weights never saw that fold."""
+"""`ich blend`: one prediction of the members, calibrated, `any` never below a subtype; a member of its own.
+
+A class at a time, and without the fold it is judged on: a fold's blend is chosen and fitted on the other folds' rows.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from ich.console import say, table
-from ich.stages.inputs import Slices
+from ich.recipe import beta_of
+from ich.stages.inputs import Slices, blended
 from ich.stages.member import assemble, figures, leave_predictions
-from ich.stages.plan import Made, Plan, seed_of
+from ich.stages.plan import BLEND, Made, Plan, seed_of
 from ich.workspace import write_json
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def run(plan: Plan, *, force: bool = False) -> None:
     made = [plan.make(plan.fold("blend", k), lambda _, k=k: _fold(plan, k), force=force) for k in plan.fold_numbers]
     assemble(plan, "blend")
-    records = [plan.fold("blend", k).record.read() or {} for k in plan.fold_numbers]
     say(f"blend: {'wrote' if any(made) else 'done'}, {len(plan.recipe.blend_members)} members")
     if any(made):
-        rows = [[m, *(f"{record['weights'][m]:.3f}" for record in records)] for m in plan.recipe.blend_members]
-        table(["member", *(f"fold {k} ({r['method']})" for k, r in enumerate(records))], rows)
+        _show([plan.fold("blend", k).record.read() or {} for k in plan.fold_numbers])
 
 
 def _fold(plan: Plan, fold: int) -> Made:
-    """Choose weights on the other folds' out-of-fold rows, and blend this fold and the test set with them."""
-    from ich.ensemble import blend
+    """Fit the blend on the other folds' out-of-fold rows, and apply it to this fold and the test set."""
+    slices, members, folder = Slices(plan), plan.recipe.blend_members, plan.workspace.fold("blend", fold)
+    logits = [slices.out_of_fold(member, fold) for member in members]
+    rows = {"train": slices.train_rows(fold), "valid": slices.valid_rows(fold), "test": slices.test_rows}
+    fitted, chosen = _fitted(plan, slices, fold, rows["train"], logits)
+    write_json(folder / BLEND, {"members": members, "classes": fitted})
+    files = {BLEND: folder / BLEND}
+    found = {
+        split: blended(fitted, [values[these] for values in logits], slices.classes, slices.class_weights)
+        for split, these in rows.items()
+    }
+    for split in ("valid", "test"):
+        files |= leave_predictions(slices, folder, fold, split, rows[split], found[split])
+    return files, {
+        "chosen": chosen,
+        "metrics": figures(slices, rows["valid"], found["valid"]),
+        "own_rows": figures(slices, rows["train"], found["train"]),
+    }
 
-    settings, members, folder = (
-        plan.recipe.blend,
-        plan.recipe.blend_members,
-        plan.workspace.fold("blend", fold),
-    )
-    slices = Slices(plan)
-    logits = {member: slices.out_of_fold(member, fold) for member in members}
-    rows = slices.train_rows(fold)
+
+def _fitted(
+    plan: Plan, slices: Slices, fold: int, rows: "np.ndarray", logits: "list[np.ndarray]"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """By class: what `inputs.blended` applies, and what it was chosen by."""
+    import numpy as np
+
+    from ich.ensemble import blend, calibration
+    from ich.ensemble.intervals import Bootstrap
+
+    settings = plan.recipe.blend
     folds = slices.table["fold"].to_numpy()[rows]
-    if settings.weights == "optuna" and len(set(folds)) > 1:
-        choice = blend.choose(
-            {member: values[rows] for member, values in logits.items()},
-            slices.labels[rows],
+    patients = Bootstrap(slices.table["patient_id"].to_numpy()[rows], seed=seed_of(settings.seed, "blend", fold))
+    fitted: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
+    for c, name in enumerate(slices.classes):
+        z, y = np.column_stack([values[rows, c] for values in logits]), slices.labels[rows, c]
+        made = blend.choose(
+            z,
+            y,
             folds,
-            slices.class_weights,
+            patients,
+            method=settings.method,
+            metric="log_loss" if settings.metric == "log_loss" else beta_of(settings.metric),
             trials=settings.trials,
-            seed=seed_of(settings.seed, "blend", fold),
+            seed=seed_of(settings.seed, "blend", fold, name),
         )
-        weights, method = choice.weights, choice.method
-        why = {"equal": choice.score_equal, "optuna_cross_fitted": choice.score_cross_fitted}
-    else:  # with two folds nothing would be left to judge the weights on
-        weights, method, why = {member: 1 / len(members) for member in members}, "equal", {}
-    files = {}
-    write_json(folder / "weights.json", weights)
-    files["weights.json"] = folder / "weights.json"
-    blended = blend.raise_any(blend.blend_logits(logits, weights, settings.mean), slices.classes)
-    valid, test = slices.valid_rows(fold), slices.test_rows
-    files |= leave_predictions(slices, folder, fold, "valid", valid, blended[valid])
-    files |= leave_predictions(slices, folder, fold, "test", test, blended[test])
-    metrics = figures(slices, valid, blended[valid])
-    return files, {"weights": weights, "method": method, "log_loss": why, "metrics": metrics}
+        # on logits whose combination did not see them either, as those of new slices
+        calibrated = calibration.choose(made.out_of_fold, y, folds, patients, method=settings.calibration)
+        fitted[name] = {
+            "combination": made.combination.as_dict(),
+            "calibration": calibrated.calibrator.as_dict(),
+        }
+        if calibrated.warning:
+            say(f"warning: blend fold {fold}, {name}: {calibrated.warning}")
+        chosen[name] = {
+            "combination": made.as_dict(),
+            "calibration": {
+                "method": calibrated.calibrator.method,
+                "losses": calibrated.losses,
+                "differences": calibrated.differences,
+            },
+        }
+    return fitted, chosen
+
+
+def _show(records: list[dict[str, Any]]) -> None:
+    """What each fold's blend does with a class."""
+    rows = [
+        [
+            name,
+            *(
+                f"{r['chosen'][name]['combination']['method']}, {r['chosen'][name]['calibration']['method']}"
+                for r in records
+            ),
+        ]
+        for name in records[0]["chosen"]
+    ]
+    table(["class", *(f"fold {k}" for k in range(len(records)))], rows, "Combination of the members, and calibration")

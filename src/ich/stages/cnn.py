@@ -1,11 +1,15 @@
-"""`ich cnn`: stage 1. Trains each backbone a fold at a time; saves logits and embeddings, out of fold and test."""
+"""`ich cnn`: stage 1. Trains each backbone a fold at a time; saves logits and embeddings, out of fold and test.
+
+Those of the rows that it was trained on too, where a sequence model reads them (features: in_sample).
+"""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ich.console import say
 from ich.stages.fitting import loss_for, splits, train_member
-from ich.stages.inputs import Slices, cnn_spec, network_of, pictures, predict_pictures
-from ich.stages.member import run_folds
+from ich.stages.inputs import Slices, cnn_spec, network_of, pictures, predict_pictures, with_weights
+from ich.stages.member import chosen, figures, leave_array, leave_predictions, run_folds, side_by_side
 from ich.stages.plan import Made, Plan, seed_of
 
 if TYPE_CHECKING:
@@ -13,7 +17,13 @@ if TYPE_CHECKING:
 
 
 def run(plan: Plan, *, model: str | None = None, fold: int | None = None, force: bool = False) -> None:
-    run_folds(plan, list(plan.recipe.cnn), fit_fold, model=model, fold=fold, force=force)
+    names = list(plan.recipe.cnn)
+    run_folds(plan, names, fit_fold, model=model, fold=fold, force=force)
+    pairs = [(name, k) for name, k in chosen(plan, names, model, fold) if name in plan.read_in_sample]
+    todo = [(name, k) for name, k in pairs if force or not plan.state(plan.training_rows(name, k)).done]
+    for name, k in side_by_side(plan, todo, predict_training_rows, force, Plan.training_rows):
+        say(f"cnn: {name} fold {k} predicted the rows that it was trained on")
+    plan.forget()
 
 
 def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
@@ -59,3 +69,26 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
         counts=(len(training), "slices"),
         record={"model": {**asdict(spec), "pretrained": False, "weights": None}},  # they are in model.safetensors
     )
+
+
+def predict_training_rows(plan: Plan, member: str, fold: int, _fingerprint: str) -> Made:
+    """What the fold's network says of the labelled rows outside the fold, all of them.
+
+    Some of them it may not have learned from: those of the patients that judged its epochs, and those beyond the
+    share of `labels`.
+    """
+    import numpy as np
+    import torch
+
+    from ich.models.cnn import Cnn, CnnSpec
+
+    settings, folder = plan.recipe.cnn[member], plan.training_rows(member, fold).folder
+    torch.set_num_threads(plan.recipe.compute.threads)
+    slices = Slices(plan)
+    rows = slices.train_rows(fold)
+    hu = np.load(plan.prepared.folder / "hu.npy", mmap_mode="r", allow_pickle=False)
+    network = with_weights(plan, member, fold, lambda shape: Cnn(CnnSpec(**shape)))
+    found = predict_pictures(network, pictures(hu, slices.table, settings, slices.values)(rows), settings)
+    files = leave_predictions(slices, folder, fold, "train", rows, found["logits"])
+    files |= leave_array(folder / "train_embeddings.npy", found["embeddings"])
+    return files, {"metrics": figures(slices, rows, found["logits"])}

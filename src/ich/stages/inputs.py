@@ -1,6 +1,6 @@
 """What the models read, in training and in `ich predict`: slices, pictures, studies, the stacker's table."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -304,17 +304,47 @@ def _geometry(table: "pd.DataFrame") -> "np.ndarray":
 def predict_sequence(
     network: Any, studies: "Studies", chosen: "np.ndarray", settings: SequenceSettings
 ) -> "np.ndarray":
-    """Logits float32 of the slices of the `chosen` studies (numbers), in the order of the packed rows."""
+    """Logits float32 of the slices of the `chosen` studies (numbers), in the order of the packed rows.
+
+    With settings.reverse the mean of each study read forwards and backwards.
+    """
     import numpy as np
 
-    from ich.data.datasets import study_loader
+    from ich.data.datasets import from_the_other_end, study_loader
     from ich.training.predict import predict_studies
 
     if not len(chosen):  # no test set
         return np.empty((0, studies.base.shape[1]), np.float32)
-    batches = study_loader(studies, chosen, settings.batch_size, shuffle=False)
-    found = predict_studies(network, batches, int(np.diff(studies.offsets)[chosen].sum()), settings.precision)
-    return found["logits"][found["rows"].argsort()]
+    slices = int(np.diff(studies.offsets)[chosen].sum())
+
+    def read(*, backwards: bool) -> np.ndarray:
+        batches = study_loader(studies, chosen, settings.batch_size, shuffle=False)
+        if backwards:
+            batches = map(from_the_other_end, batches)
+        found = predict_studies(network, batches, slices, settings.precision)
+        return found["logits"][found["rows"].argsort()]
+
+    forwards = read(backwards=False)
+    return (forwards + read(backwards=True)) / 2 if settings.reverse else forwards
+
+
+def positions(table: "pd.DataFrame") -> "pd.Series":
+    """float64 [n]: mm along the study; in a series that lacks a slice's position, by usual gaps."""
+    placed = table["position"].notna().groupby(table["series"]).transform("all")
+    return table["position"].where(placed, USUAL_GAP * table["index"])
+
+
+def smoother_input(
+    table: "pd.DataFrame", logits: Sequence["np.ndarray"]
+) -> tuple["np.ndarray", "np.ndarray", "np.ndarray"]:
+    """The members' mean logit float64 [n, c], the series [n] and the position in mm [n] of the table's rows.
+
+    logits: [n, c] of each member, rows as in the table.
+    """
+    import numpy as np
+
+    base = np.asarray(np.mean(logits, axis=0, dtype=np.float64))
+    return base, table["series"].to_numpy(), positions(table).to_numpy("float64")
 
 
 def stacker_input(
@@ -329,10 +359,25 @@ def stacker_input(
     from ich.ensemble import stacker
 
     cube = np.stack(logits, axis=1).astype(np.float64)
-    placed = table.groupby("series")["position"].transform("count") == table["n_slices"]
-    position = table["position"].where(placed, USUAL_GAP * table["index"])
     try:
-        x, names = stacker.features(cube, table["series"], table["index"], position, settings.neighbours)
+        x, names = stacker.features(cube, table["series"], table["index"], positions(table), settings.neighbours)
     except ValueError as error:
         raise UserError(f"stack.{name}: {error}") from None
     return x, names, cube.mean(axis=1)
+
+
+def blended(
+    fitted: Mapping[str, Any], logits: Sequence["np.ndarray"], classes: Sequence[str], class_weights: Sequence[float]
+) -> "np.ndarray":
+    """The blend's logits [n, c] of its members' [n, c], as a fold's blend.json says for each class."""
+    import numpy as np
+
+    from ich.ensemble.blend import Combination
+    from ich.ensemble.calibration import Calibrator
+    from ich.ensemble.hierarchy import project_any
+
+    found = np.empty(logits[0].shape, dtype=np.float64)
+    for c, name in enumerate(classes):
+        combined = Combination.from_dict(fitted[name]["combination"]).apply(np.column_stack([z[:, c] for z in logits]))
+        found[:, c] = Calibrator.from_dict(fitted[name]["calibration"]).apply(combined)
+    return project_any(found, classes, class_weights)

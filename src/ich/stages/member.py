@@ -53,7 +53,7 @@ def run_folds(
     for name, k in todo:
         plan.require(plan.fold(name, k))
     done = len(pairs) - len(todo)
-    for name, k in _side_by_side(plan, todo, make, force):
+    for name, k in side_by_side(plan, todo, make, force):
         done += 1
         say(f"{plan.stage_of(name)}: {name} fold {k} finished ({done} of {len(pairs)})")
     plan.forget()
@@ -63,20 +63,26 @@ def run_folds(
         say(f"{plan.stage_of(pairs[0][0])}: done, {len(pairs)} folds")
 
 
-def _side_by_side(
-    plan: Plan, todo: list[tuple[str, int]], make: Callable[[Plan, str, int, str], Made], force: bool
+def side_by_side(
+    plan: Plan,
+    todo: list[tuple[str, int]],
+    make: Callable[[Plan, str, int, str], Made],
+    force: bool,
+    task: Callable[[Plan, str, int], Task] = Plan.fold,
 ) -> Any:
+    """Make that task of each (member, fold), and yield the pairs as they are finished."""
     processes = min(plan.processes, len(todo))
     if processes <= 1:
         for name, k in todo:
-            yield _make_fold(plan.recipe, plan.root, name, k, make, force)
+            yield _make_fold(plan.recipe, plan.root, name, k, make, force, task)
         return
     import joblib
 
     # loky starts fresh processes: a fork after OpenMP work hangs. Each keeps torch between its folds.
     with joblib.parallel_config("loky", inner_max_num_threads=plan.recipe.compute.threads):
         runner = joblib.Parallel(n_jobs=processes, pre_dispatch="all", return_as="generator_unordered")
-        tasks = (joblib.delayed(_in_child)(os.getpid(), plan.recipe, plan.root, *pair, make, force) for pair in todo)
+        rest = (make, force, task)
+        tasks = (joblib.delayed(_in_child)(os.getpid(), plan.recipe, plan.root, *pair, *rest) for pair in todo)
         yield from runner(tasks)  # pyright: ignore[reportGeneralTypeIssues]
 
 
@@ -86,12 +92,18 @@ def _in_child(parent: int, *arguments: Any) -> tuple[str, int]:
 
 
 def _make_fold(
-    recipe: Recipe, root: Path, name: str, k: int, make: Callable[[Plan, str, int, str], Made], force: bool
+    recipe: Recipe,
+    root: Path,
+    name: str,
+    k: int,
+    make: Callable[[Plan, str, int, str], Made],
+    force: bool,
+    task: Callable[[Plan, str, int], Task],
 ) -> tuple[str, int]:
     plan = Plan(recipe, root)
-    task = plan.fold(name, k)
-    plan.make(task, lambda fingerprint: make(plan, name, k, fingerprint), force=force)
-    Checkpoint.remove(task.folder)  # not before the record is written: a kill in between would cost the whole fold
+    made = task(plan, name, k)
+    plan.make(made, lambda fingerprint: make(plan, name, k, fingerprint), force=force)
+    Checkpoint.remove(made.folder)  # not before the record is written: a kill in between would cost the whole fold
     return name, k
 
 

@@ -32,17 +32,21 @@ VERSIONS = {
     "cnn": 1,
     "end_to_end": 1,
     "sequence": 1,
-    "stack": 1,
-    "blend": 1,
-    "thresholds": 1,
+    "smooth": 1,
+    "stack": 2,
+    "blend": 2,
+    "thresholds": 2,
     "submit": 1,
-    "score": 2,
+    "score": 3,
     "explain": 1,
     "predict": 1,
 }
 # beside the raw data, but no input of a stage that trains
 NOT_RAW = ("run.json", "solution.csv", "mislabelled.csv", "masks.npz")
 WEIGHTS = "model.safetensors"  # what a network's fold leaves
+SMOOTH = "smooth.json"  # what a fold of a smooth member leaves
+BLEND = "blend.json"  # what a fold of the blend leaves
+TRAINING_ROWS = ("train.parquet", "train_embeddings.npy")
 NVIDIA = Path("/proc/driver/nvidia/gpus")  # a folder for each GPU; asking torch would cost seconds
 LIBRARIES = (
     "torch",
@@ -156,7 +160,7 @@ class Plan:
         return range(self.recipe.folds.n)
 
     def stage_of(self, member: str) -> str:
-        stages = ("pretrain", "cnn", "end_to_end", "sequence", "stack")
+        stages = ("pretrain", "cnn", "end_to_end", "sequence", "smooth", "stack")
         return next((stage for stage in stages if member in getattr(self.recipe, stage)), "blend")
 
     def pretrained(self, name: str) -> Task:
@@ -194,7 +198,14 @@ class Plan:
                 tables, sources = tables + self._cache("hu.npy", "slices.parquet"), self._weights(settings)
             case "sequence":
                 settings = self.recipe.sequence[member]
-                below = self._below(settings.on, fold, embeddings=True)
+                if settings.features == "in_sample":
+                    below = tuple(part for name in settings.on for part in self._of_one_model(name, fold))
+                else:
+                    below = self._below(settings.on, fold, embeddings=True)
+                tables += self._cache("slices.parquet")
+            case "smooth":
+                settings = self.recipe.smooth[member]
+                below = self._below(self.recipe.smooth_members(settings), fold)
                 tables += self._cache("slices.parquet")
             case "stack":
                 settings = self.recipe.stack[member]
@@ -224,6 +235,17 @@ class Plan:
                 upstream.append((self.fold(member, k), tuple(files)))
         return tuple(upstream)
 
+    def _of_one_model(self, member: str, fold: int) -> tuple[tuple[Task, tuple[str, ...]], ...]:
+        """All rows as the network of one fold sees them, those that it was trained on too."""
+        files = tuple(f"{split}{of}" for split in ("valid", "test") for of in (".parquet", "_embeddings.npy"))
+        return (self.fold(member, fold), files), (self.training_rows(member, fold), TRAINING_ROWS)
+
+    def training_rows(self, member: str, fold: int) -> Task:
+        """What a fold's network says of the rows that it was trained on; for sequence members that want it."""
+        record = Record(self.workspace.fold(member, fold) / "train" / "run.json")  # a folder with a lock of its own
+        upstream = (*self._folds_table, *self._cache("hu.npy", "slices.parquet"), (self.fold(member, fold), (WEIGHTS,)))
+        return Task(f"cnn/{member}/fold{fold}/train", "cnn", record, {}, upstream)
+
     def member(self, member: str) -> Task:
         """The assembled oof.parquet and test.parquet of a member."""
         if (member, None) not in self._tasks:
@@ -238,7 +260,12 @@ class Plan:
 
     @property
     def members(self) -> list[str]:
-        return [*self.recipe.base_members, *self.recipe.stack, "blend"]
+        return self.recipe.members
+
+    @property
+    def read_in_sample(self) -> set[str]:
+        """The cnn members whose training rows some sequence member reads."""
+        return {name for s in self.recipe.sequence.values() if s.features == "in_sample" for name in s.on}
 
     @cached_property
     def thresholds(self) -> Task:
@@ -247,7 +274,7 @@ class Plan:
         upstream = (
             *self._cache("slices.parquet"),
             *self._folds_table,
-            (self.member("blend"), ("oof.parquet",)),
+            (self.member("blend"), ("oof.parquet", "test.parquet")),
         )
         return Task("thresholds", "thresholds", Record(path.with_suffix(".run.json")), settings, upstream)
 
@@ -272,7 +299,7 @@ class Plan:
     @cached_property
     def outside(self) -> Task:
         """The slices of an outside validation as the trained ensemble of another recipe scores them."""
-        folds = tuple((self.trained.fold("blend", k), ("weights.json",)) for k in self.trained.fold_numbers)
+        folds = tuple((self.trained.fold("blend", k), (BLEND,)) for k in self.trained.fold_numbers)
         record = Record(self.workspace.submissions / "slices.run.json")
         settings = {"trained_by": self.trained.recipe.name}
         return Task("predict", "predict", record, settings, self._cache("hu.npy", "slices.parquet") + folds)
@@ -291,7 +318,8 @@ class Plan:
         upstream += tuple((self.member(m), ("oof.parquet", "test.parquet")) for m in self.members)
         solution = self.raw_root / "solution.csv"
         sources = {"solution.csv": solution} if solution.is_file() else {}
-        return Task("score", "score", Record(path), {}, upstream, sources)
+        settings = self.recipe.thresholds.model_dump(mode="json", include={"metric", "shrink"})
+        return Task("score", "score", Record(path), settings, upstream, sources)
 
     @cached_property
     def explain(self) -> Task:
@@ -317,6 +345,7 @@ class Plan:
         yield from map(self.pretrained, self.recipe.pretrain)
         for member in self.members:
             yield from (self.fold(member, k) for k in self.fold_numbers)
+            yield from (self.training_rows(member, k) for k in self.fold_numbers if member in self.read_in_sample)
             yield self.member(member)
         yield from (self.thresholds, self.submit, self.score, self.explain)
 

@@ -17,6 +17,7 @@ from ich.data.files import image_ids as _image_ids
 from ich.recipe import Recipe
 from ich.stages.inputs import (
     Slices,
+    blended,
     file_of,
     joined,
     pictures,
@@ -24,13 +25,14 @@ from ich.stages.inputs import (
     predict_sequence,
     predict_study_pictures,
     series_codes,
+    smoother_input,
     stacker_input,
     studies_of,
     study_head,
     study_pictures,
     with_weights,
 )
-from ich.stages.plan import Made, Plan, Task
+from ich.stages.plan import BLEND, SMOOTH, Made, Plan, Task
 from ich.workspace import Record, UserError, atomic, read_json
 
 if TYPE_CHECKING:
@@ -173,9 +175,11 @@ def _needed(recipe: Recipe) -> list[str]:
     wanted = set(recipe.blend_members)
     for name, stack in recipe.stack.items():
         wanted |= set(recipe.stack_members(stack)) if name in wanted else set()
+    for name, smooth in recipe.smooth.items():
+        wanted |= set(recipe.smooth_members(smooth)) if name in wanted else set()
     for name, sequence in recipe.sequence.items():
         wanted |= set(sequence.on) if name in wanted else set()
-    return [name for name in (*recipe.base_members, *recipe.stack) if name in wanted]
+    return [name for name in recipe.members if name in wanted]
 
 
 def _fold(
@@ -185,8 +189,6 @@ def _fold(
 
     Each member's logits are rounded to float32, as those that later members were trained on were in their files.
     """
-    from ich.ensemble.blend import blend_logits, raise_any
-
     logits: dict[str, np.ndarray] = {}
     embeddings: dict[str, np.ndarray] = {}
     for member in members:
@@ -198,13 +200,14 @@ def _fold(
             logits[member] = _end_to_end(plan, member, fold, slices, hu)
         elif stage == "sequence":
             logits[member] = _sequence(plan, member, fold, slices, embeddings, logits)
+        elif stage == "smooth":
+            logits[member] = _smooth(plan, member, fold, slices, logits)
         else:
             logits[member] = _stack(plan, member, fold, slices, logits)
         advance(len(slices))
-    weights = json.loads(file_of(plan.fold("blend", fold), "weights.json"))
-    read = {name: logits[name] for name in plan.recipe.blend_members}
-    blended = blend_logits(read, weights, plan.recipe.blend.mean)
-    return raise_any(blended, Slices(plan).classes).astype("float32")
+    fitted = json.loads(file_of(plan.fold("blend", fold), BLEND))["classes"]
+    read = [logits[name] for name in plan.recipe.blend_members]
+    return blended(fitted, read, Slices(plan).classes, Slices(plan).class_weights).astype("float32")
 
 
 def _cnn(plan: Plan, member: str, fold: int, slices: "pd.DataFrame", hu: "np.ndarray") -> dict[str, "np.ndarray"]:
@@ -247,6 +250,18 @@ def _sequence(
     network = with_weights(plan, member, fold, lambda shape: study_head(settings, shape))
     studies = studies_of(slices, [embeddings[name] for name in settings.on], [logits[name] for name in settings.on])
     return predict_sequence(network, studies, np.arange(len(studies.offsets) - 1), settings)
+
+
+def _smooth(
+    plan: Plan, member: str, fold: int, slices: "pd.DataFrame", logits: dict[str, "np.ndarray"]
+) -> "np.ndarray":
+    """Logits float32 [n, c]."""
+    from ich.ensemble.smoothing import smooth_each
+
+    read = [logits[name] for name in plan.recipe.smooth_members(plan.recipe.smooth[member])]
+    widths = json.loads(file_of(plan.fold(member, fold), SMOOTH))["widths"]
+    found = smooth_each(*smoother_input(slices, read), [widths[name] for name in Slices(plan).classes])
+    return found.astype("float32")
 
 
 def _stack(plan: Plan, member: str, fold: int, slices: "pd.DataFrame", logits: dict[str, "np.ndarray"]) -> "np.ndarray":

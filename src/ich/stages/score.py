@@ -1,152 +1,176 @@
-"""`ich score`: every member's figures, out of fold and, where a solution is at hand, on the test set.
-
-For an outside validation: the AUC of each finding, a scan at a time, with its interval.
-"""
+"""`ich score`: every member's figures with intervals, out of fold and, where a solution is at hand, on the test set."""
 
 import csv
 import io
-import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 from ich.console import say, table
 from ich.recipe import BETAS
 from ich.stages.plan import Made, Plan
-from ich.workspace import UserError, write_text
+from ich.workspace import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from ich.ensemble.thresholds import Tuned
+    from ich.ensemble.intervals import Bootstrap
+    from ich.ensemble.scoring import Figure
+    from ich.stages.inputs import Slices
 
-COLUMNS = ("log_loss", "auc", "ap", "f1", "f2")
-TITLES = ("log loss", "macro AUC", "macro AP", "macro F1", "macro F2")
 RESAMPLES = 1000  # of the bootstrap over patients
+TABLES = ("scores.csv", "scores_by_class.csv", "confusion.csv", "reliability.csv")
 
 
 def run(plan: Plan, *, force: bool = False) -> None:
-    if plan.recipe.competition.trained_by is not None:
-        _run_outside(plan, force=force)
-        return
-    path = plan.workspace.submissions / "scores.csv"
+    from ich.report import scores
+
     plan.make(plan.score, lambda _: _scores(plan), force=force)
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    weighted = len(set((plan.record_of(plan.prepared.record) or {})["class_weights"])) > 1
-    titles = ("weighted log loss" if weighted else TITLES[0], *TITLES[1:])
-    for where, title in (
-        ("oof", "Out of fold (thresholds of F1 and F2 from the other folds)"),
-        ("test", "Hidden test solution (thresholds from the out-of-fold rows)"),
-    ):
-        shown = [[r["member"], r["stage"], *(r[c] for c in COLUMNS)] for r in rows if r["rows"] == where]
-        if shown:
-            table(["member", "stage", *titles], shown, title)
-    _show_warnings(plan)
-    if plan.recipe.folds.by == "slice":
-        say("warning: folds.by is slice: slices of one patient stand in several folds, and the scores above know them")
-    say(f"\nscore: {path}")
+    path = plan.workspace.submissions / "scores.json"
+    found = read_json(path)
+    width = shutil.get_terminal_size((120, 24)).columns  # a log file has room for the widest table
+    for title, columns, rows in scores.tables(found, width):
+        table(columns, rows, title)
+    say("")
+    for line in (*scores.sentences(found), *(f"warning: {warning}" for warning in found["warnings"])):
+        say(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False))
+    say(f"\nscore: {path}, and as tables {', '.join(TABLES)}")
 
 
-def _show_warnings(plan: Plan) -> None:
-    """What the folds' records warn of, and whose scores that touches beside their own."""
-    touched: list[str] = []
-    for member in plan.recipe.base_members:
-        for k in plan.fold_numbers:
-            for warning in (plan.record_of(plan.fold(member, k).record) or {}).get("warnings", []):
-                say(f"warning: {member}: {warning}")
-                touched.append(member)
-    readers: list[str] = []
-    for member in plan.members:
-        if member not in touched and not {*touched, *readers}.isdisjoint(plan.recipe.read_by(member)):
-            readers.append(member)
-    if readers:
-        say(f"warning: {', '.join(readers)}: what they read is optimistic, and so are their scores")
+# ---- the rows, and what each member makes of them
 
 
-def _scores(plan: Plan) -> Made:
+@dataclass(frozen=True)
+class _Rows:
+    """Rows that members are judged on: labels [n, c], each row's patient [n], and draws of these patients."""
+
+    ids: "pd.Index"
+    labels: "np.ndarray"
+    patients: "np.ndarray"
+    bootstrap: "Bootstrap"
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A member's figures by rows; thresholds tuned on all out-of-fold rows, and what figures on own rows would be."""
+
+    figures: "dict[str, dict[str, Figure]]"
+    thresholds: dict[str, dict[str, float]]
+    own: dict[str, float]
+    confusion: list[dict[str, Any]]
+
+
+def _row_sets(plan: Plan, slices: "Slices") -> dict[str, _Rows]:
+    """oof, and test where the solution knows slices of the test set."""
     import pandas as pd
 
     from ich.data.competitions import ADAPTERS
-    from ich.ensemble import thresholds
-    from ich.ensemble.members import aligned, sigmoid
-    from ich.stages.inputs import Slices, layout_errors
+    from ich.ensemble.intervals import Bootstrap
+    from ich.stages.inputs import layout_errors
 
-    slices = Slices(plan)
-    rows = slices.labelled.nonzero()[0]
-    ids, labels, folds = slices.ids(rows), slices.labels[rows], slices.table["fold"].to_numpy()[rows]
+    tables = {"oof": slices.table[slices.labelled]}
     with layout_errors():
         solution = ADAPTERS[plan.recipe.competition.format].solution(plan.raw_root)
-    if solution is not None:
-        solution = _of_test_slices(solution, slices)
-    scored: list[dict[str, Any]] = []
-    confusions: list[dict[str, Any]] = []
-    for member in plan.members:
-        folder, stage = plan.workspace.member(member), plan.stage_of(member)
-        oof = sigmoid(aligned(pd.read_parquet(folder / "oof.parquet"), ids, slices.classes))
-        tuned = _tuned(labels, oof, folds, slices.classes)
-        decided = {m: t.decided for m, t in tuned.items() if t.decided is not None}
-        found = [("oof", labels, oof, decided)]
-        if solution is not None:
-            test = pd.read_parquet(folder / "test.parquet")
-            truth = solution[slices.classes].to_numpy("float64")
-            probability = sigmoid(aligned(test, solution["image_id"].tolist(), slices.classes))
-            cuts = {m: [t.thresholds[name] for name in slices.classes] for m, t in tuned.items()}
-            decided = {m: thresholds.apply(probability, cut) for m, cut in cuts.items()}
-            found.append(("test", truth, probability, decided))
-        for where, truth, probability, decided in found:
-            figures = _figures(truth, probability, decided, slices)
-            scored.append({"member": member, "stage": stage, "rows": where, **figures})
-            confusions += [
-                {"member": member, "rows": where, "thresholds": name, **row}
-                for name, positive in {"0.5": probability >= 0.5, **decided}.items()
-                for row in _confusion(truth, positive, slices.classes)
-            ]
-    folder = plan.workspace.submissions
-    files = {"scores.csv": scored, "confusion.csv": confusions}
-    for name, lines in files.items():
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in line.items()} for line in lines)
-        write_text(folder / name, text.getvalue())
-    return {name: folder / name for name in files}, {}
+    known = None if solution is None else _of_test_slices(solution, slices)
+    if known is not None:
+        tables["test"] = known
+    return {
+        where: _Rows(
+            pd.Index(rows["image_id"]),
+            rows[slices.classes].to_numpy("float64"),
+            rows["patient_id"].to_numpy(),
+            Bootstrap(rows["patient_id"].to_numpy(), resamples=RESAMPLES),
+        )
+        for where, rows in tables.items()
+    }
 
 
-def _of_test_slices(solution: "pd.DataFrame", slices: Any) -> "pd.DataFrame | None":
+def _of_test_slices(solution: "pd.DataFrame", slices: "Slices") -> "pd.DataFrame | None":
     """The solution (by image_id, or by study_id) for the test slices at hand; None where it knows none of them."""
     key = "image_id" if "image_id" in solution else "study_id"
-    test = slices.table.iloc[slices.test_rows][list(dict.fromkeys(["image_id", key]))]
+    test = slices.table.iloc[slices.test_rows][list(dict.fromkeys(["image_id", "patient_id", key]))]
     known = test.merge(solution, on=key, validate="many_to_one")
     return known if len(known) else None
 
 
-def _tuned(
-    truth: "np.ndarray", probability: "np.ndarray", folds: "np.ndarray", classes: list[str]
-) -> "dict[str, Tuned]":
-    """Thresholds a metric, tuned on all out-of-fold rows, and what those of the other folds decide a fold."""
+def _probability(plan: Plan, slices: "Slices", member: str, where: str, on: _Rows) -> "np.ndarray":
+    import pandas as pd
+
+    from ich.ensemble.members import aligned, sigmoid
+
+    return sigmoid(aligned(pd.read_parquet(plan.workspace.member(member) / f"{where}.parquet"), on.ids, slices.classes))
+
+
+def _judged(plan: Plan, slices: "Slices", member: str, sets: Mapping[str, _Rows]) -> _Judged:
+    """Out of fold the thresholds of the other folds decide, on the test set those of all out-of-fold rows."""
     from ich.ensemble import thresholds
+    from ich.ensemble.scoring import Decisions, figures
 
-    # without trials the exact optimum: the same for every member, and no search to wait for
-    common = {"average": "macro", "trials": 0, "seed": 0, "fold": folds}
-    return {m: thresholds.tune(truth, probability, classes, beta=beta, **common) for m, beta in BETAS.items()}
+    folds = slices.table["fold"].to_numpy()[slices.labelled]
+    settings = plan.recipe.thresholds
+    betas = BETAS | {settings.metric: settings.beta}
+    judged = _Judged({}, {}, _own_rows(plan, member), [])
+    for where, on in sets.items():
+        probability = _probability(plan, slices, member, where, on)
+        decisions: dict[str, Decisions] = {}
+        for metric, beta in betas.items():
+            if where == "oof":
+                goal = thresholds.Goal(beta, "macro", shrink=settings.shrink)
+                # without trials the exact optimum: the same for every member, and no search to wait for
+                tuned = thresholds.tune(on.labels, probability, slices.classes, goal, trials=0, seed=0, fold=folds)
+                judged.thresholds[metric], judged.own[metric] = tuned.thresholds, tuned.score
+                decided = cast("np.ndarray", tuned.decided)  # as there are folds
+            else:
+                cuts = [judged.thresholds[metric][name] for name in slices.classes]
+                decided = thresholds.apply(probability, cuts)
+            decisions[metric] = Decisions(beta, decided)
+            decisions[f"{metric}_half"] = Decisions(beta, probability >= 0.5)
+        for name, positive in {"0.5": probability >= 0.5, **{m: decisions[m].positive for m in betas}}.items():
+            said = {"member": member, "rows": where, "thresholds": name}
+            judged.confusion.extend(said | row for row in _confusion(on.labels, positive, slices.classes))
+        judged.figures[where] = figures(on.bootstrap, on.labels, probability, decisions, slices.class_weights)
+    return judged
 
 
-def _figures(
-    truth: "np.ndarray", probability: "np.ndarray", decided: "Mapping[str, np.ndarray]", slices: Any
-) -> dict[str, Any]:
-    """What scores.csv says of a member's rows; `half` are figures of the threshold 0.5 in every class."""
-    from ich.ensemble import metrics
+def _own_rows(plan: Plan, member: str) -> dict[str, float]:
+    """Mean over folds of the figures on the rows that the fold was tuned on; none for networks."""
+    records = [plan.record_of(plan.fold(member, k).record) or {} for k in plan.fold_numbers]
+    found = {}
+    for figure, key in (("log_loss", "weighted_log_loss"), ("auc", "macro_auc")):
+        values = [record.get("own_rows", {}).get(key) for record in records]
+        if None not in values:
+            found[figure] = sum(values) / len(values)
+    return found
 
-    figures = {
-        "log_loss": metrics.weighted_log_loss(truth, probability, slices.class_weights),
-        "auc": metrics.macro(metrics.class_auc(truth, probability)),
-        "ap": metrics.macro(metrics.class_average_precision(truth, probability)),
-    }
-    for metric, beta in BETAS.items():
-        figures[metric] = metrics.f_beta(truth, decided[metric], beta, "macro")
-        figures[f"{metric}_half"] = metrics.f_beta(truth, probability >= 0.5, beta, "macro")
-    return figures
+
+def _one_fold(
+    plan: Plan, slices: "Slices", sets: Mapping[str, _Rows], thresholds_of: Mapping[str, Mapping[str, float]]
+) -> dict[str, float | None]:
+    """The blend's figures on the test set where one fold's models predict it alone, mean over folds.
+
+    Out of fold a slice is judged by one fold's models too; the test set has the mean of all folds', which is better.
+    """
+    import pandas as pd
+
+    from ich.ensemble import metrics, thresholds
+    from ich.ensemble.members import aligned, sigmoid
+    from ich.ensemble.scoring import rounded
+
+    if "test" not in sets:
+        return {}
+    on, settings = sets["test"], plan.recipe.thresholds
+    cuts = [thresholds_of[settings.metric][name] for name in slices.classes]
+    found: dict[str, list[float]] = {"log_loss": [], "auc": [], settings.metric: []}
+    for k in plan.fold_numbers:
+        table = pd.read_parquet(plan.workspace.fold("blend", k) / "test.parquet")
+        p = sigmoid(aligned(table, on.ids, slices.classes))
+        found["log_loss"].append(metrics.weighted_log_loss(on.labels, p, slices.class_weights))
+        found["auc"].append(metrics.macro(metrics.class_auc(on.labels, p)))
+        found[settings.metric].append(metrics.f_beta(on.labels, thresholds.apply(p, cuts), settings.beta, "macro"))
+    return {name: rounded(sum(values) / len(values)) for name, values in found.items()}
 
 
 def _confusion(truth: "np.ndarray", positive: "np.ndarray", classes: list[str]) -> list[dict[str, Any]]:
@@ -158,58 +182,136 @@ def _confusion(truth: "np.ndarray", positive: "np.ndarray", classes: list[str]) 
     ]
 
 
-# ---- outside validation
+# ---- files
 
 
-def _run_outside(plan: Plan, *, force: bool) -> None:
-    path = plan.workspace.submissions / "scores.csv"
-    plan.make(plan.scans, lambda _: _findings(plan), force=force)
-    record = plan.scans.record.read() or {}
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    shown = [[r["finding"], r["class"], r["positives"], r["auc"], f"{r['low']} to {r['high']}"] for r in rows]
-    title = (
-        f"{record['scans']} scans, the largest probability of a scan's slices, {plan.trained.recipe.name}'s ensemble"
-    )
-    table(["finding", "class", "positives", "AUC", "95 % interval"], shown, title)
-    for note in record["notes"]:
-        say(note)
-    say(f"\nscore: {path}")
+def _scores(plan: Plan) -> Made:
+    """scores.json, and as tables what it says."""
+    from ich.ensemble import scoring
+    from ich.report import scores as report
+    from ich.stages.inputs import Slices
+
+    slices = Slices(plan)
+    sets = _row_sets(plan, slices)
+    judged = {member: _judged(plan, slices, member, sets) for member in plan.members}
+    curves, errors = _calibration(plan, slices, sets)
+    found = {
+        "recipe": plan.recipe.name,
+        "metric": plan.recipe.thresholds.metric,
+        "level": scoring.LEVEL,
+        "resamples": RESAMPLES,
+        "class_weights": dict(zip(slices.classes, slices.class_weights, strict=True)),
+        "rows": {where: _rows_said(on, slices.classes) for where, on in sets.items()},
+        "members": {member: _member_said(plan, judged, member, slices.classes) for member in plan.members},
+        "one_fold": _one_fold(plan, slices, sets, judged["blend"].thresholds),
+        "calibration_error": errors,
+        "warnings": [*_warnings(plan), *_missing(sets, slices.classes)],
+    }
+    folder = plan.workspace.submissions
+    write_json(folder / "scores.json", found)
+    tables = {
+        "scores.csv": list(report.lines(found)),
+        "scores_by_class.csv": list(report.lines_by_class(found)),
+        "confusion.csv": [line for member in judged.values() for line in member.confusion],
+        "reliability.csv": curves,
+    }
+    for name, lines in tables.items():
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in line.items()} for line in lines)
+        write_text(folder / name, text.getvalue())
+    return {name: folder / name for name in ("scores.json", *tables)}, {}
 
 
-def _findings(plan: Plan) -> Made:
-    """scores.csv: AUC a finding with its interval; scans.csv: what each scan was given and what its readers say."""
+def _rows_said(on: _Rows, classes: list[str]) -> dict[str, Any]:
+    import numpy as np
+
+    return {
+        "slices": len(on.labels),
+        "patients": len(set(on.patients)),
+        "classes": {
+            name: {
+                "positives": int(column.sum()),
+                "patients": len(set(on.patients[column > 0])),
+                "prevalence": round(float(np.mean(column)), 6),
+            }
+            for name, column in zip(classes, on.labels.T, strict=True)
+        },
+    }
+
+
+def _member_said(plan: Plan, judged: Mapping[str, _Judged], member: str, classes: list[str]) -> dict[str, Any]:
+    """By rows: each figure of all classes, with what it differs from the blend's; and below `classes` of each class."""
+    from ich.ensemble.scoring import rounded
+
+    mine, said = judged[member], {}
+    for where, figures in mine.figures.items():
+        cells: dict[str, Any] = {name: figure.cell() for name, figure in figures.items()}
+        for name, cell in cells.items():
+            if where == "oof" and name in mine.own:
+                cell["own"] = rounded(mine.own[name])
+            if member != "blend":
+                cell["minus_blend"] = figures[name].minus(judged["blend"].figures[where][name])
+        cells["classes"] = {
+            label: {
+                **{name: figure.cell(c) for name, figure in figures.items()},
+                "thresholds": {metric: rounded(cuts[label]) for metric, cuts in mine.thresholds.items()},
+            }
+            for c, label in enumerate(classes)
+        }
+        said[where] = cells
+    return {"stage": plan.stage_of(member), **said}
+
+
+# ---- calibration and warnings
+
+
+def _calibration(
+    plan: Plan, slices: "Slices", sets: Mapping[str, _Rows]
+) -> tuple[list[dict[Any, Any]], dict[str, dict[str, float]]]:
+    """The lines of reliability.csv, and by rows and class the expected calibration error; both of the blend."""
     import pandas as pd
 
-    from ich.data.competitions import cq500
-    from ich.ensemble.intervals import auc_interval
-    from ich.stages.inputs import layout_errors
+    from ich.ensemble.reliability import expected_calibration_error, reliability
+    from ich.ensemble.scoring import DIGITS, LEVEL
 
-    with layout_errors():
-        truth = cq500.reads(plan.raw_root)
-    slices = pd.read_csv(plan.workspace.submissions / "slices.csv")
-    found = slices.groupby("scan")[[c for c in slices.columns if c.startswith("prob_")]].max().reset_index()
-    if "prob_any" not in found:  # a recipe without that class: a bleed of some subtype is a bleed
-        found["prob_any"] = found.drop(columns="scan").max(axis=1)
-    scans = found.merge(truth, on="scan", validate="one_to_one")
-    if scans.empty:
-        raise UserError(f"{plan.raw_root}: none of the {len(found)} scans is in reads.csv")
-    notes = [
-        f"{count} scans {what}"
-        for count, what in (
-            (len(found) - len(scans), "have no row in reads.csv and are left out"),
-            (len(truth) - len(scans), "of reads.csv have no readable slice and are left out"),
-        )
-        if count
-    ]
-    rows: list[tuple[str, ...]] = [("finding", "class", "scans", "positives", "auc", "low", "high")]
-    for finding, name in cq500.FINDINGS.items():
-        if f"prob_{name}" in scans:
-            ends = auc_interval(scans[finding], scans[f"prob_{name}"], scans["scan"], resamples=RESAMPLES)
-            shown = ("-" if math.isnan(value) else f"{value:.4f}" for value in ends)
-            rows.append((finding, name, str(len(scans)), str(int(scans[finding].sum())), *shown))
-    folder, text = plan.workspace.submissions, io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_text(folder / "scores.csv", text.getvalue())
-    write_text(folder / "scans.csv", scans.to_csv(index=False, lineterminator="\n"))
-    return {name: folder / name for name in ("scores.csv", "scans.csv")}, {"scans": len(scans), "notes": notes}
+    curves: list[pd.DataFrame] = []
+    errors: dict[str, dict[str, float]] = {}
+    for where, on in sets.items():
+        probability, errors[where] = _probability(plan, slices, "blend", where, on), {}
+        for name, y, p in zip(slices.classes, on.labels.T, probability.T, strict=True):
+            curve = reliability(y, p, patients=on.patients, level=LEVEL)
+            curve.insert(0, "rows", where)
+            curve.insert(1, "class", name)
+            curves.append(curve)
+            errors[where][name] = round(expected_calibration_error(y, p), DIGITS)
+    return pd.concat(curves).to_dict("records"), errors
+
+
+def _warnings(plan: Plan) -> Iterator[str]:
+    """What the folds' records warn of, whose scores that touches beside their own, and what folds by slice do."""
+    touched: list[str] = []
+    for member in plan.recipe.networks:
+        for k in plan.fold_numbers:
+            for warning in (plan.record_of(plan.fold(member, k).record) or {}).get("warnings", []):
+                yield f"{member}: {warning}"
+                touched.append(member)
+    readers: list[str] = []
+    for member in plan.members:
+        if member not in touched and not {*touched, *readers}.isdisjoint(plan.recipe.read_by(member)):
+            readers.append(member)
+    if readers:
+        yield f"{', '.join(readers)}: what they read is optimistic, and so are their scores"
+    if plan.recipe.folds.by == "slice":
+        yield "folds.by is slice: slices of one patient stand in several folds, and the scores above know them"
+
+
+def _missing(sets: Mapping[str, _Rows], classes: list[str]) -> Iterator[str]:
+    """Which classes have one label only, and so no AUC and no average precision."""
+    for where, on in sets.items():
+        share = on.labels.mean(axis=0)
+        names = [name for name, positive in zip(classes, share, strict=True) if positive in (0, 1)]
+        if names:
+            rows = {"oof": "the labelled slices", "test": "the hidden solution"}[where]
+            yield f"{', '.join(names)}: one label only in {rows}, so macro AUC and average precision go without"

@@ -9,6 +9,8 @@ from ich.stages.member import run_folds
 from ich.stages.plan import Made, Plan, seed_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
     from ich.data.datasets import Studies
@@ -73,9 +75,40 @@ def _studies(slices: Slices, on: tuple[str, ...], fold: int, features: str) -> t
     used = slices.labelled.copy()
     used[slices.test_rows] = True
     rows = used.nonzero()[0]  # the slice table holds each series together and in order
-    embeddings = [_embeddings(slices, member, fold, features)[rows] for member in on]
-    logits = [slices.out_of_fold(member, fold)[rows] for member in on]
+    if features == "in_sample":
+        read = [_of_one_model(slices, member, fold) for member in on]
+    else:
+        read = [(_embeddings(slices, member, fold, features), slices.out_of_fold(member, fold)) for member in on]
+    embeddings, logits = [part[rows] for part, _ in read], [part[rows] for _, part in read]
     return rows, studies_of(slices.table.iloc[rows], embeddings, logits, np.nan_to_num(slices.labels[rows]))
+
+
+def _of_one_model(slices: Slices, member: str, fold: int) -> "tuple[np.ndarray, np.ndarray]":
+    """Embeddings float16 [n, d] and logits [n, c] of the slice table's rows, all from the network of fold `fold`.
+
+    One space, but the network has learned the labels of the training rows: what it says of them is surer than what it
+    will say of others.
+    """
+    import numpy as np
+    import pandas as pd
+
+    from ich.ensemble.members import aligned
+
+    folder, trained = slices.plan.workspace.fold(member, fold), slices.plan.training_rows(member, fold).folder
+    parts = {
+        "train": (trained, slices.train_rows(fold)),
+        "valid": (folder, slices.valid_rows(fold)),
+        "test": (folder, slices.test_rows),
+    }
+    logits = np.full((len(slices.table), len(slices.classes)), np.nan)
+    embeddings = np.zeros((len(slices.table), 0), dtype=np.float16)
+    for split, (where, rows) in parts.items():
+        logits[rows] = aligned(pd.read_parquet(where / f"{split}.parquet"), slices.ids(rows), slices.classes)
+        part = _rows_of(slices, where, split, rows)
+        if not embeddings.shape[1]:
+            embeddings = np.zeros((len(slices.table), part.shape[1]), dtype=np.float16)
+        embeddings[rows] = part
+    return embeddings, logits
 
 
 def _embeddings(slices: Slices, member: str, fold: int, features: str) -> "np.ndarray":
@@ -87,25 +120,25 @@ def _embeddings(slices: Slices, member: str, fold: int, features: str) -> "np.nd
 
     from ich.ensemble.alignment import into_space_of
 
-    reference = _rows_of(slices, member, fold, "test", slices.test_rows)
+    folders = [slices.plan.workspace.fold(member, k) for k in slices.plan.fold_numbers]
+    reference = _rows_of(slices, folders[fold], "test", slices.test_rows)
     alike = features == "aligned" and len(reference) > 0  # without a test set they stay as they are
     found = np.zeros((len(slices.table), reference.shape[1]), dtype=np.float16)
     found[slices.test_rows] = reference
-    for k in slices.plan.fold_numbers:
+    for k, folder in enumerate(folders):
         rows = slices.valid_rows(k)
-        part = _rows_of(slices, member, k, "valid", rows)
+        part = _rows_of(slices, folder, "valid", rows)
         if alike and k != fold:
-            part = into_space_of(reference, _rows_of(slices, member, k, "test", slices.test_rows), part)
+            part = into_space_of(reference, _rows_of(slices, folder, "test", slices.test_rows), part)
         found[rows] = part
     return found
 
 
-def _rows_of(slices: Slices, member: str, fold: int, split: str, rows: "np.ndarray") -> "np.ndarray":
+def _rows_of(slices: Slices, folder: "Path", split: str, rows: "np.ndarray") -> "np.ndarray":
     """A fold's embeddings float16 [len(rows), d] of rows of the slice table, joined by image id."""
     import numpy as np
     import pandas as pd
 
-    folder = slices.plan.workspace.fold(member, fold)
     array = np.load(folder / f"{split}_embeddings.npy", mmap_mode="r", allow_pickle=False)
     ids = pd.Index(pd.read_parquet(folder / f"{split}.parquet", columns=["image_id"])["image_id"])
     order = ids.get_indexer(slices.ids(rows))

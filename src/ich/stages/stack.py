@@ -37,7 +37,7 @@ def fit_fold(plan: Plan, member: str, fold: int, _fingerprint: str) -> Made:
             min_data_in_leaf=settings.min_leaf,
         )
         texts.append(text)
-        for split in ("valid", "test"):
+        for split in at:
             found[split][:, c] = stacker.predict(text, x[at[split]], base[at[split], c])
 
     files = {}
@@ -50,4 +50,5 @@ def fit_fold(plan: Plan, member: str, fold: int, _fingerprint: str) -> Made:
         "features": names,
         "classes": slices.classes,
         "metrics": figures(slices, valid, found["valid"]),
+        "own_rows": figures(slices, train, found["train"]),
     }

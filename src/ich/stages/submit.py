@@ -19,6 +19,8 @@ NAMES = {  # of probabilities and of decisions (0/1 at the thresholds), by what 
 def run(plan: Plan, *, force: bool = False) -> None:
     made = plan.make(plan.submit, lambda _: _submission(plan), force=force)
     record = plan.submit.record.read() or {}
+    if record["prevalence"] == "estimated":
+        say("submit: probabilities and thresholds are shifted to the prevalence estimated for the test set")
     if not record["files"]:
         say("submit: there is no test set, so there is nothing to submit")
         return
@@ -32,7 +34,7 @@ def _submission(plan: Plan) -> Made:
     import pandas as pd
 
     from ich.data.competitions import ADAPTERS
-    from ich.ensemble import thresholds
+    from ich.ensemble import prevalence, thresholds
     from ich.ensemble.members import aligned, sigmoid
     from ich.stages.inputs import Slices, layout_errors
 
@@ -40,12 +42,21 @@ def _submission(plan: Plan) -> Made:
     classes = slices.classes
     ids = slices.ids(slices.test_rows)
     table = pd.read_parquet(plan.workspace.member("blend") / "test.parquet")
-    probability = sigmoid(aligned(table, ids, classes))
+    logits = aligned(table, ids, classes)
     prior = slices.labels[slices.labelled].mean(axis=0)
+    tuned = read_json(plan.workspace.thresholds) or {}
+    cuts, shifted = tuned["thresholds"], tuned["prevalence"]
+    if shifted["applied"]:
+        estimated = [shifted["classes"][name] for name in classes]
+        changes = [(one["train"], one["test"]) for one in estimated]
+        logits = prevalence.shift_all(logits, classes, slices.class_weights, changes)
+        cuts = {name: one["threshold"] for name, one in zip(classes, estimated, strict=True)}
+        prior = [one["test"] for one in estimated]
+    probability = sigmoid(logits)
     quarantine = pd.read_csv(plan.prepared.folder / "quarantine.csv", dtype=str, keep_default_na=False)
     unread = sorted(set(quarantine.loc[quarantine["split"] == "test", "image_id"]) - set(ids))
-    cuts = (read_json(plan.workspace.thresholds) or {})["thresholds"]
     record = {"rows": 0, "filled_with_prior": len(unread), "thresholds": cuts, "submits": adapter.SUBMITS}
+    record["prevalence"] = "estimated" if shifted["applied"] else "training"
     if not len(ids) and not unread:
         return {}, record
     values = pd.concat(

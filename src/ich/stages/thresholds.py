@@ -1,20 +1,25 @@
-"""`ich thresholds`: Optuna searches a threshold a class that maximises F1 or F2, for a blend or for any table."""
+"""`ich thresholds`: Optuna searches a threshold a class that maximises an F score, for a blend or for any table."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ich.console import say, table
-from ich.recipe import BETAS, Thresholds
+from ich.recipe import Thresholds
 from ich.stages.plan import Made, Plan
 from ich.workspace import UserError, read_json, write_json
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from ich.ensemble.thresholds import Goal
+    from ich.stages.inputs import Slices
+
 
 def run(plan: Plan, *, force: bool = False) -> None:
     path = plan.workspace.thresholds
+    journal = path.with_suffix(".journal")  # Optuna's, for looking at; no file of the record, for it holds times
 
     def make(_fingerprint: str) -> Made:
         import pandas as pd
@@ -24,10 +29,22 @@ def run(plan: Plan, *, force: bool = False) -> None:
 
         slices = Slices(plan)
         rows = slices.labelled.nonzero()[0]
-        oof = pd.read_parquet(plan.workspace.member("blend") / "oof.parquet")
-        probability = sigmoid(aligned(oof, slices.ids(rows), slices.classes))
-        folds = slices.table["fold"].to_numpy()[rows]
-        found = tuned(slices.labels[rows], probability, slices.classes, plan.recipe.thresholds, folds)
+        if force:
+            journal.unlink(missing_ok=True)
+        oof, test = (pd.read_parquet(plan.workspace.member("blend") / f"{name}.parquet") for name in ("oof", "test"))
+        logits = aligned(oof, slices.ids(rows), slices.classes)
+        found = tuned(
+            slices.labels[rows],
+            sigmoid(logits),
+            slices.classes,
+            plan.recipe.thresholds,
+            folds=slices.table["fold"].to_numpy()[rows],
+            patients=slices.table["patient_id"].to_numpy()[rows],
+            journal=journal,
+            processes=plan.cores,
+        )
+        test_logits = aligned(test, slices.ids(slices.test_rows), slices.classes)
+        found["prevalence"] = _prevalence(plan, slices, logits, test_logits, found["thresholds"])
         write_json(path, found)
         return {path.name: path}, {}
 
@@ -37,62 +54,126 @@ def run(plan: Plan, *, force: bool = False) -> None:
         show(read_json(path))
 
 
+def _prevalence(
+    plan: Plan, slices: "Slices", z: "np.ndarray", z_test: "np.ndarray", cuts: dict[str, float]
+) -> dict[str, Any]:
+    """How common the classes are in the test set, by the blend's logits [n, c] and [m, c], and thresholds for that."""
+    from ich.ensemble import prevalence, thresholds
+    from ich.ensemble.intervals import Bootstrap
+    from ich.ensemble.members import sigmoid
+
+    settings = plan.recipe.thresholds
+    if not len(z_test):
+        return {"applied": False, "classes": {}}
+    y, patients = slices.labels[slices.labelled], slices.table["patient_id"].to_numpy()[slices.test_rows]
+    found = prevalence.shifts(z, y, z_test, slices.classes, Bootstrap(patients))
+    if any(s.test != s.train for s in found.values()) and settings.average != "samples":
+        changes = [(found[name].train, found[name].test) for name in slices.classes]
+        moved = prevalence.shift_all(z, slices.classes, slices.class_weights, changes)
+        factors = [prevalence.factors(*change) for change in changes]
+        goal = goal_of(settings, slices.classes)
+        best = thresholds.exact_all(y, sigmoid(moved), goal, *zip(*factors, strict=True))
+        cuts = dict(zip(slices.classes, best, strict=True))
+    return {
+        "applied": settings.prevalence == "apply",
+        "classes": {name: {**asdict(shift), "threshold": cuts[name]} for name, shift in found.items()},
+    }
+
+
+def goal_of(settings: Thresholds, classes: list[str]) -> "Goal":
+    """The settings for these classes."""
+    from ich.ensemble.thresholds import Goal
+
+    recall = settings.min_recall
+    if isinstance(recall, dict) and not set(recall) <= set(classes):
+        unknown = sorted(set(recall) - set(classes))[0]
+        raise UserError(f"thresholds.min_recall: there is no class {unknown!r}; the classes are {', '.join(classes)}")
+    each = tuple(float(recall.get(name, 0) if isinstance(recall, dict) else recall or 0) for name in classes)
+    shape = {"zero_division": settings.zero_division, "shrink": settings.shrink}
+    return Goal(settings.beta, settings.average, min_recall=each if any(each) else (), **shape)
+
+
 def tuned(
     labels: "np.ndarray",
     probability: "np.ndarray",
     classes: list[str],
     settings: Thresholds,
+    *,
     folds: "np.ndarray | None",
+    patients: "np.ndarray | None",
+    journal: Path | None = None,
+    processes: int = 1,
 ) -> dict[str, Any]:
-    """thresholds.json: what was maximised, the thresholds, the score on these rows and cross-fitted over `folds`."""
-    from ich.ensemble import thresholds
+    """thresholds.json: what was maximised, the thresholds, their scores on these rows and cross-fitted over `folds`."""
+    import numpy as np
 
-    beta = BETAS[settings.metric]
+    from ich.ensemble import thresholds
+    from ich.ensemble.intervals import Bootstrap
+
+    goal = goal_of(settings, classes)
     found = thresholds.tune(
         labels,
         probability,
         classes,
-        beta=beta,
-        average=settings.average,
+        goal,
         trials=settings.trials,
         seed=settings.seed,
         fold=folds,
+        journal=journal,
+        processes=processes,
     )
+    bootstrap = None if patients is None else Bootstrap(patients)
+    decided = {"": thresholds.apply(probability, list(found.thresholds.values())), "_cross_fitted": found.decided}
+    positives = labels.sum(axis=0)
+
+    def recall(positive: "np.ndarray") -> dict[str, float | None]:
+        hits = np.einsum("nc,nc->c", labels, positive)
+        return {name: float(hits[c] / positives[c]) if positives[c] else None for c, name in enumerate(classes)}
+
+    judged: dict[str, Any] = {}
+    for suffix, score in (("", found.score), ("_cross_fitted", found.score_cross_fitted)):
+        rows = decided[suffix]
+        judged[f"score{suffix}"] = score
+        judged[f"interval{suffix}"] = None if rows is None else thresholds.f_interval(labels, rows, goal, bootstrap)
+        judged[f"recall{suffix}"] = None if rows is None else recall(rows)
     return {
         "metric": settings.metric,
-        "beta": beta,
-        "average": settings.average,
+        "beta": goal.beta,
+        "average": goal.average,
+        "zero_division": goal.zero_division,
+        "min_recall": dict(zip(classes, goal.min_recall, strict=True)) if goal.min_recall else None,
+        "shrink": goal.shrink,
         "thresholds": found.thresholds,
-        "score": found.score,
-        "score_cross_fitted": found.score_cross_fitted,
+        **judged,
         "score_exact": found.exact,
+        "gap": found.gap,
+        "thresholds_exact": found.thresholds_exact,
         "trials": settings.trials,
         "rows": len(labels),
-        "positives": {name: int(labels[:, c].sum()) for c, name in enumerate(classes)},
+        "patients": None if patients is None else len(np.unique(patients)),
+        "positives": {name: int(positives[c]) for c, name in enumerate(classes)},
         "warnings": list(found.warnings),
     }
 
 
+# ---- any table
+
+
 def run_on_table(source: Path, settings: Thresholds, out: Path | None) -> None:
-    """Tune on a .parquet or .csv of columns <class> (0/1) and prob_<class>, with a column fold where there is one."""
-    import pandas as pd
+    """Tune on columns <class> (0/1) and prob_<class>, with columns fold and patient_id where there are any."""
+    from ich.ensemble import user_table
 
     try:
-        rows = pd.read_csv(source) if source.suffix == ".csv" else pd.read_parquet(source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source}: not a readable table ({' '.join(str(error).split())[:120]})") from None
-    classes = [str(c).removeprefix("prob_") for c in rows.columns if str(c).startswith("prob_")]
-    missing = [name for name in classes if name not in rows.columns]
-    if not classes or missing:
-        lacking = f"no column {missing[0]!r} beside 'prob_{missing[0]}'" if missing else "no column prob_<class>"
-        raise UserError(f"{source}: {lacking}; a table needs <class> (0 or 1) and prob_<class> for each class")
-    folds = rows["fold"].to_numpy() if "fold" in rows.columns and rows["fold"].nunique() > 1 else None
-    try:
-        labels = rows[classes].to_numpy("float64")
-        probability = rows[[f"prob_{name}" for name in classes]].to_numpy("float64")
-        found = tuned(labels, probability, classes, settings, folds)
+        given = user_table.read(source)
+        found = tuned(
+            given.labels, given.probabilities, given.classes, settings, folds=given.fold, patients=given.patients
+        )
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
+    if given.fold is None:
+        found["warnings"].append("no column fold with several values: there is no cross-fitted score.")
+    if given.patients is None:
+        found["warnings"].append("no column patient_id: intervals treat rows as independent, and may be too narrow.")
     if out is not None:
         write_json(out, found)
         say(f"thresholds: wrote {out}")
@@ -102,10 +183,58 @@ def run_on_table(source: Path, settings: Thresholds, out: Path | None) -> None:
 
 
 def show(found: dict[str, Any]) -> None:
-    rows = [[name, f"{t:.4f}", str(found["positives"][name])] for name, t in found["thresholds"].items()]
-    title = f"{found['average']} {found['metric'].upper()} {found['score']:.4f} tuned on its own rows"
+    def cell(values: dict[str, float | None] | None, name: str) -> str:
+        value = (values or {}).get(name)
+        return "-" if value is None else f"{value:.3f}"
+
+    rows = [
+        [
+            name,
+            f"{t:.4f}",
+            str(found["positives"][name]),
+            *(cell(found[f"recall{s}"], name) for s in ("", "_cross_fitted")),
+        ]
+        for name, t in found["thresholds"].items()
+    ]
+
+    def score(suffix: str) -> str:
+        low, high = found[f"interval{suffix}"]
+        return f"{found[f'score{suffix}']:.4f} ({low:.4f} to {high:.4f})"
+
+    title = f"{found['average']} {found['metric'].upper()} {score('')} tuned on its own rows"
     if found["score_cross_fitted"] is not None:
-        title += f", {found['score_cross_fitted']:.4f} with thresholds from other folds"
-    table(["class", "threshold", "positives"], rows, title)
+        title += f", {score('_cross_fitted')} with thresholds from other folds"
+    table(["class", "threshold", "positives", "recall", "recall, cross-fitted"], rows, title)
+    say(f"\n{_distance(found['gap'], found['average'])}")
     for warning in found["warnings"]:
         say(f"warning: {warning}")
+    if found.get("prevalence", {}).get("classes"):
+        _show_prevalence(found["prevalence"])
+
+
+def _show_prevalence(found: dict[str, Any]) -> None:
+    rows = [
+        [
+            name,
+            f"{one['train']:.4f}",
+            f"{one['estimated']:.4f}",
+            f"{one['low']:.4f} to {one['high']:.4f}",
+            f"{one['threshold']:.4f}",
+        ]
+        for name, one in found["classes"].items()
+    ]
+    columns = ["class", "training", "test, estimated", "95 % interval", "threshold there"]
+    table(columns, rows, "Prevalence, and that of the test set as its predictions say")
+    if all(one["test"] == one["train"] for one in found["classes"].values()):
+        say("nothing in the predictions tells the test set's prevalence from that of the training set")
+    elif found["applied"]:
+        say("the submission is shifted to the test set's prevalence, thresholds and probabilities")
+    else:
+        say("the submission is not shifted; thresholds.prevalence: apply in the recipe does that")
+
+
+def _distance(gap: float, average: str) -> str:
+    optimum = "what coordinate ascent reaches" if average == "samples" else "the exact optimum"
+    if abs(gap) < 1e-12:
+        return f"Optuna reached {optimum}"
+    return f"Optuna is {abs(gap):.1e} {'below' if gap > 0 else 'above'} {optimum}"

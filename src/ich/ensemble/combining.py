@@ -1,0 +1,217 @@
+"""Fit one class's combination: ranks, greedy selection, and weights, on the members' out-of-fold logits.
+
+Shapes: n rows, m members. What is tuned is tuned on the rows themselves; `blend` judges it on others.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from ich.ensemble import calibration
+from ich.ensemble.combination import Combination, Method, Ranks, equal, limited, mean
+from ich.ensemble.hierarchy import LIMIT
+from ich.ensemble.metrics import f_from_counts
+
+Column = NDArray[np.float64]
+Metric = Literal["log_loss"] | float
+
+# Rows that tuning looks at; whatever it finds is judged on all rows. A handful of weights needs no more.
+SEARCH_ROWS = 30_000
+BINS = 400  # of the logit range of quantiles: steps of 0.07 among 600,000 rows
+STEPS = 20  # members that greedy selection takes, with replacement
+FEWEST = 2  # positives, and negatives, below which nothing is tuned
+UNTUNED = ("logits", "probabilities")
+
+
+class Rows(NamedTuple):
+    """What tuning sees: logits [n, m], labels [n], and how many rows each one stands for [n]."""
+
+    z: Column
+    y: Column
+    copies: Column
+
+    @classmethod
+    def sample(cls, z: Column, y: Column, seed: int) -> "Rows":
+        """At most SEARCH_ROWS of the rows; of those with the rarer label all, or a half of the sample."""
+        if len(y) <= SEARCH_ROWS:
+            return cls(z, y, np.ones(len(y)))
+        random, labels = np.random.default_rng(seed), [np.flatnonzero(y == value) for value in (0, 1)]
+        rare = min(len(labels[0]), len(labels[1]), SEARCH_ROWS // 2)
+        sizes = [rare, SEARCH_ROWS - rare] if len(labels[0]) < len(labels[1]) else [SEARCH_ROWS - rare, rare]
+        kept = np.concatenate([random.choice(rows, n, replace=False) for rows, n in zip(labels, sizes, strict=True)])
+        copies = np.repeat([len(rows) / max(n, 1) for rows, n in zip(labels, sizes, strict=True)], sizes)
+        return cls(z[kept], y[kept], copies)
+
+
+def fit(method: Method, rows: Rows, metric: Metric, trials: int, seed: int) -> Combination:
+    """The combination of these rows; what `blend.fit` says of it holds."""
+    members = rows.z.shape[1]
+    if members == 1:
+        return equal(1)
+    if method in UNTUNED:
+        return equal(members, method)
+    if not tunable(rows.y):
+        return equal(members)
+    if method == "ranks":
+        return _ranks(rows)
+    rows = rows._replace(z=limited(rows.z))
+    if method == "greedy":
+        return Combination(method, _greedy(rows, metric))
+    return Combination(method, _convex(rows) if metric == "log_loss" else _searched(rows, metric, trials, seed))
+
+
+def tunable(y: Column) -> bool:
+    return min((y == 0).sum(), (y == 1).sum()) >= FEWEST
+
+
+def log_losses(z: Column, y: Column) -> Column:
+    """Binary cross-entropy of each row [n], z [n] as `limited` returns it."""
+    return np.log(1 + np.exp(z)) - y * z
+
+
+def best_f(z: Column, y: Column, copies: Column, beta: float) -> tuple[float, float]:
+    """The logit from which to be positive for the highest F-beta, midway to the next lower one, and that F-beta."""
+    order = np.argsort(-z)
+    scores, labels, copies = z[order], y[order], copies[order]
+    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+    true = np.cumsum(copies * labels)[last]
+    values = f_from_counts(true, np.cumsum(copies)[last], true[-1], beta)
+    best = int(np.argmax(values))
+    high = scores[last[best]]
+    low = scores[last[best + 1]] if best + 1 < len(last) else -LIMIT
+    middle = low + (high - low) / 2
+    return float(middle if middle > low else high), float(values[best])
+
+
+def _ranks(rows: Rows) -> Combination:
+    """Brought back to a logit by Platt's scaling of the logit of the mean quantile."""
+    edges, quantiles = zip(*[_quantiles(column, rows.copies) for column in rows.z.T], strict=True)
+    combination = equal(rows.z.shape[1], "ranks")
+    x = Ranks(edges, quantiles, 1, 0).mean_quantile(rows.z, combination.weights)
+    # moved to the class's prevalence first, for Platt's ridge draws towards the identity
+    positive = (rows.copies * rows.y).sum() / rows.copies.sum()
+    shift = float(np.log(positive / (1 - positive)))
+    calibrator = calibration.fit("platt", x + shift, rows.y, rows.copies)
+    slope, intercept = calibrator.parameters or (1.0, 0.0)  # all rows may have one mean quantile
+    return replace(combination, ranks=Ranks(edges, quantiles, slope, intercept + slope * shift))
+
+
+def _quantiles(x: Column, count: Column) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Edges of bins over x [n] and the bins' quantiles: each value a bin, or BINS even steps of logit(quantile)."""
+    order = np.argsort(x)
+    values, total = x[order], np.cumsum(count[order])
+    start = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
+    if len(start) > BINS:
+        below = total[start] - count[order][start]
+        end = np.log(2 * total[-1])
+        wanted = total[-1] / (1 + np.exp(-np.linspace(-end, end, BINS)))
+        start = start[np.unique(np.append(0, np.searchsorted(below, wanted[:-1])).clip(max=len(start) - 1))]
+    ends = np.append(0, total[np.append(start[1:], len(values)) - 1]) / total[-1]
+    return tuple(values[start[1:]].tolist()), tuple(((ends[1:] + ends[:-1]) / 2).tolist())
+
+
+def _greedy(rows: Rows, metric: Metric) -> tuple[float, ...]:
+    """Shares of STEPS picks, each the one that helps most, the best number of picks kept.
+
+    Caruana et al., "Ensemble selection from libraries of models", ICML 2004: forward selection with replacement.
+    Of equal ones the earlier member and the fewer picks.
+    """
+    members = rows.z.shape[1]
+    counts, total = np.zeros(members), np.zeros(len(rows.y))
+    best, shares = np.inf, counts
+    for picks in range(1, STEPS + 1):
+        tried = [_loss(rows, (total + rows.z[:, m]) / picks, metric) for m in range(members)]
+        taken = int(np.argmin(tried))
+        counts[taken] += 1
+        total += rows.z[:, taken]
+        if tried[taken] < best:
+            best, shares = tried[taken], counts / picks
+    return tuple(shares.tolist())
+
+
+def _loss(rows: Rows, z: Column, metric: Metric) -> float:
+    """What tuning lowers: the mean log loss of logits z [n], or -F at its best threshold."""
+    if metric == "log_loss":
+        # rounded, so that a difference in summation is no advantage
+        return round(float((rows.copies * log_losses(z, rows.y)).sum() / rows.copies.sum()), 12)
+    return -best_f(z, rows.y, rows.copies, metric)[1]
+
+
+def _convex(rows: Rows) -> tuple[float, ...]:
+    """Weights >= 0 that sum to 1 with the least log loss, which is convex in them: the one minimum there is.
+
+    Newton's method on the members that are not held at 0. One that would fall below is held there; the one that would
+    help most is let go where the others have come to rest (Nocedal and Wright, "Numerical optimization", 2006, 16.5).
+    """
+    members = rows.z.shape[1]
+    share = rows.copies / rows.copies.sum()
+    weights, free = np.full(members, 1 / members), np.ones(members, dtype=bool)
+
+    def loss(weights: Column) -> float:
+        return float((share * log_losses(mean(rows.z, weights), rows.y)).sum())
+
+    now = loss(weights)
+    for _ in range(20 * members):
+        p = expit(mean(rows.z, weights))
+        slope = np.einsum("n,nm->m", share * (p - rows.y), rows.z)
+        curve = np.einsum("nj,nk->jk", rows.z * (share * p * (1 - p))[:, None], rows.z)
+        step, level = _newton_step(slope[free], curve[np.ix_(free, free)])
+        if -(slope[free] * step).sum() < 1e-13:
+            gain = np.where(free, 0, level - slope)
+            if gain.max() <= 1e-9:
+                break
+            free[gain.argmax()] = True
+            continue
+        full = np.zeros(members)
+        full[free] = step
+        falling = np.flatnonzero(full < 0)
+        longest = -weights[falling] / full[falling]
+        length = min(1.0, float(longest.min()))
+        at_bound = length == longest.min()
+        while (ahead := loss(np.maximum(weights + length * full, 0))) > now + 1e-14 and length > 1e-12:
+            length, at_bound = length / 2, False
+        weights, now = np.maximum(weights + length * full, 0), min(ahead, now)
+        if at_bound:
+            held = falling[longest.argmin()]
+            weights[held], free[held] = 0, False
+    return _shares(weights)
+
+
+def _newton_step(slope: Column, curve: Column) -> tuple[NDArray[np.floating], float]:
+    """The step [k] to the minimum of a quadratic among those that sum to 0, and the slope that all share there.
+
+    A trace of ridge parts the weight of identical members evenly.
+    """
+    k = len(slope)
+    system = np.ones((k + 1, k + 1))
+    system[:k, :k] = curve + (1e-9 * np.trace(curve) + 1e-12) * np.eye(k)
+    system[k, k] = 0
+    solved = np.linalg.solve(system, np.append(-slope, 0))
+    return solved[:k], -float(solved[k])
+
+
+def _searched(rows: Rows, beta: float, trials: int, seed: int) -> tuple[float, ...]:
+    """Weights with the highest F-beta that Optuna's TPE finds; equal ones and those for log loss are tried first."""
+    from ich.ensemble import search  # Optuna is slow to import, and log loss does without
+
+    names = [f"member{m}" for m in range(rows.z.shape[1])]
+
+    def weights_of(raw: Mapping[str, float]) -> tuple[float, ...]:
+        squares = np.array([raw[name] for name in names]) ** 2  # so that weights near 0 are in easy reach
+        return _shares(squares) if squares.sum() > 0 else equal(len(names)).weights
+
+    starts = [dict.fromkeys(names, 0.5), dict(zip(names, np.sqrt(_convex(rows)).tolist(), strict=True))]
+    found = search.best(
+        lambda raw: -_loss(rows, mean(rows.z, weights_of(raw)), beta), names, trials=trials, seed=seed, starts=starts
+    )
+    return weights_of(found)
+
+
+def _shares(weights: Column) -> tuple[float, ...]:
+    """Weights clipped at 0 and scaled to sum to 1, to a millionth: finer digits are those of the solver."""
+    rounded = np.round(np.maximum(weights, 0) / np.maximum(weights, 0).sum(), 6)
+    return tuple((rounded / rounded.sum()).tolist())

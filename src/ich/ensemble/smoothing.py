@@ -1,0 +1,87 @@
+"""Gaussian smoothing of logits along the study: context without a network, for networks over the study to beat."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Table = NDArray[np.float64]
+
+REACH = 4.0  # widths beyond which a slice is not looked at; its weight would be below 4e-4
+
+
+def smooth(logits: ArrayLike, series: ArrayLike, position: ArrayLike, width: float) -> Table:
+    """The Gaussian-weighted mean [n, c] of each slice's series around it; row i belongs to row i, in any order.
+
+    logits [n, c]; series [n] integer codes; position [n] in mm along the study; width: the Gaussian's standard
+    deviation in mm, 0 leaves the logits as they are. The weights add up to 1 within the series, so that constant
+    logits stay what they are, at its ends and across gaps too. (Nadaraya 1964; Watson 1964: kernel regression)
+
+    Raises ValueError for differing lengths, values that are not finite, and a width below 0.
+    """
+    z, codes, mm = _checked(logits, series, position)
+    if not (np.isfinite(width) and width >= 0):
+        raise ValueError(f"the width is {width}; it must be a number of mm, 0 or more.")
+    if width == 0:
+        return z.copy()
+    order = np.lexsort((mm, codes))
+    z, codes, mm = z[order], codes[order], mm[order]
+    total, weights = z.copy(), np.ones(len(z))
+    for offset in range(1, len(z)):
+        gap = mm[offset:] - mm[:-offset]
+        near = (codes[offset:] == codes[:-offset]) & (gap <= REACH * width)
+        if not near.any():  # positions rise within a series: slices further on are further away
+            break
+        weight = np.where(near, np.exp(-0.5 * (np.minimum(gap, REACH * width) / width) ** 2), 0.0)
+        total[:-offset] += weight[:, None] * z[offset:]
+        total[offset:] += weight[:, None] * z[:-offset]
+        weights[:-offset] += weight
+        weights[offset:] += weight
+    out = np.empty_like(z)
+    out[order] = total / weights[:, None]
+    return out
+
+
+def smooth_each(logits: ArrayLike, series: ArrayLike, position: ArrayLike, widths: Sequence[float]) -> Table:
+    """As `smooth`, with a width a class [c]."""
+    z, codes, mm = _checked(logits, series, position)
+    if len(widths) != z.shape[1]:
+        raise ValueError(f"there are {len(widths)} widths for {z.shape[1]} classes.")
+    out = np.empty_like(z)
+    for width in set(widths):
+        chosen = np.equal(widths, width)
+        out[:, chosen] = smooth(z[:, chosen], codes, mm, width)
+    return out
+
+
+def choose_widths(
+    logits: ArrayLike, y: ArrayLike, series: ArrayLike, position: ArrayLike, widths: Sequence[float]
+) -> list[float]:
+    """The width a class [c] with the lowest log loss on labels y [n, c] of 0 and 1; of equal ones the smallest.
+
+    The rows must be others than those that the widths are judged on.
+    """
+    z, codes, mm = _checked(logits, series, position)
+    labels = np.asarray(y, dtype=np.float64)
+    if labels.shape != z.shape or not ((labels == 0) | (labels == 1)).all():
+        raise ValueError(f"y {labels.shape} must be of the shape of the logits, {z.shape}, and 0 or 1 without NaN.")
+    if not widths:
+        raise ValueError("there is no width to choose from.")
+    tried = sorted(set(widths))
+    losses = np.stack([_log_loss(smooth(z, codes, mm, width), labels) for width in tried])
+    return [float(tried[best]) for best in losses.argmin(axis=0)]
+
+
+def _log_loss(z: Table, labels: Table) -> Table:
+    """Of each class [c], by its logits: no probability is so near to 0 or 1 that it would have to be cut off."""
+    return np.asarray((np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z))) - labels * z).mean(axis=0))
+
+
+def _checked(logits: ArrayLike, series: ArrayLike, position: ArrayLike) -> tuple[Table, NDArray, Table]:
+    z, mm = np.asarray(logits, dtype=np.float64), np.asarray(position, dtype=np.float64)
+    codes = np.asarray(series)
+    if z.ndim != 2 or any(column.shape != (len(z),) for column in (codes, mm)):
+        raise ValueError(f"logits {z.shape} must be [n, c], and series {codes.shape} and position {mm.shape} [n].")
+    if not (np.isfinite(z).all() and np.isfinite(mm).all()):
+        raise ValueError("logits and positions must be finite; predict the slices with NaN or infinity again.")
+    return z, codes, mm

@@ -1,0 +1,158 @@
+"""`ich thresholds --table`: any table a user brings, and what its thresholds.json says."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import fbeta_score
+
+from ich.recipe import Thresholds
+from ich.stages.thresholds import run_on_table
+from ich.workspace import UserError
+
+CLASSES = ["epidural", "any"]
+
+
+def brought(n=300, seed=0):
+    random = np.random.default_rng(seed)
+    y = (random.random((n, 2)) < (0.1, 0.4)).astype(int)
+    p = np.clip(random.random((n, 2)) * 0.7 + 0.3 * y, 0, 1)
+    columns = {"epidural": y[:, 0], "any": y[:, 1], "prob_epidural": p[:, 0], "prob_any": p[:, 1]}
+    return pd.DataFrame(columns).assign(fold=np.arange(n) // 5 % 3, patient_id=[f"p{k // 5}" for k in range(n)])
+
+
+def written(folder, table, name="table.parquet"):
+    path = folder / name
+    table.to_parquet(path) if name.endswith("parquet") else table.to_csv(path, index=False)
+    return path
+
+
+def tuned(folder, table, name="table.parquet", **settings):
+    out = folder / "thresholds.json"
+    run_on_table(written(folder, table, name), Thresholds(**{"trials": 40, **settings}), out)
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("average", ["macro", "micro", "samples"])
+def test_a_tables_thresholds_say_what_they_are_worth(tmp_path, average, capsys):
+    table = brought()
+    found = tuned(tmp_path, table, metric="f2", average=average, min_recall={"epidural": 0.9})
+    y, p = table[CLASSES].to_numpy(), table[[f"prob_{name}" for name in CLASSES]].to_numpy()
+    decided = p >= [found["thresholds"][name] for name in CLASSES]
+    assert found["score"] == pytest.approx(fbeta_score(y, decided, beta=2, average=average, zero_division=0))
+    assert found["interval"][0] < found["score"] < found["interval"][1]
+    assert found["interval_cross_fitted"][0] < found["score_cross_fitted"] < found["interval_cross_fitted"][1]
+    assert found["recall"]["epidural"] == pytest.approx(decided[y[:, 0] == 1, 0].mean())
+    assert found["recall"]["epidural"] >= 0.9
+    assert found["gap"] == pytest.approx(found["score_exact"] - found["score"], abs=1e-12)
+    assert (found["min_recall"], found["patients"]) == ({"epidural": 0.9, "any": 0}, 60)
+    assert found["positives"] == table[CLASSES].sum().to_dict()
+    said = capsys.readouterr().out
+    assert "Optuna " in said
+    assert f"{found['score_cross_fitted']:.4f}" in said
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.csv.gz", "table.parquet"])
+def test_every_format_of_a_table_gives_the_same(tmp_path, name):
+    assert tuned(tmp_path, brought(), name) == tuned(tmp_path, brought())
+
+
+def test_columns_of_any_numeric_type_are_read(tmp_path):
+    table = brought()
+    plain = tuned(tmp_path, table)
+    other = table.astype({"epidural": bool, "any": "Int64", "fold": str})
+    assert tuned(tmp_path, other)["thresholds"] == plain["thresholds"]
+    narrow = tuned(tmp_path, table.astype({"prob_any": "float32", "prob_epidural": "float32"}))
+    assert narrow["score"] == pytest.approx(plain["score"])
+
+
+def test_columns_that_pandas_wrote_as_the_index_are_read(tmp_path):
+    table = brought()
+    assert tuned(tmp_path, table.set_index(["patient_id", "fold"])) == tuned(tmp_path, table)
+
+
+def test_patients_named_by_numbers_and_by_words_are_read_however_long_the_table_is(tmp_path):
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"any": random.integers(0, 2, 300_000), "prob_any": random.random(300_000).round(2)})
+    table["patient_id"] = [str(k // 1000) if k < 200_000 else f"p{k // 1000}" for k in range(len(table))]
+    assert tuned(tmp_path, table, "table.csv", trials=1)["patients"] == 300
+
+
+def test_an_archive_that_ends_too_early_is_refused(tmp_path):
+    path = written(tmp_path, pd.concat([brought(seed=seed) for seed in range(20)]), "table.csv.gz")
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(UserError, match="not a readable table"):
+        run_on_table(path, Thresholds(trials=5), None)
+
+
+def test_without_folds_and_patients_there_is_less_and_it_is_said(tmp_path):
+    found = tuned(tmp_path, brought().drop(columns=["fold", "patient_id"]))
+    assert found["score_cross_fitted"] is found["interval_cross_fitted"] is found["recall_cross_fitted"] is None
+    assert found["patients"] is None
+    assert any("no column fold" in warning for warning in found["warnings"])
+    assert any("rows as independent" in warning for warning in found["warnings"])
+    one_fold = tuned(tmp_path, brought().assign(fold=0))
+    assert one_fold["score_cross_fitted"] is None
+
+
+def test_a_class_without_positives_has_a_threshold_and_no_recall(tmp_path):
+    found = tuned(tmp_path, brought().assign(epidural=0), min_recall=0.95)
+    assert (found["thresholds"]["epidural"], found["recall"]["epidural"]) == (2.0, None)
+    assert any(warning.startswith("epidural: no positive row") for warning in found["warnings"])
+
+
+def test_without_out_the_json_is_printed(tmp_path, capsys):
+    run_on_table(written(tmp_path, brought()), Thresholds(trials=5), None)
+    assert set(json.loads(capsys.readouterr().out)["thresholds"]) == set(CLASSES)
+
+
+def spoilt(column, row, value):
+    table = brought()
+    table[column] = table[column].astype(object)
+    table.loc[row, column] = value
+    return table
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (brought().iloc[:0], "a table without rows"),
+        (brought().drop(columns="any"), "no column 'any' beside 'prob_any'"),
+        (brought()[["any", "fold"]], "no column prob_<class>"),
+        (spoilt("prob_any", 7, 1.5), "probabilities must lie in 0..1 .* any: 1 row: 7"),
+        (spoilt("prob_any", 7, np.nan), "any: 1 row: 7"),
+        (spoilt("epidural", 4, 0.5), "labels must be 0 or 1.* epidural: 1 row: 4"),
+        (spoilt("epidural", 4, np.nan), "labels must be 0 or 1.* epidural: 1 row: 4"),
+        (spoilt("prob_any", 7, "high"), "column 'prob_any' holds something else than numbers"),
+        (spoilt("fold", 9, np.nan), "column fold is empty in 1 rows, row 9 first"),
+        (spoilt("patient_id", 9, None), "column patient_id is empty in 1 rows, row 9 first"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_refused_in_one_line(tmp_path, table, message):
+    with pytest.raises(UserError, match=message) as refused:
+        run_on_table(written(tmp_path, table, "table.csv"), Thresholds(trials=5), None)
+    assert "\n" not in str(refused.value)
+    assert "table.csv" in str(refused.value)
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path):
+    path = written(tmp_path, brought(), "table.csv")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([f"{lines[0]},any", *(f"{line},0" for line in lines[1:])]))
+    with pytest.raises(UserError, match="column 'any' stands twice"):
+        run_on_table(path, Thresholds(trials=5), None)
+
+
+@pytest.mark.parametrize("content", ["", "no table at all", "\0\1\2"])
+@pytest.mark.parametrize("name", ["table.csv", "table.csv.gz", "table.parquet", "nothing.parquet"])
+def test_a_file_that_is_no_table_is_refused(tmp_path, name, content):
+    if name != "nothing.parquet":
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=name):
+        run_on_table(tmp_path / name, Thresholds(trials=5), None)
+
+
+def test_a_recall_of_an_unknown_class_is_refused(tmp_path):
+    with pytest.raises(UserError, match="there is no class 'epdural'; the classes are epidural, any"):
+        tuned(tmp_path, brought(), min_recall={"epdural": 0.9})
