@@ -9,8 +9,11 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.folds import POSITIVES
-from ich.ensemble import search  # noqa: F401  Optuna is imported before the clock runs
-from ich.ensemble.thresholds import Goal, tune
+from ich.ensemble.thresholds import (
+    Goal,
+    search,  # noqa: F401  Optuna is imported before the clock runs
+    tune,
+)
 
 ROWS, FOLDS, TRIALS, SEED = 750_000, 5, 200, 7
 CLASSES = [*POSITIVES, "any"]

@@ -11,7 +11,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL) for line in block.strip().splitlines()]
-RECIPES = {"configs/demo.yaml": "tests/tiny.yaml", "configs/seeds/unbalanced_demo.yaml": "tests/parts.yaml"}
+RECIPES = {
+    "configs/demo.yaml": "tests/tiny.yaml",
+    "configs/ensembling_demo.yaml": "tests/parts.yaml",
+    "configs/seeds/unbalanced_demo.yaml": "tests/parts.yaml",
+}
 ICH = [shlex.split(command)[1:] for command in COMMANDS if command.startswith("ich ")]
 
 
@@ -22,6 +26,10 @@ def test_the_two_commands_come_first():
 def test_every_command_is_of_a_known_kind():
     assert len(ICH) >= 5
     assert {c for c in COMMANDS if not c.startswith("ich ")} == {"bash run_all.sh", "bash tests/run.sh"}
+
+
+def test_no_command_of_the_readme_is_run_at_its_full_size():
+    assert {word for words in ICH for word in words if word.endswith(".yaml")} <= set(RECIPES)
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", TEXT))

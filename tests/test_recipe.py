@@ -1,8 +1,10 @@
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from ich.recipe import RecipeError, load
+from ich.ensemble import blend, calibration
+from ich.recipe import Blend, RecipeError, load, table_thresholds
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted([*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "tests").rglob("*.yaml")])
@@ -53,6 +55,9 @@ def demo():
         ("thresholds={average: samples, prevalence: apply}", "prevalence: it weighs the rows of a class"),
         ("thresholds={average: samples, shrink: 10}", "shrink: it weighs the rows of a class"),
         ("smooth.gauss.on=[bigru, nobody]", "smooth.gauss.on: no member 'nobody'"),
+        ("smooth.gauss.on=[]", "smooth.gauss.on: it names nobody; there are resnet"),
+        ("blend.members=[bigru, bigru]", "blend.members: 'bigru' stands twice"),
+        ("smooth.gauss.widths=[inf]", "smooth.gauss.widths.0: Input should be a finite number"),
         ("competition.trained_by=configs/rsna2019.yaml", "competition: trained_by belongs to format cq500"),
     ],
 )
@@ -104,6 +109,17 @@ def test_parts_that_fit_are_taken(demo):
     assert load(demo, ["stack.lgbm.on=[resnet, gauss]"]).read_by("lgbm") == ["resnet", "gauss"]
     sliced = load(demo, ["folds.by=slice", "sequence=null", "smooth=null", "stack=null", "blend=null"])
     assert sliced.blend_members == ["resnet", "resnext", "seresnet", "densenet"]
+
+
+def test_a_table_has_no_prevalence_to_shift_to():
+    assert table_thresholds(["thresholds.metric=f1"]).metric == "f1"
+    with pytest.raises(RecipeError, match=r"thresholds.prevalence: a table has no test set"):
+        table_thresholds(["thresholds.prevalence=apply"])
+
+
+def test_the_methods_of_a_blend_are_those_that_there_are():
+    methods = {name: get_args(Blend.model_fields[name].annotation) for name in ("method", "calibration")}
+    assert methods == {"method": ("auto", *blend.METHODS), "calibration": ("auto", *calibration.METHODS)}
 
 
 def test_every_fault_has_its_own_line(demo):

@@ -219,11 +219,25 @@ def predict(
 def ablate(recipe: RecipePath, overrides: Set = None) -> None:
     """Run the systems that a recipe's ablation lists, with several seeds, and write one table. Goes on where it was."""
     from ich.stages import ablate as stage
-    from ich.stages import blend, cnn, demo, end_to_end, folds, prepare, pretrain, score, sequence, smooth, stack
+    from ich.stages import (
+        blend,
+        cnn,
+        demo,
+        end_to_end,
+        folds,
+        prepare,
+        pretrain,
+        score,
+        sequence,
+        smooth,
+        stack,
+        thresholds,
+    )
 
     for plan in stage.runs(recipe, overrides or [], Path.cwd()):
         print(f"\n== {plan.recipe.name}", flush=True)
-        for step in (demo, prepare, folds, pretrain, cnn, end_to_end, sequence, smooth, stack, blend, score):
+        members = (pretrain, cnn, end_to_end, sequence, smooth, stack, blend)
+        for step in (demo, prepare, folds, *members, thresholds, score):
             step.run(plan)
     stage.table(recipe, overrides or [], Path.cwd())
 

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata
 from sklearn.metrics import fbeta_score, log_loss
 
-from ich.ensemble import blend, combining
-from ich.ensemble.combination import LIMIT, METHODS, Combination, Method, equal
+from ich.ensemble import blend
+from ich.ensemble.blend import METHODS, Combination, fitting
+from ich.ensemble.blend.combination import Method, equal
 from ich.ensemble.intervals import Bootstrap
 from ich.ensemble.members import sigmoid
+from ich.ensemble.metrics import LIMIT
+from ich.ensemble.thresholds import exact
 
 TUNED = ("ranks", "greedy", "weights")
 UNDEFINED: dict[str, Any] = {"zero_division": 0.0}
@@ -32,6 +35,10 @@ def simulated(seed, n=600, noise=(1.0, 1.0, 1.0), centre=-1.0):
 
 def chosen(z, y, fold, **options):
     return blend.choose(z, y, fold, Bootstrap(np.arange(len(y)), resamples=300), **options)
+
+
+def fit(method, z, y, *, metric="log_loss", trials=100, seed=7):
+    return fitting.fit(method, fitting.Rows.sample(z, y, seed), metric, trials, seed)
 
 
 def mean_loss(z, y):
@@ -54,7 +61,7 @@ def test_a_member_that_is_certain_counts_as_log_loss_counts_it():
 
 def test_ranks_are_the_mean_quantile_calibrated_by_platt_and_depend_on_no_other_row():
     z, y, _ = simulated(0, n=200, noise=(1.0, 2.0))
-    fitted = blend.fit("ranks", z, y)
+    fitted = fit("ranks", z, y)
     assert fitted.ranks is not None
     mean = np.mean([(rankdata(column) - 0.5) / len(y) for column in z.T], axis=0)
     line = fitted.ranks.slope * np.log(mean / (1 - mean)) + fitted.ranks.intercept
@@ -74,14 +81,14 @@ def test_ranks_ignore_any_strictly_rising_change_of_a_member(seed, n, change):
     def changed(x):
         return np.column_stack([change(x[:, 0]), x[:, 1]])
 
-    expected = blend.fit("ranks", z, y).apply(new)
-    assert blend.fit("ranks", changed(z), y).apply(changed(new)).tolist() == expected.tolist()
+    expected = fit("ranks", z, y).apply(new)
+    assert fit("ranks", changed(z), y).apply(changed(new)).tolist() == expected.tolist()
 
 
 def test_the_ranks_of_many_rows_keep_a_few_hundred_steps_that_are_finest_at_both_ends(monkeypatch):
-    monkeypatch.setattr(combining, "BINS", 50)
+    monkeypatch.setattr(fitting, "BINS", 50)
     z, y, _ = simulated(0, n=5000, noise=(1.0,) * 2)
-    ranks = blend.fit("ranks", z, y).ranks
+    ranks = fit("ranks", z, y).ranks
     assert ranks is not None
     for column, edges, quantiles in zip(z.T, ranks.edges, ranks.quantiles, strict=True):
         assert 30 < len(edges) <= 50
@@ -95,7 +102,7 @@ def test_the_ranks_of_many_rows_keep_a_few_hundred_steps_that_are_finest_at_both
 @given(st.integers(0, 10**6), st.sampled_from(METHODS))
 def test_a_combination_read_from_json_predicts_the_same_bits(seed, method):
     z, y, _ = simulated(seed, n=60)
-    fitted = blend.fit(method, z, y)
+    fitted = fit(method, z, y)
     read = Combination.from_dict(json.loads(json.dumps(fitted.as_dict())))
     assert read == fitted
     assert read.apply(z).tolist() == fitted.apply(z).tolist()
@@ -180,7 +187,7 @@ def test_two_weights_are_the_best_of_a_fine_grid(seed):
     grid = np.linspace(0, 1, 2001)
     blended = z[:, :1] * grid + z[:, 1:] * (1 - grid)
     best = grid[np.logaddexp(0, np.where(y == 1, -blended.T, blended.T)).mean(axis=1).argmin()]
-    assert blend.fit("weights", z, y).weights == pytest.approx([best, 1 - best], abs=1e-3)
+    assert fit("weights", z, y).weights == pytest.approx([best, 1 - best], abs=1e-3)
 
 
 @settings(max_examples=60, deadline=None)
@@ -190,7 +197,7 @@ def test_no_weights_have_a_lower_log_loss(seed, members, centre, scale):
     z, y, _ = simulated(seed, n=200, noise=noise, centre=centre)
     z = np.clip(scale * z, -LIMIT, LIMIT)
     y[:4] = 0, 0, 1, 1
-    weights = np.array(blend.fit("weights", z, y).weights)
+    weights = np.array(fit("weights", z, y).weights)
     assert weights.sum() == pytest.approx(1, abs=1e-12)
     assert weights.min() >= 0
     # a convex function lies above its tangent, so no corner of the simplex, and nothing between them, is lower by more
@@ -200,7 +207,7 @@ def test_no_weights_have_a_lower_log_loss(seed, members, centre, scale):
 
 def test_identical_members_share_their_weight():
     z, y, _ = simulated(3, n=200, noise=(0.5, 5.0))
-    first, second, _ = blend.fit("weights", z[:, [0, 0, 1]], y).weights
+    first, second, _ = fit("weights", z[:, [0, 0, 1]], y).weights
     assert first == pytest.approx(second, abs=2e-6)
 
 
@@ -208,12 +215,12 @@ def test_greedy_selection_by_hand():
     # Losses per row, softplus of -+z. Alone: a 0.2201 (rows 0.127, 0.313), b as a with the rows exchanged, c 0.6931.
     # a comes first; then (a + b) / 2 has 1.5 in both rows, 0.2014, and no later share of a and b is better than halves.
     z, y = np.array([[2.0, 1.0, 0.0], [-1.0, -2.0, 0.0]]), np.array([1.0, 0.0])
-    assert combining._greedy(combining.Rows(z, y, np.ones(2)), "log_loss") == (0.5, 0.5, 0.0)
+    assert fitting._greedy(fitting.Rows(z, y, np.ones(2)), "log_loss") == (0.5, 0.5, 0.0)
 
 
 def test_greedy_selection_takes_the_earlier_of_equal_members_and_the_fewer_picks():
     z, y, _ = simulated(0, n=100, noise=(1.0,))
-    assert blend.fit("greedy", np.repeat(z, 3, axis=1), y).weights == (1.0, 0.0, 0.0)
+    assert fit("greedy", np.repeat(z, 3, axis=1), y).weights == (1.0, 0.0, 0.0)
 
 
 @settings(max_examples=30, deadline=None)
@@ -222,22 +229,24 @@ def test_greedy_selection_is_never_worse_than_the_best_member_on_its_own_rows(se
     rng = np.random.default_rng(seed)
     z, y, _ = simulated(seed, n=40, noise=rng.uniform(0, 5, 3))
     y[:4] = 0, 0, 1, 1
-    rows = combining.Rows(z, y, np.ones(len(y)))
-    alone = [combining._loss(rows, column, metric) for column in z.T]
-    assert combining._loss(rows, blend.fit("greedy", z, y, metric=metric).apply(z), metric) <= min(alone) + 1e-9
+    rows = fitting.Rows(z, y, np.ones(len(y)))
+    alone = [fitting._loss(rows, column, metric) for column in z.T]
+    assert fitting._loss(rows, fit("greedy", z, y, metric=metric).apply(z), metric) <= min(alone) + 1e-9
 
 
 @settings(max_examples=50, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(-4, 4), st.integers(0, 1)), min_size=2, max_size=20), st.sampled_from([0.5, 1, 2])
+    st.lists(st.tuples(st.integers(-4, 4), st.integers(0, 1), st.integers(1, 4)), min_size=2, max_size=20),
+    st.sampled_from([0.5, 1, 2]),
 )
-def test_the_best_threshold_is_that_of_trying_all(rows, beta):
-    z, y = np.array(rows, dtype=float).T
-    threshold, value = combining.best_f(z, y, np.ones(len(y)), beta)
-    tried = [fbeta_score(y, z >= t, beta=beta, **UNDEFINED) for t in z]
+def test_the_best_threshold_is_that_of_trying_all_with_each_row_written_out(rows, beta):
+    z, y, copies = np.array(rows, dtype=float).T
+    threshold, value = fitting.best_f(z, y, copies, beta)
+    p, y = (np.repeat(values, copies.astype(int)) for values in (sigmoid(z), y))
+    tried = [fbeta_score(y, p >= t, beta=beta, **UNDEFINED) for t in p]
     assert value == pytest.approx(max(tried), abs=1e-12)
-    assert fbeta_score(y, z >= threshold, beta=beta, **UNDEFINED) == pytest.approx(value, abs=1e-12)
-    assert threshold == (z[z >= threshold].min() + max(z[z < threshold], default=-LIMIT)) / 2
+    assert fbeta_score(y, p >= threshold, beta=beta, **UNDEFINED) == pytest.approx(value, abs=1e-12)
+    assert threshold == pytest.approx(exact(y, p, beta)[0], abs=1e-12)
 
 
 @pytest.mark.parametrize("metric", ["log_loss", 2.0])
@@ -253,26 +262,27 @@ def test_a_member_that_is_noise_is_dropped_and_the_others_win(method, metric):
 
 def test_f_is_searched_by_seeded_trials_that_begin_with_equal_weights():
     z, y, _ = simulated(2, n=200, noise=(0.5, 1.0, 3.0))
-    first, again, one = (blend.fit("weights", z, y, metric=2.0, trials=t, seed=3) for t in (25, 25, 1))
+    first, again, one = (fit("weights", z, y, metric=2.0, trials=t, seed=3) for t in (25, 25, 1))
     assert first == again
     assert one.weights == pytest.approx([1 / 3] * 3, abs=1e-6)
 
 
-def test_log_loss_does_not_import_optuna():
-    code = "import sys; import ich.ensemble.blend; print('optuna' in sys.modules or 'sklearn' in sys.modules)"
+@pytest.mark.parametrize("package", ["blend", "thresholds"])
+def test_what_searches_nothing_does_not_import_optuna(package):
+    code = f"import sys; import ich.ensemble.{package}; print('optuna' in sys.modules or 'sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_a_sample_of_many_rows_weighs_its_labels_back(monkeypatch):
-    monkeypatch.setattr(combining, "SEARCH_ROWS", 400)
+    monkeypatch.setattr(fitting, "SEARCH_ROWS", 400)
     z, y, _ = simulated(0, n=3000, noise=(0.5, 0.5, 8.0), centre=-5)
-    rows = combining.Rows.sample(z, y, 1)
+    rows = fitting.Rows.sample(z, y, 1)
     assert len(rows.y) == 400
     assert rows.y.sum() == min(y.sum(), 200)
     assert (rows.copies * rows.y).sum() == pytest.approx(y.sum())
     assert rows.copies.sum() == pytest.approx(3000)
-    assert blend.fit("weights", z, y).weights[2] < 0.05
-    ranks, prevalence = blend.fit("ranks", z, y), y.mean()
+    assert fit("weights", z, y).weights[2] < 0.05
+    ranks, prevalence = fit("ranks", z, y), y.mean()
     assert sigmoid(ranks.apply(z)).mean() == pytest.approx(prevalence, rel=0.2)
 
 
@@ -288,7 +298,7 @@ def test_a_fold_is_judged_by_what_never_saw_its_labels(method, metric):
     assert one.out_of_fold[fold == 0].tolist() == other.out_of_fold[fold == 0].tolist()
     if method in TUNED:
         assert one.out_of_fold[fold != 0].tolist() != other.out_of_fold[fold != 0].tolist()
-    by_hand = blend.fit(method, z[fold != 2], y[fold != 2], metric=metric, trials=12).apply(z[fold == 2])
+    by_hand = fit(method, z[fold != 2], y[fold != 2], metric=metric, trials=12).apply(z[fold == 2])
     assert one.out_of_fold[fold == 2].tolist() == by_hand.tolist()
 
 
@@ -296,10 +306,8 @@ def test_cross_fitted_f_counts_the_decisions_of_the_other_folds_thresholds():
     z, y, fold = simulated(6, n=120, noise=(1.0, 1.0))
     mean, decided = z.mean(axis=1), np.zeros(120)
     for k in range(3):
-        tries = np.sort(mean[fold != k])
-        values = [fbeta_score(y[fold != k], mean[fold != k] >= t, beta=2) for t in tries]
-        best = np.flatnonzero(np.isclose(values, max(values)))[-1]  # of equal ones the highest
-        decided[fold == k] = mean[fold == k] >= (tries[best] + tries[best - 1]) / 2
+        threshold, _ = exact(y[fold != k], sigmoid(mean[fold != k]), 2)
+        decided[fold == k] = sigmoid(mean[fold == k]) >= threshold
     found = chosen(z, y, fold, method="logits", metric=2.0).scores["logits"]
     assert found["cross_fitted"] == pytest.approx(fbeta_score(y, decided, beta=2), abs=1e-12)
     assert found["own"] == pytest.approx(max(fbeta_score(y, mean >= t, beta=2) for t in mean), abs=1e-12)
@@ -367,7 +375,7 @@ def test_a_named_method_is_taken_without_a_contest_and_is_compared_with_the_mean
     z, y, fold = simulated(10, n=200, noise=(1.0, 1.0))
     for method in METHODS:
         choice = chosen(z, y, fold, method=method)
-        assert choice.combination == blend.fit(method, z, y)
+        assert choice.combination == fit(method, z, y)
         assert list(choice.scores) == list(dict.fromkeys(("logits", method)))
         assert json.loads(json.dumps(choice.as_dict()))["method"] == method
 

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
-from ich.ensemble.hierarchy import LIMIT, project_any
-from ich.ensemble.metrics import weighted_log_loss
+from ich.ensemble.hierarchy import project_any
+from ich.ensemble.metrics import LIMIT, weighted_log_loss
 
 CLASSES = ("epidural", "subdural", "subarachnoid", "any")
 WEIGHTS = (1, 1, 1, 2)

@@ -121,6 +121,16 @@ def test_a_shift_moves_the_odds_by_the_ratio_of_the_prevalences():
     assert prevalence.shift([[1.5, -2.0]], 0.0, 0.0).tolist() == [[1.5, -2.0]]
 
 
+def test_a_table_is_shifted_a_class_at_a_time_and_any_stays_the_largest():
+    logits = np.array([[0.0, 1.0], [-2.0, 3.0]])
+    commoner = prevalence.shift_all(logits, ["subdural", "any"], [1, 2], [(0.1, 0.2), (0.2, 0.4)])
+    moves = np.array([logit(0.2) - logit(0.1), logit(0.4) - logit(0.2)])
+    np.testing.assert_allclose(commoner, logits + moves)
+    rarer = prevalence.shift_all(np.array([[1.0, 1.0]]), ["subdural", "any"], [1, 2], [(0.4, 0.1), (0.8, 0.2)])
+    pooled = 1 + (logit(0.1) - logit(0.4) + 2 * (logit(0.2) - logit(0.8))) / 3
+    np.testing.assert_allclose(rarer, [[pooled, pooled]])
+
+
 def test_subtypes_change_in_proportion_to_any():
     classes = ("epidural", "any", "subdural")
     assert prevalence.scaled_by_any([0.02, 0.2, 0.1], classes, 0.1) == pytest.approx([0.01, 0.1, 0.05])

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ich.ensemble import metrics
-from ich.ensemble.sample_f import SampleF, best_samples
 from ich.ensemble.thresholds import Goal, apply, tune
+from ich.ensemble.thresholds.sample_f import SampleF, best_samples
 
 
 def small(seed, n=12, classes=3):

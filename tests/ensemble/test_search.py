@@ -9,9 +9,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from ich.ensemble import search
-from ich.ensemble.surfaces import Surface
-from ich.ensemble.thresholds import Goal, tune
+from ich.ensemble.thresholds import Goal, search, tune
+from ich.ensemble.thresholds.surfaces import Surface
 
 random = np.random.default_rng(0)
 SURFACES = [Surface(f"ours {name}", np.cumsum(random.normal(size=3000)), (7,)) for name in ("a", "b", "c")]
@@ -91,7 +90,7 @@ def test_a_journal_of_other_data_is_not_gone_on_with(tmp_path):
     assert journal.read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", [b"\0\0\0\n", b"no JSON\n", b"[]\n", b'{"op'])
+@pytest.mark.parametrize("damage", [b"\0\0\0\n", b"no JSON\n", b"[]\n", b"{}\n", b'{"op'])
 def test_what_follows_a_damaged_line_is_cut_off(at_once, tmp_path, damage):
     journal = tmp_path / "journal"
     run(journal, 10)
@@ -102,6 +101,13 @@ def test_what_follows_a_damaged_line_is_cut_off(at_once, tmp_path, damage):
         assert journal.read_bytes() == whole
     run(journal, 80)
     assert trials(journal) == at_once
+
+
+@pytest.mark.parametrize("content", [b"{}\n", b'{"op_code":99}\n'])
+def test_a_journal_that_optuna_did_not_write_is_begun_anew(tmp_path, content):
+    (tmp_path / "journal").write_bytes(content)
+    search.mend(tmp_path / "journal", "ours")
+    assert (tmp_path / "journal").read_bytes() == b""
 
 
 def test_a_finished_trial_is_one_line_of_the_journal(tmp_path):

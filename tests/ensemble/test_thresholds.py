@@ -401,6 +401,19 @@ def test_shrinkage_without_end_trusts_the_probabilities_alone(average):
     assert none.score == pytest.approx(tune(y, p, CLASSES, Goal(2.0, average), trials=0, seed=0).score, abs=1e-6)
 
 
+def test_shrinkage_at_another_prevalence_trusts_the_probabilities_there():
+    """Rows [n] that are p of a positive; positives weigh 0.3, negatives 1.1, and F1 is that of the weights."""
+    random = np.random.default_rng(1)
+    p = random.beta(0.5, 2, 3000)
+    y, (gain, cost) = (random.random(3000) < p).astype(float), (0.3, 1.1)
+    positive, weight = gain * p, gain * p + cost * (1 - p)
+    there, order = positive / weight, np.argsort(-p)
+    values = 2 * np.cumsum(positive[order]) / (positive.sum() + np.cumsum(weight[order]))
+    best = int(values.argmax())
+    [found] = thresholds.exact_all(y[:, None], there[:, None], Goal(1.0, shrink=1e12), [gain], [cost])
+    assert found == pytest.approx(there[order][best : best + 2].mean())
+
+
 def test_shrinkage_keeps_the_recall_that_is_asked_for_and_the_search_close():
     y, p, _ = simulated(9, n=2000)
     tuned = tune(y, p, CLASSES, Goal(1.0, "macro", 0, (0.9, 0.9, 0.9), shrink=30.0), trials=200, seed=1)

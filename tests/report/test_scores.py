@@ -48,6 +48,7 @@ def found(test: bool = True, auc=None) -> dict:
         "rows": dict.fromkeys(sets, counts),
         "members": said,
         "one_fold": {"f1": 0.6789} if test else {},
+        "submission": {"average": "micro", "f": cell(0.8, 0.7, 0.9), "log_loss": 0.25} if test else {},
         "calibration_error": {where: {"bleed": 0.0123} for where in sets},
     }
 
@@ -111,7 +112,8 @@ def test_the_sentences_say_who_is_best_beside_the_blend_and_whether_that_may_be_
     assert "a macro F1 of 0.7500, not 0.7123 and a log loss of 0.1800, not 0.2000" in " ".join(said)
     assert "out of fold 0.0123" in said[-1]
     assert any("One fold's blend alone has a macro F1 of 0.6789 on the test solution" in line for line in said)
-    assert not any("mean of its folds' models" in line for line in scores.sentences(found(test=False)))
+    assert any("a micro F1 of 0.8000 0.7000-0.9000 and a log loss of 0.2500" in line for line in said)
+    assert not any("test solution" in line for line in scores.sentences(found(test=False))[1:])
     alone = found()
     alone["members"] = {"blend": alone["members"]["blend"]}
     assert not any("best of the others" in line for line in scores.sentences(alone))

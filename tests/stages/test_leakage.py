@@ -43,5 +43,5 @@ def test_on_shuffled_labels_every_member_is_at_chance(clone):
         clone.ich(stage, recipe="tests/leak.yaml")
     scores = pd.read_csv(clone.root / "submissions/leak/scores.csv")
     auc = scores[scores["rows"] == "oof"].set_index("member")["auc"]
-    assert set(auc.index) == {"resnet", "densenet", "bigru", "lgbm", "blend"}
+    assert set(auc.index) == {"resnet", "densenet", "bigru", "gauss", "lgbm", "blend"}
     assert (auc - 0.5).abs().max() < TOLERANCE, auc.to_dict()

@@ -327,7 +327,7 @@ def test_folds_by_slice_leak_and_say_so(copy):
     changes = setting(*BY_SLICE)
     ich(copy, "prepare", *changes)
     assert "every out-of-fold score is optimistic" in ich(copy, "folds", *changes)
-    for stage in ("cnn", "blend"):
+    for stage in ("cnn", "blend", "thresholds"):
         ich(copy, stage, *changes)
     assert "slices of one patient stand in several folds" in ich(copy, "score", *changes)
 
@@ -442,11 +442,8 @@ def test_an_interrupted_ablation_goes_on_where_it_was(ablated, tmp_path):
     assert (root / "submissions/parts/ablation.csv").read_bytes() == table
     remade = {name for name in after if after[name] != before.get(name)}
     assert set(gone) <= remade
-    assert all(
-        name.startswith(("oof/parts_s2/resnext/fold1/", "submissions/parts_random_s1/score"))
-        or name == "submissions/parts_random_s1/confusion.csv"
-        for name in remade
-    ), remade
+    scores = [f"submissions/parts_random_s1/{name}" for name in ("score", "confusion.csv", "reliability.csv")]
+    assert all(name.startswith(("oof/parts_s2/resnext/fold1/", *scores)) for name in remade), remade
 
 
 def test_a_recipe_without_an_ablation_is_refused_in_one_line(clone):

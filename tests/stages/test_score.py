@@ -10,11 +10,13 @@ import pytest
 from sklearn.metrics import fbeta_score, roc_auc_score
 
 from ich.ensemble import thresholds
+from ich.ensemble.hierarchy import project_any
 from ich.ensemble.members import logit_columns, sigmoid
 from ich.phantom.competition import CLASSES
 from ich.recipe import Recipe
 from ich.stages import score
 from ich.stages.plan import Plan
+from ich.workspace import write_json
 
 NETWORK = {"backbone": "resnet10t"}
 RECIPE = {
@@ -94,6 +96,10 @@ def made(root: Path, *, solution: str = "whole", never: Sequence[str] = (), test
             for n, rows in (("oof", ~test), ("test", test))
         ]
         plan.make(plan.member(member), lambda _, f=files: (f[0] | f[1], {}))
+    tuned = {"beta": 2.0, "average": "micro", "zero_division": 0, "thresholds": dict.fromkeys(CLASSES, 0.4)}
+    tuned["prevalence"] = {"applied": False, "classes": {}}
+    write_json(plan.workspace.thresholds, tuned)
+    plan.make(plan.thresholds, lambda _: ({"thresholds.json": plan.workspace.thresholds}, {}))
     return plan
 
 
@@ -241,6 +247,26 @@ def test_the_blend_of_one_fold_is_judged_alone_on_the_test_set(plan):
         found.append(fbeta_score(truth, sigmoid(logits) >= cuts, beta=2, average="macro", zero_division=0))
     assert max(found) - min(found) > 0.01
     assert read(plan)["one_fold"]["f2"] == pytest.approx(np.mean(found), abs=1e-6)
+
+
+@pytest.mark.parametrize("applied", [False, True])
+def test_the_submission_is_judged_by_its_own_goal_thresholds_and_prevalence(tmp_path, applied, capsys):
+    plan = made(tmp_path)
+    tuned = json.loads(plan.workspace.thresholds.read_text())
+    there = {"train": 0.5, "test": 0.2, "threshold": 0.3}
+    tuned["prevalence"] = {"applied": applied, "classes": dict.fromkeys(CLASSES, there)}
+    write_json(plan.workspace.thresholds, tuned)
+    plan.make(plan.thresholds, lambda _: ({"thresholds.json": plan.workspace.thresholds}, {}), force=True)
+    score.run(Plan(plan.recipe, plan.root))
+    truth = slice_table().query("split == 'test'")[list(CLASSES)].to_numpy()
+    logits = pd.read_parquet(plan.workspace.member("blend") / "test.parquet")[logit_columns(CLASSES)].to_numpy()
+    p, cut = sigmoid(logits), 0.4
+    if applied:  # odds of 1 to 1 become odds of 1 to 4
+        p, cut = sigmoid(project_any(logits - np.log(4), CLASSES, [1, 1, 1, 1, 1, 2])), 0.3
+    said = read(plan)["submission"]
+    assert said["f"]["value"] == pytest.approx(fbeta_score(truth, p >= cut, beta=2, average="micro"), abs=1e-6)
+    assert said["f"]["low"] < said["f"]["value"] < said["f"]["high"]
+    assert f"a micro F2 of {said['f']['value']:.4f}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_warnings_of_folds_reach_those_who_read_them(plan):

@@ -1,6 +1,7 @@
 """`ich thresholds --table`: any table a user brings, and what its thresholds.json says."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 from sklearn.metrics import fbeta_score
 
 from ich.recipe import Thresholds
-from ich.stages.thresholds import run_on_table
+from ich.stages.thresholds import _prevalence, run_on_table
 from ich.workspace import UserError
 
 CLASSES = ["epidural", "any"]
@@ -151,6 +152,31 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, name, content):
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=name):
         run_on_table(tmp_path / name, Thresholds(trials=5), None)
+
+
+def test_patients_of_one_row_each_are_rows_and_many_of_them_fit_into_memory(tmp_path):
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"any": random.integers(0, 2, 500_000), "prob_any": random.random(500_000)})
+    alone = tuned(tmp_path, table, trials=1)
+    each = tuned(tmp_path, table.assign(patient_id=np.arange(len(table))), trials=1)
+    assert each["patients"] == 500_000
+    assert each["interval"] == alone["interval"]
+
+
+@pytest.mark.parametrize(("share", "applied"), [(0.5, False), (0.1, True)])
+def test_a_shift_is_applied_where_the_predictions_are_sure_of_one(share, applied):
+    random = np.random.default_rng(3)
+    y = np.append(random.random(2000) < 0.5, random.random(1000) < share).astype(float)
+    z = random.normal(2 * y - 1, 1)[:, None] * 2
+    table = pd.DataFrame({"patient_id": np.arange(3000) // 2})
+    rows = np.arange(3000)
+    slices = SimpleNamespace(
+        table=table, labels=y[:, None], labelled=rows < 2000, test_rows=rows[2000:], classes=["any"], class_weights=[1]
+    )
+    plan = SimpleNamespace(recipe=SimpleNamespace(thresholds=Thresholds(metric="f1", prevalence="apply")))
+    found = _prevalence(plan, slices, z[:2000], z[2000:], {"any": 0.4})
+    assert found["applied"] == applied
+    assert (found["classes"]["any"]["threshold"] == 0.4) != applied
 
 
 def test_a_recall_of_an_unknown_class_is_refused(tmp_path):

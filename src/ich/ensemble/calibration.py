@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
-from ich.ensemble.hierarchy import LIMIT
 from ich.ensemble.intervals import Bootstrap, interval, simplest
+from ich.ensemble.metrics import LIMIT, limited, logit_losses
 
 Method = Literal["none", "temperature", "platt", "beta", "isotonic"]
 METHODS: tuple[Method, ...] = get_args(Method)  # the simplest first
@@ -156,10 +156,10 @@ def choose(
         names.append(method)
     fitted = {name: _fit(name, cells.sum(axis=0)) for name in names}
     crossed = {name: scores if name == "none" else _cross_fitted(name, scores, cells, parts) for name in names}
-    row_losses = {name: _row_losses(crossed[name], labels) for name in names}
+    row_losses = {name: logit_losses(limited(crossed[name]), labels) for name in names}
     losses = {
         name: {
-            "own": float(_row_losses(fitted[name].apply(scores), labels).mean()),
+            "own": float(logit_losses(limited(fitted[name].apply(scores)), labels).mean()),
             "cross_fitted": float(row_losses[name].mean()),
         }
         for name in names
@@ -205,15 +205,9 @@ def _cross_fitted(method: Method, z: NDArray, cells: NDArray, parts: NDArray) ->
     return calibrated
 
 
-def _row_losses(z: NDArray, y: NDArray) -> NDArray[np.float64]:
-    """Log loss of each row, clipped as metrics.weighted_log_loss clips."""
-    clipped = np.clip(z, -LIMIT, LIMIT)
-    return np.logaddexp(0, clipped) - y * clipped
-
-
 def _cells(z: NDArray, y: NDArray, parts: NDArray | None = None, copies: NDArray | None = None) -> NDArray[np.float64]:
     """Rows by (nearly) equal logits, rising: count, sum of logits and positives [3, g]; of each part [parts, 3, g]."""
-    z = np.clip(z, -LIMIT, LIMIT)
+    z = limited(z)
     if len(z) <= _CELLS:
         values, cell = np.unique(z, return_inverse=True)
         g = len(values)

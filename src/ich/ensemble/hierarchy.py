@@ -1,14 +1,11 @@
-""" "any" is at least its largest subtype: a projection that costs no slice log loss, whatever its labels."""
+""" "any" is at least its largest subtype: a projection that raises the log loss of no slice."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ich.ensemble.metrics import checked_weights
-
-# The competition's log loss clips probabilities to 1e-7..1 - 1e-7; the same bound as a logit.
-LIMIT = float(np.log((1 - 1e-7) / 1e-7))
+from ich.ensemble.metrics import checked_weights, limited
 
 
 def project_any(logits: ArrayLike, classes: Sequence[str], weights: ArrayLike) -> NDArray[np.float64]:
@@ -38,7 +35,7 @@ def project_any(logits: ArrayLike, classes: Sequence[str], weights: ArrayLike) -
     column = list(classes).index("any")
     wrong = np.flatnonzero(projected.max(axis=1) > projected[:, column])
     table = projected[wrong]
-    pooled = _pooled(np.clip(table, -LIMIT, LIMIT), column, share)
+    pooled = _pooled(limited(table), column, share)
     table = np.minimum(table, pooled[:, None])
     table[:, column] = pooled
     projected[wrong] = table

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from ich.ensemble.metrics import class_auc
@@ -22,9 +23,11 @@ class Bootstrap:
     """
 
     def __init__(self, patients: ArrayLike, *, resamples: int = 1000, seed: int = 7) -> None:
-        names, self.owner = np.unique(np.asarray(patients), return_inverse=True)
+        self.owner, names = pd.factorize(np.asarray(patients), sort=True)
         random, g = np.random.default_rng(seed), len(names)
-        self.counts = random.multinomial(g, np.full(g, 1 / g), size=resamples).astype(np.float64)
+        self.counts = np.empty((resamples, g))
+        for draw in self.counts:
+            draw[:] = np.bincount(random.integers(g, size=g), minlength=g)
 
     def sums(self, values: ArrayLike) -> NDArray[np.float64]:
         """Sum over each draw's rows of `values` [n], one a draw [b]."""

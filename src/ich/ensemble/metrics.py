@@ -11,23 +11,36 @@ from numpy.typing import ArrayLike, NDArray
 
 Average = Literal["macro", "micro", "samples"]
 
+EPS = 1e-7  # the RSNA 2019 log loss clips probabilities to EPS..1 - EPS
+LIMIT = float(np.log((1 - EPS) / EPS))  # the same bound as a logit
 
-def weighted_log_loss(y: ArrayLike, p: ArrayLike, weights: ArrayLike, eps: float = 1e-7) -> float:
+
+def weighted_log_loss(y: ArrayLike, p: ArrayLike, weights: ArrayLike) -> float:
     """The RSNA 2019 score: mean over slices of the class-weighted binary cross-entropy.
 
-    Per slice sum_c w_c * bce_c / sum_c w_c, with p [n, c] clipped to eps..1-eps. The competition's weights
+    Per slice sum_c w_c * bce_c / sum_c w_c, with p [n, c] clipped to EPS..1-EPS. The competition's weights
     are 1 for each subtype and 2 for "any" (https://www.kaggle.com/c/rsna-intracranial-hemorrhage-detection,
     Evaluation).
     """
-    loss = row_losses(y, p, eps)
+    loss = row_losses(y, p)
     return float((loss.mean(axis=0) * checked_weights(weights, loss.shape[1])).sum())
 
 
-def row_losses(y: ArrayLike, p: ArrayLike, eps: float = 1e-7) -> NDArray[np.float64]:
-    """Binary cross-entropy of each row and class [n, c], with p [n, c] clipped to eps..1-eps."""
+def row_losses(y: ArrayLike, p: ArrayLike) -> NDArray[np.float64]:
+    """Binary cross-entropy of each row and class [n, c], with p [n, c] clipped to EPS..1-EPS."""
     labels, probabilities = checked_probabilities(y, p)
-    clipped = np.clip(probabilities, eps, 1 - eps)
+    clipped = np.clip(probabilities, EPS, 1 - EPS)
     return -(labels * np.log(clipped) + (1 - labels) * np.log1p(-clipped))
+
+
+def logit_losses(z: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Binary cross-entropy of finite logits z with labels y of the same shape; clipped only if z is `limited`."""
+    return np.logaddexp(0, z) - y * z
+
+
+def limited(z: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logits clipped to -LIMIT..LIMIT, where log loss clips their probabilities."""
+    return np.clip(z, -LIMIT, LIMIT)
 
 
 def class_auc(y: ArrayLike, p: ArrayLike) -> NDArray[np.float64]:

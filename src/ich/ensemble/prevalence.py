@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
 from ich.ensemble import calibration
-from ich.ensemble.hierarchy import LIMIT, project_any
+from ich.ensemble.hierarchy import project_any
 from ich.ensemble.intervals import Bootstrap, interval
+from ich.ensemble.metrics import LIMIT, limited
 
 # An estimate lies within these bounds: one in a million is as far as a class can seem to vanish.
 LEAST, MOST = 1e-6, 1 - 1e-6
@@ -63,7 +64,7 @@ def estimate_draws(p: ArrayLike, prior: float, bootstrap: Bootstrap) -> NDArray[
     probabilities = _checked(p, prior)
     if probabilities.size == 0 or not 0 < prior < 1:
         return np.full(len(bootstrap.counts), prior)
-    z = np.clip(logit(probabilities), -LIMIT, LIMIT)
+    z = limited(logit(probabilities))
     cell = np.minimum(((z + LIMIT) * (CELLS / (2 * LIMIT))).astype(np.int64), CELLS - 1)
     used, cell = np.unique(cell, return_inverse=True)
     mean = np.bincount(cell, weights=probabilities) / np.bincount(cell)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ich.ensemble.metrics import logit_losses
+
 Table = NDArray[np.float64]
 
 REACH = 4.0  # widths beyond which a slice is not looked at; its weight would be below 4e-4
@@ -32,7 +34,7 @@ def smooth(logits: ArrayLike, series: ArrayLike, position: ArrayLike, width: flo
         near = (codes[offset:] == codes[:-offset]) & (gap <= REACH * width)
         if not near.any():  # positions rise within a series: slices further on are further away
             break
-        weight = np.where(near, np.exp(-0.5 * (np.minimum(gap, REACH * width) / width) ** 2), 0.0)
+        weight = np.where(near, np.exp(-0.5 * (np.where(near, gap, 0.0) / width) ** 2), 0.0)
         total[:-offset] += weight[:, None] * z[offset:]
         total[offset:] += weight[:, None] * z[:-offset]
         weights[:-offset] += weight
@@ -68,13 +70,9 @@ def choose_widths(
     if not widths:
         raise ValueError("there is no width to choose from.")
     tried = sorted(set(widths))
-    losses = np.stack([_log_loss(smooth(z, codes, mm, width), labels) for width in tried])
+    # not clipped: no probability is so near to 0 or 1 that it would have to be
+    losses = np.stack([logit_losses(smooth(z, codes, mm, width), labels).mean(axis=0) for width in tried])
     return [float(tried[best]) for best in losses.argmin(axis=0)]
-
-
-def _log_loss(z: Table, labels: Table) -> Table:
-    """Of each class [c], by its logits: no probability is so near to 0 or 1 that it would have to be cut off."""
-    return np.asarray((np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z))) - labels * z).mean(axis=0))
 
 
 def _checked(logits: ArrayLike, series: ArrayLike, position: ArrayLike) -> tuple[Table, NDArray, Table]:

@@ -123,7 +123,10 @@ def table_thresholds(overrides: list[str]) -> Thresholds:
         if not assignment.startswith("thresholds."):
             raise RecipeError(f"--set {assignment}: with a table only thresholds.* has a meaning")
         _override(values, assignment)
-    return _checked(Thresholds, values.get("thresholds", {}), "thresholds.")
+    settings = _checked(Thresholds, values.get("thresholds", {}), "thresholds.")
+    if settings.prevalence == "apply":
+        raise RecipeError("thresholds.prevalence: a table has no test set whose prevalence could be estimated")
+    return settings
 
 
 def _checked(model: type[Model], values: dict[str, Any], where: str) -> Model:

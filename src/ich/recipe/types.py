@@ -283,7 +283,11 @@ def _starts_from(where: str, settings: Backbone, start: str | None, known: Mappi
 
 
 def _known(where: str, names: list[str] | tuple[str, ...], known: list[str]) -> None:
-    for name in names:
+    if not names:
+        raise ValueError(f"{where}: it names nobody; there are {', '.join(known) or 'none'}")
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise ValueError(f"{where}: {name!r} stands twice")
         if name not in known:
             there = ", ".join(known) or "none"
             raise ValueError(f"{where}: no member {name!r}{meant(name, known)}; there are {there}")

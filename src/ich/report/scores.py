@@ -42,6 +42,12 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
             "A member's test predictions are the mean of its folds' models; out of fold one model is judged. One fold's"
             f" blend alone has a macro {metric.upper()} of {number(one)} on the test solution, mean over folds."
         )
+        handed_in = found["submission"]
+        said.append(
+            f"As submitted, with the thresholds of `ich thresholds`, the test solution gives the blend a"
+            f" {handed_in['average']} {metric.upper()} of {span(handed_in['f'])} and a log loss of"
+            f" {number(handed_in['log_loss'])}."
+        )
     said += [line for where in found["rows"] if (line := _against_the_best(found, where)) is not None]
     blend = found["members"]["blend"]["oof"]
     flattered = [

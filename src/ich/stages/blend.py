@@ -87,6 +87,12 @@ def _fitted(
                 "differences": calibrated.differences,
             },
         }
+    plain = [name for name in fitted if fitted[name]["combination"]["method"] != settings.method]
+    if settings.method != "auto" and len(logits) > 1 and plain:
+        say(
+            f"warning: blend fold {fold}, {', '.join(plain)}: {settings.method} wants two other folds, and two slices"
+            " of each label; the mean of logits is taken"
+        )
     return fitted, chosen
 
 

@@ -381,3 +381,17 @@ def blended(
         combined = Combination.from_dict(fitted[name]["combination"]).apply(np.column_stack([z[:, c] for z in logits]))
         found[:, c] = Calibrator.from_dict(fitted[name]["calibration"]).apply(combined)
     return project_any(found, classes, class_weights)
+
+
+def submitted(
+    tuned: Mapping[str, Any], logits: "np.ndarray", classes: Sequence[str], class_weights: Sequence[float]
+) -> tuple["np.ndarray", list[float]]:
+    """Probabilities [n, c] of the blend's logits, and thresholds [c], as thresholds.json has them for the test set."""
+    from ich.ensemble import prevalence
+    from ich.ensemble.members import sigmoid
+
+    if not tuned["prevalence"]["applied"]:
+        return sigmoid(logits), [tuned["thresholds"][name] for name in classes]
+    there = [tuned["prevalence"]["classes"][name] for name in classes]
+    shifted = prevalence.shift_all(logits, classes, class_weights, [(one["train"], one["test"]) for one in there])
+    return sigmoid(shifted), [one["threshold"] for one in there]

@@ -316,6 +316,7 @@ class Plan:
         path = self.workspace.submissions / "scores.run.json"
         upstream = (*self._cache("slices.parquet"), *self._folds_table)
         upstream += tuple((self.member(m), ("oof.parquet", "test.parquet")) for m in self.members)
+        upstream += ((self.thresholds, (self.workspace.thresholds.name,)),)
         solution = self.raw_root / "solution.csv"
         sources = {"solution.csv": solution} if solution.is_file() else {}
         settings = self.recipe.thresholds.model_dump(mode="json", include={"metric", "shrink"})

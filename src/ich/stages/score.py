@@ -173,6 +173,31 @@ def _one_fold(
     return {name: rounded(sum(values) / len(values)) for name, values in found.items()}
 
 
+def _submission(plan: Plan, slices: "Slices", sets: Mapping[str, _Rows]) -> dict[str, Any]:
+    """What is submitted, judged as the recipe's thresholds say: its goal's F and the log loss on the test set."""
+    import pandas as pd
+
+    from ich.ensemble import metrics, thresholds
+    from ich.ensemble.members import aligned
+    from ich.ensemble.scoring import rounded
+    from ich.stages.inputs import submitted
+
+    if "test" not in sets:
+        return {}
+    on, tuned = sets["test"], read_json(plan.workspace.thresholds)
+    table = pd.read_parquet(plan.workspace.member("blend") / "test.parquet")
+    p, cuts = submitted(tuned, aligned(table, on.ids, slices.classes), slices.classes, slices.class_weights)
+    positive = thresholds.apply(p, cuts)
+    goal = thresholds.Goal(tuned["beta"], tuned["average"], tuned["zero_division"])
+    value = metrics.f_beta(on.labels, positive, goal.beta, goal.average, goal.zero_division)
+    low, high = thresholds.f_interval(on.labels, positive, goal, on.bootstrap)
+    return {
+        "average": goal.average,
+        "f": {"value": rounded(value), "low": rounded(low), "high": rounded(high)},
+        "log_loss": rounded(metrics.weighted_log_loss(on.labels, p, slices.class_weights)),
+    }
+
+
 def _confusion(truth: "np.ndarray", positive: "np.ndarray", classes: list[str]) -> list[dict[str, Any]]:
     from ich.ensemble import metrics
 
@@ -204,6 +229,7 @@ def _scores(plan: Plan) -> Made:
         "rows": {where: _rows_said(on, slices.classes) for where, on in sets.items()},
         "members": {member: _member_said(plan, judged, member, slices.classes) for member in plan.members},
         "one_fold": _one_fold(plan, slices, sets, judged["blend"].thresholds),
+        "submission": _submission(plan, slices, sets),
         "calibration_error": errors,
         "warnings": [*_warnings(plan), *_missing(sets, slices.classes)],
     }

@@ -34,9 +34,9 @@ def _submission(plan: Plan) -> Made:
     import pandas as pd
 
     from ich.data.competitions import ADAPTERS
-    from ich.ensemble import prevalence, thresholds
-    from ich.ensemble.members import aligned, sigmoid
-    from ich.stages.inputs import Slices, layout_errors
+    from ich.ensemble import thresholds
+    from ich.ensemble.members import aligned
+    from ich.stages.inputs import Slices, layout_errors, submitted
 
     slices, adapter = Slices(plan), ADAPTERS[plan.recipe.competition.format]
     classes = slices.classes
@@ -45,18 +45,19 @@ def _submission(plan: Plan) -> Made:
     logits = aligned(table, ids, classes)
     prior = slices.labels[slices.labelled].mean(axis=0)
     tuned = read_json(plan.workspace.thresholds) or {}
-    cuts, shifted = tuned["thresholds"], tuned["prevalence"]
-    if shifted["applied"]:
-        estimated = [shifted["classes"][name] for name in classes]
-        changes = [(one["train"], one["test"]) for one in estimated]
-        logits = prevalence.shift_all(logits, classes, slices.class_weights, changes)
-        cuts = {name: one["threshold"] for name, one in zip(classes, estimated, strict=True)}
-        prior = [one["test"] for one in estimated]
-    probability = sigmoid(logits)
+    probability, cuts = submitted(tuned, logits, classes, slices.class_weights)
+    shifted = tuned["prevalence"]["applied"]
+    if shifted:
+        prior = [tuned["prevalence"]["classes"][name]["test"] for name in classes]
     quarantine = pd.read_csv(plan.prepared.folder / "quarantine.csv", dtype=str, keep_default_na=False)
     unread = sorted(set(quarantine.loc[quarantine["split"] == "test", "image_id"]) - set(ids))
-    record = {"rows": 0, "filled_with_prior": len(unread), "thresholds": cuts, "submits": adapter.SUBMITS}
-    record["prevalence"] = "estimated" if shifted["applied"] else "training"
+    record = {
+        "rows": 0,
+        "filled_with_prior": len(unread),
+        "thresholds": dict(zip(classes, cuts, strict=True)),
+        "prevalence": "estimated" if shifted else "training",
+        "submits": adapter.SUBMITS,
+    }
     if not len(ids) and not unread:
         return {}, record
     values = pd.concat(
@@ -67,7 +68,7 @@ def _submission(plan: Plan) -> Made:
         ignore_index=True,
     )
     decided = values.copy()
-    decided[classes] = thresholds.apply(values[classes].to_numpy(), [cuts[name] for name in classes]).astype(int)
+    decided[classes] = thresholds.apply(values[classes].to_numpy(), cuts).astype(int)
 
     files: dict[str, Path] = {}
     for name, content in zip(NAMES[adapter.SUBMITS], (values, decided), strict=True):

@@ -51,7 +51,7 @@ def run(plan: Plan, *, force: bool = False) -> None:
     made = plan.make(plan.thresholds, make, force=force)
     say(f"thresholds: {'wrote' if made else 'done'}, {path}")
     if made:
-        show(read_json(path))
+        _show(read_json(path))
 
 
 def _prevalence(
@@ -67,7 +67,8 @@ def _prevalence(
         return {"applied": False, "classes": {}}
     y, patients = slices.labels[slices.labelled], slices.table["patient_id"].to_numpy()[slices.test_rows]
     found = prevalence.shifts(z, y, z_test, slices.classes, Bootstrap(patients))
-    if any(s.test != s.train for s in found.values()) and settings.average != "samples":
+    differs = any(s.test != s.train for s in found.values())
+    if differs and settings.average != "samples":
         changes = [(found[name].train, found[name].test) for name in slices.classes]
         moved = prevalence.shift_all(z, slices.classes, slices.class_weights, changes)
         factors = [prevalence.factors(*change) for change in changes]
@@ -75,7 +76,7 @@ def _prevalence(
         best = thresholds.exact_all(y, sigmoid(moved), goal, *zip(*factors, strict=True))
         cuts = dict(zip(slices.classes, best, strict=True))
     return {
-        "applied": settings.prevalence == "apply",
+        "applied": differs and settings.prevalence == "apply",
         "classes": {name: {**asdict(shift), "threshold": cuts[name]} for name, shift in found.items()},
     }
 
@@ -104,7 +105,11 @@ def tuned(
     journal: Path | None = None,
     processes: int = 1,
 ) -> dict[str, Any]:
-    """thresholds.json: what was maximised, the thresholds, their scores on these rows and cross-fitted over `folds`."""
+    """thresholds.json: what was maximised, the thresholds, their scores on these rows and cross-fitted over `folds`.
+
+    score_exact and gap are of the goal that was maximised: of F-beta with shrunk labels where shrink is above 0, so
+    that score_exact - gap is the score only without.
+    """
     import numpy as np
 
     from ich.ensemble import thresholds
@@ -122,7 +127,10 @@ def tuned(
         journal=journal,
         processes=processes,
     )
-    bootstrap = None if patients is None else Bootstrap(patients)
+    number = None if patients is None else len(np.unique(patients))
+    bootstrap = (
+        None if patients is None or number == len(labels) else Bootstrap(patients)
+    )  # else drawing rows is drawing patients
     decided = {"": thresholds.apply(probability, list(found.thresholds.values())), "_cross_fitted": found.decided}
     positives = labels.sum(axis=0)
 
@@ -150,7 +158,7 @@ def tuned(
         "thresholds_exact": found.thresholds_exact,
         "trials": settings.trials,
         "rows": len(labels),
-        "patients": None if patients is None else len(np.unique(patients)),
+        "patients": number,
         "positives": {name: int(positives[c]) for c, name in enumerate(classes)},
         "warnings": list(found.warnings),
     }
@@ -161,7 +169,7 @@ def tuned(
 
 def run_on_table(source: Path, settings: Thresholds, out: Path | None) -> None:
     """Tune on columns <class> (0/1) and prob_<class>, with columns fold and patient_id where there are any."""
-    from ich.ensemble import user_table
+    from ich.ensemble.thresholds import user_table
 
     try:
         given = user_table.read(source)
@@ -177,64 +185,16 @@ def run_on_table(source: Path, settings: Thresholds, out: Path | None) -> None:
     if out is not None:
         write_json(out, found)
         say(f"thresholds: wrote {out}")
-        show(found)
+        _show(found)
     else:
         say(json.dumps(found, indent=2))
 
 
-def show(found: dict[str, Any]) -> None:
-    def cell(values: dict[str, float | None] | None, name: str) -> str:
-        value = (values or {}).get(name)
-        return "-" if value is None else f"{value:.3f}"
+def _show(found: dict[str, Any]) -> None:
+    from ich.report import thresholds as report
 
-    rows = [
-        [
-            name,
-            f"{t:.4f}",
-            str(found["positives"][name]),
-            *(cell(found[f"recall{s}"], name) for s in ("", "_cross_fitted")),
-        ]
-        for name, t in found["thresholds"].items()
-    ]
-
-    def score(suffix: str) -> str:
-        low, high = found[f"interval{suffix}"]
-        return f"{found[f'score{suffix}']:.4f} ({low:.4f} to {high:.4f})"
-
-    title = f"{found['average']} {found['metric'].upper()} {score('')} tuned on its own rows"
-    if found["score_cross_fitted"] is not None:
-        title += f", {score('_cross_fitted')} with thresholds from other folds"
-    table(["class", "threshold", "positives", "recall", "recall, cross-fitted"], rows, title)
-    say(f"\n{_distance(found['gap'], found['average'])}")
-    for warning in found["warnings"]:
-        say(f"warning: {warning}")
-    if found.get("prevalence", {}).get("classes"):
-        _show_prevalence(found["prevalence"])
-
-
-def _show_prevalence(found: dict[str, Any]) -> None:
-    rows = [
-        [
-            name,
-            f"{one['train']:.4f}",
-            f"{one['estimated']:.4f}",
-            f"{one['low']:.4f} to {one['high']:.4f}",
-            f"{one['threshold']:.4f}",
-        ]
-        for name, one in found["classes"].items()
-    ]
-    columns = ["class", "training", "test, estimated", "95 % interval", "threshold there"]
-    table(columns, rows, "Prevalence, and that of the test set as its predictions say")
-    if all(one["test"] == one["train"] for one in found["classes"].values()):
-        say("nothing in the predictions tells the test set's prevalence from that of the training set")
-    elif found["applied"]:
-        say("the submission is shifted to the test set's prevalence, thresholds and probabilities")
-    else:
-        say("the submission is not shifted; thresholds.prevalence: apply in the recipe does that")
-
-
-def _distance(gap: float, average: str) -> str:
-    optimum = "what coordinate ascent reaches" if average == "samples" else "the exact optimum"
-    if abs(gap) < 1e-12:
-        return f"Optuna reached {optimum}"
-    return f"Optuna is {abs(gap):.1e} {'below' if gap > 0 else 'above'} {optimum}"
+    for (title, columns, rows), sentences in report.parts(found):
+        table(columns, rows, title)
+        say("")
+        for sentence in sentences:
+            say(sentence)

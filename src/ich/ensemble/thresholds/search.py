@@ -20,7 +20,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 
-from ich.ensemble.surfaces import Surface
+from ich.ensemble.thresholds.surfaces import Surface
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -72,18 +72,18 @@ def mend(journal: Path, tag: str) -> None:
         if not journal.is_file():
             return
         content, whole = journal.read_bytes(), 0
-        ours = foreign = False
+        ours = False
         for line in content.splitlines(keepends=True):
             try:
-                name = json.loads(line).get("study_name")
-            except (ValueError, AttributeError):
+                log = json.loads(line)
+                name, _ = log.get("study_name"), log["op_code"]
+            except (ValueError, AttributeError, KeyError):
                 break
             if not line.endswith(b"\n"):
                 break
             whole += len(line)
             ours |= isinstance(name, str) and name.startswith(tag)
-            foreign |= isinstance(name, str) and not name.startswith(tag)
-        if foreign and not ours:
+        if not ours:
             whole = 0
         if whole < len(content):
             with journal.open("r+b") as file:

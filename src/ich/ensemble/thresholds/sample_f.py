@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ich.ensemble.metrics import f_from_counts, operating_points
-from ich.ensemble.operating_points import NEVER, Column, Ladder
+from ich.ensemble.thresholds.operating_points import NEVER, Column, Ladder
 
 ROUNDS = 50  # at most; four are usual
 NOISE = 1e-9  # of one slice's F: sums that differ by less are equal

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ich.ensemble.metrics import Average, f_beta, f_from_counts, rows
-from ich.ensemble.operating_points import NEVER, Column, Steps, best_macro, best_micro
-from ich.ensemble.sample_f import SampleF, best_samples
+from ich.ensemble.thresholds.operating_points import NEVER, Column, Steps, best_macro, best_micro
+from ich.ensemble.thresholds.sample_f import SampleF, best_samples
 
 FEW = 50  # positives below which a tuned threshold is a guess: tuned minus honest F1 is about 0.05 there
 
@@ -71,9 +71,9 @@ class Problem:
         found = []
         for c, order in enumerate(self.order):
             some = order if kept is None else order[kept[order]]
-            given = {} if factors is None else {"factors": factors[c]}
+            weights = (1.0, 1.0) if factors is None else factors[c]
             sorted_ = self.labels[c][some], self.scores[c][some]
-            found.append(Steps.of(*sorted_, min_recall=self.goal.recall(c), shrink=self.goal.shrink, **given))
+            found.append(Steps.of(*sorted_, min_recall=self.goal.recall(c), shrink=self.goal.shrink, factors=weights))
         return found
 
     def best(self, steps: Sequence[Steps], kept: NDArray[np.bool_] | None = None) -> tuple[list[float], float]:

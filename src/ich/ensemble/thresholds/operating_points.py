@@ -76,20 +76,22 @@ class Steps(Ladder):
         min_recall: float = 0.0,
         shrink: float = 0.0,
         factors: tuple[float, float] = (1.0, 1.0),
+        copies: Column | float = 1.0,
     ) -> "Steps":
         """From labels and scores [n], sorted by falling score.
 
         min_recall: the share of the positives that a threshold must find. shrink: a row counts as w y + (1 - w) p of
         a positive, w = positives / (positives + shrink). factors: what a positive and a negative row weigh; the scores
-        are probabilities among the weighted rows.
+        are probabilities among the weighted rows. copies [n]: how many rows each one stands for.
         """
-        score, predicted, hits = operating_points(labels, scores)
+        score, until, hits = operating_points(copies * labels, scores)
+        predicted = np.cumsum(np.broadcast_to(copies, labels.shape))[until - 1]
         positives, (gain, cost) = hits[-1], factors
         true, kept = hits, np.flatnonzero(np.diff(hits, prepend=0) > 0)
         if shrink > 0 and positives:
             weight = positives / (positives + shrink)
             chance = cost * scores / (cost * scores + gain * (1 - scores))  # among the rows as they are
-            true = weight * hits + (1 - weight) * np.cumsum(chance)[predicted - 1]
+            true = weight * hits + (1 - weight) * np.cumsum(copies * chance)[until - 1]
             kept = np.arange(len(score))
         constrained = min_recall > 0 and positives
         kept = kept[hits[kept] / positives >= min_recall] if constrained else np.append(-1, kept)

@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 
-from ich.ensemble import calibration, combining
-from ich.ensemble.combination import METHODS, Combination, Method, checked_logits, limited
-from ich.ensemble.combining import UNTUNED, Metric, Rows
+from ich.ensemble import calibration
+from ich.ensemble.blend import fitting
+from ich.ensemble.blend.combination import METHODS, Combination, Method, checked_logits
+from ich.ensemble.blend.fitting import UNTUNED, Metric, Rows
 from ich.ensemble.intervals import Bootstrap, interval, simplest
-from ich.ensemble.metrics import f_from_counts
+from ich.ensemble.metrics import f_from_counts, limited, logit_losses
 
 Column = NDArray[np.float64]
 
@@ -42,21 +44,6 @@ class Choice:
         return {"method": self.combination.method, "weights": list(self.combination.weights), "scores": self.scores}
 
 
-def fit(
-    method: Method, z: ArrayLike, y: ArrayLike, *, metric: Metric = "log_loss", trials: int = 100, seed: int = 7
-) -> Combination:
-    """Fit a combination on rows z [n, m], y [n] of 0 and 1.
-
-    metric is "log_loss" or the beta of an F-beta, which is taken at its best threshold; `greedy` and `weights` are
-    tuned for it on at most combining.SEARCH_ROWS rows, and F's weights with so many Optuna trials. Labels with fewer
-    than combining.FEWEST positives or negatives tune nothing: the mean of logits is returned, as it is of one member.
-
-    Raises ValueError for shapes that do not fit, logits that are not finite and labels other than 0 and 1.
-    """
-    logits, labels = _checked(z, y, method, metric)
-    return combining.fit(method, Rows.sample(logits, labels, seed), metric, trials, seed)
-
-
 def choose(
     z: ArrayLike,
     y: ArrayLike,
@@ -71,7 +58,7 @@ def choose(
     """Choose a class's combination: z [n, m], y [n], fold [n]; bootstrap draws the patients of these rows.
 
     auto takes, in the order of METHODS, the simplest method that no later one surely beats (intervals.simplest) on
-    folds that it was not fitted on; with fewer than combining.FEWEST positives or negatives, the simplest. One member
+    folds that it was not fitted on; with fewer than fitting.FEWEST positives or negatives, the simplest. One member
     is taken as it is. With one fold nothing can be judged, so that only what needs no tuning is taken.
     """
     logits, labels = _checked(z, y, method, metric)
@@ -80,10 +67,10 @@ def choose(
         raise ValueError(f"fold {folds.shape} and the patients must have one entry for each of {len(labels)} rows.")
     numbers = np.unique(folds)
     names = _candidates(method, logits.shape[1], len(numbers))
-    if method == "auto" and not combining.tunable(labels):
+    if method == "auto" and not fitting.tunable(labels):
         names = METHODS[:1]
     rows = Rows.sample(logits, labels, seed)
-    fitted = {name: combining.fit(name, rows, metric, trials, seed) for name in names}
+    fitted = {name: fitting.fit(name, rows, metric, trials, seed) for name in names}
     scores: dict[str, dict[str, Any]] = {}
     for name, combination in fitted.items():
         own = _judged(combination, rows, combination.apply(logits), labels, metric)
@@ -96,7 +83,7 @@ def choose(
         inside = folds == number
         rows = Rows.sample(logits[~inside], labels[~inside], seed)
         for name in names:
-            combination = combining.fit(name, rows, metric, trials, seed)
+            combination = fitting.fit(name, rows, metric, trials, seed)
             found = combination.apply(logits[inside])
             out_of_fold[name][inside] = found
             judged[name][inside] = _judged(combination, rows, found, labels[inside], metric)
@@ -124,8 +111,8 @@ def _judged(combination: Combination, rows: Rows, z: Column, y: Column, metric: 
     before = combination.apply(rows.z)
     if metric == "log_loss":
         calibrator = calibration.fit("platt", before, rows.y, rows.copies)
-        return combining.log_losses(limited(calibrator.apply(z)), y)
-    return (z >= combining.best_f(before, rows.y, rows.copies, metric)[0]).astype(np.float64)
+        return logit_losses(limited(calibrator.apply(z)), y)
+    return (expit(z) >= fitting.best_f(before, rows.y, rows.copies, metric)[0]).astype(np.float64)
 
 
 def _score(judged: Column, y: Column, metric: Metric) -> float:

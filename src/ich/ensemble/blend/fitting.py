@@ -1,6 +1,6 @@
 """Fit one class's combination: ranks, greedy selection, and weights, on the members' out-of-fold logits.
 
-Shapes: n rows, m members. What is tuned is tuned on the rows themselves; `blend` judges it on others.
+Shapes: n rows, m members. What is tuned is tuned on the rows themselves; `choosing` judges it on others.
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from ich.ensemble import calibration
-from ich.ensemble.combination import Combination, Method, Ranks, equal, limited, mean
-from ich.ensemble.hierarchy import LIMIT
-from ich.ensemble.metrics import f_from_counts
+from ich.ensemble.blend.combination import Combination, Method, Ranks, equal, mean
+from ich.ensemble.metrics import limited, logit_losses
+from ich.ensemble.thresholds.operating_points import Steps, best_macro
 
 Column = NDArray[np.float64]
 Metric = Literal["log_loss"] | float
@@ -48,7 +48,12 @@ class Rows(NamedTuple):
 
 
 def fit(method: Method, rows: Rows, metric: Metric, trials: int, seed: int) -> Combination:
-    """The combination of these rows; what `blend.fit` says of it holds."""
+    """The combination of these rows.
+
+    metric is "log_loss" or the beta of an F-beta, which is taken at its best threshold; `greedy` and `weights` are
+    tuned for it, F's weights with so many Optuna trials. Labels with fewer than FEWEST positives or negatives tune
+    nothing: the mean of logits is returned, as it is of one member.
+    """
     members = rows.z.shape[1]
     if members == 1:
         return equal(1)
@@ -68,23 +73,11 @@ def tunable(y: Column) -> bool:
     return min((y == 0).sum(), (y == 1).sum()) >= FEWEST
 
 
-def log_losses(z: Column, y: Column) -> Column:
-    """Binary cross-entropy of each row [n], z [n] as `limited` returns it."""
-    return np.log(1 + np.exp(z)) - y * z
-
-
 def best_f(z: Column, y: Column, copies: Column, beta: float) -> tuple[float, float]:
-    """The logit from which to be positive for the highest F-beta, midway to the next lower one, and that F-beta."""
-    order = np.argsort(-z)
-    scores, labels, copies = z[order], y[order], copies[order]
-    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
-    true = np.cumsum(copies * labels)[last]
-    values = f_from_counts(true, np.cumsum(copies)[last], true[-1], beta)
-    best = int(np.argmax(values))
-    high = scores[last[best]]
-    low = scores[last[best + 1]] if best + 1 < len(last) else -LIMIT
-    middle = low + (high - low) / 2
-    return float(middle if middle > low else high), float(values[best])
+    """The probability from which logits z [n] are best called positive, and the F-beta of that: the highest."""
+    p = expit(z)
+    order = np.argsort(-p)
+    return best_macro(Steps.of(y[order], p[order], copies=copies[order]), beta)
 
 
 def _ranks(rows: Rows) -> Combination:
@@ -137,7 +130,7 @@ def _loss(rows: Rows, z: Column, metric: Metric) -> float:
     """What tuning lowers: the mean log loss of logits z [n], or -F at its best threshold."""
     if metric == "log_loss":
         # rounded, so that a difference in summation is no advantage
-        return round(float((rows.copies * log_losses(z, rows.y)).sum() / rows.copies.sum()), 12)
+        return round(float((rows.copies * logit_losses(z, rows.y)).sum() / rows.copies.sum()), 12)
     return -best_f(z, rows.y, rows.copies, metric)[1]
 
 
@@ -152,7 +145,7 @@ def _convex(rows: Rows) -> tuple[float, ...]:
     weights, free = np.full(members, 1 / members), np.ones(members, dtype=bool)
 
     def loss(weights: Column) -> float:
-        return float((share * log_losses(mean(rows.z, weights), rows.y)).sum())
+        return float((share * logit_losses(mean(rows.z, weights), rows.y)).sum())
 
     now = loss(weights)
     for _ in range(20 * members):
@@ -196,7 +189,7 @@ def _newton_step(slope: Column, curve: Column) -> tuple[NDArray[np.floating], fl
 
 def _searched(rows: Rows, beta: float, trials: int, seed: int) -> tuple[float, ...]:
     """Weights with the highest F-beta that Optuna's TPE finds; equal ones and those for log loss are tried first."""
-    from ich.ensemble import search  # Optuna is slow to import, and log loss does without
+    from ich.ensemble.thresholds import search  # Optuna is slow to import, and log loss does without
 
     names = [f"member{m}" for m in range(rows.z.shape[1])]
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ich.ensemble import surfaces
 from ich.ensemble.intervals import Bootstrap, interval
 from ich.ensemble.metrics import f_from_counts, rows
-from ich.ensemble.operating_points import NEVER, Steps, best_macro
-from ich.ensemble.problem import Goal, Problem
+from ich.ensemble.thresholds import surfaces
+from ich.ensemble.thresholds.operating_points import NEVER, Steps, best_macro
+from ich.ensemble.thresholds.problem import Goal, Problem
 
 __all__ = ["NEVER", "Goal", "Tuned", "apply", "exact", "exact_all", "f_interval", "tune"]
 
@@ -30,8 +30,9 @@ class Tuned:
     score: F-beta of the thresholds on the rows that tuned them, hence flattering. score_cross_fitted: each fold decided
     with the exact thresholds of the other folds, F taken once over all those decisions; None without folds; decided
     [n, c] are those decisions. exact: the highest value of the goal that any thresholds reach on these rows (for
-    samples: that coordinate ascent reaches), and thresholds that reach it. gap: how far below the search ended; the
-    goal is F-beta itself unless it shrinks. warnings: sentences for the user.
+    samples: that coordinate ascent reaches), and thresholds that reach it. gap: how far below the search ended. Both
+    are of F-beta itself only where the goal does not shrink; else of F-beta with shrunk labels, which is no score of
+    the thresholds. warnings: sentences for the user.
     """
 
     thresholds: dict[str, float]
@@ -114,8 +115,8 @@ def exact_all(
 ) -> list[float]:
     """The exact thresholds [c] where a positive row of class c stands for positive_factor[c] rows, a negative likewise.
 
-    For a prevalence other than that of the rows at hand; p are probabilities at that other one. ValueError where the goal averages over slices: a slice has
-    labels of several classes, and no one weight.
+    For a prevalence other than that of the rows at hand; p are probabilities at that other one. ValueError where the
+    goal averages over slices: a slice has labels of several classes, and no one weight.
     """
     if goal.average == "samples":
         raise ValueError("a shift of prevalence is one of classes; it has no meaning for an average over samples.")
@@ -161,7 +162,7 @@ def _search(
     problem: Problem, steps: Sequence[Steps], trials: int, seed: int, journal: Path | None, processes: int
 ) -> tuple[list[float], float]:
     """Thresholds that Optuna finds, in class order, and the goal that they reach."""
-    from ich.ensemble import search  # Optuna takes half a second to import; the exact optimum does without
+    from ich.ensemble.thresholds import search  # Optuna takes half a second to import; the exact optimum does without
 
     tag = "" if journal is None else problem.digest(seed, VERSION)
     if journal is not None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
-from ich.ensemble.hierarchy import LIMIT
+from ich.ensemble.metrics import limited
 
 Method = Literal["logits", "probabilities", "ranks", "greedy", "weights"]
 METHODS: tuple[Method, ...] = get_args(Method)  # the simplest first
@@ -90,10 +90,6 @@ def equal(members: int, method: Method = "logits") -> Combination:
 def mean(z: NDArray[np.float64], weights: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
     """Weighted sum [n] over the members of z [n, m]; einsum, not BLAS, whose last bits depend on the threads."""
     return np.einsum("nm,m->n", z, np.asarray(weights))
-
-
-def limited(z: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.clip(z, -LIMIT, LIMIT)
 
 
 def checked_logits(z: ArrayLike) -> NDArray[np.float64]:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ich.ensemble.metrics import f_from_counts
-from ich.ensemble.operating_points import ALIKE, NEVER, Column, Steps, micro_gain
-from ich.ensemble.sample_f import SampleF
+from ich.ensemble.thresholds.operating_points import ALIKE, NEVER, Column, Steps, micro_gain
+from ich.ensemble.thresholds.sample_f import SampleF
 
 SWEEPS = 2  # rounds that a class's trials are shared out to where the average is samples
 
