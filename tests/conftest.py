@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,13 @@ def house(finished, tmp_path) -> House:
     """A copy of the finished house that a test may break. Modification times are kept: they judge the raw data."""
     subprocess.run(["cp", "-a", f"{finished.root}/.", str(tmp_path)], check=True)
     return House(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def one_core() -> Iterator[None]:
+    """For modules that run stages in this process: other tests run beside them, and waiting threads take longest."""
+    from ich.stages.plan import Plan
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Plan, "cores", 1)
+        yield

@@ -28,6 +28,12 @@ def test_every_command_is_of_a_known_kind():
     assert {c for c in COMMANDS if not c.startswith("ich ")} == {"bash run_all.sh", "bash tests/run.sh"}
 
 
+def test_the_documents_name_no_command_that_the_readme_does_not():
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")]
+    blocks = [block for text in texts for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
+    assert {line for block in blocks for line in block.strip().splitlines()} <= set(COMMANDS)
+
+
 def test_no_command_of_the_readme_is_run_at_its_full_size():
     assert {word for words in ICH for word in words if word.endswith(".yaml")} <= set(RECIPES)
 

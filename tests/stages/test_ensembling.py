@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from ich.stages import blend, predict, score, smooth, stack, submit, thresholds
 from ich.stages.inputs import Slices
 from ich.stages.plan import Plan
 from ich.workspace import read_json
+
+pytestmark = pytest.mark.usefixtures("one_core")
 
 # Three folds: with two, a fold's blend has one fold to be tuned on, and takes what needs no tuning.
 SETTINGS = (
@@ -60,14 +62,6 @@ def ich(root: Path, command: str, *words: str) -> str:
 
 def plan_of(root: Path, *changes: str) -> Plan:
     return Plan(load(root / RECIPE, [*SETTINGS, *changes]), root)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_core() -> Iterator[None]:
-    """Other tests run beside these, and threads that wait for each other take longest of all."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Plan, "cores", 1)
-        yield
 
 
 @pytest.fixture(scope="module")

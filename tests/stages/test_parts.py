@@ -25,6 +25,8 @@ from ich.stages.plan import Plan
 from ich.training import loop
 from ich.workspace import UserError
 
+pytestmark = pytest.mark.usefixtures("one_core")
+
 RECIPE = "tests/parts.yaml"
 CLASSES = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"]
 LOGITS = [f"logit_{name}" for name in CLASSES]
@@ -54,14 +56,6 @@ def copied(source: Path, target: Path) -> Path:
     """Modification times are kept: they judge the raw data."""
     subprocess.run(["cp", "-a", f"{source}/.", str(target)], check=True)
     return target
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_core() -> Iterator[None]:
-    """Other tests run beside these, and threads that wait for each other take longest of all."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Plan, "cores", 1)
-        yield
 
 
 @pytest.fixture(scope="module")
