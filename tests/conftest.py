@@ -11,6 +11,7 @@ from hypothesis import settings
 
 settings.register_profile("any machine", deadline=None)  # a busy one is slow, and no test is about time
 settings.load_profile("any machine")
+os.environ["COLUMNS"] = "120"  # what is printed is laid out for that width, whatever runs the tests
 
 ROOT = Path(__file__).parents[1]
 COPIED = (

@@ -130,7 +130,7 @@ class SampleF:
         found = [NEVER] * len(self.labels)
         for c in self.able:
             line, values = self.lines[c], self.values(c)
-            run = line.around(values >= values[self.cuts[c]] - NOISE, self.cuts[c])
+            run = line.around(np.abs(values - values[self.cuts[c]]) <= NOISE, self.cuts[c])
             found[c] = line.middle(*run)
             self.move(c, line.group(found[c]))
         return found
