@@ -97,6 +97,14 @@ def test_without_folds_and_patients_there_is_less_and_it_is_said(tmp_path):
     assert one_fold["score_cross_fitted"] is None
 
 
+def test_patients_that_a_tables_folds_tear_apart_are_warned_of(tmp_path):
+    table = brought()
+    assert not any("lie in two folds" in warning for warning in tuned(tmp_path, table)["warnings"])
+    torn = table.assign(fold=[0 if k in {3, 8} else fold for k, fold in enumerate(table["fold"])])
+    assert (torn["fold"] != table["fold"]).sum() == 1, "row 3 is in fold 0 already, row 8 was in fold 1"
+    assert any(w.startswith("1 patients lie in two folds or more") for w in tuned(tmp_path, torn)["warnings"])
+
+
 def test_a_class_without_positives_has_a_threshold_and_no_recall(tmp_path):
     found = tuned(tmp_path, brought().assign(epidural=0), min_recall=0.95)
     assert (found["thresholds"]["epidural"], found["recall"]["epidural"]) == (2.0, None)

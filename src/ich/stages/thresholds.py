@@ -128,9 +128,8 @@ def tuned(
         processes=processes,
     )
     number = None if patients is None else len(np.unique(patients))
-    bootstrap = (
-        None if patients is None or number == len(labels) else Bootstrap(patients)
-    )  # else drawing rows is drawing patients
+    # where every row is a patient of its own, drawing rows is drawing patients
+    bootstrap = None if patients is None or number == len(labels) else Bootstrap(patients)
     decided = {"": thresholds.apply(probability, list(found.thresholds.values())), "_cross_fitted": found.decided}
     positives = labels.sum(axis=0)
 
@@ -180,6 +179,11 @@ def run_on_table(source: Path, settings: Thresholds, out: Path | None) -> None:
         raise UserError(f"{source}: {error}") from None
     if given.fold is None:
         found["warnings"].append("no column fold with several values: there is no cross-fitted score.")
+    elif given.patients is not None and (torn := user_table.in_two_folds(given.fold, given.patients)):
+        found["warnings"].append(
+            f"{torn} patients lie in two folds or more: thresholds judged on one fold know them, and the cross-fitted"
+            " score flatters."
+        )
     if given.patients is None:
         found["warnings"].append("no column patient_id: intervals treat rows as independent, and may be too narrow.")
     if out is not None:

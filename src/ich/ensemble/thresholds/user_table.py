@@ -67,6 +67,11 @@ def read(source: Path) -> UserTable:
     )
 
 
+def in_two_folds(fold: NDArray, patients: NDArray) -> int:
+    """How many patients [n] have rows in more than one fold [n]."""
+    return int((pd.Series(fold).groupby(patients).nunique() > 1).sum())
+
+
 def _is_parquet(source: Path) -> bool:
     return not source.name.endswith((".csv", ".csv.gz"))
 
