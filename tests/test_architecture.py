@@ -20,6 +20,7 @@ ALLOWED = {
     "stages": {
         "stages.plan",
         "stages.inputs",
+        "stages.networks",
         "stages.member",
         "stages.fitting",
         "stages.maps",

@@ -18,7 +18,8 @@ from ich.ensemble.smoothing import choose_widths, smooth_each
 from ich.models.sequence import build_head
 from ich.recipe import Sequence, load
 from ich.stages import cnn, demo, folds, prepare, sequence, smooth
-from ich.stages.inputs import Slices, positions, predict_sequence, smoother_input, studies_of
+from ich.stages.inputs import Slices, positions, smoother_input, studies_of
+from ich.stages.networks import predict_sequence
 from ich.stages.plan import Plan
 from ich.training import loop
 from ich.workspace import UserError, read_json

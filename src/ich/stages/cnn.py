@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ich.console import say
 from ich.stages.fitting import loss_for, splits, train_member
-from ich.stages.inputs import Slices, cnn_spec, network_of, pictures, predict_pictures, with_weights
+from ich.stages.inputs import Slices, pictures
 from ich.stages.member import chosen, figures, leave_array, leave_predictions, run_folds, side_by_side
+from ich.stages.networks import cnn_spec, network_of, predict_pictures, with_weights
 from ich.stages.plan import Made, Plan, seed_of
 
 if TYPE_CHECKING:

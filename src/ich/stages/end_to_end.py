@@ -4,8 +4,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ich.stages.fitting import loss_for, splits, train_member
-from ich.stages.inputs import Slices, cnn_spec, joined, network_of, predict_study_pictures, study_pictures
+from ich.stages.inputs import Slices, study_pictures
 from ich.stages.member import run_folds
+from ich.stages.networks import cnn_spec, joined, network_of, predict_study_pictures
 from ich.stages.plan import Made, Plan, seed_of
 
 if TYPE_CHECKING:

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ich.console import progress, say
-from ich.stages.inputs import Slices, pictures, view_of, with_weights
+from ich.stages.inputs import Slices, pictures, view_of
 from ich.stages.member import leave_bytes, leave_table
+from ich.stages.networks import with_weights
 from ich.stages.plan import Plan
 
 if TYPE_CHECKING:

@@ -18,18 +18,20 @@ from ich.recipe import Recipe
 from ich.stages.inputs import (
     Slices,
     blended,
-    file_of,
-    joined,
     pictures,
-    predict_pictures,
-    predict_sequence,
-    predict_study_pictures,
     series_codes,
     smoother_input,
     stacker_input,
     studies_of,
-    study_head,
     study_pictures,
+)
+from ich.stages.networks import (
+    file_of,
+    joined,
+    predict_pictures,
+    predict_sequence,
+    predict_study_pictures,
+    study_head,
     with_weights,
 )
 from ich.stages.plan import BLEND, SMOOTH, Made, Plan, Task

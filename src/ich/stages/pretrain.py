@@ -4,8 +4,9 @@ from dataclasses import asdict
 
 from ich.console import say
 from ich.stages.fitting import fit_network
-from ich.stages.inputs import Slices, cnn_spec, network_of, pictures
+from ich.stages.inputs import Slices, pictures
 from ich.stages.member import Checkpoint, named
+from ich.stages.networks import cnn_spec, network_of
 from ich.stages.plan import Made, Plan, seed_of
 
 

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 from ich.console import say
 from ich.stages.fitting import loss_for, splits, train_member
-from ich.stages.inputs import Slices, head_shape, predict_sequence, studies_of, study_head
+from ich.stages.inputs import Slices, studies_of
 from ich.stages.member import run_folds
+from ich.stages.networks import head_shape, predict_sequence, study_head
 from ich.stages.plan import Made, Plan, seed_of
 
 if TYPE_CHECKING:

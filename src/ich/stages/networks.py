@@ -1,0 +1,136 @@
+"""A recipe's networks: built from its settings or from what a fold left, and what they say of pictures and studies."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ich.recipe import Backbone, EndToEnd, Head
+from ich.recipe import Cnn as CnnSettings
+from ich.recipe import Sequence as SequenceSettings
+from ich.stages.plan import WEIGHTS, Plan, Task
+from ich.workspace import UserError, sha256_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ich.data.datasets import SliceDataset, Studies
+    from ich.data.study_pictures import StudyPictures
+    from ich.models.cnn import Cnn, CnnSpec
+    from ich.models.cnn_lstm import EndToEnd as EndToEndNetwork
+
+
+def cnn_spec(settings: Backbone, channels: int, classes: int, *, dropout: float = 0.0) -> "CnnSpec":
+    from ich.models.cnn import CnnSpec
+
+    shape = settings.model_dump(include={"backbone", "kwargs", "pretrained", "weights"})
+    return CnnSpec(in_channels=channels, classes=classes, dropout=dropout, **shape)
+
+
+def network_of(where: str, spec: "CnnSpec", seed: int, start: Task | None = None) -> "Cnn":
+    """A new network, its backbone from `start` where that is given. Raises UserError for a backbone there is not."""
+    import torch
+    from safetensors.torch import load
+
+    from ich.models.cnn import Cnn
+
+    torch.manual_seed(seed)
+    try:
+        network = Cnn(spec if start is None else replace(spec, pretrained=False, weights=None))
+        if start is not None:
+            network.load_backbone(load(file_of(start, WEIGHTS)))
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+    return network
+
+
+def head_shape(settings: Head, features: int, classes: int) -> dict[str, Any]:
+    return {"features": features, "classes": classes} | settings.model_dump(include=set(Head.model_fields) - {"head"})
+
+
+def study_head(settings: Head, shape: dict[str, Any]) -> Any:
+    """The network over the slices of a study. Raises UserError for a shape that the head cannot have."""
+    from ich.models.sequence import build_head
+
+    try:
+        return build_head(settings.head, **shape)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def joined(settings: EndToEnd, cnn: "Cnn") -> "EndToEndNetwork":
+    """The end-to-end network of a slice network. With a start, the norm layers keep the statistics learned before."""
+    from ich.models.cnn_lstm import EndToEnd as EndToEndNetwork
+
+    head = study_head(settings, head_shape(settings, cnn.embedding_size, cnn.spec.classes))
+    return EndToEndNetwork(cnn, head, chunk=settings.chunk, freeze_norm=settings.start is not None)
+
+
+def with_weights(plan: Plan, member: str, fold: int, build: Callable[[dict[str, Any]], Any]) -> Any:
+    """The network of a fold: built from the shape in its record, with the weights beside it."""
+    from safetensors.torch import load
+
+    network = build((plan.fold(member, fold).record.read() or {})["model"])
+    network.load_state_dict(load(file_of(plan.fold(member, fold), WEIGHTS)))
+    return network
+
+
+def file_of(task: Task, name: str) -> bytes:
+    """A file of a task whose hash is the record's; the task was done at the start, but may be made again since."""
+    data = (task.folder / name).read_bytes()
+    if sha256_bytes(data) != (task.record.read() or {"files": {}})["files"].get(name):
+        raise UserError(f"{task.name}/{name} was changed while it was in use; run `ich {task.stage}`, then this again")
+    return data
+
+
+def predict_pictures(network: Any, dataset: "SliceDataset", settings: CnnSettings) -> dict[str, "np.ndarray"]:
+    """Logits float32 [n, c] and embeddings float16 [n, d] of a data set's slices, in its order."""
+    import numpy as np
+
+    from ich.data.datasets import slice_loader
+    from ich.training.predict import predict
+
+    if not len(dataset):  # no test set
+        width = (len(network.classifier.bias), network.embedding_size)
+        return {"logits": np.empty((0, width[0]), np.float32), "embeddings": np.empty((0, width[1]), np.float16)}
+    batches = slice_loader(dataset, 0, 2 * settings.batch_size, shuffle=False, workers=settings.workers)
+    return predict(network, batches, len(dataset), settings.precision)
+
+
+def predict_study_pictures(network: Any, dataset: "StudyPictures", settings: EndToEnd) -> "np.ndarray":
+    """Logits float32 [n, c] of the slices of a data set's studies, in its order."""
+    import numpy as np
+
+    from ich.data.study_pictures import study_picture_loader
+    from ich.training.predict import predict_study_pictures as predict
+
+    if not len(dataset):  # no test set
+        return np.empty((0, network.cnn.spec.classes), np.float32)
+    batches = study_picture_loader(dataset, 0, settings.batch_size, shuffle=False, workers=settings.workers)
+    return predict(network, batches, len(dataset.slices), settings.precision)["logits"]
+
+
+def predict_sequence(
+    network: Any, studies: "Studies", chosen: "np.ndarray", settings: SequenceSettings
+) -> "np.ndarray":
+    """Logits float32 of the slices of the `chosen` studies (numbers), in the order of the packed rows.
+
+    With settings.reverse the mean of each study read forwards and backwards.
+    """
+    import numpy as np
+
+    from ich.data.datasets import from_the_other_end, study_loader
+    from ich.training.predict import predict_studies
+
+    if not len(chosen):  # no test set
+        return np.empty((0, studies.base.shape[1]), np.float32)
+    slices = int(np.diff(studies.offsets)[chosen].sum())
+
+    def read(*, backwards: bool) -> np.ndarray:
+        batches = study_loader(studies, chosen, settings.batch_size, shuffle=False)
+        if backwards:
+            batches = map(from_the_other_end, batches)
+        found = predict_studies(network, batches, slices, settings.precision)
+        return found["logits"][found["rows"].argsort()]
+
+    forwards = read(backwards=False)
+    return (forwards + read(backwards=True)) / 2 if settings.reverse else forwards
