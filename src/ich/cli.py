@@ -1,10 +1,13 @@
 """The `ich` commands. Nothing heavy is imported here: each command imports its stage when it is called."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` knows better: no traceback out of the imports
+
+import typer  # noqa: E402
 
 if TYPE_CHECKING:
     from ich.stages.plan import Plan
@@ -37,7 +40,7 @@ def _plan(recipe: Path, overrides: list[str] | None) -> "Plan":
 
 @app.command()
 def status(recipe: RecipePath, overrides: Set = None) -> None:
-    """Every artefact: done | stale (and why) | missing | running."""
+    """Every artefact: done | stale (and why) | missing | running | killed."""
     from ich.stages import status as stage
 
     stage.run(_plan(recipe, overrides))
@@ -244,20 +247,27 @@ def ablate(recipe: RecipePath, overrides: Set = None) -> None:
 
 def main() -> None:
     """Run a command; what the user can mend is one line a fault, without a traceback."""
+    from ich.processes import interruptible
     from ich.recipe import RecipeError
-    from ich.workspace import UserError
+    from ich.workspace import ADVICE, UserError, refused
 
     try:
-        app()
+        with interruptible("interrupted; what was finished is kept: the same command goes on from there"):
+            app()
     except (UserError, RecipeError) as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:  # a full disk, a folder that may not be written, no file handles left
-        if error.filename is None:
+        _end(str(error))
+    except OSError as error:  # a full disk, a folder that may not be read, no file handles left
+        if error.filename is None and error.errno not in ADVICE:
             raise
-        print(f"error: {error.filename}: {error.strerror}; what was done is kept, run the same again", file=sys.stderr)
-        sys.exit(2)
+        _end(str(refused(error.filename or "this machine", error)))
+    except MemoryError as error:
+        _end(f"out of memory ({error}); what was finished is kept: run the same again with less beside it")
+
+
+def _end(message: str) -> None:
+    for line in message.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

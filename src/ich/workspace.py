@@ -1,5 +1,6 @@
 """Where everything lies and how it is written: paths, atomic files, hashes, run records. Standard library only."""
 
+import errno
 import glob
 import hashlib
 import json
@@ -16,10 +17,34 @@ from typing import Any
 # Files above this size are not read again to see whether they changed: size and modification time decide.
 # (The Hounsfield cache of RSNA 2019 has 114 GB; every other artefact stays far below.)
 TRUST_STAMP_ABOVE = 1 << 28
+SEAL = "sha256"  # of a record, of itself
 
 
 class UserError(Exception):
     """What the user can mend: shown as one line, without a traceback."""
+
+
+ADVICE = {
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room within the quota",
+    errno.EROFS: "work in a folder that may be written",
+    errno.EACCES: "see to whom it belongs",
+    errno.EPERM: "see to whom it belongs",
+    errno.EMFILE: "allow more open files (ulimit -n 4096)",
+    errno.ENFILE: "close other programs, for the machine has no file handle left",
+}
+FULL = 1 << 20  # bytes free below which a write that failed without a reason failed for a full disk
+
+
+def refused(path: object, error: OSError) -> UserError:
+    """What to say where the system refused to read or write `path`: the reason, and what to do."""
+    number, reason = error.errno, error.strerror or str(error)
+    if (
+        number is None and isinstance(path, Path) and shutil.disk_usage(path.parent).free < FULL
+    ):  # numpy names no reason
+        number, reason = errno.ENOSPC, os.strerror(errno.ENOSPC)
+    advice = f"; {ADVICE[number]}" if number in ADVICE else ""
+    return UserError(f"{path}: {reason}{advice}; what was finished is kept: run the same again")
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -57,51 +82,61 @@ def _fsync(path: Path) -> None:
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; on success it is fsynced and renamed, on failure removed.
 
-    A reader sees the old file or the new one, never a part; so does the disk after a crash.
+    A reader sees the old file or the new one, never a part; so does the disk after a crash. Raises UserError where the
+    system refuses: the disk is full, the folder read-only.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         _fsync(temporary)
         temporary.chmod(0o644)
         temporary.replace(path)
         _fsync(path.parent)
+    except OSError as error:
+        raise refused(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path` that takes its place when the block ends well; its files are fsynced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    """Yield a temporary folder beside `path` that takes its place when the block ends well; all in it is fsynced.
+
+    Raises UserError as `atomic` does.
+    """
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
         temporary.chmod(0o755)
         yield temporary
         for folder, _, names in os.walk(temporary):
             for name in names:
                 _fsync(Path(folder, name))
+            _fsync(Path(folder))
+        old = temporary.with_suffix(".old")
         if path.exists():
-            old = temporary.with_suffix(".old")
-            path.rename(old)
-            temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(path)
+            path.rename(old)  # a kill before the next line leaves it so: `Record.sweep` puts it back
+        temporary.rename(path)
         _fsync(path.parent)
+        if old.exists():
+            shutil.rmtree(old)
+    except OSError as error:
+        raise refused(path, error) from error
     finally:
-        if temporary.exists():
+        if temporary is not None and temporary.exists():
             shutil.rmtree(temporary)
 
 
 def _remove(folder: Path, pattern: str) -> None:
     """Remove the temporary files and folders of that name."""
-    for suffix in (".tmp", ".old"):
-        for left in folder.glob(pattern + suffix):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    for left in folder.glob(f"{pattern}.tmp"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -109,8 +144,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def _rendered(value: Any) -> str:
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, _rendered(value))
 
 
 def read_json(path: Path) -> Any:
@@ -118,6 +157,23 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+
+
+def write_record(path: Path, value: Mapping[str, Any]) -> None:
+    """As `write_json`, with the hash of all the rest as the last key."""
+    plain = json.loads(_rendered(value))
+    write_json(path, {**plain, SEAL: digest(plain)})
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """What `write_record` wrote, without the hash; None where there is none, or where a single bit has changed."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        rest = {key: part for key, part in value.items() if key != SEAL}
+        return rest if text == _rendered({**rest, SEAL: digest(rest)}) else None
+    except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError, RecursionError):
         return None
 
 
@@ -178,19 +234,23 @@ class Record:
 
     def sweep(self) -> None:
         """Remove what killed writers of this record and its files left; only for who holds the lock."""
+        folder = self.path.parent
         if self.path.name == "run.json":
-            _remove(self.path.parent.parent, f".{glob.escape(self.path.parent.name)}.*")
-            _remove(self.path.parent, ".*")
+            name = f".{glob.escape(folder.name)}.*"
+            for old in folder.parent.glob(f"{name}.old"):  # another folder was about to take its place
+                shutil.rmtree(old) if folder.exists() else old.rename(folder)
+            _remove(folder.parent, name)
+            _remove(folder, ".*")
         else:
-            _remove(self.path.parent, f".{self.path.name.split('.')[0]}.*")
+            _remove(folder, f".{self.path.name.split('.')[0]}.*")
 
     def read(self) -> dict[str, Any] | None:
-        value = read_json(self.path)
-        return value if isinstance(value, dict) and isinstance(value.get("files"), dict) else None
+        value = read_record(self.path)
+        return value if value is not None and isinstance(value.get("files"), dict) else None
 
     def write(self, fingerprint: str, files: Mapping[str, Path], **more: Any) -> None:
         stats = {name: path.stat() for name, path in files.items()}
-        write_json(
+        write_record(
             self.path,
             {
                 "fingerprint": fingerprint,

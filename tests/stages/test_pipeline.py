@@ -220,7 +220,7 @@ def test_a_killed_fold_goes_on_from_its_last_epoch_to_the_same_bytes(house):
             process.kill()
             break
     process.communicate()
-    assert house.states()["cnn/resnet/fold0"] == "missing"
+    assert house.states()["cnn/resnet/fold0"] == "killed"
     said = house.ich("cnn", "--model", "resnet", "--fold", "0")
     assert "epoch 1 of 2" not in said
     assert "epoch 2 of 2" in said

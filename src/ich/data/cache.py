@@ -1,14 +1,13 @@
 """From raw files to one int16 memory map of Hounsfield units and the slice table that says what its rows are."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 import cv2
-import joblib
 import numpy as np
 import pandas as pd
 
@@ -16,6 +15,7 @@ from ich.data import dicom, pictures
 from ich.data.competitions import Choice, Raw
 from ich.data.dicom import Geometry, Reason, Unreadable
 from ich.data.files import BadArchive, located
+from ich.processes import side_by_side
 
 AIR = dicom.HU_LOW
 CHUNK = 64  # files a task
@@ -40,14 +40,6 @@ class Quarantined:
     path: str
     reason: str
     detail: str
-
-
-def parallel(function: Callable[..., Any], tasks: Iterable[tuple], jobs: int) -> Iterator[Any]:
-    """Results of `function(*task)` in the order of the tasks, from `jobs` fresh processes (loky: nothing is forked)."""
-    if jobs == 1:
-        return (function(*task) for task in tasks)
-    runner = joblib.Parallel(n_jobs=jobs, backend="loky", return_as="generator", batch_size=1)  # pyright: ignore
-    return runner(joblib.delayed(function)(*task) for task in tasks)  # pyright: ignore
 
 
 def read_header(path: Path, values: str = "hu") -> Geometry:
@@ -85,7 +77,7 @@ def read_geometries(
     """The header of each file, in order; a file that cannot serve gives its Unreadable."""
     chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
     found: list[Geometry | Unreadable] = []
-    for part in parallel(_geometries, ((root, chunk, values) for chunk in chunks), jobs):
+    for part in side_by_side(_geometries, ((root, chunk, values) for chunk in chunks), jobs):
         found += part
         on_done(len(part))
     return found
@@ -214,7 +206,7 @@ def fill(
     tasks = ((target, rows, [places[i] for i in rows], size, crop, values) for rows in groups)
     refused: dict[int, Unreadable] = {}
     boxes = np.zeros((len(table), 5), dtype=np.int32)
-    for rows, part, box in parallel(_fill_series, tasks, jobs):
+    for rows, part, box in side_by_side(_fill_series, tasks, jobs):
         refused |= part
         boxes[rows] = box
         on_done(len(rows))

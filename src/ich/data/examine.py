@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ich.data import cache, dicom, pictures
+from ich.data import dicom, pictures
 from ich.data.cache import CHUNK, Progress, Quarantined
 from ich.data.dicom import Geometry, Reason, Unreadable
 from ich.data.files import BadArchive, located
+from ich.processes import side_by_side
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ def examine(root: Path, paths: Sequence[str], jobs: int, on_done: Progress, valu
     """Read header and pixels of each file, in order, once; `values` as in Raw. What prepare refuses is refused."""
     chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
     found: list[File] = []
-    for part in cache.parallel(_examined, ((root, chunk, values) for chunk in chunks), jobs):
+    for part in side_by_side(_examined, ((root, chunk, values) for chunk in chunks), jobs):
         found += part
         on_done(len(part))
     return found

@@ -7,16 +7,15 @@ import csv
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import cv2
 import numpy as np
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from ich.data import dicom
 from ich.phantom.masks import Masks, mask_writer
 from ich.phantom.study import CLASSES, LABELS, Study, draw_kinds, make_study, stream
+from ich.processes import side_by_side
 
 __all__ = [
     "CLASSES",
@@ -204,8 +203,8 @@ def write_competition(
     planned = plan_competition(train_studies=train_studies, test_studies=test_studies, seed=seed)
     for split in ("train", "test"):
         (root / f"stage_2_{split}").mkdir()
-    tasks = (delayed(_write_study)(root, p, seed, slices, size) for p in planned)
-    made = cast("Iterator[_Written]", Parallel(n_jobs=jobs, backend="loky", return_as="generator")(tasks))
+    tasks = ((root, p, seed, slices, size) for p in planned)
+    made: Iterator[_Written] = side_by_side(_write_study, tasks, jobs)
     written: dict[str, dict[str, NDArray[np.uint8]]] = {"train": {}, "test": {}}
     true: dict[str, dict[str, NDArray[np.uint8]]] = {"train": {}, "test": {}}
     with mask_writer(root / "masks.npz") as add_masks:

@@ -169,6 +169,9 @@ class Compute(Strict):
 
     processes: PositiveInt | None = Field(default=None, description="folds side by side; default: one a core or a GPU")
     threads: PositiveInt = Field(default=1, description="CPU threads of each process")
+    busy: Literal["wait", "leave"] = Field(
+        default="wait", description="what to do about a fold that another process is making: wait for it, or leave it"
+    )
 
 
 class Recipe(Strict):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ich.console import say
 from ich.stages.fitting import loss_for, splits, train_member
 from ich.stages.inputs import Slices, pictures
-from ich.stages.member import chosen, figures, leave_array, leave_predictions, run_folds, side_by_side
+from ich.stages.member import chosen, figures, leave_array, leave_predictions, made_side_by_side, run_folds
 from ich.stages.networks import cnn_spec, network_of, predict_pictures, with_weights
 from ich.stages.plan import Made, Plan, seed_of
 
@@ -22,7 +22,7 @@ def run(plan: Plan, *, model: str | None = None, fold: int | None = None, force:
     run_folds(plan, names, fit_fold, model=model, fold=fold, force=force)
     pairs = [(name, k) for name, k in chosen(plan, names, model, fold) if name in plan.read_in_sample]
     todo = [(name, k) for name, k in pairs if force or not plan.state(plan.training_rows(name, k)).done]
-    for name, k in side_by_side(plan, todo, predict_training_rows, force, Plan.training_rows):
+    for name, k in made_side_by_side(plan, todo, predict_training_rows, force, Plan.training_rows):
         say(f"cnn: {name} fold {k} predicted the rows that it was trained on")
     plan.forget()
 

@@ -79,11 +79,16 @@ def _kept(plan: Plan, labelled: "pd.DataFrame", n: int) -> "pd.DataFrame | None"
     if not path.is_file():
         return None
     record = plan.record_of(plan.folds.record)
+    if record is not None and record["files"].get(path.name) != sha256_file(path):
+        raise UserError(
+            f"{path} is not as `ich folds` left it. To use it as it is now, delete {plan.folds.record.path};"
+            " `ich folds --force` makes new folds"
+        )
     assigned = pd.read_csv(path, dtype={"study_id": str, "patient_id": str})
     try:
         folds.check(assigned, labelled, n)
     except (ValueError, KeyError) as error:
-        if record is None or record["files"].get(path.name) != sha256_file(path):
+        if record is None:
             raise
         say(f"folds: the studies have changed ({error}), so they are divided anew")
         return None

@@ -3,17 +3,15 @@
 import csv
 import io
 import math
-import os
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ich.console import say
+from ich.processes import side_by_side
 from ich.recipe import Recipe
 from ich.stages.inputs import Slices
-from ich.stages.plan import Made, Plan, Task
+from ich.stages.plan import CHECKPOINT, Busy, Made, Plan, Task
 from ich.workspace import UserError, atomic, read_sealed, write_sealed, write_text
 
 if TYPE_CHECKING:
@@ -53,7 +51,7 @@ def run_folds(
     for name, k in todo:
         plan.require(plan.fold(name, k))
     done = len(pairs) - len(todo)
-    for name, k in side_by_side(plan, todo, make, force):
+    for name, k in made_side_by_side(plan, todo, make, force):
         done += 1
         say(f"{plan.stage_of(name)}: {name} fold {k} finished ({done} of {len(pairs)})")
     plan.forget()
@@ -63,32 +61,26 @@ def run_folds(
         say(f"{plan.stage_of(pairs[0][0])}: done, {len(pairs)} folds")
 
 
-def side_by_side(
+def made_side_by_side(
     plan: Plan,
     todo: list[tuple[str, int]],
     make: Callable[[Plan, str, int, str], Made],
     force: bool,
     task: Callable[[Plan, str, int], Task] = Plan.fold,
-) -> Any:
-    """Make that task of each (member, fold), and yield the pairs as they are finished."""
-    processes = min(plan.processes, len(todo))
-    if processes <= 1:
-        for name, k in todo:
-            yield _make_fold(plan.recipe, plan.root, name, k, make, force, task)
-        return
-    import joblib
+) -> Iterator[tuple[str, int]]:
+    """Make that task of each (member, fold), and yield the pairs as they are finished.
 
-    # loky starts fresh processes: a fork after OpenMP work hangs. Each keeps torch between its folds.
-    with joblib.parallel_config("loky", inner_max_num_threads=plan.recipe.compute.threads):
-        runner = joblib.Parallel(n_jobs=processes, pre_dispatch="all", return_as="generator_unordered")
-        rest = (make, force, task)
-        tasks = (joblib.delayed(_in_child)(os.getpid(), plan.recipe, plan.root, *pair, *rest) for pair in todo)
-        yield from runner(tasks)  # pyright: ignore[reportGeneralTypeIssues]
-
-
-def _in_child(parent: int, *arguments: Any) -> tuple[str, int]:
-    _end_with(parent)
-    return _make_fold(*arguments)
+    Raises Busy at the end where some were left to other processes.
+    """
+    tasks = ((plan.recipe, plan.root, *pair, make, force, task) for pair in todo)
+    processes, left = min(plan.processes, len(todo)), []
+    for pair, busy in side_by_side(_make_fold, tasks, processes, ordered=False, threads=plan.recipe.compute.threads):
+        if busy is None:
+            yield pair
+        else:
+            left.append(busy)
+    if left:
+        raise Busy("\n".join(map(str, left)))
 
 
 def _make_fold(
@@ -99,25 +91,15 @@ def _make_fold(
     make: Callable[[Plan, str, int, str], Made],
     force: bool,
     task: Callable[[Plan, str, int], Task],
-) -> tuple[str, int]:
+) -> tuple[tuple[str, int], Busy | None]:
     plan = Plan(recipe, root)
     made = task(plan, name, k)
-    plan.make(made, lambda fingerprint: make(plan, name, k, fingerprint), force=force)
+    try:
+        plan.make(made, lambda fingerprint: make(plan, name, k, fingerprint), force=force)
+    except Busy as busy:
+        return (name, k), busy
     Checkpoint.remove(made.folder)  # not before the record is written: a kill in between would cost the whole fold
-    return name, k
-
-
-def _end_with(parent: int) -> None:
-    """End this process soon after its parent was killed, so that no orphan goes on training and holding its lock."""
-    if any(thread.name == "end-with-parent" for thread in threading.enumerate()):
-        return
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+    return (name, k), None
 
 
 # ---- what a fold leaves
@@ -188,10 +170,8 @@ def figures(slices: Slices, rows: "np.ndarray", logits: "np.ndarray") -> dict[st
 class Checkpoint:
     """The state after a fold's last finished epoch; it belongs to one fingerprint and vanishes with the fold's end."""
 
-    NAME = "checkpoint.bin"
-
     def __init__(self, folder: Path, fingerprint: str) -> None:
-        self.path = folder / self.NAME
+        self.path = folder / CHECKPOINT
         self.fingerprint = fingerprint
 
     def load(self) -> dict[str, Any] | None:
@@ -205,9 +185,9 @@ class Checkpoint:
 
         write_sealed(self.path, self.fingerprint, checkpoint.to_bytes(state))
 
-    @classmethod
-    def remove(cls, folder: Path) -> None:
-        (folder / cls.NAME).unlink(missing_ok=True)
+    @staticmethod
+    def remove(folder: Path) -> None:
+        (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 # ---- the assembled member

@@ -8,8 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
+from ich.console import say
+from ich.locks import held, hold, owner
 from ich.recipe import Backbone, Recipe, load
 from ich.workspace import (
     Record,
@@ -18,9 +18,9 @@ from ich.workspace import (
     Workspace,
     digest,
     listing,
-    read_json,
+    read_record,
     sha256_file,
-    write_json,
+    write_record,
 )
 
 # Raised by hand when a stage computes something else from the same settings, so that old artefacts become stale.
@@ -44,6 +44,7 @@ VERSIONS = {
 # beside the raw data, but no input of a stage that trains
 NOT_RAW = ("run.json", "solution.csv", "mislabelled.csv", "masks.npz")
 WEIGHTS = "model.safetensors"  # what a network's fold leaves
+CHECKPOINT = "checkpoint.bin"  # the state after the last finished epoch, while a network is trained
 SMOOTH = "smooth.json"  # what a fold of a smooth member leaves
 BLEND = "blend.json"  # what a fold of the blend leaves
 TRAINING_ROWS = ("train.parquet", "train_embeddings.npy")
@@ -61,9 +62,13 @@ LIBRARIES = (
 )
 
 
+class Busy(UserError):
+    """Another process is making the task, and the recipe says not to wait for it."""
+
+
 @dataclass(frozen=True)
 class State:
-    kind: Literal["done", "stale", "missing", "running"]
+    kind: Literal["done", "stale", "missing", "running", "killed"]
     why: str = ""
 
     @property
@@ -127,9 +132,9 @@ class Plan:
     @cached_property
     def prepared(self) -> Task:
         """The cache that this recipe's latest `ich prepare` made or found; a task never done where there is none."""
-        pointer = read_json(self.workspace.cache_pointer)
-        fits = isinstance(pointer, dict) and pointer.get("settings") == self.image_settings
-        record = Record(self.workspace.cache(str(pointer["key"]) if fits else "none") / "run.json")
+        pointer = read_record(self.workspace.cache_pointer)
+        fits = pointer is not None and pointer["settings"] == self.image_settings
+        record = Record(self.workspace.cache(pointer["key"] if pointer and fits else "none") / "run.json")
         return Task("prepare", "prepare", record, (self.record_of(record) or {}).get("settings", {}))
 
     @cached_property
@@ -378,6 +383,8 @@ class Plan:
     def _state(self, task: Task) -> State:
         record = self.record_of(task.record)
         if record is None:
+            if task.record.path.is_file():
+                return State("stale", f"its record {task.record.path.name} is damaged")
             if task.stage == "prepare" and self.workspace.cache_pointer.is_file():
                 return State("stale", "the raw files or the image settings have changed")
             return State("missing")
@@ -403,13 +410,18 @@ class Plan:
 
     def running(self, task: Task) -> bool:
         """Whether a process is making the task right now. A dead process holds no lock."""
-        if not task.record.lock.exists():
-            return False
-        try:
-            with FileLock(task.record.lock, timeout=0):
-                return False
-        except Timeout:
-            return True
+        return task.record.lock.exists() and held(task.record.lock)
+
+    def standing(self, task: Task) -> State:
+        """As `state`, with what processes do: running, or killed while they were making it."""
+        who = owner(task.record.lock)
+        if self.running(task):
+            return State("running", who or "")
+        state = self.state(task)
+        if state.done or who is None:
+            return state
+        kept = (task.folder / CHECKPOINT).is_file()
+        return State("killed", f"{who}; {'goes on from the last finished epoch' if kept else 'begins anew'}")
 
     def forget(self) -> None:
         """Look again: other processes have worked."""
@@ -435,14 +447,18 @@ class Plan:
     def make(self, task: Task, function: Callable[[str], Made], *, force: bool = False) -> bool:
         """Call `function(fingerprint)` unless the task is done, and write its record last. True: it was made.
 
-        One process makes a task; another waits, and finds it done. The lock is the operating system's and dies with
-        its owner.
+        One process makes a task; another waits, and finds it done, or raises Busy with compute.busy: leave.
         """
         if not force and self.state(task).done:
             return False
         self.require(task)
-        task.record.lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(task.record.lock):
+
+        def wait_or_leave(who: str) -> None:
+            if self.recipe.compute.busy == "leave":
+                raise Busy(f"{task.name} is being made by {who}; compute.busy: wait would wait for it")
+            say(f"{task.name}: waiting for {who}, which is making it")
+
+        with hold(task.record.lock, on_wait=wait_or_leave):
             self.forget()
             if not force and self.state(task).done:
                 return False
@@ -467,8 +483,8 @@ class Plan:
     def point_to(self, prepared: Task) -> None:
         """Let the later stages of this recipe use this cache."""
         pointer = {"key": prepared.folder.name, "settings": self.image_settings}
-        if read_json(self.workspace.cache_pointer) != pointer:
-            write_json(self.workspace.cache_pointer, pointer)
+        if read_record(self.workspace.cache_pointer) != pointer:
+            write_record(self.workspace.cache_pointer, pointer)
         self.__dict__.pop("prepared", None)
 
     @property

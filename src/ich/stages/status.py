@@ -1,16 +1,16 @@
-"""`ich status`: every artefact of a recipe, done | stale (and why) | missing | running."""
+"""`ich status`: every artefact of a recipe, done | stale (and why) | missing | running | killed."""
 
 from collections import Counter
 
 from ich.console import say, table
-from ich.stages.plan import Plan, State
+from ich.stages.plan import Plan
 
 
 def run(plan: Plan) -> None:
     rows: list[list[str]] = []
     counts: Counter[str] = Counter()
     for task in plan.all():
-        state = State("running") if plan.running(task) else plan.state(task)
+        state = plan.standing(task)
         seconds = (plan.record_of(task.record) or {}).get("seconds")
         rows.append([task.name, state.kind, "" if seconds is None else f"{seconds:.1f}", state.why])
         counts[state.kind] += 1

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import optuna
 from filelock import FileLock
@@ -21,6 +20,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 
 from ich.ensemble.thresholds.surfaces import Surface
+from ich.processes import side_by_side
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -38,10 +38,7 @@ def search(
     processes: whole studies are shared out to so many fresh processes, where there is enough to do.
     """
     jobs = min(processes, len(surfaces)) if trials * len(surfaces) >= PAYS else 1
-    if jobs == 1:
-        return [_study(surface, trials, seed, journal) for surface in surfaces]
-    tasks = (joblib.delayed(_study)(surface, trials, seed, journal) for surface in surfaces)
-    return list(joblib.Parallel(n_jobs=jobs, backend="loky")(tasks))  # pyright: ignore
+    return list(side_by_side(_study, ((surface, trials, seed, journal) for surface in surfaces), jobs))
 
 
 def best(

@@ -1,0 +1,127 @@
+"""Work side by side in fresh processes, which end with the one that started them; and how a run is interrupted.
+
+What is started here is deaf to Ctrl-C, which a terminal sends to every process: the first process decides.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ich.workspace import UserError
+
+GRACE = 1.0  # seconds between an interruption and the end, in which half-written files are removed
+HEEDED = (signal.SIGINT, signal.SIGTERM)
+POLL = 0.25  # seconds between two looks at whether the parent is still there
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or a request to end. No KeyboardInterrupt, which libraries catch and print in ways of their own."""
+
+
+def side_by_side(
+    function: Callable[..., Any],
+    tasks: Iterable[tuple],
+    jobs: int,
+    *,
+    ordered: bool = True,
+    threads: int | None = None,
+) -> Iterator[Any]:
+    """Results of `function(*task)`, from `jobs` processes; in this one where jobs is 1.
+
+    The processes are fresh ones (loky), for a fork after OpenMP work hangs, and are kept for the next call.
+    ordered: in the order of the tasks, else as they are finished. threads: of the libraries in each process. Raises
+    UserError where a process was killed, and what `function` raises.
+    """
+    if jobs <= 1:
+        for task in tasks:
+            yield function(*task)
+        return
+    import joblib
+    from joblib.externals.loky.process_executor import BrokenProcessPool
+
+    order = "generator" if ordered else "generator_unordered"
+    me = os.getpid()
+    try:
+        # no file of joblib's is written and read, however large the arguments: max_nbytes
+        with joblib.parallel_config("loky", inner_max_num_threads=threads), _started_deaf():
+            runner = joblib.Parallel(n_jobs=jobs, return_as=order, batch_size=1, max_nbytes=None)  # pyright: ignore
+            results = runner(joblib.delayed(_in_child)(me, function, *task) for task in tasks)
+        yield from results  # pyright: ignore[reportGeneralTypeIssues]
+    except BrokenProcessPool:
+        raise UserError(
+            f"one of {jobs} processes was killed, as a machine does that runs out of memory. What was finished is"
+            " kept: run the same again, with fewer processes (--set compute.processes=1) or a smaller batch_size"
+        ) from None
+
+
+def _in_child(parent: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with(parent)
+    return function(*arguments)
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent, so that no orphan goes on working and holding its lock."""
+    if any(thread.name == "end-with-parent" for thread in threading.enumerate()):
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+@contextmanager
+def _started_deaf() -> Iterator[None]:
+    """What is started in this block ignores Ctrl-C from its first instruction on: it inherits that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def interruptible(parting: str) -> Iterator[None]:
+    """Ctrl-C or SIGTERM in this block ends the process within two seconds, with `parting` as its last line.
+
+    It raises Interrupted first, so that half-written files are removed. A library's long call returns to Python when it
+    likes, though: a thread waits for the signal too, and ends the process after GRACE seconds.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    ending = threading.Lock()
+
+    def end(number: int) -> None:
+        if ending.acquire(blocking=False):
+            print(f"\n{parting}", file=sys.stderr, flush=True)
+            os._exit(128 + number)
+
+    def wait() -> None:
+        (number,) = os.read(read, 1)
+        time.sleep(GRACE)
+        end(number)
+
+    def interrupt(number: int, _frame: Any) -> None:
+        for each in HEEDED:
+            signal.signal(each, signal.SIG_IGN)  # once is enough: the end is under way
+        raise Interrupted(number)
+
+    for each in HEEDED:
+        signal.signal(each, interrupt)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    threading.Thread(target=wait, name="interruption", daemon=True).start()
+    try:
+        yield
+    except Interrupted as interruption:
+        end(*interruption.args)
