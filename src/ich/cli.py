@@ -47,6 +47,14 @@ def status(recipe: RecipePath, overrides: Set = None) -> None:
 
 
 @app.command()
+def verify(recipe: RecipePath, overrides: Set = None) -> None:
+    """Read every artefact in full: its hashes, and what it promises. Exit code 0 sound, 2 not."""
+    from ich.stages import verify as stage
+
+    raise typer.Exit(stage.run(_plan(recipe, overrides)))
+
+
+@app.command()
 def demo(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
     """Write the synthetic competition."""
     from ich.stages import demo as stage

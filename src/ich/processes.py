@@ -41,16 +41,18 @@ def side_by_side(
         for task in tasks:
             yield function(*task)
         return
+    # After a kill joblib's own helper removes what was left, and would say so in two lines about leaks.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     import joblib
     from joblib.externals.loky.process_executor import BrokenProcessPool
 
     order = "generator" if ordered else "generator_unordered"
-    me = os.getpid()
+    backend = {"backend": "loky", "inner_max_num_threads": threads}
     try:
         # no file of joblib's is written and read, however large the arguments: max_nbytes
-        with joblib.parallel_config("loky", inner_max_num_threads=threads), _started_deaf():
+        with joblib.parallel_config(**backend, initializer=_begin, initargs=(os.getpid(),)), _started_deaf():
             runner = joblib.Parallel(n_jobs=jobs, return_as=order, batch_size=1, max_nbytes=None)  # pyright: ignore
-            results = runner(joblib.delayed(_in_child)(me, function, *task) for task in tasks)
+            results = runner(joblib.delayed(function)(*task) for task in tasks)
         yield from results  # pyright: ignore[reportGeneralTypeIssues]
     except BrokenProcessPool:
         raise UserError(
@@ -59,16 +61,9 @@ def side_by_side(
         ) from None
 
 
-def _in_child(parent: int, function: Callable[..., Any], *arguments: Any) -> Any:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with(parent)
-    return function(*arguments)
-
-
-def _end_with(parent: int) -> None:
+def _begin(parent: int) -> None:
     """End this process soon after its parent, so that no orphan goes on working and holding its lock."""
-    if any(thread.name == "end-with-parent" for thread in threading.enumerate()):
-        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # once more: loky may start another process later
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -125,3 +120,7 @@ def interruptible(parting: str) -> Iterator[None]:
         yield
     except Interrupted as interruption:
         end(*interruption.args)
+    finally:
+        signal.set_wakeup_fd(-1)
+        for each in HEEDED:  # nothing is at stake while the interpreter takes itself apart
+            signal.signal(each, signal.SIG_DFL)

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,13 +54,21 @@ def sha256_bytes(data: bytes) -> str:
 _HASHES: dict[tuple[str, int, int, int], str] = {}
 
 
-def sha256_file(path: Path) -> str:
-    """Hash of a file's content; a file that has not changed since this process last looked is not read again."""
+def sha256_file(path: Path, on_read: Callable[[int], None] | None = None) -> str:
+    """Hash of a file's content; a file that has not changed since this process last looked is not read again.
+
+    With `on_read`, which is told how many bytes more were read, it is read in any case.
+    """
     stat = path.stat()
     seen = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns)
-    if seen not in _HASHES:
+    if on_read is not None or seen not in _HASHES:
+        hasher = hashlib.sha256()
         with path.open("rb") as file:
-            _HASHES[seen] = hashlib.file_digest(file, "sha256").hexdigest()
+            while block := file.read(1 << 20):
+                hasher.update(block)
+                if on_read is not None:
+                    on_read(len(block))
+        _HASHES[seen] = hasher.hexdigest()
     return _HASHES[seen]
 
 
@@ -115,17 +123,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
         temporary.chmod(0o755)
         yield temporary
-        for folder, _, names in os.walk(temporary):
-            for name in names:
-                _fsync(Path(folder, name))
-            _fsync(Path(folder))
-        old = temporary.with_suffix(".old")
-        if path.exists():
-            path.rename(old)  # a kill before the next line leaves it so: `Record.sweep` puts it back
-        temporary.rename(path)
-        _fsync(path.parent)
-        if old.exists():
-            shutil.rmtree(old)
+        _take_place(temporary, path)
     except OSError as error:
         raise refused(path, error) from error
     finally:
@@ -133,10 +131,48 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
 
 
-def _remove(folder: Path, pattern: str) -> None:
-    """Remove the temporary files and folders of that name."""
-    for left in folder.glob(f"{pattern}.tmp"):
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+def part_of(path: Path) -> Path:
+    """Where `lasting_folder` makes a folder."""
+    return path.with_name(f".{path.name}.begun.part")
+
+
+@contextmanager
+def lasting_folder(path: Path, progress: str, *, anew: bool = False) -> Iterator[Path]:
+    """As `atomic_folder`, but what was made before a failure or a kill is there again in the next call.
+
+    progress: name of the file by which the block knows what is there; a folder without it is not kept. The file goes
+    along to `path`, for who writes the record to remove it last: a folder that still has it, and no record, was killed
+    just before its end and is made again from there. anew: leave what is there. Only for who holds the record's lock.
+    """
+    part = part_of(path)
+    try:
+        if anew and part.exists():
+            shutil.rmtree(part)
+        elif (path / progress).is_file() and not (path / "run.json").is_file() and not part.exists():
+            path.rename(part)
+        part.mkdir(parents=True, exist_ok=True)
+        yield part
+        _take_place(part, path)
+    except OSError as error:
+        raise refused(path, error) from error
+    finally:
+        if part.exists() and not (part / progress).exists():
+            shutil.rmtree(part)
+
+
+def _take_place(temporary: Path, path: Path) -> None:
+    """Let a folder, on the disk with all that is in it, take the place of another."""
+    for folder, _, names in os.walk(temporary):
+        for name in names:
+            _fsync(Path(folder, name))
+        _fsync(Path(folder))
+    old = temporary.with_suffix(".old")
+    if path.exists():
+        path.rename(old)  # a kill before the next line leaves it so: `Record.sweep` puts it back
+    temporary.rename(path)
+    _fsync(path.parent)
+    if old.exists():
+        shutil.rmtree(old)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -224,6 +260,8 @@ class Record:
     """A run record: what was made, from what, and the hashes of the files. It is written last."""
 
     path: Path
+    also: tuple[str, ...] = ()
+    """Names, without suffixes, of files beside a record that shares its folder with others', other than its own."""
 
     @property
     def lock(self) -> Path:
@@ -232,21 +270,31 @@ class Record:
             return self.path.parent.parent / ".locks" / f"{self.path.parent.name}.lock"
         return self.path.parent / ".locks" / f"{self.path.name.split('.')[0]}.lock"
 
-    def sweep(self) -> None:
-        """Remove what killed writers of this record and its files left; only for who holds the lock."""
+    def left(self) -> list[Path]:
+        """Temporary files and folders of the writers of this record and its files; of killed ones, if nobody writes.
+
+        The folder of `lasting_folder` is none: its name is that of the folder to be, and its content tells for itself.
+        """
         folder = self.path.parent
         if self.path.name == "run.json":
-            name = f".{glob.escape(folder.name)}.*"
-            for old in folder.parent.glob(f"{name}.old"):  # another folder was about to take its place
-                shutil.rmtree(old) if folder.exists() else old.rename(folder)
-            _remove(folder.parent, name)
-            _remove(folder, ".*")
+            places = [(folder.parent, f".{glob.escape(folder.name)}."), (folder, "."), (part_of(folder), ".")]
         else:
-            _remove(folder, f".{self.path.name.split('.')[0]}.*")
+            places = [(folder, f".{glob.escape(stem)}.") for stem in (self.path.name.split(".")[0], *self.also)]
+        return [path for place, start in places for path in place.glob(f"{start}*") if path.suffix in (".tmp", ".old")]
+
+    def sweep(self) -> None:
+        """Remove what killed writers left; only for who holds the lock."""
+        for path in self.left():
+            if path.suffix == ".old" and not self.path.parent.exists():
+                path.rename(self.path.parent)  # another folder was about to take its place
+            else:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def read(self) -> dict[str, Any] | None:
         value = read_record(self.path)
-        return value if value is not None and isinstance(value.get("files"), dict) else None
+        objects = ("files", "stamps", "settings", "inputs")
+        whole = value is not None and "files" in value and all(isinstance(value.get(key, {}), dict) for key in objects)
+        return value if whole else None
 
     def write(self, fingerprint: str, files: Mapping[str, Path], **more: Any) -> None:
         stats = {name: path.stat() for name, path in files.items()}
@@ -265,17 +313,24 @@ class Record:
         )
 
     def damaged(self, record: Mapping[str, Any]) -> str | None:
-        """The name of the first file that is not what the record says, or None."""
-        for name, expected in record["files"].items():
-            path = self.path.parent / name
-            if not path.is_file():
-                return f"{name} is missing"
-            stat = path.stat()
-            if record.get("stamps", {}).get(name) == [stat.st_size, stat.st_mtime_ns]:
-                continue
-            if sha256_file(path) != expected:
-                return f"{name} was changed"
+        """The name of the first file that is not what the record says, and what it is; or None."""
+        for name in record["files"]:
+            what = self.damage(record, name)
+            if what is not None:
+                return f"{name} {what}"
         return None
+
+    def damage(self, record: Mapping[str, Any], name: str, on_read: Callable[[int], None] | None = None) -> str | None:
+        """What is wrong with one file; None where it is what the record says. `on_read` as of `sha256_file`: with it
+        the file's stamp is not trusted.
+        """
+        path = self.path.parent / name
+        if not path.is_file():
+            return "is missing"
+        stat = path.stat()
+        if on_read is None and record.get("stamps", {}).get(name) == [stat.st_size, stat.st_mtime_ns]:
+            return None
+        return None if sha256_file(path, on_read) == record["files"][name] else "was changed"
 
 
 class Stopwatch:

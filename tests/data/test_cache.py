@@ -1,13 +1,16 @@
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ich.data import cache, dicom
 from ich.data.competitions import Raw
-from ich.data.dicom import SliceHeader
+from ich.data.dicom import Reason, SliceHeader, Unreadable
 from plain_slice import HEADER
 
 
@@ -266,3 +269,122 @@ def test_an_image_in_two_folders_is_refused(tmp_path):
     geometries = cache.read_geometries(tmp_path, twice.files["path"].tolist(), 1, lambda _: None)
     with pytest.raises(ValueError, match="image a lies in two folders"):
         cache.slice_table(twice, geometries)
+
+
+# ---- a kill on the way
+
+
+class Killed(BaseException):
+    pass
+
+
+class Scanner:
+    """Slices of four by four pixels in series of these lengths, some in one file with others, some of them refused."""
+
+    def __init__(self, folder: Path, lengths: list[int], refused: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.target, self.refused, self.read, self.saved = folder / "hu.npy", refused, set(), []
+        series = np.repeat(np.arange(len(lengths)), lengths)
+        names = pd.DataFrame({"image_id": [f"i{k}" for k in range(len(series))], "series_id": series.astype(str)})
+        names = names.assign(split="train", study_id="s", path=(series + 1) // 2, frame=range(len(series)))
+        self.table = names.astype({"path": str})
+        self.ends = np.cumsum(lengths)
+        monkeypatch.setattr(cache, "read_frames", self.frames)
+        monkeypatch.setattr(cache, "SAVE_EVERY", 0)
+
+    def frames(self, _path, frames, _values):
+        self.read |= set(frames)
+        noise = [np.random.default_rng(k).integers(-1000, 1000, (4, 4)).astype(np.int16) for k in frames]
+        return [
+            Unreadable(Reason.TRUNCATED, f"at {k}") if k in self.refused else picture
+            for k, picture in zip(frames, noise, strict=True)
+        ]
+
+    def fill(self, kept: bytes = b"[]", killed_at: int | None = None):
+        """Bytes of the file, table, what was refused. Killed where so many slices are done."""
+        self.read.clear()
+        self.saved.clear()
+        slices = 0
+
+        def advance(count: int) -> None:
+            nonlocal slices
+            slices += count
+            if killed_at is not None and slices >= killed_at:
+                raise Killed
+
+        done = cache.intact(self.target, 4, cache.from_bytes(kept), lambda _: None)
+        table, refused = cache.fill(
+            self.target,
+            self.table,
+            Path(),
+            4,
+            "none",
+            1,
+            advance,
+            done=done,
+            save=lambda series: self.saved.append(cache.to_bytes(series)),
+        )
+        return self.target.read_bytes(), table.to_csv(), refused
+
+
+@settings(max_examples=40)
+@given(data=st.data(), lengths=st.lists(st.integers(1, 4), min_size=1, max_size=6))
+def test_a_killed_filling_goes_on_from_what_was_saved_and_leaves_the_same_bytes(tmp_path_factory, data, lengths):
+    total = sum(lengths)
+    refused = data.draw(st.sets(st.integers(0, total - 1)))
+    with pytest.MonkeyPatch.context() as patch:
+        scanner = Scanner(tmp_path_factory.mktemp("fill"), lengths, refused, patch)
+        whole = scanner.fill()
+        hu = np.load(scanner.target, allow_pickle=False)
+        assert hu.shape == (total - len(refused), 4, 4)
+        assert [q.image_id for q in whole[2]] == [f"i{k}" for k in sorted(refused)]
+        scanner.target.unlink()
+        with pytest.raises(Killed):
+            scanner.fill(killed_at=data.draw(st.integers(1, total)))
+        saves = [b"[]", *scanner.saved]  # the progress file may be older than the rows
+        number = data.draw(st.integers(0, len(saves) - 1))
+        kept = len(cache.from_bytes(saves[number]))
+        assert scanner.fill(saves[number]) == whole
+        assert scanner.read == set(range(scanner.ends[kept - 1] if kept else 0, total))
+
+
+def test_rows_that_are_not_as_they_were_written_are_made_again_with_all_after_them(tmp_path, monkeypatch):
+    scanner = Scanner(tmp_path, [2, 3, 1, 2], {3}, monkeypatch)
+    whole = scanner.fill()
+    saved = scanner.saved[-1]
+    for row, first in ((0, 0), (1, 0), (2, 2), (3, 2), (4, 5), (6, 6)):  # of the file; slice 3 is not in it
+        data = bytearray(whole[0])
+        data[128 + 32 * row + 7] ^= 16
+        scanner.target.write_bytes(data)
+        assert scanner.fill(saved) == whole
+        assert min(scanner.read) == first
+    for length in (0, 100, len(whole[0]) - 1):
+        scanner.target.write_bytes(whole[0][:length])
+        assert scanner.fill(saved) == whole
+        assert max(scanner.read) == 7
+    scanner.target.unlink()
+    assert scanner.fill(saved) == whole
+    assert scanner.fill(saved) == whole
+    assert scanner.read == set()
+
+
+def test_only_what_is_on_the_disk_is_saved(tmp_path, monkeypatch):
+    scanner = Scanner(tmp_path, [2, 3, 1], set(), monkeypatch)
+    monkeypatch.setattr(cache.rows, "keep", lambda _: scanner.saved.append(b"kept"))
+    scanner.fill()
+    kept = [len(cache.from_bytes(saved)) if saved != b"kept" else 0 for saved in scanner.saved]
+    assert kept == [0, 1, 0, 2, 0, 3, 3]
+
+
+def test_what_is_saved_can_be_read_again():
+    series = [cache.Series(np.arange(10, dtype=np.int32).reshape(2, 5), {1: Unreadable(Reason.TRUNCATED, "a")}, 7)]
+    (one,) = cache.from_bytes(cache.to_bytes(series))
+    assert (one.boxes.tolist(), one.checksum, one.rows) == ([[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]], 7, 1)
+    assert [(i, why.reason, why.detail) for i, why in one.refused.items()] == [(1, Reason.TRUNCATED, "a")]
+
+
+def test_the_file_is_as_numpy_would_save_it(tmp_path, monkeypatch):
+    for refused in ({0, 5}, set()):
+        scanner = Scanner(tmp_path, [4, 3], refused, monkeypatch)
+        data, _, _ = scanner.fill()
+        np.save(tmp_path / "saved.npy", np.load(scanner.target, allow_pickle=False))
+        assert data == (tmp_path / "saved.npy").read_bytes()

@@ -1,10 +1,12 @@
-"""A search that was killed, and shared out, is the search that was not."""
+"""A search that was killed, damaged or shared out is the search that was not."""
 
 import json
 
 import numpy as np
 import optuna
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -56,7 +58,7 @@ def test_a_killed_search_goes_on_with_the_trials_that_it_would_have_made(at_once
     journal = tmp_path / "journal"
     run(journal, killed_after)
     storage = JournalStorage(JournalFileBackend(str(journal)))
-    optuna.load_study(study_name="ours a", storage=storage).ask()  # a trial that a dead process left running
+    optuna.load_study(study_name="ours a", storage=storage).ask()  # somebody else's line
     with journal.open("ab") as file:
         file.write(b'{"op_code":4,"worker_id":"x","study_id":0,"state":1,"val')  # a line torn by the kill
     search.mend(journal, "ours")
@@ -103,6 +105,44 @@ def test_what_follows_a_damaged_line_is_cut_off(at_once, tmp_path, damage):
     assert trials(journal) == at_once
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The journal of three searches, one after the other, and what they found."""
+    journal = tmp_path_factory.mktemp("whole") / "journal"
+    found = run(journal, 45, SURFACES)
+    return journal.read_bytes(), found, [trials(journal, surface.name) for surface in SURFACES]
+
+
+@given(st.data())
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_bit_of_the_journal_was_flipped_the_search_ends_as_if_none_had_been(whole, tmp_path, data):
+    content, found, made = whole
+    damaged = bytearray(content)
+    at = data.draw(st.integers(0, 8 * len(content) - 1))
+    damaged[at // 8] ^= 1 << at % 8
+    journal = tmp_path / "journal"
+    journal.write_bytes(damaged)
+    search.mend(journal, "ours")
+    kept = journal.read_bytes()
+    assert content.startswith(kept)
+    assert kept == content[: content.rfind(b"\n", 0, at // 8) + 1]  # the lines before the damaged one, all of them
+    assert run(journal, 45, SURFACES) == found
+    assert [trials(journal, surface.name) for surface in SURFACES] == made
+
+
+@pytest.mark.parametrize("wrong", [b"", b"0" * 64])
+def test_a_line_without_its_own_hash_is_not_gone_on_with(whole, tmp_path, wrong):
+    lines = whole[0].splitlines(keepends=True)
+    log = json.loads(lines[9])
+    log.pop("sha256")
+    text = json.dumps(log, separators=(",", ":")).encode()
+    lines[9] = text + b"\n" if not wrong else text[:-1] + b',"sha256":"' + wrong + b'"}\n'
+    journal = tmp_path / "journal"
+    journal.write_bytes(b"".join(lines))
+    search.mend(journal, "ours")
+    assert journal.read_bytes() == b"".join(lines[:9])
+
+
 @pytest.mark.parametrize("content", [b"{}\n", b'{"op_code":99}\n'])
 def test_a_journal_that_optuna_did_not_write_is_begun_anew(tmp_path, content):
     (tmp_path / "journal").write_bytes(content)
@@ -120,14 +160,14 @@ def test_a_finished_trial_is_one_line_of_the_journal(tmp_path):
 def test_thresholds_are_resumed_on_the_same_data_and_begun_anew_on_others(tmp_path, average):
     random = np.random.default_rng(1)
     y, p, journal = (random.random((300, 2)) < 0.2).astype(float), random.random((300, 2)), tmp_path / "journal"
-    settings = {"goal": Goal(2.0, average), "seed": 3, "trials": 40}
-    first = tune(y, p, ["a", "b"], journal=journal, **settings)
+    options = {"goal": Goal(2.0, average), "seed": 3, "trials": 40}
+    first = tune(y, p, ["a", "b"], journal=journal, **options)
     size = journal.stat().st_size
-    assert tune(y, p, ["a", "b"], journal=journal, **settings) == first == tune(y, p, ["a", "b"], **settings)
+    assert tune(y, p, ["a", "b"], journal=journal, **options) == first == tune(y, p, ["a", "b"], **options)
     assert journal.stat().st_size == size  # nothing is made twice
     names = {study.study_name for study in JournalStorage(JournalFileBackend(str(journal))).get_all_studies()}
     other = np.random.default_rng(4).permutation(y)
-    assert tune(other, p, ["a", "b"], journal=journal, **settings) == tune(other, p, ["a", "b"], **settings)
+    assert tune(other, p, ["a", "b"], journal=journal, **options) == tune(other, p, ["a", "b"], **options)
     assert names.isdisjoint(
         study.study_name for study in JournalStorage(JournalFileBackend(str(journal))).get_all_studies()
     )

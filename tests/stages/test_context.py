@@ -47,7 +47,7 @@ def numbered_from_the_other_end(table: pd.DataFrame) -> tuple[pd.DataFrame, np.n
 
 
 def packed(table: pd.DataFrame, features: np.ndarray, base: np.ndarray) -> Studies:
-    return studies_of(table, [features], [base])
+    return studies_of(table, features, [base])
 
 
 def drawn(seed: int, lengths: list[int]) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:

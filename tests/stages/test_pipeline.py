@@ -1,7 +1,9 @@
 """The whole path as a user runs it, on the tiny recipe: what is left, what is redone, what survives a kill."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -9,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from filelock import FileLock
+
+from ich.locks import hold
 
 CLASSES = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"]
 LOGITS = [f"logit_{name}" for name in CLASSES]
@@ -136,6 +140,39 @@ def test_a_fold_being_made_is_shown_as_running(house):
         assert house.states()["cnn/resnet/fold0"] == "running"
         assert "another process is making" in house.ich("stack", code=2)
     assert house.states()["cnn/resnet/fold0"] == "missing"
+
+
+def test_a_fold_that_another_process_makes_is_left_where_the_recipe_says_so(house):
+    for k in (0, 1):
+        (house.root / f"oof/tiny/resnet/fold{k}/run.json").unlink()
+    with hold(house.root / "oof/tiny/resnet/.locks/fold0.lock", on_wait=pytest.fail):
+        said = house.ich("cnn", "--model", "resnet", "--set", "compute.busy=leave", code=2)
+    assert "fold 1 finished" in said
+    assert f"error: cnn/resnet/fold0 is being made by process {os.getpid()} on " in said
+    assert (house.states()["cnn/resnet/fold0"], house.states()["cnn/resnet/fold1"]) == ("missing", "done")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_interrupted_stage_ends_at_once_and_goes_on_the_next_time(house, processes):
+    before = house.files()
+    (house.root / "oof/tiny/resnet/fold0/run.json").unlink()
+    (house.root / "oof/tiny/resnet/fold1/run.json").unlink()
+    arguments = ("--model", "resnet", "--set", f"compute.processes={processes}")
+    process = house.start("cnn", *arguments)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "epoch 1 of 2" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err == "\ninterrupted; what was finished is kept: the same command goes on from there\n"
+    assert "goes on from the last finished epoch" in house.ich("status")
+    house.ich("cnn", *arguments)
+    after = house.files()
+    assert {path: after[path][1] for path in before if not path.endswith("run.json")} == {
+        path: before[path][1] for path in before if not path.endswith("run.json")
+    }
 
 
 def test_a_new_sample_submission_makes_a_new_submission(house):

@@ -13,7 +13,7 @@ from ich.ensemble.hierarchy import project_any
 from ich.recipe import load
 from ich.stages import predict
 from ich.stages.plan import Plan
-from ich.workspace import UserError, sha256_bytes
+from ich.workspace import UserError, read_record, sha256_bytes, write_record
 
 CLASSES = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"]
 PROBABILITIES = [f"prob_{name}" for name in CLASSES]
@@ -149,7 +149,7 @@ def test_each_fold_blends_its_own_models_as_its_own_file_says(house, tmp_path):
     parts = []
     for fold, member in chosen.items():
         folder = house.root / f"oof/tiny/blend/fold{fold}"
-        record = json.loads((folder / "run.json").read_text())
+        record = read_record(folder / "run.json") or {}
         blend = json.loads((folder / "blend.json").read_text())
         weights = [float(name == member) for name in blend["members"]]
         for name in blend["classes"]:
@@ -160,7 +160,7 @@ def test_each_fold_blends_its_own_models_as_its_own_file_says(house, tmp_path):
         content = json.dumps(blend).encode()
         (folder / "blend.json").write_bytes(content)
         record["files"]["blend.json"] = sha256_bytes(content)
-        (folder / "run.json").write_text(json.dumps(record))
+        write_record(folder / "run.json", record)
         test = pd.read_parquet(house.root / f"oof/tiny/{member}/fold{fold}/test.parquet").set_index("image_id") / 2
         parts.append(test.set_axis(CLASSES, axis=1))
         parts[-1][CLASSES] = project_any(parts[-1].to_numpy(), CLASSES, [1, 1, 1, 1, 1, 2])

@@ -1,6 +1,8 @@
 """From raw files to one int16 memory map of Hounsfield units and the slice table that says what its rows are."""
 
-import os
+import json
+import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,7 +13,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from ich.data import dicom, pictures
+from ich.data import dicom, pictures, rows
 from ich.data.competitions import Choice, Raw
 from ich.data.dicom import Geometry, Reason, Unreadable
 from ich.data.files import BadArchive, located
@@ -19,6 +21,7 @@ from ich.processes import side_by_side
 
 AIR = dicom.HU_LOW
 CHUNK = 64  # files a task
+SAVE_EVERY = 30.0  # seconds
 SAME_PLACE = 1e-3  # mm; positions nearer than this are one place, the rest is rounding
 Frames = Callable[[Path, Sequence[int]], list[np.ndarray | Unreadable]]
 READERS: dict[str, tuple[Callable[[Path], Geometry], Frames]] = {
@@ -181,6 +184,60 @@ def _without_file(raw: Raw, table: pd.DataFrame) -> list[Quarantined]:
     return [Quarantined(i, split, "", reason, "") for split, i in promised if i not in present]
 
 
+@dataclass(frozen=True)
+class Series:
+    """A series that is in the file: BOX of each of its slices, int32 [n, 5]; those that were refused, by place in it.
+
+    checksum: CRC-32 of the rows of the others.
+    """
+
+    boxes: np.ndarray
+    refused: Mapping[int, Unreadable]
+    checksum: int
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has in the end."""
+        return len(self.boxes) - len(self.refused)
+
+
+def to_bytes(series: Sequence[Series]) -> bytes:
+    """JSON."""
+    values = [
+        {
+            "boxes": one.boxes.tolist(),
+            "refused": {str(i): [why.reason.name, why.detail] for i, why in one.refused.items()},
+            "checksum": one.checksum,
+        }
+        for one in series
+    ]
+    return json.dumps(values, separators=(",", ":")).encode()
+
+
+def from_bytes(data: bytes) -> list[Series]:
+    """What `to_bytes` was given."""
+    return [
+        Series(
+            np.array(value["boxes"], dtype=np.int32),
+            {int(i): Unreadable(Reason[name], detail) for i, (name, detail) in value["refused"].items()},
+            value["checksum"],
+        )
+        for value in json.loads(data)
+    ]
+
+
+def intact(target: Path, size: int, series: Sequence[Series], on_done: Progress) -> list[Series]:
+    """Of the series that a killed `fill` kept, those before the first whose rows are not what it wrote."""
+    found: list[Series] = []
+    if target.is_file():
+        for one, checksum in zip(series, rows.checksums(target, size, (one.rows for one in series)), strict=True):
+            if checksum != one.checksum:
+                break
+            found.append(one)
+            on_done(len(one.boxes))
+    return found
+
+
 def fill(
     target: Path,
     table: pd.DataFrame,
@@ -190,8 +247,11 @@ def fill(
     jobs: int,
     on_done: Progress,
     values: str = "hu",
+    *,
+    done: Sequence[Series] = (),
+    save: Callable[[Sequence[Series]], None] | None = None,
 ) -> tuple[pd.DataFrame, list[Quarantined]]:
-    """Write `target` (.npy, int16 [n, size, size]) study by study; row i belongs to row i of the returned table.
+    """Write `target` (.npy, int16 [n, size, size]) series by series; row i belongs to row i of the returned table.
 
     values: hu: Hounsfield units; grey: grey values 0..255.
     crop: head: one square around the head in all slices of a series (of grey pictures: the whole); edges: a square a
@@ -199,44 +259,71 @@ def fill(
 
     The returned table has lost the slices whose pixels could not be read and gained the crop: crop_row, crop_column
     and crop_side, in pixels of the raw slice (rows x columns of it in raw_rows, raw_columns).
+
+    done: the first series, which an earlier call for the same table left in `target`; they are not read again.
+    save: is given the first series every SAVE_EVERY seconds, once they are on the disk, and at the end, however it
+    comes (then without waiting for the disk: after a power cut `intact` finds what did not reach it).
+
+    Series are written side by side where the table has them. One after the other they then move up to their last
+    place, by as many rows as were refused before. So no row that was saved is touched again, whenever the kill comes.
+    Processes that outlive a killed call for a moment write the same bytes to rows of series that were not saved; they
+    are gone long before the next call, which begins these anew, moves the first of them.
     """
-    _reserve(target, (len(table), size, size))
-    groups = table.groupby(["split", "study_id", "series_id"], sort=False).indices.values()
+    finished, groups = list(done), _series(table)
     places = [(root / path, int(frame)) for path, frame in zip(table["path"], table["frame"], strict=True)]
-    tasks = ((target, rows, [places[i] for i in rows], size, crop, values) for rows in groups)
-    refused: dict[int, Unreadable] = {}
-    boxes = np.zeros((len(table), 5), dtype=np.int32)
-    for rows, part, box in side_by_side(_fill_series, tasks, jobs):
-        refused |= part
-        boxes[rows] = box
-        on_done(len(rows))
+    left = groups[len(finished) :]
+    tasks = ((target, group, [places[i] for i in group], size, crop, values) for group in left)
+    end, saved = sum(one.rows for one in finished), time.monotonic()
+    rows.reserve(target, (len(table), size, size))
+    try:
+        for group, one in zip(left, side_by_side(_fill_series, tasks, jobs), strict=True):
+            rows.move_up(target, np.delete(group, list(one.refused)), end)
+            finished.append(one)
+            end += one.rows
+            on_done(len(group))
+            if save is not None and time.monotonic() - saved >= SAVE_EVERY:
+                rows.keep(target)
+                save(finished)
+                saved = time.monotonic()
+    finally:
+        if save is not None and finished:
+            save(finished)
+    rows.cut(target, (end, size, size))
+    boxes = np.concatenate([one.boxes for one in finished])
     table = table.assign(**dict(zip(BOX, boxes.T, strict=True)))
+    refused = {
+        int(group[i]): why for group, one in zip(groups, finished, strict=True) for i, why in one.refused.items()
+    }
     if not refused:
         return table, []
     quarantined = _quarantined(table, refused)
-    keep = np.setdiff1d(np.arange(len(table)), sorted(refused))
-    _compact(target, keep)
-    table = table.iloc[keep].reset_index(drop=True)
-    return _counted(table), quarantined
+    return _counted(table.drop(index=list(refused)).reset_index(drop=True)), quarantined
+
+
+def _series(table: pd.DataFrame) -> list[np.ndarray]:
+    """The rows of each series, in order; they stand together."""
+    codes = table.groupby(["split", "study_id", "series_id"], sort=False).ngroup().to_numpy()
+    return np.split(np.arange(len(table)), np.flatnonzero(np.diff(codes)) + 1)
 
 
 BOX = ("crop_row", "crop_column", "crop_side", "raw_rows", "raw_columns")
 
 
 def _fill_series(
-    target: Path, rows: np.ndarray, places: Sequence[tuple[Path, int]], size: int, crop: Crop, values: str
-) -> tuple[np.ndarray, dict[int, Unreadable], np.ndarray]:
+    target: Path, group: np.ndarray, places: Sequence[tuple[Path, int]], size: int, crop: Crop, values: str
+) -> Series:
     cv2.setNumThreads(1)
     slices: dict[int, np.ndarray] = {}
     refused: dict[int, Unreadable] = {}
-    for path, group in groupby(zip(rows.tolist(), places, strict=True), key=lambda item: item[1][0]):
-        some = list(group)
-        for (row, _), picture in zip(some, read_frames(path, [frame for _, (_, frame) in some], values), strict=True):
+    for path, part in groupby(enumerate(places), key=lambda item: item[1][0]):
+        some = list(part)
+        for (i, _), picture in zip(some, read_frames(path, [frame for _, (_, frame) in some], values), strict=True):
             if isinstance(picture, Unreadable):
-                refused[row] = picture
+                refused[i] = picture
             else:
-                slices[row] = picture
-    boxes = np.zeros((len(rows), 5), dtype=np.int32)
+                slices[i] = picture
+    boxes = np.zeros((len(group), 5), dtype=np.int32)
+    checksum = 0
     if slices:
         hu = np.lib.format.open_memmap(target, mode="r+")
         shapes = {picture.shape for picture in slices.values()}
@@ -245,14 +332,13 @@ def _fill_series(
             if crop == "head" and values == "hu"
             else {}
         )
-        for i, row in enumerate(rows):
-            if int(row) in slices:
-                picture = slices[int(row)]
-                box = found.get(picture.shape, (0, 0, max(picture.shape)))
-                box = edge_box(picture, BLACK[values]) if crop == "edges" else box
-                hu[row] = resized(picture, box, size, AIR if values == "hu" else 0)
-                boxes[i] = (*box, *picture.shape)
-    return rows, refused, boxes
+        for i, picture in slices.items():
+            box = found.get(picture.shape, (0, 0, max(picture.shape)))
+            box = edge_box(picture, BLACK[values]) if crop == "edges" else box
+            hu[group[i]] = resized(picture, box, size, AIR if values == "hu" else 0)
+            checksum = zlib.crc32(hu[group[i]].data, checksum)
+            boxes[i] = (*box, *picture.shape)
+    return Series(boxes, refused, checksum)
 
 
 def resized(picture: np.ndarray, box: tuple[int, int, int], size: int, beyond: int = AIR) -> np.ndarray:
@@ -330,25 +416,3 @@ def _largest(tissue: np.ndarray) -> np.ndarray:
     if count == 1:
         return opened
     return (pieces == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())).astype(np.uint8)
-
-
-def _reserve(target: Path, shape: tuple[int, ...]) -> None:
-    """An .npy file of int16 with all its space on the disk: a hole would end the run with SIGBUS on a full disk."""
-    np.lib.format.open_memmap(target, mode="w+", dtype=np.int16, shape=shape)
-    if hasattr(os, "posix_fallocate"):
-        with target.open("rb+") as file:
-            os.posix_fallocate(file.fileno(), 0, target.stat().st_size)
-
-
-def _compact(target: Path, keep: np.ndarray) -> None:
-    """Keep the rows `keep` (ascending) of a .npy file: moved up in place, the rest cut off."""
-    hu = np.lib.format.open_memmap(target, mode="r+")
-    for new in np.flatnonzero(keep != np.arange(len(keep))):
-        hu[new] = hu[keep[new]]
-    hu.flush()
-    rows, end = hu[: len(keep)], hu.offset + len(keep) * hu[0].nbytes
-    offset = hu.offset
-    with target.open("rb+") as file:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(rows))
-        assert file.tell() == offset, "numpy pads its headers, so that one with fewer rows is as long"
-        file.truncate(end)

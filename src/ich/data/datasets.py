@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ich.data.augment import Augment, cutmix_box, sample_seed
 from ich.data.views import View, render
@@ -25,6 +25,12 @@ class SliceBatch(NamedTuple):
     """float32 [B, c]"""
     rows: torch.Tensor
     """int64 [B]: row numbers in the HU cache"""
+
+    def pieces(self, parts: int) -> list[tuple["SliceBatch", float]]:
+        """The batch cut into `parts`, or single slices if these are fewer; with each piece its share of the slices."""
+        n = len(self.rows)
+        cut = [(k, None if self.targets is None else self.targets[k]) for k in cuts(n, parts)]
+        return [(SliceBatch(self.images[k], targets, self.rows[k]), (k.stop - k.start) / n) for k, targets in cut]
 
 
 class TwoViewBatch(NamedTuple):
@@ -49,6 +55,24 @@ class StudyBatch(NamedTuple):
     """float32 [B, T, c]"""
     rows: torch.Tensor
     """int64 [B, T]: row numbers in the packed arrays, -1 beyond a study's end"""
+
+    def pieces(self, parts: int) -> list[tuple["StudyBatch", float]]:
+        """The batch cut into `parts`, or single studies if these are fewer; with each piece its share of the slices."""
+        cut = [StudyBatch(*(shortened(part, k, self.lengths) for part in self)) for k in cuts(len(self.rows), parts)]
+        return [(piece, int(piece.lengths.sum()) / int(self.lengths.sum())) for piece in cut]
+
+
+def cuts(n: int, parts: int) -> list[slice]:
+    """Places 0..n-1 cut into `parts` of nearly one size, none of them empty."""
+    parts = min(parts, n)
+    return [slice(n * k // parts, n * (k + 1) // parts) for k in range(parts)]
+
+
+def shortened(values: torch.Tensor | None, k: slice, lengths: torch.Tensor) -> Any:
+    """Those of the studies `k`, as long as the longest of them: values [B] or, padded, [B, T, ...]; lengths [B]."""
+    if values is None or values.ndim == 1:
+        return values if values is None else values[k]
+    return values[k, : int(lengths[k].max())]
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -229,7 +253,7 @@ def loader(dataset: Batches[Batch], order: EpochBatches, workers: int) -> DataLo
     return DataLoader(
         dataset,
         batch_sampler=order,
-        collate_fn=_as_it_is,
+        collate_fn=_shared,
         num_workers=workers,
         worker_init_fn=_one_thread,
         pin_memory=torch.cuda.is_available(),
@@ -237,7 +261,16 @@ def loader(dataset: Batches[Batch], order: EpochBatches, workers: int) -> DataLo
     )
 
 
-def _as_it_is(batch: Any) -> Any:
+def _shared(batch: Any) -> Any:
+    """The batch as it is; a worker's, in shared memory.
+
+    It would get there anyway, but in a thread of torch's whose failure, where that memory is full, nobody hears of:
+    everybody would wait for the batch for ever.
+    """
+    if get_worker_info() is not None:
+        for part in batch:
+            if part is not None:
+                part.share_memory_()
     return batch
 
 

@@ -5,7 +5,6 @@ before memory is taken for pixels, and pixels that cannot be there by the file's
 """
 
 import contextlib
-import errno
 import functools
 import math
 import os
@@ -27,7 +26,7 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, ImplicitVRL
 
 from ich.data import decoders, fragments, units
 from ich.data.elements import TAGS, counted, holder, numbers, text, whole
-from ich.data.refusal import Reason, Unreadable
+from ich.data.refusal import Reason, Unreadable, exhausted
 from ich.data.units import HU_HIGH, HU_LOW, Scale
 
 __all__ = ["HU_HIGH", "HU_LOW", "Geometry", "Reason", "SliceHeader", "Unreadable"]
@@ -35,7 +34,6 @@ __all__ = ["HU_HIGH", "HU_LOW", "Geometry", "Reason", "SliceHeader", "Unreadable
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)  # file handles, memory, disk
 LARGEST_SIDE = 4096  # pixels; a header that claims more is damaged
 LARGEST_FILE = 1 << 30  # pixels of all frames: 4,096 slices of 512 x 512
 LARGEST_INFLATED = 1 << 29  # bytes of a deflated file
@@ -122,11 +120,11 @@ def _refusing(read: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
             raise
         except (NameError, ImportError):  # a fault of this program, not of the file
             raise
-        except OSError as error:
-            if error.errno in EXHAUSTED:
-                raise
-            raise Unreadable(Reason.UNREADABLE, error.strerror or type(error).__name__) from None
         except Exception as error:
+            if exhausted(error):
+                raise
+            if isinstance(error, OSError):
+                raise Unreadable(Reason.UNREADABLE, error.strerror or type(error).__name__) from None
             raise Unreadable(Reason.NOT_DICOM, type(error).__name__) from None
 
     return reader

@@ -9,7 +9,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 
-from ich.data.refusal import Reason, Unreadable
+from ich.data.refusal import Reason, Unreadable, exhausted
 
 # The elements that are read, how their values are written (S text, D numbers as text, U 16-bit integers), and for
 # multi-frame files the functional group that holds them.
@@ -61,7 +61,9 @@ def numbers(dataset: Dataset, keyword: str, count: int = 1) -> tuple[float, ...]
             found = tuple(map(float, struct.unpack(f"{order}{count}{sign}", value)))
         else:
             found = tuple(map(float, np.atleast_1d(np.asarray(dataset.get(keyword), dtype=np.float64))))
-    except Exception:
+    except Exception as error:
+        if exhausted(error):
+            raise
         return None
     return found if len(found) == count and all(map(math.isfinite, found)) else None
 
@@ -94,7 +96,9 @@ def text(dataset: Dataset, keyword: str) -> str:
             value = dataset.get(keyword)
         if not isinstance(value, str):
             value = "" if value is None else "\\".join(map(str, np.atleast_1d(value)))
-    except Exception:
+    except Exception as error:
+        if exhausted(error):
+            raise
         return ""
     value = str(value).strip(" \0")
     return value if value.isprintable() else "".join(c for c in value if c.isprintable()).strip()

@@ -17,6 +17,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from ich.data.refusal import exhausted
+
 INSIDE = "!/"
 SUFFIXES = (".dcm", ".dicom", ".ima", ".png")  # others belong to the name: 1.2.840.17 is a whole one
 LARGEST = 1 << 30  # bytes of a member; a multi-frame CT of 2,000 slices is that large
@@ -108,6 +110,8 @@ def _extract(archive: Path, name: str, target: IO[bytes]) -> None:
         with opened.open(entries[name]) as member:
             shutil.copyfileobj(member, target, BLOCK)  # zipfile itself stops at the size that the entry names
     except Exception as error:  # zipfile's errors, and those of zlib, bz2 and lzma, which have no common base
+        if exhausted(error):
+            raise
         raise BadArchive(f"{archive}: member {name[:80]!r} is damaged ({type(error).__name__})") from None
 
 
@@ -116,6 +120,8 @@ def _open(archive: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
         stamp = archive.stat()
         return _opened(archive, stamp.st_size, stamp.st_mtime_ns)
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
+        if exhausted(error):
+            raise
         raise BadArchive(f"{archive}: not a whole .zip archive ({error}); copy it again") from None
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ich.data.dicom import Geometry, Reason, Unreadable
+from ich.data.refusal import exhausted
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LARGEST_SIDE = 4096  # pixels; judged from the header before memory is taken
@@ -47,6 +48,8 @@ def _checked(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
+        if exhausted(error):
+            raise
         raise Unreadable(Reason.UNREADABLE, error.strerror or type(error).__name__) from None
     if not data.startswith(SIGNATURE) or data[12:16] != b"IHDR" or len(data) < 33:
         raise Unreadable(Reason.NOT_PICTURE)

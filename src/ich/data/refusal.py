@@ -1,5 +1,6 @@
 """Why a file cannot serve as a slice: the closed list of reasons (each explained in docs/quarantine.md)."""
 
+import errno
 from enum import StrEnum
 
 DETAIL = 100  # characters
@@ -37,3 +38,21 @@ class Unreadable(ValueError):
 
     def __reduce__(self) -> tuple[type["Unreadable"], tuple[Reason, str]]:
         return type(self), (self.reason, self.detail)
+
+
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)  # file handles, memory, disk
+ROOM = 1 << 28  # bytes; more than a sound file takes
+
+
+def exhausted(error: Exception) -> bool:
+    """Whether the machine has run out of something, so that the file is not to blame.
+
+    That ends the run, for else sound slices would be left out. A damaged header may ask for more memory than any
+    machine has; where there is plenty, the file is to blame.
+    """
+    if isinstance(error, MemoryError):
+        try:
+            bytearray(ROOM)
+        except MemoryError:
+            return True
+    return isinstance(error, OSError) and error.errno in EXHAUSTED

@@ -9,7 +9,17 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from ich.data.augment import sample_seed
-from ich.data.datasets import Batches, EpochBatches, SliceDataset, channels_first, cutmix_draw, loader, paste
+from ich.data.datasets import (
+    Batches,
+    EpochBatches,
+    SliceDataset,
+    channels_first,
+    cutmix_draw,
+    cuts,
+    loader,
+    paste,
+    shortened,
+)
 
 
 class StudyPicturesBatch(NamedTuple):
@@ -23,6 +33,16 @@ class StudyPicturesBatch(NamedTuple):
     """float32 [B, T, c], 0 beyond a study's end"""
     rows: torch.Tensor
     """int64 [B, T]: row numbers in the HU cache, -1 beyond a study's end"""
+
+    def pieces(self, parts: int) -> list[tuple["StudyPicturesBatch", float]]:
+        """The batch cut into `parts`, or single studies if these are fewer; with each piece its share of the slices."""
+        ends = [0, *self.lengths.cumsum(0).tolist()]
+        cut: list[tuple[StudyPicturesBatch, float]] = []
+        for k in cuts(len(self.rows), parts):
+            images = self.images[ends[k.start] : ends[k.stop]]
+            rest = (shortened(part, k, self.lengths) for part in self[1:])
+            cut.append((StudyPicturesBatch(images, *rest), len(images) / len(self.images)))
+        return cut
 
 
 class StudyPictures(Batches[StudyPicturesBatch]):

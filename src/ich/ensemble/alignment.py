@@ -5,26 +5,34 @@ several folds meets several languages. Where both have looked at the same slices
 the best rotation from one to the other is known in closed form.
 """
 
+from collections.abc import Callable, Iterable
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import orthogonal_procrustes
+from scipy.linalg import svd
+
+Embeddings = NDArray[np.floating]
 
 
-def into_space_of(
-    reference: NDArray[np.floating], shared: NDArray[np.floating], embeddings: NDArray[np.floating]
-) -> NDArray[np.float32]:
-    """Move `embeddings` [n, d] of one model into the space of another, float32 [n, d].
+def into_space_of(shared: Callable[[], Iterable[tuple[Embeddings, Embeddings]]]) -> Callable[[Embeddings], Embeddings]:
+    """A function that moves embeddings [n, d] of one model into the space of another, as float32 [n, d].
 
-    reference, shared [m, d]: what the other model and this one say of the same m rows, in the same order. The map is a
-    shift between the means and the rotation or reflection that minimises the squared distance over the shared rows
-    (Schoenemann, "A generalized solution of the orthogonal Procrustes problem", Psychometrika 31, 1966); with fewer
-    shared rows than dimensions, what they do not determine stays arbitrary but orthogonal.
+    shared(): blocks of rows that both have looked at, what the other model and what this one says of them, each [b, d];
+    it is called twice. The map is a shift between the means and the rotation or reflection that minimises the squared
+    distance over these rows (Schoenemann, "A generalized solution of the orthogonal Procrustes problem", Psychometrika
+    31, 1966); with fewer rows than dimensions, what they do not determine stays arbitrary but orthogonal. Memory: a
+    block and [d, d], a few times in float64.
     """
-    if reference.shape != shared.shape or embeddings.shape[1:] != shared.shape[1:] or len(shared) == 0:
-        raise ValueError(
-            f"reference {reference.shape}, shared {shared.shape} and embeddings {embeddings.shape} do not fit: "
-            "the first two have one shape with a row or more, the third the same width"
-        )
-    to, of = reference.mean(axis=0, dtype=np.float64), shared.mean(axis=0, dtype=np.float64)
-    rotation, _ = orthogonal_procrustes(shared - of, reference - to)
-    return ((embeddings - of) @ rotation + to).astype(np.float32)
+    rows, sums = 0, np.zeros((2, 1))
+    for pair in shared():
+        if pair[0].shape != pair[1].shape or sums.shape[1] not in (1, pair[0].shape[1]):
+            raise ValueError(f"blocks of {pair[0].shape} and {pair[1].shape} do not fit: they have one shape")
+        rows += len(pair[0])
+        sums = sums + [block.sum(axis=0, dtype=np.float64) for block in pair]
+    if not rows:
+        raise ValueError("without a shared row, two spaces do not fit each other")
+    to, of = sums / rows
+    together = sum((other - to).T @ (one - of) for other, one in shared())
+    left, _, right = svd(np.asarray(together).T)
+    rotation = left @ right
+    return lambda embeddings: ((embeddings - of) @ rotation + to).astype(np.float32)

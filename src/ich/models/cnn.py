@@ -148,6 +148,8 @@ def _backbone(spec: CnnSpec) -> Any:
     if spec.weights is not None:
         if not Path(spec.weights).is_file():
             raise ValueError(f"no weights at {spec.weights} for backbone {spec.backbone}")
+        if Path(spec.weights).suffix != ".safetensors":
+            raise ValueError(f"{spec.weights}: weights are read from .safetensors files alone, for others may run code")
         overlay = {"file": spec.weights}
     try:
         network = timm.create_model(

@@ -7,9 +7,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ich.console import say
-from ich.stages.fitting import loss_for, splits, train_member
+from ich.stages.artefacts import pictures_of
+from ich.stages.fitting import enough, loss_for, splits, train_member
 from ich.stages.inputs import Slices, pictures
-from ich.stages.member import chosen, figures, leave_array, leave_predictions, made_side_by_side, run_folds
+from ich.stages.member import chosen, figures, leave_predictions, made_side_by_side, run_folds
 from ich.stages.networks import cnn_spec, network_of, predict_pictures, with_weights
 from ich.stages.plan import Made, Plan, seed_of
 
@@ -29,7 +30,6 @@ def run(plan: Plan, *, model: str | None = None, fold: int | None = None, force:
 
 def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     """Train one backbone without fold `fold`, then predict that fold and the test set."""
-    import numpy as np
     import torch
 
     from ich.data.augment import Augmentation, build
@@ -39,7 +39,7 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     torch.set_num_threads(plan.recipe.compute.threads)
     slices, seed, size = Slices(plan), seed_of(settings.seed, member, fold), settings.batch_size
     rows = splits(slices, settings, fold, settings.labels)
-    hu = np.load(plan.prepared.folder / "hu.npy", mmap_mode="r", allow_pickle=False)
+    hu = pictures_of(plan.prepared.folder / "hu.npy")
     shown = pictures(hu, slices.table, settings, slices.values, slices.labels, seed)
     augment = build(Augmentation(**settings.augment.model_dump()))
     training = shown(rows["train"], augment, settings.cutmix)
@@ -78,7 +78,6 @@ def predict_training_rows(plan: Plan, member: str, fold: int, _fingerprint: str)
     Some of them it may not have learned from: those of the patients that judged its epochs, and those beyond the
     share of `labels`.
     """
-    import numpy as np
     import torch
 
     from ich.models.cnn import Cnn, CnnSpec
@@ -87,9 +86,9 @@ def predict_training_rows(plan: Plan, member: str, fold: int, _fingerprint: str)
     torch.set_num_threads(plan.recipe.compute.threads)
     slices = Slices(plan)
     rows = slices.train_rows(fold)
-    hu = np.load(plan.prepared.folder / "hu.npy", mmap_mode="r", allow_pickle=False)
+    hu = pictures_of(plan.prepared.folder / "hu.npy")
     network = with_weights(plan, member, fold, lambda shape: Cnn(CnnSpec(**shape)))
-    found = predict_pictures(network, pictures(hu, slices.table, settings, slices.values)(rows), settings)
-    files = leave_predictions(slices, folder, fold, "train", rows, found["logits"])
-    files |= leave_array(folder / "train_embeddings.npy", found["embeddings"])
+    with enough(f"{member} fold {fold}", settings):
+        found = predict_pictures(network, pictures(hu, slices.table, settings, slices.values)(rows), settings)
+    files = leave_predictions(slices, folder, fold, "train", rows, found["logits"], found["embeddings"])
     return files, {"metrics": figures(slices, rows, found["logits"])}

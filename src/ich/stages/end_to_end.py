@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ich.stages.artefacts import pictures_of
 from ich.stages.fitting import loss_for, splits, train_member
 from ich.stages.inputs import Slices, study_pictures
 from ich.stages.member import run_folds
@@ -19,7 +20,6 @@ def run(plan: Plan, *, model: str | None = None, fold: int | None = None, force:
 
 def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     """Train one network on the studies outside fold `fold`, then predict that fold and the test set."""
-    import numpy as np
     import torch
 
     from ich.data.augment import Augmentation, build
@@ -29,7 +29,7 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     torch.set_num_threads(plan.recipe.compute.threads)
     slices, seed, size = Slices(plan), seed_of(settings.seed, member, fold), settings.batch_size
     rows = splits(slices, settings, fold)
-    hu = np.load(plan.prepared.folder / "hu.npy", mmap_mode="r", allow_pickle=False)
+    hu = pictures_of(plan.prepared.folder / "hu.npy")
     shown = study_pictures(hu, slices.table, settings, slices.values, slices.labels, seed)
     augment = build(Augmentation(**settings.augment.model_dump()))
     training = shown(rows["train"], augment, settings.cutmix)

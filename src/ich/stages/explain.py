@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ich.console import say, table
+from ich.stages.artefacts import as_written, logits_of, table_of
 from ich.stages.inputs import Slices
 from ich.stages.maps import RATES, galleries, pointing_game
 from ich.stages.member import leave_bytes, leave_table
@@ -77,12 +78,12 @@ def _audit(plan: Plan, slices: Slices) -> dict[str, Path]:
     """suspicious_labels.csv; where it is known which labels are wrong, label_audit.csv."""
     import pandas as pd
 
-    from ich.ensemble.members import aligned, sigmoid
+    from ich.ensemble.members import sigmoid
     from ich.report import label_audit
 
     rows, folder = slices.labelled.nonzero()[0], plan.explain.folder
-    oof = pd.read_parquet(plan.workspace.member("blend") / "oof.parquet")
-    labelled, probability = slices.table.iloc[rows], sigmoid(aligned(oof, slices.ids(rows), slices.classes))
+    logits = logits_of(plan.workspace.member("blend") / "oof.parquet", slices.ids(rows), slices.classes)
+    labelled, probability = slices.table.iloc[rows], sigmoid(logits)
     suspects = label_audit.ranked(labelled, slices.classes, probability, SUSPECTS)
     files = leave_table(folder / "suspicious_labels.csv", suspects)
     if not (plan.raw_root / "mislabelled.csv").is_file():
@@ -113,13 +114,13 @@ def _wrong(path: Path, slices: Slices, rows: "np.ndarray") -> "np.ndarray":
 def _embedding_map(plan: Plan, slices: Slices, member: str) -> dict[str, Path]:
     """Fold 0's validation rows: embedding_map.csv, and its figures coloured by place in the study and by label."""
     import numpy as np
-    import pandas as pd
 
     from ich.report import embedding_map, figures
 
     parts, folder = plan.workspace.fold(member, 0), plan.explain.folder
-    embeddings = np.load(parts / "valid_embeddings.npy", mmap_mode="r", allow_pickle=False)
-    ids = pd.read_parquet(parts / "valid.parquet", columns=["image_id"])["image_id"]
+    with as_written(parts / "valid_embeddings.npy"):
+        embeddings = np.load(parts / "valid_embeddings.npy", mmap_mode="r", allow_pickle=False)
+    ids = table_of(parts / "valid.parquet", ["image_id"])["image_id"]
     chosen = embedding_map.sample_rows(len(ids), MAPPED, seed=0)
     if len(chosen) < embedding_map.FEWEST:
         return {}

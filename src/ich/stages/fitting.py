@@ -2,17 +2,18 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ich.console import say
-from ich.recipe import BETAS, EarlyStopping, Supervised, Training
+from ich.recipe import BETAS, Backbone, EarlyStopping, Supervised, Training
 from ich.stages.inputs import Slices
 from ich.stages.member import (
     Checkpoint,
     figures,
-    leave_array,
+    finite,
     leave_bytes,
     leave_history,
     leave_predictions,
@@ -92,11 +93,14 @@ def train_member(
     predict(network, split) gives logits (and embeddings) of the rows of a split, in their order. counts: how many of
     what an epoch sees. record: what else the run record should say.
     """
-    folder, stop = plan.workspace.fold(member, fold), settings.early_stopping
+    folder, stop, what = plan.workspace.fold(member, fold), settings.early_stopping, f"{member} fold {fold}"
     judge = "inner" if "inner" in rows else "valid"
 
     def evaluate(model: Any) -> dict[str, float]:
-        logits = {split: predict(model, split)["logits"] for split in dict.fromkeys(("valid", judge))}
+        logits = {}
+        for split in dict.fromkeys(("valid", judge)):
+            logits[split] = predict(model, split)["logits"]
+            finite(what, split, slices.ids(rows[split]), {"logits": logits[split]})
         row = {"valid_loss": log_loss(slices, rows["valid"], logits["valid"])}
         if stop is not None:
             row[f"{judge}_{stop.metric}"] = _judged(stop, slices, rows[judge], logits[judge])
@@ -106,9 +110,8 @@ def train_member(
     if stop is not None:
         larger = stop.metric != "log_loss"
         kept = {"keep_best": f"{judge}_{stop.metric}", "larger_is_better": larger, "patience": stop.patience}
-    files = fit_network(
-        plan,
-        f"{member} fold {fold}",
+    files, how = fit_network(
+        what,
         folder,
         fingerprint,
         network,
@@ -123,16 +126,15 @@ def train_member(
     )
     metrics: dict[str, float | None] = {}
     for split in ("valid", "test"):
-        found = predict(network, split)
-        files |= leave_predictions(slices, folder, fold, split, rows[split], found["logits"])
-        if "embeddings" in found:
-            files |= leave_array(folder / f"{split}_embeddings.npy", found["embeddings"])
+        with enough(what, settings):
+            found = predict(network, split)
+        files |= leave_predictions(slices, folder, fold, split, rows[split], found["logits"], found.get("embeddings"))
         if split == "valid":
             metrics = figures(slices, rows[split], found["logits"])
     warnings = []
     if stop is not None and stop.on == "fold":
         warnings.append(f"the best epoch was chosen by {stop.metric} on fold {fold} itself: its score is optimistic")
-    return files, {**record, "classes": slices.classes, "metrics": metrics, "warnings": warnings}
+    return files, {**record, **how, "classes": slices.classes, "metrics": metrics, "warnings": warnings}
 
 
 def _judged(stop: EarlyStopping, slices: Slices, rows: "np.ndarray", logits: "np.ndarray") -> float:
@@ -153,7 +155,6 @@ def _judged(stop: EarlyStopping, slices: Slices, rows: "np.ndarray", logits: "np
 
 
 def fit_network(
-    plan: Plan,
     what: str,
     folder: Path,
     fingerprint: str,
@@ -166,39 +167,92 @@ def fit_network(
     loss_of: Callable[[Any, Any], Any],
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     counts: tuple[int, str],
+    divisible: bool = True,
     **kept: Any,
-) -> dict[str, Path]:
+) -> tuple[dict[str, Path], dict[str, Any]]:
     """Fit the network in place, from its last finished epoch on; leave history.csv and model.safetensors.
 
-    kept: keep_best, larger_is_better and patience of FitSettings. Raises UserError where the loss is not a number.
+    divisible: whether the loss is a mean over the batch; where memory is short, each batch then passes in pieces, twice
+    as many each time, from the last finished epoch on. kept: keep_best, larger_is_better and patience of FitSettings.
+    Returns the files and what the run record should say. Raises UserError where the loss is not a number, and where
+    memory is too short even for single samples.
     """
     from ich.training import checkpoint
-    from ich.training.loop import Diverged, FitSettings, fit, weights
+    from ich.training.loop import Diverged, FitSettings, OtherState, fit, weights
+    from ich.training.memory import free, lost_loader, out_of_memory
 
     saved, says = Checkpoint(folder, fingerprint), _Epochs(what, settings.epochs, *counts)
     shared = settings.model_dump(include=set(FitSettings.__annotations__) - {"seed"})
+    most = min(settings.batch_size, counts[0]) if divisible else 1
+    state = saved.load() or {}  # before the first epoch it knows the parts at most
+    start = None if "history" in state else {name: value.clone() for name, value in network.state_dict().items()}
+    parts = state.get("parts", 1)
 
-    def after_epoch(state: dict[str, Any]) -> None:
-        saved.save(state)
-        says.finished(state["history"])
+    def after_epoch(now: dict[str, Any]) -> None:
+        saved.save({**now, "parts": parts})
+        says.finished(now["history"])
 
-    try:
-        history = fit(
-            network,
-            batches,
-            loss_of,
-            FitSettings(**shared, **kept, seed=seed),
-            steps_per_epoch=steps,
-            evaluate=evaluate,
-            resume=saved.load(),
-            save=after_epoch,
-        )
-    except Diverged as error:
-        raise UserError(f"{what}: {error}") from None
+    with enough(what, settings):
+        while True:
+            try:
+                history = fit(
+                    network,
+                    batches,
+                    loss_of,
+                    FitSettings(**shared, **kept, seed=seed),
+                    steps_per_epoch=steps,
+                    parts=parts,
+                    evaluate=evaluate,
+                    resume=state if "history" in state else None,
+                    save=after_epoch,
+                )
+                break
+            except Diverged as error:
+                raise UserError(f"{what}: {error}") from None
+            except OtherState as error:
+                raise UserError(f"{saved.path}: {error}; delete it to begin anew") from None
+            except Exception as error:
+                if parts >= most or not out_of_memory(error) or lost_loader(error):
+                    raise
+                free(error)
+            network.zero_grad()
+            parts, state = min(2 * parts, most), saved.load() or {}
+            saved.save({**state, "parts": parts})  # a run that is killed now has to go on in the same way
+            if start is not None and "history" not in state:
+                network.load_state_dict(start)
+            done = len(state.get("history", ()))
+            say(f"  {what}: out of memory; from epoch {done + 1} on each batch passes in {parts} parts, for one step")
     if len(history) < settings.epochs:
         say(f"  {what}: stopped after epoch {len(history)}, for the figure had not become better for a while")
     files = leave_history(folder / "history.csv", history)
-    return files | leave_bytes(folder / WEIGHTS, checkpoint.weights_to_bytes(weights(network)))
+    files |= leave_bytes(folder / WEIGHTS, checkpoint.weights_to_bytes(weights(network)))
+    return files, {"parts": parts}
+
+
+@contextmanager
+def enough(what: str, settings: Training) -> Iterator[None]:
+    """Where the machine turns out too small for what is in this block: UserError, which names the settings to lower."""
+    from ich.training.memory import free, lost_loader, out_of_memory
+
+    workers = getattr(settings, "workers", 0)
+    try:
+        yield
+    except Exception as error:
+        if workers and lost_loader(error):
+            free(error)
+            reason = str(error).partition("\n")[0].strip(" .") + "."
+            raise UserError(
+                f"{what}: a process that loads pictures was lost, as happens where memory or shared memory (/dev/shm)"
+                f" is short: {reason} Set workers to 0, or lower than {workers}; what was finished is kept"
+            ) from None
+        if out_of_memory(error):
+            lower = [name for name in ("batch_size", "chunk", "hidden") if hasattr(settings, name)]
+            lower += ["image.size"] if isinstance(settings, Backbone) else []
+            raise UserError(
+                f"{what}: out of memory, although each batch passed in the smallest pieces that it can be cut into;"
+                f" lower {', '.join(lower)} or compute.processes, or take a smaller network"
+            ) from None
+        raise
 
 
 class _Epochs:

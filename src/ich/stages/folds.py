@@ -6,6 +6,7 @@ With folds.by slice the file has a row a slice, at random, as some solutions div
 from typing import TYPE_CHECKING
 
 from ich.console import say, table
+from ich.stages.artefacts import as_written, table_of
 from ich.stages.plan import Made, Plan
 from ich.workspace import UserError, atomic, sha256_file
 
@@ -17,12 +18,10 @@ def run(plan: Plan, *, force: bool = False) -> None:
     path = plan.workspace.folds
 
     def make(_fingerprint: str) -> Made:
-        import pandas as pd
-
         from ich.data import folds
 
         classes = (plan.record_of(plan.prepared.record) or {})["classes"]
-        slices = pd.read_parquet(plan.prepared.folder / "slices.parquet")
+        slices = table_of(plan.prepared.folder / "slices.parquet")
         n, by_slice = plan.recipe.folds.n, plan.recipe.folds.by == "slice"
         assign, key = (folds.assign_slices, "image_id") if by_slice else (folds.assign, "study_id")
         labelled = slices[slices[classes].notna().all(axis=1) & (slices["split"] == "train")]
@@ -84,7 +83,8 @@ def _kept(plan: Plan, labelled: "pd.DataFrame", n: int) -> "pd.DataFrame | None"
             f"{path} is not as `ich folds` left it. To use it as it is now, delete {plan.folds.record.path};"
             " `ich folds --force` makes new folds"
         )
-    assigned = pd.read_csv(path, dtype={"study_id": str, "patient_id": str})
+    with as_written(path):
+        assigned = pd.read_csv(path, dtype={"study_id": str, "patient_id": str})
     try:
         folds.check(assigned, labelled, n)
     except (ValueError, KeyError) as error:

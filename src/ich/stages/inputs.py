@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ich.recipe import Backbone, Stack
+from ich.stages.artefacts import as_written, logits_of, table_of
 from ich.stages.plan import Plan
 from ich.workspace import UserError
 
@@ -32,27 +33,36 @@ class Slices:
     def table(self) -> "pd.DataFrame":
         import pandas as pd
 
-        table = pd.read_parquet(self.plan.prepared.folder / "slices.parquet")
+        path = self.plan.prepared.folder / "slices.parquet"
+        table = table_of(path)
         texts = {"image_id": str, "study_id": str, "patient_id": str}
-        folds = pd.read_csv(self.plan.workspace.folds, dtype=texts)
-        key = "image_id" if "image_id" in folds else "study_id"  # folds.by slice or patient
-        table["fold"] = table[key].map(folds.set_index(key)["fold"]).where(table["split"] == "train")
-        return table.assign(series=series_codes(table))
+        with as_written(self.plan.workspace.folds):
+            folds = pd.read_csv(self.plan.workspace.folds, dtype=texts)
+            key = "image_id" if "image_id" in folds else "study_id"  # folds.by slice or patient
+            fold = folds.set_index(key)["fold"]
+        with as_written(path):
+            table["fold"] = table[key].map(fold).where(table["split"] == "train")
+            return table.assign(series=series_codes(table))
 
     @property
     def classes(self) -> list[str]:
         """The competition's classes, as `ich prepare` found them."""
-        return (self.plan.record_of(self.plan.prepared.record) or {})["classes"]
+        return self._recorded("classes")
 
     @property
     def class_weights(self) -> list[float]:
         """What each class counts in the competition's log loss."""
-        return (self.plan.record_of(self.plan.prepared.record) or {})["class_weights"]
+        return self._recorded("class_weights")
 
     @property
     def values(self) -> str:
         """hu | grey: what hu.npy holds."""
-        return (self.plan.record_of(self.plan.prepared.record) or {})["values"]
+        return self._recorded("values")
+
+    def _recorded(self, key: str) -> Any:
+        record = self.plan.prepared.record
+        with as_written(record.path):
+            return (self.plan.record_of(record) or {})[key]
 
     @cached_property
     def labels(self) -> "np.ndarray":
@@ -88,17 +98,14 @@ class Slices:
         on the test set what it meets on its validation rows, the logits of one model.
         """
         import numpy as np
-        import pandas as pd
-
-        from ich.ensemble.members import aligned
 
         found = np.full((len(self.table), len(self.classes)), np.nan)
         for k in self.plan.fold_numbers:
             rows = self.valid_rows(k)
-            table = pd.read_parquet(self.plan.workspace.fold(member, k) / "valid.parquet")
-            found[rows] = aligned(table, self.ids(rows), self.classes)
-        table = pd.read_parquet(self.plan.workspace.fold(member, fold) / "test.parquet")
-        found[self.test_rows] = aligned(table, self.ids(self.test_rows), self.classes)
+            path = self.plan.workspace.fold(member, k) / "valid.parquet"
+            found[rows] = logits_of(path, self.ids(rows), self.classes)
+        path = self.plan.workspace.fold(member, fold) / "test.parquet"
+        found[self.test_rows] = logits_of(path, self.ids(self.test_rows), self.classes)
         return found
 
 
@@ -180,13 +187,13 @@ def study_pictures(
 
 def studies_of(
     table: "pd.DataFrame",
-    embeddings: Sequence["np.ndarray"],
+    embeddings: "np.ndarray",
     logits: Sequence["np.ndarray"],
     labels: "np.ndarray | None" = None,
 ) -> "Studies":
     """What a sequence model reads of the table's rows, each series a study of its own.
 
-    The table holds each series together and in order. embeddings [n, d] and logits [n, c], one of each a CNN.
+    The table holds each series together and in order. embeddings [n, d]: the CNNs' side by side; logits [n, c] of each.
     """
     import numpy as np
 
@@ -195,7 +202,7 @@ def studies_of(
     base = np.asarray(np.mean(logits, axis=0, dtype=np.float64), dtype=np.float32)
     starts = np.flatnonzero(np.diff(table["series"].to_numpy(), prepend=-1))
     offsets = np.append(starts, len(table)).astype(np.int64)
-    return Studies(np.concatenate(embeddings, axis=1), base, _geometry(table), labels, offsets)
+    return Studies(embeddings, base, _geometry(table), labels, offsets)
 
 
 def _geometry(table: "pd.DataFrame") -> "np.ndarray":

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ich.console import progress, say
+from ich.stages.artefacts import as_written, logits_of, pictures_of
 from ich.stages.inputs import Slices, pictures, view_of
 from ich.stages.member import leave_bytes, leave_table
 from ich.stages.networks import with_weights
@@ -30,9 +31,8 @@ def _network(plan: Plan, member: str, fold: int) -> Any:
 
 def _images(plan: Plan, slices: Slices, member: str, rows: "np.ndarray") -> "torch.Tensor":
     """The rows' pictures as the member sees them, uint8 [n, C, S, S]."""
-    import numpy as np
 
-    hu = np.load(plan.prepared.folder / "hu.npy", mmap_mode="r", allow_pickle=False)
+    hu = pictures_of(plan.prepared.folder / "hu.npy")
     shown = pictures(hu, slices.table, plan.recipe.cnn[member], slices.values)(rows)
     return shown.__getitems__([(0, i) for i in range(len(rows))]).images
 
@@ -47,20 +47,20 @@ def _masks(plan: Plan, slices: Slices, rows: "np.ndarray", name: str) -> "np.nda
         return None
     boxes = slices.table.iloc[rows][["crop_row", "crop_column", "crop_side"]].to_numpy()
     bit = None if name == "any" else CLASSES.index(name)
-    return lesion_masks(path, slices.ids(rows).tolist(), boxes, plan.recipe.image.size, bit)
+    with as_written(path):
+        return lesion_masks(path, slices.ids(rows).tolist(), boxes, plan.recipe.image.size, bit)
 
 
 def galleries(plan: Plan, slices: Slices, member: str) -> dict[str, Path]:
     """saliency.png and grad_cam.png: positive validation rows of fold 0, those found most surely and those missed."""
     import numpy as np
-    import pandas as pd
 
-    from ich.ensemble.members import aligned, sigmoid
+    from ich.ensemble.members import sigmoid
     from ich.report import figures, gradcam
 
     network, rows = _network(plan, member, 0), slices.valid_rows(0)
-    valid = pd.read_parquet(plan.workspace.fold(member, 0) / "valid.parquet")
-    probability = sigmoid(aligned(valid, slices.ids(rows), slices.classes))
+    path = plan.workspace.fold(member, 0) / "valid.parquet"
+    probability = sigmoid(logits_of(path, slices.ids(rows), slices.classes))
     view = view_of(plan.recipe.cnn[member], slices.values)
     channel = (view.depth // 2) * (view.channels // view.depth)  # the slice itself, no neighbour, in the first window
     layer = network.feature_layer(plan.recipe.image.size)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ich.console import say
 from ich.processes import side_by_side
 from ich.recipe import Recipe
+from ich.stages.artefacts import as_written, table_of
 from ich.stages.inputs import Slices
 from ich.stages.plan import CHECKPOINT, Busy, Made, Plan, Task
 from ich.workspace import UserError, atomic, read_sealed, write_sealed, write_text
@@ -45,18 +46,26 @@ def run_folds(
     fold: int | None,
     force: bool,
 ) -> None:
-    """Make the folds that are not done, side by side, then assemble each member whose folds are complete."""
+    """Make the folds that are not done, side by side, then assemble each member whose folds are complete.
+
+    Raises Busy at the end where folds were left to other processes.
+    """
     pairs = chosen(plan, names, model, fold)
     todo = [(name, k) for name, k in pairs if force or not plan.state(plan.fold(name, k)).done]
     for name, k in todo:
         plan.require(plan.fold(name, k))
-    done = len(pairs) - len(todo)
-    for name, k in made_side_by_side(plan, todo, make, force):
-        done += 1
-        say(f"{plan.stage_of(name)}: {name} fold {k} finished ({done} of {len(pairs)})")
+    done, left = len(pairs) - len(todo), None
+    try:
+        for name, k in made_side_by_side(plan, todo, make, force):
+            done += 1
+            say(f"{plan.stage_of(name)}: {name} fold {k} finished ({done} of {len(pairs)})")
+    except Busy as busy:
+        left = busy
     plan.forget()
     for name in dict.fromkeys(name for name, _ in pairs):
         assemble(plan, name)
+    if left is not None:
+        raise left
     if pairs and not todo:
         say(f"{plan.stage_of(pairs[0][0])}: done, {len(pairs)} folds")
 
@@ -106,13 +115,25 @@ def _make_fold(
 
 
 def leave_predictions(
-    slices: Slices, folder: Path, fold: int, split: str, rows: "np.ndarray", logits: "np.ndarray"
+    slices: Slices,
+    folder: Path,
+    fold: int,
+    split: str,
+    rows: "np.ndarray",
+    logits: "np.ndarray",
+    embeddings: "np.ndarray | None" = None,
 ) -> dict[str, Path]:
-    """valid.parquet (rows of the fold, with it) or test.parquet: image_id and logit_<class> as float32."""
+    """valid.parquet (rows of the fold, with it) or test.parquet: image_id and logit_<class> as float32.
+
+    With embeddings, <split>_embeddings.npy too. Raises UserError as `finite` does, before anything is written.
+    """
     import pandas as pd
 
     from ich.ensemble.members import logit_columns
 
+    member = folder.relative_to(slices.plan.workspace.oof).parts[0]
+    found = {"logits": logits} if embeddings is None else {"logits": logits, "embeddings": embeddings}
+    finite(f"{member} fold {fold}", split, slices.ids(rows), found)
     table = pd.DataFrame(logits.astype("float32"), columns=pd.Index(logit_columns(slices.classes)))
     if split == "valid":
         table.insert(0, "fold", fold)
@@ -120,7 +141,21 @@ def leave_predictions(
     path = folder / f"{split}.parquet"
     with atomic(path) as temporary:
         table.to_parquet(temporary, index=False)
-    return {path.name: path}
+    array = {} if embeddings is None else leave_array(folder / f"{split}_embeddings.npy", embeddings)
+    return {path.name: path, **array}
+
+
+def finite(what: str, split: str, ids: "pd.Index", found: "Mapping[str, np.ndarray]") -> None:
+    """Raise UserError, which names the first slice, unless the arrays [n, ...] of the slices `ids` are all finite."""
+    import numpy as np
+
+    for name, array in found.items():
+        bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+        if len(bad):
+            raise UserError(
+                f"{what}: the {name} of {len(bad)} of {len(ids)} {split} slices are not finite, the first of"
+                f" {ids[bad[0]]}; lower learning_rate, lengthen warmup, set gradient_clip or train with precision fp32"
+            )
 
 
 def leave_array(path: Path, array: "np.ndarray") -> dict[str, Path]:
@@ -178,7 +213,8 @@ class Checkpoint:
         from ich.training import checkpoint
 
         data = read_sealed(self.path, self.fingerprint)
-        return None if data is None else checkpoint.from_bytes(data)
+        with as_written(self.path):
+            return None if data is None else checkpoint.from_bytes(data)
 
     def save(self, state: dict[str, Any]) -> None:
         from ich.training import checkpoint
@@ -204,15 +240,17 @@ def assemble(plan: Plan, member: str) -> bool:
 
 
 def _assembled(plan: Plan, task: Task, member: str) -> Made:
-    import pandas as pd
-
     from ich.ensemble.members import aligned, assemble_oof, mean_test
 
     slices = Slices(plan)
     folders = [plan.workspace.fold(member, k) for k in plan.fold_numbers]
-    valid = {k: pd.read_parquet(folder / "valid.parquet") for k, folder in enumerate(folders)}
-    oof = assemble_oof(valid, {k: slices.ids(slices.valid_rows(k)).tolist() for k in valid}, slices.classes)
-    test = mean_test([pd.read_parquet(folder / "test.parquet") for folder in folders], slices.classes)
+    valid = {k: table_of(folder / "valid.parquet") for k, folder in enumerate(folders)}
+    left = [table_of(folder / "test.parquet") for folder in folders]
+    try:
+        oof = assemble_oof(valid, {k: slices.ids(slices.valid_rows(k)).tolist() for k in valid}, slices.classes)
+        test = mean_test(left, slices.classes)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{task.name}: {error}; run `ich {task.stage} --model {member} --force`") from None
     files: dict[str, Path] = {}
     for name, table in (("oof.parquet", oof), ("test.parquet", test)):
         with atomic(task.folder / name) as temporary:

@@ -1,12 +1,15 @@
 """A recipe's networks: built from its settings or from what a fold left, and what they say of pictures and studies."""
 
-from collections.abc import Callable
+import hashlib
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ich.recipe import Backbone, EndToEnd, Head
 from ich.recipe import Cnn as CnnSettings
 from ich.recipe import Sequence as SequenceSettings
+from ich.stages.artefacts import as_written
 from ich.stages.plan import WEIGHTS, Plan, Task
 from ich.workspace import UserError, sha256_bytes
 
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from ich.data.study_pictures import StudyPictures
     from ich.models.cnn import Cnn, CnnSpec
     from ich.models.cnn_lstm import EndToEnd as EndToEndNetwork
+
+BLOCK = 1 << 22  # bytes of an array that are read at a time
 
 
 def cnn_spec(settings: Backbone, channels: int, classes: int, *, dropout: float = 0.0) -> "CnnSpec":
@@ -37,7 +42,9 @@ def network_of(where: str, spec: "CnnSpec", seed: int, start: Task | None = None
     try:
         network = Cnn(spec if start is None else replace(spec, pretrained=False, weights=None))
         if start is not None:
-            network.load_backbone(load(file_of(start, WEIGHTS)))
+            with as_written(start.folder / WEIGHTS):
+                state = load(file_of(start, WEIGHTS))
+            network.load_backbone(state)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     return network
@@ -69,17 +76,61 @@ def with_weights(plan: Plan, member: str, fold: int, build: Callable[[dict[str, 
     """The network of a fold: built from the shape in its record, with the weights beside it."""
     from safetensors.torch import load
 
-    network = build((plan.fold(member, fold).record.read() or {})["model"])
-    network.load_state_dict(load(file_of(plan.fold(member, fold), WEIGHTS)))
+    task = plan.fold(member, fold)
+    with as_written(task.record.path):
+        network = build((task.record.read() or {})["model"])
+    with as_written(task.folder / WEIGHTS):
+        network.load_state_dict(load(file_of(task, WEIGHTS)))
     return network
 
 
 def file_of(task: Task, name: str) -> bytes:
     """A file of a task whose hash is the record's; the task was done at the start, but may be made again since."""
     data = (task.folder / name).read_bytes()
-    if sha256_bytes(data) != (task.record.read() or {"files": {}})["files"].get(name):
-        raise UserError(f"{task.name}/{name} was changed while it was in use; run `ich {task.stage}`, then this again")
+    if sha256_bytes(data) != _recorded(task, name):
+        raise _changed(task, name)
     return data
+
+
+def array_of(task: Task, name: str) -> Iterator["np.ndarray"]:
+    """As `file_of`, of embeddings: blocks float16 [b, d] of an .npy file, each valid until the next; one at least.
+
+    Whoever has read the last of them has read what the record names: else UserError is raised in its place. Files of
+    embeddings may be so large that a look at the state goes by their size and date.
+    """
+    import numpy as np
+
+    hashed = hashlib.sha256()
+    with (task.folder / name).open("rb") as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            (n, width), by_column, dtype = np.lib.format.read_array_header_1_0(file)
+        except ValueError:  # also of an array of another number of dimensions
+            raise _changed(task, name) from None
+        start = file.tell()
+        whole = start + 2 * n * width == os.fstat(file.fileno()).st_size
+        if version != (1, 0) or by_column or dtype != np.float16 or not whole:
+            raise _changed(task, name)
+        file.seek(0)
+        hashed.update(file.read(start))
+        buffer = np.empty((min(n, max(1, BLOCK // max(1, 2 * width))), width), dtype=np.float16)
+        if not n:
+            yield buffer
+        for first in range(0, n, len(buffer) or 1):
+            block = buffer[: n - first]
+            file.readinto(block.data)  # of a file cut short in the meantime it reads less: the hash will tell
+            hashed.update(block.data)
+            yield block
+    if hashed.hexdigest() != _recorded(task, name):
+        raise _changed(task, name)
+
+
+def _recorded(task: Task, name: str) -> str | None:
+    return (task.record.read() or {"files": {}})["files"].get(name)
+
+
+def _changed(task: Task, name: str) -> UserError:
+    return UserError(f"{task.name}/{name} was changed while it was in use; run `ich {task.stage}`, then this again")
 
 
 def predict_pictures(network: Any, dataset: "SliceDataset", settings: CnnSettings) -> dict[str, "np.ndarray"]:

@@ -18,6 +18,7 @@ from ich.workspace import (
     Workspace,
     digest,
     listing,
+    part_of,
     read_record,
     sha256_file,
     write_record,
@@ -45,6 +46,7 @@ VERSIONS = {
 NOT_RAW = ("run.json", "solution.csv", "mislabelled.csv", "masks.npz")
 WEIGHTS = "model.safetensors"  # what a network's fold leaves
 CHECKPOINT = "checkpoint.bin"  # the state after the last finished epoch, while a network is trained
+PROGRESS = "progress.bin"  # which series are there, while a cache is prepared
 SMOOTH = "smooth.json"  # what a fold of a smooth member leaves
 BLEND = "blend.json"  # what a fold of the blend leaves
 TRAINING_ROWS = ("train.parquet", "train_embeddings.npy")
@@ -132,9 +134,10 @@ class Plan:
     @cached_property
     def prepared(self) -> Task:
         """The cache that this recipe's latest `ich prepare` made or found; a task never done where there is none."""
-        pointer = read_record(self.workspace.cache_pointer)
-        fits = pointer is not None and pointer["settings"] == self.image_settings
-        record = Record(self.workspace.cache(pointer["key"] if pointer and fits else "none") / "run.json")
+        pointer = read_record(self.workspace.cache_pointer) or {}
+        fits = pointer.get("settings") == self.image_settings
+        key = Path(str(pointer.get("key"))).name if fits else ""  # a name below input/cache, whatever is written there
+        record = Record(self.workspace.cache(key or "none") / "run.json")
         return Task("prepare", "prepare", record, (self.record_of(record) or {}).get("settings", {}))
 
     @cached_property
@@ -293,7 +296,8 @@ class Plan:
         )
         template = (self.record_of(self.prepared.record) or {}).get("template")
         sources = {"template": self.raw_root / template} if template else {}
-        return Task("submit", "submit", Record(path), {}, upstream, sources)
+        record = Record(path, ("submission_binary", "submission_probabilities"))
+        return Task("submit", "submit", record, {}, upstream, sources)
 
     @cached_property
     def trained(self) -> "Plan":
@@ -313,7 +317,7 @@ class Plan:
     def scans(self) -> Task:
         """The scores of an outside validation, a finding."""
         reads = self.raw_root / "reads.csv"
-        record = Record(self.workspace.submissions / "scores.run.json")
+        record = Record(self.workspace.submissions / "scores.run.json", ("scans",))
         return Task("score", "score", record, {}, ((self.outside, ("slices.csv",)),), {"reads.csv": reads})
 
     @cached_property
@@ -325,7 +329,8 @@ class Plan:
         solution = self.raw_root / "solution.csv"
         sources = {"solution.csv": solution} if solution.is_file() else {}
         settings = self.recipe.thresholds.model_dump(mode="json", include={"metric", "shrink"})
-        return Task("score", "score", Record(path), settings, upstream, sources)
+        record = Record(path, ("scores_by_class", "confusion", "reliability"))
+        return Task("score", "score", record, settings, upstream, sources)
 
     @cached_property
     def explain(self) -> Task:
@@ -420,8 +425,12 @@ class Plan:
         state = self.state(task)
         if state.done or who is None:
             return state
-        kept = (task.folder / CHECKPOINT).is_file()
-        return State("killed", f"{who}; {'goes on from the last finished epoch' if kept else 'begins anew'}")
+        after = "begins anew"
+        if (task.folder / CHECKPOINT).is_file():
+            after = "goes on from the last finished epoch"
+        elif any((folder / PROGRESS).is_file() for folder in (part_of(task.folder), task.folder)):
+            after = "goes on from the last slices kept"
+        return State("killed", f"{who}; {after}")
 
     def forget(self) -> None:
         """Look again: other processes have worked."""

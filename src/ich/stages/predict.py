@@ -15,6 +15,7 @@ from ich.console import progress, say, table
 from ich.data.files import below
 from ich.data.files import image_ids as _image_ids
 from ich.recipe import Recipe
+from ich.stages.artefacts import as_written, pictures_of, table_of
 from ich.stages.inputs import (
     Slices,
     blended,
@@ -79,11 +80,9 @@ def run_outside(plan: Plan, *, force: bool = False) -> None:
 
 
 def _outside(plan: Plan, trained: Plan, path: Path) -> Made:
-    import pandas as pd
-
     from ich.data.competitions.cq500 import scan_of
 
-    slices = pd.read_parquet(plan.prepared.folder / "slices.parquet")
+    slices = table_of(plan.prepared.folder / "slices.parquet")
     slices = slices.assign(series=series_codes(slices))
     scored = _scored(trained, slices, _ensemble(trained, slices, plan.prepared.folder / "hu.npy"))
     scored.insert(0, "scan", slices["path"].map(scan_of))
@@ -165,7 +164,7 @@ def _ensemble(plan: Plan, slices: "pd.DataFrame", hu: Path) -> "np.ndarray":
 
     # torch and LightGBM share this process: torch comes first, and LightGBM then finds its OpenMP runtime loaded.
     torch.set_num_threads(plan.recipe.compute.threads)
-    cached = np.load(hu, mmap_mode="r", allow_pickle=False)
+    cached = pictures_of(hu)
     members = _needed(plan.recipe)
     with progress("predict: ensemble", len(slices) * len(members) * len(plan.fold_numbers)) as advance:
         folds = [_fold(plan, k, members, slices, cached, advance) for k in plan.fold_numbers]
@@ -207,9 +206,10 @@ def _fold(
         else:
             logits[member] = _stack(plan, member, fold, slices, logits)
         advance(len(slices))
-    fitted = json.loads(file_of(plan.fold("blend", fold), BLEND))["classes"]
-    read = [logits[name] for name in plan.recipe.blend_members]
-    return blended(fitted, read, Slices(plan).classes, Slices(plan).class_weights).astype("float32")
+    task, read = plan.fold("blend", fold), [logits[name] for name in plan.recipe.blend_members]
+    with as_written(task.folder / BLEND):
+        fitted = json.loads(file_of(task, BLEND))["classes"]
+        return blended(fitted, read, Slices(plan).classes, Slices(plan).class_weights).astype("float32")
 
 
 def _cnn(plan: Plan, member: str, fold: int, slices: "pd.DataFrame", hu: "np.ndarray") -> dict[str, "np.ndarray"]:
@@ -250,7 +250,8 @@ def _sequence(
 
     settings = plan.recipe.sequence[member]
     network = with_weights(plan, member, fold, lambda shape: study_head(settings, shape))
-    studies = studies_of(slices, [embeddings[name] for name in settings.on], [logits[name] for name in settings.on])
+    seen = np.concatenate([embeddings[name] for name in settings.on], axis=1)
+    studies = studies_of(slices, seen, [logits[name] for name in settings.on])
     return predict_sequence(network, studies, np.arange(len(studies.offsets) - 1), settings)
 
 
@@ -261,8 +262,10 @@ def _smooth(
     from ich.ensemble.smoothing import smooth_each
 
     read = [logits[name] for name in plan.recipe.smooth_members(plan.recipe.smooth[member])]
-    widths = json.loads(file_of(plan.fold(member, fold), SMOOTH))["widths"]
-    found = smooth_each(*smoother_input(slices, read), [widths[name] for name in Slices(plan).classes])
+    task = plan.fold(member, fold)
+    with as_written(task.folder / SMOOTH):
+        widths = json.loads(file_of(task, SMOOTH))["widths"]
+        found = smooth_each(*smoother_input(slices, read), [widths[name] for name in Slices(plan).classes])
     return found.astype("float32")
 
 
@@ -275,8 +278,11 @@ def _stack(plan: Plan, member: str, fold: int, slices: "pd.DataFrame", logits: d
     settings, threads = plan.recipe.stack[member], plan.recipe.compute.threads
     read = [logits[name] for name in plan.recipe.stack_members(settings)]
     x, _, base = stacker_input(member, settings, slices, read)
-    texts = [file_of(plan.fold(member, fold), f"model_{name}.txt").decode() for name in Slices(plan).classes]
-    columns = [stacker.predict(text, x, base[:, c], threads=threads) for c, text in enumerate(texts)]
+    task, columns = plan.fold(member, fold), []
+    for c, name in enumerate(Slices(plan).classes):
+        path = task.folder / f"model_{name}.txt"
+        with as_written(path):
+            columns.append(stacker.predict(file_of(task, path.name).decode(), x, base[:, c], threads=threads))
     return np.column_stack(columns).astype(np.float32)
 
 
@@ -293,8 +299,9 @@ def _scored(plan: Plan, slices: "pd.DataFrame", logits: "np.ndarray") -> "pd.Dat
     scored = slices[["image_id", "study_id", "series_id", "index"]].copy()
     scored[[f"prob_{name}" for name in classes]] = probability
     if plan.state(plan.thresholds).done:
-        cuts = (read_json(plan.workspace.thresholds) or {})["thresholds"]
-        positive = thresholds.apply(probability, [cuts[name] for name in classes])
+        with as_written(plan.workspace.thresholds):
+            cuts = (read_json(plan.workspace.thresholds) or {})["thresholds"]
+            positive = thresholds.apply(probability, [cuts[name] for name in classes])
         scored[[f"positive_{name}" for name in classes]] = positive.astype(int)
     else:
         say("predict: no columns positive_<class>, for there are no thresholds; `ich thresholds` finds them")

@@ -6,9 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ich.console import progress, say
+from ich.locks import held
 from ich.stages.inputs import layout_errors
-from ich.stages.plan import Made, Plan
-from ich.workspace import UserError, atomic_folder
+from ich.stages.plan import PROGRESS, Made, Plan, Task
+from ich.workspace import (
+    Record,
+    UserError,
+    digest,
+    lasting_folder,
+    part_of,
+    read_sealed,
+    sha256_bytes,
+    write_sealed,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +29,10 @@ if TYPE_CHECKING:
 
 def run(plan: Plan, *, force: bool = False) -> None:
     task = plan.prepare()
-    made = plan.make(task, lambda _: _prepare(plan, task.folder), force=force)
+    _name_left_over(plan, task)
+    made = plan.make(task, lambda fingerprint: _prepare(plan, task.folder, fingerprint, force), force=force)
+    if (task.folder / PROGRESS).is_file():  # the record is there: nothing has to go on any more
+        (task.folder / PROGRESS).unlink()
     plan.point_to(task)
     record = task.record.read() or {}
     say(
@@ -30,13 +43,22 @@ def run(plan: Plan, *, force: bool = False) -> None:
         say(f"  {note}")
 
 
-def _prepare(plan: Plan, folder: Path) -> Made:
+def _name_left_over(plan: Plan, task: Task) -> None:
+    """Say which half-made caches lie there that this call does not go on with. They may be as large as a whole one."""
+    for part in sorted(plan.workspace.cache_root.glob(part_of(Path("*")).name)):
+        folder = plan.workspace.cache(part.name.split(".")[1])
+        goes_on = folder == task.folder and not plan.state(task).done
+        if not goes_on and not held(Record(folder / "run.json").lock):
+            say(f"prepare: {part} is left of another killed prepare; remove it unless its files and settings return")
+
+
+def _prepare(plan: Plan, folder: Path, fingerprint: str, force: bool) -> Made:
     import pandas as pd
 
     from ich.data import cache
     from ich.data.competitions import ADAPTERS
 
-    adapter, root, image = ADAPTERS[plan.recipe.competition.format], plan.raw_root, plan.recipe.image
+    adapter, root = ADAPTERS[plan.recipe.competition.format], plan.raw_root
     with layout_errors():
         raw = adapter.raw(root)
     with progress("prepare: headers", len(raw.files), "files") as advance:
@@ -55,21 +77,53 @@ def _prepare(plan: Plan, folder: Path) -> Made:
         table, left_out = cache.without_overlap(table)
     _refuse_empty(plan, raw, table, quarantined)
 
-    with atomic_folder(folder) as temporary:
-        with progress("prepare: pixels", len(table)) as advance:
-            table, unread = cache.fill(
-                temporary / "hu.npy", table, root, image.size, image.crop, plan.cores, advance, raw.values
-            )
-        table.to_parquet(temporary / "slices.parquet", index=False)
+    with lasting_folder(folder, PROGRESS, anew=force) as part:
+        table, unread = _filled(plan, part, table, raw.values, fingerprint)
+        table.to_parquet(part / "slices.parquet", index=False)
         quarantined += unread
         columns = [field.name for field in fields(cache.Quarantined)]
         pd.DataFrame([asdict(item) for item in quarantined], columns=pd.Index(columns)).to_csv(
-            temporary / "quarantine.csv", index=False
+            part / "quarantine.csv", index=False
         )
     files = {name: folder / name for name in ("hu.npy", "slices.parquet", "quarantine.csv")}
     counts = {"slices": len(table), "quarantined": len(quarantined), "template": raw.template}
     counts |= {"classes": list(raw.classes), "class_weights": list(raw.classes.values()), "values": raw.values}
     return files, {**counts, "notes": [*remarks, *filter(None, [left_out]), *_remarks(table), *_reasons(quarantined)]}
+
+
+def _filled(
+    plan: Plan, part: Path, table: "pd.DataFrame", values: str, fingerprint: str
+) -> tuple["pd.DataFrame", list["Quarantined"]]:
+    """Write hu.npy, from the last series on that a killed call has kept there."""
+    import pandas as pd
+
+    from ich.data import cache
+
+    hu, image = part / "hu.npy", plan.recipe.image
+    places = table[["split", "study_id", "series_id", "path", "frame"]]
+    rows = pd.util.hash_pandas_object(places, index=False).to_numpy().tobytes()
+    seal = digest([fingerprint, sha256_bytes(rows)])  # a header that could not be read this time moves the rows
+    kept = cache.from_bytes(read_sealed(part / PROGRESS, seal) or b"[]")
+    done: list[cache.Series] = []
+    if kept:
+        with progress("prepare: kept pixels", sum(len(series.boxes) for series in kept)) as advance:
+            done = cache.intact(hu, image.size, kept, advance)
+    there = sum(len(series.boxes) for series in done)
+    if there:
+        say(f"prepare: goes on, {there:,} of {len(table):,} slices are there")
+    with progress("prepare: pixels", len(table) - there) as advance:
+        return cache.fill(
+            hu,
+            table,
+            plan.raw_root,
+            image.size,
+            image.crop,
+            plan.cores,
+            advance,
+            values,
+            done=done,
+            save=lambda series: write_sealed(part / PROGRESS, seal, cache.to_bytes(series)),
+        )
 
 
 def _refuse_empty(plan: Plan, raw: "Raw", table: "pd.DataFrame", quarantined: Sequence["Quarantined"]) -> None:

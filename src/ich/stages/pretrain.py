@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 from ich.console import say
+from ich.stages.artefacts import pictures_of
 from ich.stages.fitting import fit_network
 from ich.stages.inputs import Slices, pictures
 from ich.stages.member import Checkpoint, named
@@ -31,13 +32,12 @@ def _fit(plan: Plan, name: str, fingerprint: str) -> Made:
     torch.set_num_threads(plan.cores)  # one network, so it may have every core
     seed, size = seed_of(settings.seed, name), settings.batch_size
     rows = np.arange(len(slices.table))
-    hu = np.load(plan.prepared.folder / "hu.npy", mmap_mode="r", allow_pickle=False)
+    hu = pictures_of(plan.prepared.folder / "hu.npy")
     shown = pictures(hu, slices.table, settings, slices.values, seed=seed)
     views = TwoViews(shown(rows, build(Augmentation(**settings.augment.model_dump()))))
     spec = cnn_spec(settings, views.dataset.view.channels, len(slices.classes))
     network = SimClr(network_of(f"pretrain.{name}", spec, seed))
-    files = fit_network(
-        plan,
+    files, how = fit_network(
         name,
         plan.pretrained(name).folder,
         fingerprint,
@@ -48,5 +48,6 @@ def _fit(plan: Plan, name: str, fingerprint: str) -> Made:
         steps=max(len(views) // size, 1),
         loss_of=lambda model, batch: nt_xent(model(batch.first), model(batch.second), settings.temperature),
         counts=(len(views), "slices"),
+        divisible=False,  # each slice is compared with all others of its batch
     )
-    return files, {"model": {**asdict(spec), "pretrained": False, "weights": None}, "slices": len(rows)}
+    return files, {**how, "model": {**asdict(spec), "pretrained": False, "weights": None}, "slices": len(rows)}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ich.console import say, table
 from ich.recipe import BETAS
+from ich.stages.artefacts import as_written, logits_of
 from ich.stages.plan import Made, Plan
 from ich.workspace import read_json, write_json, write_text
 
@@ -97,11 +98,9 @@ def _of_test_slices(solution: "pd.DataFrame", slices: "Slices") -> "pd.DataFrame
 
 
 def _probability(plan: Plan, slices: "Slices", member: str, where: str, on: _Rows) -> "np.ndarray":
-    import pandas as pd
+    from ich.ensemble.members import sigmoid
 
-    from ich.ensemble.members import aligned, sigmoid
-
-    return sigmoid(aligned(pd.read_parquet(plan.workspace.member(member) / f"{where}.parquet"), on.ids, slices.classes))
+    return sigmoid(logits_of(plan.workspace.member(member) / f"{where}.parquet", on.ids, slices.classes))
 
 
 def _judged(plan: Plan, slices: "Slices", member: str, sets: Mapping[str, _Rows]) -> _Judged:
@@ -153,10 +152,8 @@ def _one_fold(
 
     Out of fold a slice is judged by one fold's models too; the test set has the mean of all folds', which is better.
     """
-    import pandas as pd
-
     from ich.ensemble import metrics, thresholds
-    from ich.ensemble.members import aligned, sigmoid
+    from ich.ensemble.members import sigmoid
     from ich.ensemble.scoring import rounded
 
     if "test" not in sets:
@@ -165,8 +162,7 @@ def _one_fold(
     cuts = [thresholds_of[settings.metric][name] for name in slices.classes]
     found: dict[str, list[float]] = {"log_loss": [], "auc": [], settings.metric: []}
     for k in plan.fold_numbers:
-        table = pd.read_parquet(plan.workspace.fold("blend", k) / "test.parquet")
-        p = sigmoid(aligned(table, on.ids, slices.classes))
+        p = sigmoid(logits_of(plan.workspace.fold("blend", k) / "test.parquet", on.ids, slices.classes))
         found["log_loss"].append(metrics.weighted_log_loss(on.labels, p, slices.class_weights))
         found["auc"].append(metrics.macro(metrics.class_auc(on.labels, p)))
         found[settings.metric].append(metrics.f_beta(on.labels, thresholds.apply(p, cuts), settings.beta, "macro"))
@@ -175,20 +171,18 @@ def _one_fold(
 
 def _submission(plan: Plan, slices: "Slices", sets: Mapping[str, _Rows]) -> dict[str, Any]:
     """What is submitted, judged as the recipe's thresholds say: its goal's F and the log loss on the test set."""
-    import pandas as pd
-
     from ich.ensemble import metrics, thresholds
-    from ich.ensemble.members import aligned
     from ich.ensemble.scoring import rounded
     from ich.stages.inputs import submitted
 
     if "test" not in sets:
         return {}
     on, tuned = sets["test"], read_json(plan.workspace.thresholds)
-    table = pd.read_parquet(plan.workspace.member("blend") / "test.parquet")
-    p, cuts = submitted(tuned, aligned(table, on.ids, slices.classes), slices.classes, slices.class_weights)
+    logits = logits_of(plan.workspace.member("blend") / "test.parquet", on.ids, slices.classes)
+    with as_written(plan.workspace.thresholds):
+        p, cuts = submitted(tuned, logits, slices.classes, slices.class_weights)
+        goal = thresholds.Goal(tuned["beta"], tuned["average"], tuned["zero_division"])
     positive = thresholds.apply(p, cuts)
-    goal = thresholds.Goal(tuned["beta"], tuned["average"], tuned["zero_division"])
     value = metrics.f_beta(on.labels, positive, goal.beta, goal.average, goal.zero_division)
     low, high = thresholds.f_interval(on.labels, positive, goal, on.bootstrap)
     return {

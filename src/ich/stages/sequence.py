@@ -1,13 +1,17 @@
 """`ich sequence`: stage 2. A recurrent network over each study, on what the stage-1 members say of its slices."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ich.console import say
+from ich.stages.artefacts import logits_of, table_of
 from ich.stages.fitting import loss_for, splits, train_member
 from ich.stages.inputs import Slices, studies_of
 from ich.stages.member import run_folds
-from ich.stages.networks import head_shape, predict_sequence, study_head
-from ich.stages.plan import Made, Plan, seed_of
+from ich.stages.networks import array_of, head_shape, predict_sequence, study_head
+from ich.stages.plan import Made, Plan, Task, seed_of
+from ich.workspace import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,82 +74,103 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
 
 
 def _studies(slices: Slices, on: tuple[str, ...], fold: int, features: str) -> tuple["np.ndarray", "Studies"]:
-    """Row numbers of the slice table [N], a series after the other in order of position, and what is known of them."""
+    """Row numbers of the slice table [N], a series after the other in order of position, and what is known of them.
+
+    Memory: the features, 2 bytes x N x the members' widths, are held once and filled block by block from the files.
+    Beside them: the slice table, each member's logits (8 bytes x rows x classes), the table of one file of predictions,
+    and a few blocks (networks.BLOCK; aligned: in float64, and squares of a member's width).
+    """
     import numpy as np
 
     used = slices.labelled.copy()
     used[slices.test_rows] = True
     rows = used.nonzero()[0]  # the slice table holds each series together and in order
+    members = [_parts(slices, member, fold, features) for member in on]
+    ends = np.cumsum([0, *(next(array_of(parts[0].task, parts[0].embeddings)).shape[1] for parts in members)])
+    found, logits = np.zeros((len(rows), ends[-1]), dtype=np.float16), []
+    for parts, begin, end in zip(members, ends, ends[1:], strict=False):
+        _fill(slices, parts, rows, found[:, begin:end], aligned=features == "aligned")
+        logits.append(_logits(slices, parts)[rows])
+    return rows, studies_of(slices.table.iloc[rows], found, logits, np.nan_to_num(slices.labels[rows]))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of the slice table, and what a task says of them: a split of what a fold leaves."""
+
+    task: Task
+    split: str
+    rows: "np.ndarray"
+
+    @property
+    def table(self) -> "Path":
+        return self.task.folder / f"{self.split}.parquet"
+
+    @property
+    def embeddings(self) -> str:
+        return f"{self.split}_embeddings.npy"
+
+
+def _parts(slices: Slices, member: str, fold: int, features: str) -> list[_Part]:
+    """Where a member's embeddings and logits are, the test set first. Its rows come from fold `fold`'s network.
+
+    in_sample: all from that network. One space, but the network has learned the labels of the training rows: what it
+    says of them is surer than what it will say of others. Else as `Slices.out_of_fold`.
+    """
+    plan = slices.plan
+    test = _Part(plan.fold(member, fold), "test", slices.test_rows)
     if features == "in_sample":
-        read = [_of_one_model(slices, member, fold) for member in on]
-    else:
-        read = [(_embeddings(slices, member, fold, features), slices.out_of_fold(member, fold)) for member in on]
-    embeddings, logits = [part[rows] for part, _ in read], [part[rows] for _, part in read]
-    return rows, studies_of(slices.table.iloc[rows], embeddings, logits, np.nan_to_num(slices.labels[rows]))
+        train = _Part(plan.training_rows(member, fold), "train", slices.train_rows(fold))
+        return [test, train, _Part(test.task, "valid", slices.valid_rows(fold))]
+    return [test, *(_Part(plan.fold(member, k), "valid", slices.valid_rows(k)) for k in plan.fold_numbers)]
 
 
-def _of_one_model(slices: Slices, member: str, fold: int) -> "tuple[np.ndarray, np.ndarray]":
-    """Embeddings float16 [n, d] and logits [n, c] of the slice table's rows, all from the network of fold `fold`.
-
-    One space, but the network has learned the labels of the training rows: what it says of them is surer than what it
-    will say of others.
-    """
-    import numpy as np
-    import pandas as pd
-
-    from ich.ensemble.members import aligned
-
-    folder, trained = slices.plan.workspace.fold(member, fold), slices.plan.training_rows(member, fold).folder
-    parts = {
-        "train": (trained, slices.train_rows(fold)),
-        "valid": (folder, slices.valid_rows(fold)),
-        "test": (folder, slices.test_rows),
-    }
-    logits = np.full((len(slices.table), len(slices.classes)), np.nan)
-    embeddings = np.zeros((len(slices.table), 0), dtype=np.float16)
-    for split, (where, rows) in parts.items():
-        logits[rows] = aligned(pd.read_parquet(where / f"{split}.parquet"), slices.ids(rows), slices.classes)
-        part = _rows_of(slices, where, split, rows)
-        if not embeddings.shape[1]:
-            embeddings = np.zeros((len(slices.table), part.shape[1]), dtype=np.float16)
-        embeddings[rows] = part
-    return embeddings, logits
-
-
-def _embeddings(slices: Slices, member: str, fold: int, features: str) -> "np.ndarray":
-    """float16 [n, d] of the slice table's rows, from the same models as `Slices.out_of_fold`.
-
-    aligned: the other folds' models are turned into the space of fold `fold`'s, by what both say of the test set.
-    """
+def _logits(slices: Slices, parts: list[_Part]) -> "np.ndarray":
+    """Logits float64 [n, c] of the slice table's rows, NaN where there are none."""
     import numpy as np
 
-    from ich.ensemble.alignment import into_space_of
-
-    folders = [slices.plan.workspace.fold(member, k) for k in slices.plan.fold_numbers]
-    reference = _rows_of(slices, folders[fold], "test", slices.test_rows)
-    alike = features == "aligned" and len(reference) > 0  # without a test set they stay as they are
-    found = np.zeros((len(slices.table), reference.shape[1]), dtype=np.float16)
-    found[slices.test_rows] = reference
-    for k, folder in enumerate(folders):
-        rows = slices.valid_rows(k)
-        part = _rows_of(slices, folder, "valid", rows)
-        if alike and k != fold:
-            part = into_space_of(reference, _rows_of(slices, folder, "test", slices.test_rows), part)
-        found[rows] = part
+    found = np.full((len(slices.table), len(slices.classes)), np.nan)
+    for part in parts:
+        found[part.rows] = logits_of(part.table, slices.ids(part.rows), slices.classes)
     return found
 
 
-def _rows_of(slices: Slices, folder: "Path", split: str, rows: "np.ndarray") -> "np.ndarray":
-    """A fold's embeddings float16 [len(rows), d] of rows of the slice table, joined by image id."""
+def _fill(slices: Slices, parts: list[_Part], rows: "np.ndarray", found: "np.ndarray", *, aligned: bool) -> None:
+    """Write a member's embeddings into `found` float16 [N, d], whose rows are `rows` of the slice table.
+
+    aligned: the other folds' models are turned into the space of the first part's, by what both say of the test set.
+    """
+    from ich.ensemble.alignment import into_space_of
+
+    test = parts[0]
+    for part in parts:
+        move = None
+        if aligned and part.task is not test.task and len(test.rows):  # without a test set they stay as they are
+            same = replace(test, task=part.task)
+            move = into_space_of(lambda same=same: ((found[at], block) for at, block in _blocks(slices, same, rows)))
+        for at, block in _blocks(slices, part, rows):
+            found[at] = block if move is None else move(block)
+
+
+def _blocks(slices: Slices, part: _Part, rows: "np.ndarray") -> Iterator[tuple["np.ndarray", "np.ndarray"]]:
+    """A part's embeddings float16 [b, d], joined by image id: the numbers among `rows` [b] that each block is of."""
     import numpy as np
     import pandas as pd
 
-    array = np.load(folder / f"{split}_embeddings.npy", mmap_mode="r", allow_pickle=False)
-    ids = pd.Index(pd.read_parquet(folder / f"{split}.parquet", columns=["image_id"])["image_id"])
-    order = ids.get_indexer(slices.ids(rows))
-    if len(ids) != len(array) or (order < 0).any():
-        raise ValueError(f"{folder}: {split}_embeddings.npy does not hold the slices of {split}.parquet")
-    return array[order]
+    ids = pd.Index(table_of(part.table, ["image_id"])["image_id"])
+    order = ids.get_indexer(slices.ids(part.rows))
+    misfit = UserError(f"{part.task.name}: {part.embeddings} does not hold the slices of {part.table.name}")
+    if (order < 0).any():
+        raise misfit
+    places = np.full(len(ids), -1)
+    places[order] = np.searchsorted(rows, part.rows)
+    for block in array_of(part.task, part.embeddings):
+        at, places = places[: len(block)], places[len(block) :]
+        if len(at) < len(block):
+            raise misfit
+        yield at[at >= 0], block[at >= 0]
+    if len(places):
+        raise misfit
 
 
 def _numbers(studies: "Studies", rows: "np.ndarray", wanted: "np.ndarray") -> "np.ndarray":

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ich.console import say
+from ich.stages.artefacts import as_written, logits_of
 from ich.stages.plan import Made, Plan
 from ich.workspace import UserError, atomic, read_json
 
@@ -35,22 +36,23 @@ def _submission(plan: Plan) -> Made:
 
     from ich.data.competitions import ADAPTERS
     from ich.ensemble import thresholds
-    from ich.ensemble.members import aligned
     from ich.stages.inputs import Slices, layout_errors, submitted
 
     slices, adapter = Slices(plan), ADAPTERS[plan.recipe.competition.format]
     classes = slices.classes
     ids = slices.ids(slices.test_rows)
-    table = pd.read_parquet(plan.workspace.member("blend") / "test.parquet")
-    logits = aligned(table, ids, classes)
+    logits = logits_of(plan.workspace.member("blend") / "test.parquet", ids, classes)
     prior = slices.labels[slices.labelled].mean(axis=0)
     tuned = read_json(plan.workspace.thresholds) or {}
-    probability, cuts = submitted(tuned, logits, classes, slices.class_weights)
-    shifted = tuned["prevalence"]["applied"]
-    if shifted:
-        prior = [tuned["prevalence"]["classes"][name]["test"] for name in classes]
-    quarantine = pd.read_csv(plan.prepared.folder / "quarantine.csv", dtype=str, keep_default_na=False)
-    unread = sorted(set(quarantine.loc[quarantine["split"] == "test", "image_id"]) - set(ids))
+    with as_written(plan.workspace.thresholds):
+        probability, cuts = submitted(tuned, logits, classes, slices.class_weights)
+        shifted = tuned["prevalence"]["applied"]
+        if shifted:
+            prior = [tuned["prevalence"]["classes"][name]["test"] for name in classes]
+    path = plan.prepared.folder / "quarantine.csv"
+    with as_written(path):
+        quarantine = pd.read_csv(path, dtype=str, keep_default_na=False)
+        unread = sorted(set(quarantine.loc[quarantine["split"] == "test", "image_id"]) - set(ids))
     record = {
         "rows": 0,
         "filled_with_prior": len(unread),

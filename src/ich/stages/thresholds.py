@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ich.console import say, table
 from ich.recipe import Thresholds
+from ich.stages.artefacts import as_written, logits_of
 from ich.stages.plan import Made, Plan
 from ich.workspace import UserError, read_json, write_json
 
@@ -22,17 +23,15 @@ def run(plan: Plan, *, force: bool = False) -> None:
     journal = path.with_suffix(".journal")  # Optuna's, for looking at; no file of the record, for it holds times
 
     def make(_fingerprint: str) -> Made:
-        import pandas as pd
-
-        from ich.ensemble.members import aligned, sigmoid
+        from ich.ensemble.members import sigmoid
         from ich.stages.inputs import Slices
 
         slices = Slices(plan)
         rows = slices.labelled.nonzero()[0]
         if force:
             journal.unlink(missing_ok=True)
-        oof, test = (pd.read_parquet(plan.workspace.member("blend") / f"{name}.parquet") for name in ("oof", "test"))
-        logits = aligned(oof, slices.ids(rows), slices.classes)
+        blend = plan.workspace.member("blend")
+        logits = logits_of(blend / "oof.parquet", slices.ids(rows), slices.classes)
         found = tuned(
             slices.labels[rows],
             sigmoid(logits),
@@ -43,7 +42,7 @@ def run(plan: Plan, *, force: bool = False) -> None:
             journal=journal,
             processes=plan.cores,
         )
-        test_logits = aligned(test, slices.ids(slices.test_rows), slices.classes)
+        test_logits = logits_of(blend / "test.parquet", slices.ids(slices.test_rows), slices.classes)
         found["prevalence"] = _prevalence(plan, slices, logits, test_logits, found["thresholds"])
         write_json(path, found)
         return {path.name: path}, {}
@@ -51,7 +50,8 @@ def run(plan: Plan, *, force: bool = False) -> None:
     made = plan.make(plan.thresholds, make, force=force)
     say(f"thresholds: {'wrote' if made else 'done'}, {path}")
     if made:
-        _show(read_json(path))
+        with as_written(path):
+            _show(read_json(path))
 
 
 def _prevalence(

@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from ich.training.device import Precision, accelerator_for, deterministic
 from ich.training.predict import predict, predict_studies
 
-__all__ = ["Diverged", "FitSettings", "best_epoch", "fit", "learning_rate", "predict", "predict_studies", "weights"]
+__all__ = [
+    "Diverged",
+    "FitSettings",
+    "OtherState",
+    "best_epoch",
+    "fit",
+    "learning_rate",
+    "predict",
+    "predict_studies",
+    "weights",
+]
 
 Row = dict[str, float]
 Weights = dict[str, Tensor]
@@ -47,8 +57,16 @@ class FitSettings:
     """With keep_best: epochs without a better figure after which training stops; None: all epochs are trained."""
 
 
+SMALLEST_SCALE = 1e-4
+"""Of fp16: gradients that are not finite although the loss was multiplied by so little will never be."""
+
+
 class Diverged(ValueError):
-    """The loss or the weights are no longer finite numbers."""
+    """The loss, the weights or the optimizer's state are no longer finite numbers."""
+
+
+class OtherState(ValueError):
+    """The state to go on from does not fit the settings: it may come from a machine with another precision."""
 
 
 @deterministic()
@@ -59,6 +77,7 @@ def fit(
     settings: FitSettings,
     *,
     steps_per_epoch: int,
+    parts: int = 1,
     evaluate: Callable[[nn.Module], Row] | None = None,
     resume: dict[str, Any] | None = None,
     save: Callable[[dict[str, Any]], None] | None = None,
@@ -69,12 +88,18 @@ def fit(
     batches(epoch) gives the epoch's batches (named tuples of tensors), loss_of(model, batch) a scalar.
     evaluate(model) adds its figures to the epoch's row. on_step(epoch, step, loss) follows the progress.
 
+    parts: into how many pieces each batch is cut, by its own `pieces`, where memory is short. Their gradients are
+    added up, each by its share of the batch, to one step: that of the whole batch, but for rounding, for dropout's
+    draws and for batch norm, whose statistics are a piece's. The loss has to be a mean over the batch.
+
     save(state) is called after each epoch with all that is needed to go on from there; the state refers to
     the live tensors, so it must be written or copied at once, and `torch.load(weights_only=True)` reads it.
-    Going on from a state with `resume` ends in the same bytes as never having stopped. With `ema` the model
+    Going on from a state with `resume` ends in the same bytes as never having stopped; that is promised of a CPU, and
+    of a GPU that the weights are within 1e-6 (its kernels are deterministic where torch has such). With `ema` the model
     holds the averaged weights at the end, and with `keep_best` those of the best epoch. Raises Diverged as soon
-    as the loss is not finite, and at the end of an epoch that left weights that are not; ValueError where the
-    figure of `keep_best` was missing, or was not a number in any epoch.
+    as the loss is not finite or fp16 cannot hold any gradient, and at the end of an epoch that left weights or a state
+    of the optimizer that are not finite; ValueError where the
+    figure of `keep_best` was missing, or was not a number in any epoch; OtherState.
     """
     accelerator = accelerator_for(settings.precision)
     model.to(accelerator.device)
@@ -94,23 +119,30 @@ def fit(
         for step, batch in enumerate(batches(epoch)):
             done = epoch * steps_per_epoch + step
             _set_rate(optimizer, learning_rate(settings, done, total))
-            with accelerator.autocast():
-                loss = loss_of(model, send_to_device(batch, accelerator.device, non_blocking=True))
-            losses.append(loss.item())
-            _check(math.isfinite(losses[-1]), f"the loss is {losses[-1]}", epoch, step, settings)
             optimizer.zero_grad()
-            accelerator.backward(loss)
+            losses.append(0.0)
+            for piece, share in [(batch, 1.0)] if parts == 1 else batch.pieces(parts):
+                with accelerator.autocast():
+                    loss = share * loss_of(model, send_to_device(piece, accelerator.device, non_blocking=True))
+                losses[-1] += loss.item()
+                _check(math.isfinite(losses[-1]), f"the loss is {losses[-1]}", epoch, step, settings)
+                accelerator.backward(loss)
+                del loss  # with all that its gradient needed, before the next piece takes its place
             if settings.gradient_clip is not None:
                 accelerator.clip_grad_norm_(model.parameters(), settings.gradient_clip)
             optimizer.step()
+            if accelerator.scaler is not None:
+                scale = accelerator.scaler.get_scale()
+                _check(scale >= SMALLEST_SCALE, "the gradients are too large for fp16", epoch, step, settings)
             if average is not None:
                 _average(average, model, settings.ema or 0.0, done)
             if on_step is not None:
                 on_step(epoch, step, losses[-1])
         if len(losses) != steps_per_epoch:
             raise ValueError(f"epoch {epoch} had {len(losses)} batches, not the {steps_per_epoch} announced")
-        finite = all(bool(value.isfinite().all()) for value in model.state_dict().values())
-        _check(finite, "the weights are not finite", epoch, steps_per_epoch - 1, settings)
+        _check(_finite(model.state_dict()), "the weights are not finite", epoch, steps_per_epoch - 1, settings)
+        known = optimizer.state_dict()["state"].values()  # an infinite one would hold its weight where it is
+        _check(all(map(_finite, known)), "the optimizer's state is not finite", epoch, steps_per_epoch - 1, settings)
 
         row: Row = {
             "epoch": epoch,
@@ -212,6 +244,10 @@ def _keep(settings: FitSettings, model: nn.Module, average: nn.Module | None, be
         model.load_state_dict(average.state_dict())
 
 
+def _finite(state: dict[str, Tensor]) -> bool:
+    return all(bool(value.isfinite().all()) for value in state.values())
+
+
 def _check(good: bool, what: str, epoch: int, step: int, settings: FitSettings) -> None:
     if not good:
         raise Diverged(
@@ -252,9 +288,7 @@ def _restore(
 ) -> tuple[list[Row], Weights | None]:
     before = (state["ema"] is None, state["scaler"] is None, "best" in state)
     if before != (average is None, scaler is None, settings.keep_best is not None):
-        raise ValueError(
-            "this state was saved with other settings of ema, precision or keep_best; train from the start"
-        )
+        raise OtherState("the state was saved with another precision, or another setting of ema or keep_best")
     model.load_state_dict(state["model"])
     if average is not None:
         average.load_state_dict(state["ema"])
@@ -262,5 +296,5 @@ def _restore(
     if scaler is not None:
         scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(state["rng"].cpu())
-    torch.cuda.set_rng_state_all([value.cpu() for value in state["cuda_rng"]])
+    torch.cuda.set_rng_state_all([value.cpu() for value in state["cuda_rng"]][: torch.cuda.device_count()])
     return [dict(row) for row in state["history"]], state.get("best")

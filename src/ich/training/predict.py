@@ -1,6 +1,10 @@
-"""Prediction: a network's logits and embeddings as arrays, each row with its number."""
+"""Prediction: a network's logits and embeddings as arrays, each row with its number.
 
-from collections.abc import Iterable, Iterator
+A batch that takes more memory than there is passes in halves, and so do those after it; the figures are the same up to
+rounding.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ich.training.device import Precision, default_device, deterministic, resolve
+from ich.training.memory import free, out_of_memory
 
 
 def predict(model: nn.Module, batches: Iterable[Any], n: int, precision: Precision = "auto") -> dict[str, np.ndarray]:
@@ -16,16 +21,16 @@ def predict(model: nn.Module, batches: Iterable[Any], n: int, precision: Precisi
 
     batches yield (images, targets, rows). Embeddings are there if the model can `embed`.
     """
-    found = _Columns(n)
     embed = getattr(model, "embed", None)
-    with _predicting(model, precision) as device:
-        for images, _, rows in batches:
-            if embed is None:
-                found.add(rows=rows, logits=model(images.to(device)).float())
-            else:
-                embeddings, logits = embed(images.to(device))
-                found.add(rows=rows, logits=logits.float(), embeddings=embeddings.half())
-    return found.complete()
+
+    def columns(batch: Any, device: torch.device) -> dict[str, Tensor]:
+        images = batch.images.to(device)
+        if embed is None:
+            return {"rows": batch.rows, "logits": model(images).float()}
+        embeddings, logits = embed(images)
+        return {"rows": batch.rows, "logits": logits.float(), "embeddings": embeddings.half()}
+
+    return _predict(model, batches, n, precision, columns)
 
 
 def predict_studies(
@@ -53,12 +58,36 @@ def _predict_padded(
     model: nn.Module, batches: Iterable[Any], n: int, precision: Precision, inputs: tuple[str, ...]
 ) -> dict[str, np.ndarray]:
     """Logits of the real slices from model(*inputs, lengths) -> [B, T, c]."""
-    found = _Columns(n)
+
+    def columns(batch: Any, device: torch.device) -> dict[str, Tensor]:
+        inside = batch.rows >= 0
+        logits = model(*(getattr(batch, name).to(device) for name in inputs), batch.lengths)
+        return {"rows": batch.rows[inside], "logits": logits[inside.to(device)].float()}
+
+    return _predict(model, batches, n, precision, columns)
+
+
+def _predict(
+    model: nn.Module,
+    batches: Iterable[Any],
+    n: int,
+    precision: Precision,
+    columns: Callable[[Any, torch.device], dict[str, Tensor]],
+) -> dict[str, np.ndarray]:
+    found, parts = _Columns(n), 1
     with _predicting(model, precision) as device:
         for batch in batches:
-            inside = batch.rows >= 0
-            logits = model(*(getattr(batch, name).to(device) for name in inputs), batch.lengths)
-            found.add(rows=batch.rows[inside], logits=logits[inside.to(device)].float())
+            waiting = [batch] if parts == 1 else [piece for piece, _ in batch.pieces(parts)]
+            while waiting:
+                try:
+                    found.add(**columns(waiting[0], device))
+                    del waiting[0]
+                except Exception as error:
+                    if len(waiting[0].rows) == 1 or not out_of_memory(error):
+                        raise
+                    free(error)
+                    parts *= 2
+                    waiting[:1] = [piece for piece, _ in waiting[0].pieces(2)]
     return found.complete()
 
 

@@ -3,11 +3,14 @@
 A study's trials are kept in memory and, where there is a journal, written there one by one as they finish. Trial i is
 drawn with a generator of its own, from the seed, i and the finished trials before it. So a search that was killed goes
 on with the trials that it would have made anyway, more trials later continue the fewer ones, and which process
-runs a study makes no difference.
+runs a study makes no difference. Each line of the journal ends with its own hash, for trials that a flipped bit has
+changed would lead the search elsewhere.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +64,8 @@ def best(
 
 
 def mend(journal: Path, tag: str) -> None:
-    """Make a journal fit to go on with: cut off a line that was torn by a kill, remove it if nothing in it is ours.
+    """Make a journal fit to go on with: cut it off before the first line that a kill has torn, that is damaged or was
+    not written here; empty it where nothing in it is ours.
 
     tag: what the names of the studies begin with that belong to the present data and goal.
     """
@@ -71,20 +75,33 @@ def mend(journal: Path, tag: str) -> None:
         content, whole = journal.read_bytes(), 0
         ours = False
         for line in content.splitlines(keepends=True):
-            try:
-                log = json.loads(line)
-                name, _ = log.get("study_name"), log["op_code"]
-            except (ValueError, AttributeError, KeyError):
-                break
-            if not line.endswith(b"\n"):
+            log = _opened(line)
+            if log is None:
                 break
             whole += len(line)
-            ours |= isinstance(name, str) and name.startswith(tag)
+            ours |= str(log.get("study_name")).startswith(tag)
         if not ours:
             whole = 0
         if whole < len(content):
             with journal.open("r+b") as file:
                 file.truncate(whole)
+
+
+_SEALED = re.compile(rb'(\{.+),"sha256":"([0-9a-f]{64})"\}\n')
+
+
+def _sealed(log: dict[str, Any]) -> bytes:
+    """A line of the journal: the log, and as its last key, of which Optuna takes no notice, the hash of the others."""
+    text = json.dumps(log, separators=(",", ":")).encode()
+    return b'%b,"sha256":"%b"}\n' % (text[:-1], sha256(text).hexdigest().encode())
+
+
+def _opened(line: bytes) -> dict[str, Any] | None:
+    """The log of a line that is as `_sealed` made it, else None."""
+    found = _SEALED.fullmatch(line)
+    if found is None or sha256(found[1] + b"}").hexdigest().encode() != found[2]:
+        return None
+    return json.loads(line)
 
 
 def _study(surface: Surface, trials: int, seed: int, journal: Path | None) -> int:
@@ -152,9 +169,9 @@ class _Backend(JournalFileBackend):
         self.journal, self.lock = journal, _lock(journal)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        lines = b"".join(map(_sealed, logs))
         with self.lock, self.journal.open("ab") as file:
-            file.write(lines.encode())
+            file.write(lines)
 
 
 def _lock(journal: Path) -> FileLock:

@@ -1,0 +1,82 @@
+"""What only a GPU can show: resumed weights, memory that is short there. Skipped where there is none."""
+
+import gc
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ich.data.datasets import SliceBatch
+from ich.models.cnn import Cnn, CnnSpec
+from ich.models.losses import build
+from ich.recipe import Cnn as CnnSettings
+from ich.stages.fitting import fit_network
+from ich.training.checkpoint import from_bytes, to_bytes
+from ich.training.loop import Diverged, FitSettings, fit, weights
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+BCE = build("bce")
+SETTINGS = FitSettings(epochs=4, learning_rate=3e-3, seed=5)
+STEPS = 6
+
+
+def network() -> Cnn:
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"channels": [16, 32, 64, 64], "stem_width": 16}
+    return Cnn(CnnSpec(backbone="resnet10t", kwargs=shape, in_channels=3, classes=6, dropout=0.2))
+
+
+def batches(epoch: int) -> list[SliceBatch]:
+    draw = torch.Generator().manual_seed(epoch)
+    images = [torch.randint(256, (16, 3, 64, 64), generator=draw, dtype=torch.uint8) for _ in range(STEPS)]
+    return [SliceBatch(part, (part[:, 0, 0, :6] > 128).float(), torch.arange(16)) for part in images]
+
+
+def loss_of(model: nn.Module, batch: SliceBatch) -> Tensor:
+    assert batch.targets is not None
+    return BCE(model(batch.images), batch.targets)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_resumed_weights_are_within_the_promised_distance(precision, parts):
+    settings, saved = replace(SETTINGS, precision=precision, ema=0.9), list[bytes]()
+    whole = network()
+    options: dict[str, Any] = {"steps_per_epoch": STEPS, "parts": parts}
+    history = fit(whole, batches, loss_of, settings, save=lambda state: saved.append(to_bytes(state)), **options)
+    for state in saved[:-1]:
+        torch.rand(7, device="cuda")
+        again = network()
+        rows = fit(again, batches, loss_of, settings, resume=from_bytes(state), **options)
+        for (name, a), b in zip(weights(whole).items(), weights(again).values(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=0, msg=lambda said, name=name: f"{name}: {said}")
+        assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in history], abs=1e-6)
+
+
+def test_a_gpu_that_is_too_small_gets_batches_in_pieces(tmp_path: Path, capsys):
+    settings = CnnSettings(backbone="resnet10t", epochs=1, batch_size=256, precision="fp32")
+    images = torch.zeros(256, 3, 256, 256, dtype=torch.uint8)
+    batch = SliceBatch(images, torch.zeros(256, 6), torch.arange(256))
+    gc.collect()
+    torch.cuda.empty_cache()
+    share = (torch.cuda.memory_allocated() + (1 << 30)) / torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(share)
+    try:
+        options: dict[str, Any] = {"batches": lambda _: [batch], "steps": 1, "counts": (256, "slices")}
+        _, record = fit_network("net", tmp_path, "f", network(), settings, 0, loss_of=loss_of, **options)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert record["parts"] > 1
+    assert f"each batch passes in {record['parts']} parts" in capsys.readouterr().out
+
+
+def test_fp16_on_a_gpu_that_never_takes_a_step_is_noticed():
+    def steep(model: nn.Module, batch: SliceBatch) -> Tensor:
+        return (model(batch.images) * 0).sum().sqrt()
+
+    with pytest.raises(Diverged, match="too large for fp16"):
+        fit(network(), batches, steep, replace(SETTINGS, precision="fp16", epochs=20), steps_per_epoch=STEPS)
