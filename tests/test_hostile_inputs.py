@@ -130,7 +130,7 @@ TAGS = [
 ]
 
 
-@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("tag", TAGS, ids=range(len(TAGS)))
 def test_a_tag_in_a_recipe_its_base_or_an_override_makes_nothing(tmp_path, tag):
     (tmp_path / "evil.yaml").write_text(f"name: x\ncompetition: {tag}\n")
     (tmp_path / "base.yaml").write_text("base: evil.yaml\nname: y\n")
@@ -141,7 +141,10 @@ def test_a_tag_in_a_recipe_its_base_or_an_override_makes_nothing(tmp_path, tag):
     refused(lambda: load(tmp_path / "good.yaml", [f"cnn={tag}"]), "--set")
 
 
-@pytest.mark.parametrize("base", ["[a, b]", "/etc/hostname", "../../../../../etc/hostname", "/dev/null", *TEXTS[:3]])
+BASES = ["[a, b]", "/etc/hostname", "../../../../../etc/hostname", "/dev/null", *TEXTS[:3]]
+
+
+@pytest.mark.parametrize("base", BASES, ids=range(len(BASES)))
 def test_a_base_that_is_no_recipe_is_refused(tmp_path, base):
     (tmp_path / "x.yaml").write_text(f"base: {base if base[0] == '[' else json.dumps(base)}\nname: x\n")
     refused(lambda: load(tmp_path / "x.yaml"))

@@ -1,12 +1,19 @@
+import errno
 import os
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ich import workspace
+from ich.stages.member import leave_array
 from ich.workspace import (
     Record,
+    UserError,
     atomic,
     atomic_folder,
     digest,
@@ -131,3 +138,51 @@ def test_a_listing_sees_sizes_and_times_below_all_folders(tmp_path):
     assert list(found) == ["a.csv", "x/b.dcm"]
     assert found["a.csv"] == (1, 7)
     assert found["x/b.dcm"][0] == 3
+
+
+def test_a_folder_that_cannot_take_the_place_of_another_leaves_it_there(tmp_path, monkeypatch):
+    with atomic_folder(tmp_path / "folder") as folder:
+        (folder / "a").write_text("old")
+    rename = Path.rename
+
+    def full(self: Path, target: Path) -> Path:
+        if self.suffix == ".tmp":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with (
+        pytest.raises(
+            UserError, match=r"folder: No space left on device; make room on the disk; .* run the same again"
+        ),
+        atomic_folder(tmp_path / "folder") as folder,
+    ):
+        (folder / "b").write_text("new")
+    assert os.listdir(tmp_path) == ["folder"]
+    assert os.listdir(tmp_path / "folder") == ["a"]
+
+
+@pytest.mark.parametrize("size", [300, 5000, 100_000])
+def test_an_array_that_does_not_fit_on_the_disk_leaves_the_one_before(tmp_path, size):
+    code = (
+        "import resource, sys; from pathlib import Path; import numpy as np\n"
+        "from ich.stages.member import leave_array; from ich.workspace import UserError\n"
+        "path = Path(sys.argv[1]); leave_array(path, np.zeros(4))\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))\n"
+        "try:\n    leave_array(path, np.ones(100_000, np.float16))\n"
+        "except UserError as error:\n    print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.npy")], capture_output=True, text=True, check=True
+    )
+    assert "a.npy: File too large" in done.stdout
+    assert os.listdir(tmp_path) == ["a.npy"]
+    assert (tmp_path / "a.npy").stat().st_size == 128 + 4 * 8
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 7), (3, 4), (2, 3, 4)])
+def test_an_array_is_written_as_numpy_writes_it(tmp_path, shape):
+    for array in (np.random.default_rng(0).random(shape).astype(np.float16), np.asfortranarray(np.ones(shape))):
+        leave_array(tmp_path / "a.npy", array)
+        np.save(tmp_path / "b.npy", np.ascontiguousarray(array))
+        assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()

@@ -168,8 +168,12 @@ def _take_place(temporary: Path, path: Path) -> None:
         _fsync(Path(folder))
     old = temporary.with_suffix(".old")
     if path.exists():
-        path.rename(old)  # a kill before the next line leaves it so: `Record.sweep` puts it back
-    temporary.rename(path)
+        path.rename(old)
+    try:
+        temporary.rename(path)
+    except OSError:
+        old.rename(path)  # after a kill between the two `Record.sweep` puts it back
+        raise
     _fsync(path.parent)
     if old.exists():
         shutil.rmtree(old)

@@ -13,6 +13,7 @@ import pytest
 from filelock import FileLock
 
 from ich.locks import hold
+from ich.workspace import Record, write_record
 
 CLASSES = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"]
 LOGITS = [f"logit_{name}" for name in CLASSES]
@@ -293,6 +294,35 @@ def test_a_committed_fold_file_is_used_as_it_is(house):
     before = path.read_bytes()
     house.ich("folds")
     assert path.read_bytes() == before
+
+
+def test_a_fold_file_that_was_changed_since_is_refused_until_it_is_said_which_to_use(house):
+    path, record = house.root / "folds/tiny.csv", house.root / "folds/tiny.run.json"
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b",0,", b",1,"))
+    assert f"error: {path} is not as `ich folds` left it" in house.ich("folds", code=2)
+    record.unlink()
+    house.ich("folds")
+    assert path.read_bytes() != before
+    house.ich("folds", "--force")
+    assert path.read_bytes() == before
+
+
+def test_a_kill_between_the_fold_file_and_its_record_is_no_dead_end(house):
+    record = Record(house.root / "folds/tiny.run.json")
+    value = record.read()
+    assert value is not None
+    write_record(record.path, value | {"files": {"tiny.csv": "of the file before"}})
+    before = (house.root / "folds/tiny.csv").read_bytes()
+    house.ich("folds")
+    assert (house.root / "folds/tiny.csv").read_bytes() == before
+    assert house.states()["folds"] == "done"
+
+
+def test_a_kill_between_the_demo_and_its_record_is_no_dead_end(house):
+    (house.root / "input/tiny/run.json").write_text("{}\n")
+    house.ich("demo")
+    assert house.states()["demo"] == "done"
 
 
 def test_folds_of_our_own_are_divided_anew_for_other_studies(house):

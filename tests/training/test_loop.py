@@ -14,7 +14,7 @@ from ich.models.classifier import Classifier
 from ich.models.losses import build
 from ich.models.sequence import SequenceHead
 from ich.training.device import resolve
-from ich.training.loop import Diverged, FitSettings, best_epoch, fit, learning_rate, weights
+from ich.training.loop import Diverged, FitSettings, OtherState, best_epoch, fit, learning_rate, weights
 from ich.training.predict import predict, predict_studies
 
 BCE = build("bce")
@@ -299,7 +299,7 @@ def test_patience_without_a_figure_stops_nothing():
 def test_a_state_without_the_best_weights_is_refused():
     saved = Saved()
     run(SETTINGS, save=saved, evaluate=Scripted([0.1, 0.2, 0.3]))
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(OtherState, match="another setting of ema or keep_best"):
         run(replace(SETTINGS, keep_best="f2"), resume=saved.load(0), evaluate=Scripted([0.2, 0.3]))
 
 
@@ -348,7 +348,7 @@ def test_a_wrong_number_of_batches_is_noticed():
 def test_a_state_of_other_settings_is_refused():
     saved = Saved()
     run(SETTINGS, save=saved)
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(OtherState, match="another setting of ema or keep_best"):
         run(replace(SETTINGS, ema=0.9), resume=saved.load(0))
 
 

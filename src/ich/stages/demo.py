@@ -4,7 +4,7 @@ import os
 
 from ich.console import progress, say
 from ich.stages.plan import Made, Plan
-from ich.workspace import UserError, atomic_folder
+from ich.workspace import UserError, atomic_folder, write_json
 
 
 def run(plan: Plan, *, force: bool = False) -> None:
@@ -40,7 +40,8 @@ def run(plan: Plan, *, force: bool = False) -> None:
                 jobs=plan.cores,
                 on_progress=advance,
             )
-        tables = {path.name: path for path in sorted(root.iterdir()) if path.is_file()}
+            write_json(folder / "run.json", {})  # no record yet, but a sign that the folder is ours: a kill may follow
+        tables = {path.name: path for path in sorted(root.iterdir()) if path.is_file() and path.name != "run.json"}
         return tables, {"slices": sum(len(files) for _, _, files in os.walk(root)) - len(tables)}
 
     if plan.make(plan.demo, make, force=force):

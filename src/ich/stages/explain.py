@@ -60,14 +60,15 @@ def _explained(plan: Plan) -> Made:
 
     torch.set_num_threads(plan.recipe.compute.threads)
     slices = Slices(plan)
-    for left in (plan.explain.record.read() or {"files": {}})["files"]:  # by a run that knew more: where the bleeds are
-        (plan.explain.folder / left).unlink(missing_ok=True)
     files = _audit(plan, slices)
     if plan.recipe.cnn:
         first = next(iter(plan.recipe.cnn))
         files |= _embedding_map(plan, slices, first) | galleries(plan, slices, first)
         if (plan.raw_root / "masks.npz").is_file():
             files |= pointing_game(plan, slices)
+    before = (plan.explain.record.read() or {"files": {}})["files"]
+    for left in before.keys() - files.keys():  # by a run that knew more: where the bleeds are
+        (plan.explain.folder / left).unlink(missing_ok=True)
     return files, {}
 
 

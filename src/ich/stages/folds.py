@@ -3,12 +3,14 @@
 With folds.by slice the file has a row a slice, at random, as some solutions divide: their scores leak.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ich.console import say, table
 from ich.stages.artefacts import as_written, table_of
+from ich.stages.member import leave_bytes
 from ich.stages.plan import Made, Plan
-from ich.workspace import UserError, atomic, sha256_file
+from ich.workspace import UserError, sha256_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,13 +27,17 @@ def run(plan: Plan, *, force: bool = False) -> None:
         n, by_slice = plan.recipe.folds.n, plan.recipe.folds.by == "slice"
         assign, key = (folds.assign_slices, "image_id") if by_slice else (folds.assign, "study_id")
         labelled = slices[slices[classes].notna().all(axis=1) & (slices["split"] == "train")]
+
+        def divided() -> "tuple[pd.DataFrame, bytes]":
+            found = assign(slices, classes, n, plan.recipe.folds.seed)
+            return found, found.to_csv(index=False).encode()
+
         try:
             keep = not (force or by_slice) and plan.fold_settings_hold()
-            assigned = _kept(plan, labelled, n) if keep else None
+            assigned = _kept(plan, labelled, n, lambda: divided()[1]) if keep else None
             if assigned is None:
-                assigned = assign(slices, classes, n, plan.recipe.folds.seed)
-                with atomic(path) as temporary:
-                    assigned.to_csv(temporary, index=False)
+                assigned, text = divided()
+                leave_bytes(path, text)
         except (ValueError, KeyError) as error:
             raise UserError(f"{path}: {error}; `ich folds --force` makes new folds") from None
         joined = labelled.merge(assigned[[key, "fold"]], on=key, validate="many_to_one")
@@ -65,7 +71,7 @@ def run(plan: Plan, *, force: bool = False) -> None:
         say(f"warning: {warning}")
 
 
-def _kept(plan: Plan, labelled: "pd.DataFrame", n: int) -> "pd.DataFrame | None":
+def _kept(plan: Plan, labelled: "pd.DataFrame", n: int, written_now: Callable[[], bytes]) -> "pd.DataFrame | None":
     """The fold file that is there: other folds would make every score incomparable with those before.
 
     One that does not fit the studies is refused with ValueError, unless it is as this program wrote it: then None.
@@ -79,6 +85,8 @@ def _kept(plan: Plan, labelled: "pd.DataFrame", n: int) -> "pd.DataFrame | None"
         return None
     record = plan.record_of(plan.folds.record)
     if record is not None and record["files"].get(path.name) != sha256_file(path):
+        if path.read_bytes() == written_now():  # a kill came between file and record
+            return None
         raise UserError(
             f"{path} is not as `ich folds` left it. To use it as it is now, delete {plan.folds.record.path};"
             " `ich folds --force` makes new folds"

@@ -16,6 +16,7 @@ from ich.data.files import below
 from ich.data.files import image_ids as _image_ids
 from ich.recipe import Recipe
 from ich.stages.artefacts import as_written, pictures_of, table_of
+from ich.stages.fitting import enough
 from ich.stages.inputs import (
     Slices,
     blended,
@@ -220,9 +221,9 @@ def _cnn(plan: Plan, member: str, fold: int, slices: "pd.DataFrame", hu: "np.nda
 
     settings = plan.recipe.cnn[member]
     network = with_weights(plan, member, fold, lambda shape: Cnn(CnnSpec(**shape)))
-    return predict_pictures(
-        network, pictures(hu, slices, settings, Slices(plan).values)(np.arange(len(slices))), settings
-    )
+    shown = pictures(hu, slices, settings, Slices(plan).values)
+    with enough(f"{member} fold {fold}", settings):
+        return predict_pictures(network, shown(np.arange(len(slices))), settings)
 
 
 def _end_to_end(plan: Plan, member: str, fold: int, slices: "pd.DataFrame", hu: "np.ndarray") -> "np.ndarray":
@@ -234,7 +235,8 @@ def _end_to_end(plan: Plan, member: str, fold: int, slices: "pd.DataFrame", hu: 
     settings = plan.recipe.end_to_end[member]
     network = with_weights(plan, member, fold, lambda shape: joined(settings, Cnn(CnnSpec(**shape))))
     shown = study_pictures(hu, slices, settings, Slices(plan).values)
-    return predict_study_pictures(network, shown(np.arange(len(slices))), settings)
+    with enough(f"{member} fold {fold}", settings):
+        return predict_study_pictures(network, shown(np.arange(len(slices))), settings)
 
 
 def _sequence(
@@ -252,7 +254,8 @@ def _sequence(
     network = with_weights(plan, member, fold, lambda shape: study_head(settings, shape))
     seen = np.concatenate([embeddings[name] for name in settings.on], axis=1)
     studies = studies_of(slices, seen, [logits[name] for name in settings.on])
-    return predict_sequence(network, studies, np.arange(len(studies.offsets) - 1), settings)
+    with enough(f"{member} fold {fold}", settings):
+        return predict_sequence(network, studies, np.arange(len(studies.offsets) - 1), settings)
 
 
 def _smooth(

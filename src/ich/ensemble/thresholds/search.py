@@ -170,8 +170,11 @@ class _Backend(JournalFileBackend):
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         lines = b"".join(map(_sealed, logs))
-        with self.lock, self.journal.open("ab") as file:
-            file.write(lines)
+        try:
+            with self.lock, self.journal.open("ab") as file:
+                file.write(lines)
+        except OSError as error:  # a full disk does not say which file was to grow
+            raise OSError(error.errno, error.strerror, str(self.journal)) from error
 
 
 def _lock(journal: Path) -> FileLock:

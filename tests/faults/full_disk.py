@@ -1,0 +1,194 @@
+"""A disk that is full, a folder that may not be written, no file handle left: one line, and the next call goes on.
+
+`writes` lets each write of a run fail once (see injected/sitecustomize.py). `trial` has the real things: a tmpfs of a
+random size, a folder mounted read-only, and a low limit of open files.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+from tests.conftest import RECIPE
+from tests.faults.house import (
+    ALONE,
+    Reference,
+    contents,
+    copied,
+    differences,
+    ended,
+    fresh,
+    ich,
+    left_behind,
+    made_again,
+    picture,
+    plan_of,
+    records,
+    run_all,
+    stages,
+    unfinished,
+)
+from tests.faults.trials import Outcome
+
+OTHER = ("--set", "demo.seed=4")  # makes everything anew, beside what was there
+FIRST = 100  # number of the first injected fault; the real ones come before
+REAL = 20
+PASSING = ("checkpoint.bin", "progress.bin")  # removed once they are of no use
+INJECTED = Path(__file__).parent / "injected"
+
+
+# ---- each write of a run
+
+
+def writes(
+    *,
+    seed: int,
+    folder: Path,
+    finished: Path,
+    only: int | None = None,
+    other: tuple[str, ...] = OTHER,
+    names: tuple[str, ...] | None = None,
+) -> Iterator[Outcome]:
+    """Give the commands in a finished house with other settings; each write fails once, then the command is repeated.
+
+    only: the number of the one write that fails. names: the stages, all where None.
+    """
+    expected, root, notes = folder / "writes_reference", folder / "writes", folder / "writes_notes"
+    names = names or tuple(stages(finished))
+    copied(finished, expected)
+    for stage in names:
+        done = ich(expected, stage, *other)
+        if done.returncode:
+            raise RuntimeError(f"without a fault, ich {stage} failed: {done.stderr}")
+    copied(finished, root)
+    shutil.rmtree(notes, ignore_errors=True)
+    notes.mkdir()
+    injected = {"FAULTS": str(notes), "FAULTS_ROOT": str(root), "FAULTS_SEED": str(seed)}
+    injected["FAULTS_ONLY"] = "" if only is None else str(only - FIRST)
+    injected["PYTHONPATH"] = os.pathsep.join([str(INJECTED), *filter(None, [ALONE.get("PYTHONPATH")])])
+    for stage in names:
+        tried = -1
+        while tried:
+            tried = 0
+            before, failed, written = contents(root), _lines(notes / "failed"), len(_lines(notes / "written"))
+            done = ich(root, stage, *other, environment={**ALONE, **injected})
+            for number, line in enumerate(_lines(notes / "failed")[len(failed) :], FIRST + len(failed)):
+                mode, _, target = line.partition(" ")
+                if mode != "none":
+                    tried += 1
+                    faults = [*_one_line(done, Path(target.partition("#")[0]).name), *left_behind(root, ended=False)]
+                    faults += _harmed(before, contents(root), _lines(notes / "written")[written:])
+                    yield Outcome(number, mode, f"{target} in ich {stage}", tuple(faults[:10]))
+            if not tried and done.returncode:
+                yield Outcome(FIRST - 1, "dead end", f"ich {stage}", (f"exit code {done.returncode}: {done.stderr}",))
+                return
+    faults = differences(picture(expected), picture(root)) + left_behind(root)
+    plan = plan_of(root, *other[1::2])
+    faults += [f"{task.name} is not done" for task in plan.all() if task.stage in names and not plan.state(task).done]
+    yield Outcome(FIRST - 1, "the end", "after all of them", tuple(faults[:10]))
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def _one_line(done: subprocess.CompletedProcess, name: str) -> Iterator[str]:
+    """What is wrong with the end of a command that the system refused something."""
+    text = done.stderr.strip()
+    if done.returncode != 2:
+        yield f"exit code {done.returncode}: {text[-300:]}"
+    if "Traceback" in text:
+        yield f"traceback: {text.splitlines()[-1]}"
+    elif len(text.splitlines()) != 1 or name not in text:
+        yield f"not one line that names {name}: {text[-300:]}"
+
+
+def _harmed(before: dict[str, str], after: dict[str, str], written: list[str]) -> Iterator[str]:
+    """What is not as it was, without having been written whole in the meantime."""
+    for name in before.keys() | after.keys():
+        whole = any(name == one or name.startswith(f"{one}/") for one in written)
+        if before.get(name) != after.get(name) and not whole and not name.endswith(PASSING):
+            yield f"{name} is {'gone' if name not in after else 'another one'}"
+
+
+# ---- the real things
+
+
+def trial(number: int, *, seed: int, folder: Path, finished: Path, reference: Reference) -> Outcome:
+    """One of them, by number: half a tmpfs, the others the other two."""
+    random = Random(f"{seed} full_disk {number}")
+    which = (_tmpfs, _read_only, _tmpfs, _few_handles)[number % 4]
+    root = folder / f"full_disk{number}"
+    kind = which.__name__.strip("_")
+    try:
+        what, faults = which(random, root, finished, reference)
+    except PermissionError:
+        kind, what, faults = f"{kind}, left out", "no mount can be made here", []
+    return Outcome(number, kind, what, tuple(faults[:10]))
+
+
+@contextlib.contextmanager
+def _mounted(*words: str) -> Iterator[None]:
+    """`mount words`, the last of which is the place. Raises PermissionError where it is refused."""
+    if subprocess.run(["mount", *words], capture_output=True, check=False).returncode:
+        raise PermissionError
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", words[-1]], check=True)
+
+
+def _tmpfs(random: Random, root: Path, finished: Path, reference: Reference) -> tuple[str, list[str]]:
+    """A run on a disk that is too small, then on a larger one."""
+    used = sum(-(-path.stat().st_size // 4096) * 4096 for path in finished.rglob("*") if not path.is_dir())
+    size = int(used * random.uniform(0.02, 0.9))
+    root.mkdir(parents=True, exist_ok=True)
+    logs = root.with_name(f"{root.name}_logs")
+    logs.mkdir(exist_ok=True)
+    with _mounted("-t", "tmpfs", "-o", f"size={size}", "none", str(root)):
+        house = fresh(root / "house")
+        full = run_all(house, (), "full", logs=logs)
+        code = full.process.wait(3600)
+        text = full.errors.read_text(errors="replace").strip()
+        errors = [line for line in text.splitlines() if line.startswith("error: ")]
+        faults = [f"exit code {code}: {text[-300:]}"] if code not in (0, 2) or (code == 2) != (len(errors) == 1) else []
+        faults += [f"traceback: {text.splitlines()[-1]}"] if "Traceback" in text else []
+        faults += left_behind(house, ended=False)
+        stood = records(house)
+        subprocess.run(["mount", "-o", "remount,size=256m", str(root)], check=True)
+        faults += ended(run_all(house, (), "again", logs=logs), 3600)
+        faults += made_again(stood, house) + differences(reference.picture, picture(house)) + left_behind(house)
+    return f"{size} of {used} bytes, {len(stood)} records stood, {(errors or ['enough'])[0]}", faults
+
+
+def _read_only(random: Random, root: Path, finished: Path, reference: Reference) -> tuple[str, list[str]]:
+    stage, place = random.choice((("cnn", "oof/tiny"), ("folds", "folds"), ("score", "submissions/tiny")))
+    before = contents(copied(finished, root))
+    where = str(root / place)
+    with _mounted("--bind", where, where):
+        subprocess.run(["mount", "-o", "remount,bind,ro", where], check=True)
+        faults = [*_one_line(ich(root, stage, "--force"), place), *_harmed(before, contents(root), [])]
+    return f"{place}, ich {stage}", faults + _goes_on(root, stage, reference)
+
+
+def _few_handles(random: Random, root: Path, finished: Path, reference: Reference) -> tuple[str, list[str]]:
+    stage, limit = random.choice(("prepare", "cnn", "sequence", "thresholds", "explain")), random.randint(5, 12)
+    before = records(copied(finished, root))
+    script = f'ulimit -n {limit}; exec "$0" -m ich.cli {stage} {RECIPE} --force'
+    done = subprocess.run(
+        ["bash", "-c", script, sys.executable], cwd=root, env=ALONE, capture_output=True, text=True, check=False
+    )
+    faults = [] if done.returncode == 0 else [*_one_line(done, ""), *left_behind(root, ended=False)]
+    said = done.stderr.strip().splitlines() or ["enough"]
+    stage_only = [line for line in made_again(before, root) if done.returncode]
+    return f"{limit} handles, ich {stage}, {said[-1][-200:]}", faults + stage_only + _goes_on(root, stage, reference)
+
+
+def _goes_on(root: Path, stage: str, reference: Reference) -> list[str]:
+    done = ich(root, stage)
+    faults = [] if done.returncode == 0 else [f"the next call: exit code {done.returncode}: {done.stderr[-300:]}"]
+    return faults + differences(reference.picture, picture(root)) + left_behind(root) + unfinished(root)

@@ -1,0 +1,92 @@
+"""Trials by number: conducted side by side, counted, and written down so that each can be repeated alone."""
+
+import json
+import os
+import platform
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ich.stages.plan import LIBRARIES
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial did and what was wrong. kind: what trials are counted by."""
+
+    trial: int
+    kind: str
+    what: str
+    faults: tuple[str, ...] = ()
+
+
+def side_by_side(trial: Callable[[int], Outcome], numbers: Iterable[int], jobs: int) -> Iterator[Outcome]:
+    """The outcomes of trials, as they end. A trial that raises is one that failed."""
+
+    def tried(number: int) -> Outcome:
+        try:
+            return trial(number)
+        except Exception as error:  # of the harness itself: said, counted, and the other trials go on
+            traceback.print_exc()
+            return Outcome(number, "the harness", "raised", (f"{type(error).__name__}: {error}",))
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for future in as_completed([pool.submit(tried, number) for number in numbers]):
+            yield future.result()
+
+
+def conducted(topic: str, outcomes: Iterable[Outcome], total: int, seed: int, folder: Path) -> dict[str, Any]:
+    """Go through the outcomes, say each, and give the topic's part of the results, without the folder's name."""
+    started, done, failed = time.monotonic(), list[Outcome](), list[Outcome]()
+    for outcome in outcomes:
+        done.append(outcome)
+        seconds = time.monotonic() - started
+        left = seconds / len(done) * max(total - len(done), 0)
+        said = "; ".join(outcome.faults) or "as it should be"
+        print(f"{topic} {outcome.trial}: {outcome.kind}, {outcome.what}: {said} ({left / 60:.0f} min left)", flush=True)
+        if outcome.faults:
+            failed.append(outcome)
+    tried, passed = Counter(o.kind for o in done), Counter(o.kind for o in done if not o.faults)
+    return {
+        "passed": len(done) - len(failed),
+        "tried": len(done),
+        "seed": seed,
+        "seconds": round(time.monotonic() - started),
+        "by_kind": {kind: f"{passed[kind]} of {count}" for kind, count in sorted(tried.items())},
+        "failures": [
+            {
+                "trial": o.trial,
+                "kind": o.kind,
+                "what": o.what.replace(f"{folder}/", ""),
+                "faults": [fault.replace(f"{folder}/", "") for fault in o.faults],
+                "again": f"python -m tests.faults {topic} --seed {seed} --only {o.trial}",
+            }
+            for o in sorted(failed, key=lambda o: o.trial)
+        ],
+        "machine": machine(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on, and nothing that names the machine."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def write(out: Path, parts: dict[str, dict[str, Any]]) -> None:
+    """Put these topics' parts into the file, beside those of other topics."""
+    before = json.loads(out.read_text()) if out.is_file() else {}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(dict(sorted({**before, **parts}.items())), indent=2) + "\n")
