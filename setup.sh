@@ -18,7 +18,12 @@ ich_install() {  # a requirements file and the package; remembered in a stamp, s
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable . || return
     printf '%s\n' "$wanted" > "$stamp.$$" && mv "$stamp.$$" "$stamp"
 }
-for ich_file in "$@"; do
-    ich_install "$ich_file" || { echo "The packages could not be installed; see the lines above" >&2; exit 1; }
-done
+ich_setup() {  # one process installs at a time, where the system has flock; it lets go when it is killed
+    ! command -v flock > /dev/null || flock 9
+    local file
+    for file in "$@"; do
+        ich_install "$file" || { echo "The packages could not be installed; see the lines above" >&2; exit 1; }
+    done
+}
+ich_setup "$@" 9> .setup.lock
 export PATH="$PWD/.venv/bin:$PATH" NO_ALBUMENTATIONS_UPDATE=1

@@ -66,10 +66,10 @@ if __name__ == "__main__":
 
 
 @contextmanager
-def program(tmp_path: Path, work: str, jobs: int) -> Iterator[subprocess.Popen[str]]:
+def program(tmp_path: Path, text: str) -> Iterator[subprocess.Popen[str]]:
     """The program at work, in a session of its own."""
     path = tmp_path / "program.py"
-    path.write_text(BUSY.format(work=work, jobs=jobs))
+    path.write_text(text)
     process = subprocess.Popen(
         [sys.executable, str(path)], start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -109,7 +109,7 @@ def ends(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 @pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_ends_everything_without_a_traceback(tmp_path, jobs, number):
-    with program(tmp_path, "time.sleep(60)", jobs) as process:
+    with program(tmp_path, BUSY.format(work="time.sleep(60)", jobs=jobs)) as process:
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
         code, out, err = ends(process)
     assert code == 128 + number
@@ -118,14 +118,58 @@ def test_an_interruption_ends_everything_without_a_traceback(tmp_path, jobs, num
 
 
 def test_a_call_that_never_returns_to_python_is_ended_too(tmp_path):
-    with program(tmp_path, "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)", 1) as process:
+    with program(tmp_path, BUSY.format(work="hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)", jobs=1)) as process:
+        time.sleep(0.5)  # until the call has begun
         process.send_signal(signal.SIGINT)
         code, out, err = ends(process)
     assert (code, out, err) == (130, "", "\nthat was all\n")
 
 
+LOADER = """
+import os, time
+import torch
+from ich.data.datasets import Batches, EpochBatches, loader
+from ich.processes import interruptible
+class Slow(Batches):
+    seed = 0
+    def __len__(self): return 4
+    def __getitems__(self, items):
+        time.sleep({seconds})
+        return (torch.zeros(1),)
+with interruptible("that was all"):
+    batches = iter(loader(Slow(), EpochBatches(4, 1, 0, 0, shuffle=False, drop_last=False), 2))
+    os.write(1, b"working\\n")
+    print(len(list(batches)), "batches", flush=True)
+    time.sleep(2.5)
+    print("survived", flush=True)
+"""
+
+
+def test_processes_that_load_batches_and_end_are_no_interruption(tmp_path):
+    with program(tmp_path, LOADER.format(seconds=0)) as process:
+        assert ends(process) == (0, "4 batches\nsurvived\n", "")
+
+
+def test_processes_that_load_batches_end_with_the_interrupted_one_and_say_nothing(tmp_path):
+    with program(tmp_path, LOADER.format(seconds=60)) as process:
+        time.sleep(0.5)  # until they have begun
+        os.killpg(process.pid, signal.SIGINT)
+        assert ends(process) == (130, "", "\nthat was all\n")
+
+
+@pytest.mark.parametrize("work", ["time.sleep(60)", "hashlib.pbkdf2_hmac('sha256', b'', b'', 6 * 10**6)"])
+def test_the_exit_code_tells_of_the_interruption_even_if_nobody_listens_any_more(tmp_path, work):
+    with program(tmp_path, BUSY.format(work=work, jobs=1)) as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        process.stderr = None
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert ends(process)[0] == 130
+
+
 def test_children_of_a_killed_process_end(tmp_path):
-    with program(tmp_path, "time.sleep(60)", 2) as process:
+    with program(tmp_path, BUSY.format(work="time.sleep(60)", jobs=2)) as process:
         process.kill()
         code, _, err = ends(process)
     assert (code, err) == (-signal.SIGKILL, "")

@@ -13,6 +13,8 @@ from filelock import FileLock, Timeout
 
 from ich.workspace import refused
 
+LOOK = 0.5  # seconds; who but looks whether a lock is held has it for an instant
+
 
 @contextmanager
 def hold(path: Path, *, on_wait: Callable[[str], None]) -> Iterator[None]:
@@ -23,7 +25,7 @@ def hold(path: Path, *, on_wait: Callable[[str], None]) -> Iterator[None]:
     lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=LOOK)
     except Timeout:
         on_wait(owner(path) or "another process")
         lock.acquire()

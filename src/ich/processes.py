@@ -30,12 +30,13 @@ def side_by_side(
     *,
     ordered: bool = True,
     threads: int | None = None,
+    again: str = "with less beside it",
 ) -> Iterator[Any]:
     """Results of `function(*task)`, from `jobs` processes; in this one where jobs is 1.
 
     The processes are fresh ones (loky), for a fork after OpenMP work hangs, and are kept for the next call.
     ordered: in the order of the tasks, else as they are finished. threads: of the libraries in each process. Raises
-    UserError where a process was killed, and what `function` raises.
+    UserError where a process was killed, which says how to try it `again`; and what `function` raises.
     """
     if jobs <= 1:
         for task in tasks:
@@ -50,20 +51,26 @@ def side_by_side(
     backend = {"backend": "loky", "inner_max_num_threads": threads}
     try:
         # no file of joblib's is written and read, however large the arguments: max_nbytes
-        with joblib.parallel_config(**backend, initializer=_begin, initargs=(os.getpid(),)), _started_deaf():
+        with joblib.parallel_config(**backend, initializer=end_with_parent, initargs=(os.getpid(),)), _started_deaf():
             runner = joblib.Parallel(n_jobs=jobs, return_as=order, batch_size=1, max_nbytes=None)  # pyright: ignore
             results = runner(joblib.delayed(function)(*task) for task in tasks)
         yield from results  # pyright: ignore[reportGeneralTypeIssues]
     except BrokenProcessPool:
         raise UserError(
             f"one of {jobs} processes was killed, as a machine does that runs out of memory. What was finished is"
-            " kept: run the same again, with fewer processes (--set compute.processes=1) or a smaller batch_size"
+            f" kept: run the same again, {again}"
         ) from None
 
 
-def _begin(parent: int) -> None:
-    """End this process soon after its parent, so that no orphan goes on working and holding its lock."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # once more: loky may start another process later
+def end_with_parent(parent: int) -> None:
+    """Let this process, begun by `parent`, end soon after it, and let `parent` alone heed Ctrl-C.
+
+    So no orphan goes on working or holding what was its parent's. For processes that were forked too, which have
+    their parent's handlers, and with them the pipe by which it waits for its own signals.
+    """
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -98,12 +105,16 @@ def interruptible(parting: str) -> Iterator[None]:
     ending = threading.Lock()
 
     def end(number: int) -> None:
-        if ending.acquire(blocking=False):
+        ending.acquire()  # for good: whoever comes second waits for the end
+        try:
             print(f"\n{parting}", file=sys.stderr, flush=True)
+        finally:  # nobody may listen any more
             os._exit(128 + number)
 
     def wait() -> None:
-        (number,) = os.read(read, 1)
+        number = 0
+        while number not in HEEDED:  # libraries have handlers too: torch, of SIGCHLD
+            (number,) = os.read(read, 1)
         time.sleep(GRACE)
         end(number)
 

@@ -4,6 +4,7 @@ What a batch holds depends on (seed, epoch) alone: neither on the number of work
 batches drawn before.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ich.data.augment import Augment, cutmix_box, sample_seed
 from ich.data.views import View, render
+from ich.processes import end_with_parent
 
 
 class SliceBatch(NamedTuple):
@@ -255,7 +257,7 @@ def loader(dataset: Batches[Batch], order: EpochBatches, workers: int) -> DataLo
         batch_sampler=order,
         collate_fn=_shared,
         num_workers=workers,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_begin_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # of its own: else it takes from the model's random numbers
     )
@@ -274,8 +276,9 @@ def _shared(batch: Any) -> Any:
     return batch
 
 
-def _one_thread(worker: int) -> None:
+def _begin_worker(_worker: int) -> None:
     cv2.setNumThreads(0)
+    end_with_parent(os.getppid())
 
 
 @dataclass(frozen=True)

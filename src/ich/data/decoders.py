@@ -139,6 +139,8 @@ def decode(syntax: str, data: bytes, rows: int, columns: int, width: int) -> np.
 
 
 def _child() -> subprocess.Popen[bytes]:
+    from ich.data.refusal import exhausted  # not in the decoding process, which starts sooner without
+
     child = _children.get(os.getpid())
     if child is None or child.poll() is not None:
         quiet = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -146,6 +148,8 @@ def _child() -> subprocess.Popen[bytes]:
         try:
             child = subprocess.Popen(COMMAND, stdin=pipe, stdout=pipe, stderr=nothing, env=quiet)
         except OSError as error:
+            if exhausted(error):
+                raise
             raise NoDecodingProcess(f"the decoding process does not start: {error}") from None
         if _pipes(child)[1].readline() != READY:
             raise NoDecodingProcess(f"the decoding process does not start; try {' '.join(COMMAND)} < /dev/null")

@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+FOLDS = "put back the file that was there, or make other folds by `ich folds --force`"  # of a fold file, as a remedy
+
 
 @contextmanager
-def as_written(path: Path) -> Iterator[None]:
-    """A block that does nothing but read `path` and take it apart. Raises UserError where it cannot."""
+def as_written(path: Path, remedy: str = "delete it, and the stage that left it makes it again") -> Iterator[None]:
+    """A block that does nothing but read `path` and take it apart. Where it cannot: UserError, with the remedy."""
     try:
         yield
     except (UserError, OSError, MemoryError):  # they say themselves what to do
         raise
     except Exception as error:  # pyarrow's, safetensors', torch's, LightGBM's errors have no common base
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(
-            f"{path} is not as this program writes it ({why}); delete it, and the stage that left it makes it again"
-        ) from None
+        raise UserError(f"{path} is not as this program writes it ({why}); {remedy}") from None
 
 
 def table_of(path: Path, columns: Sequence[str] | None = None) -> "pd.DataFrame":

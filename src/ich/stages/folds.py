@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ich.console import say, table
-from ich.stages.artefacts import as_written, table_of
+from ich.stages.artefacts import FOLDS, as_written, table_of
 from ich.stages.member import leave_bytes
 from ich.stages.plan import Made, Plan
 from ich.workspace import UserError, sha256_file
@@ -91,7 +91,7 @@ def _kept(plan: Plan, labelled: "pd.DataFrame", n: int, written_now: Callable[[]
             f"{path} is not as `ich folds` left it. To use it as it is now, delete {plan.folds.record.path};"
             " `ich folds --force` makes new folds"
         )
-    with as_written(path):
+    with as_written(path, FOLDS):
         assigned = pd.read_csv(path, dtype={"study_id": str, "patient_id": str})
     try:
         folds.check(assigned, labelled, n)

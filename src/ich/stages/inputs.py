@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ich.recipe import Backbone, Stack
-from ich.stages.artefacts import as_written, logits_of, table_of
+from ich.stages.artefacts import FOLDS, as_written, logits_of, table_of
 from ich.stages.plan import Plan
 from ich.workspace import UserError
 
@@ -36,7 +36,7 @@ class Slices:
         path = self.plan.prepared.folder / "slices.parquet"
         table = table_of(path)
         texts = {"image_id": str, "study_id": str, "patient_id": str}
-        with as_written(self.plan.workspace.folds):
+        with as_written(self.plan.workspace.folds, FOLDS):
             folds = pd.read_csv(self.plan.workspace.folds, dtype=texts)
             key = "image_id" if "image_id" in folds else "study_id"  # folds.by slice or patient
             fold = folds.set_index(key)["fold"]

@@ -83,7 +83,9 @@ def made_side_by_side(
     """
     tasks = ((plan.recipe, plan.root, *pair, make, force, task) for pair in todo)
     processes, left = min(plan.processes, len(todo)), []
-    for pair, busy in side_by_side(_make_fold, tasks, processes, ordered=False, threads=plan.recipe.compute.threads):
+    again = "with fewer of them (--set compute.processes=1) or a smaller batch_size"
+    threads = plan.recipe.compute.threads
+    for pair, busy in side_by_side(_make_fold, tasks, processes, ordered=False, threads=threads, again=again):
         if busy is None:
             yield pair
         else:
@@ -102,12 +104,10 @@ def _make_fold(
     task: Callable[[Plan, str, int], Task],
 ) -> tuple[tuple[str, int], Busy | None]:
     plan = Plan(recipe, root)
-    made = task(plan, name, k)
     try:
-        plan.make(made, lambda fingerprint: make(plan, name, k, fingerprint), force=force)
+        plan.make(task(plan, name, k), lambda fingerprint: make(plan, name, k, fingerprint), force=force)
     except Busy as busy:
         return (name, k), busy
-    Checkpoint.remove(made.folder)  # not before the record is written: a kill in between would cost the whole fold
     return (name, k), None
 
 
@@ -223,10 +223,6 @@ class Checkpoint:
         from ich.training import checkpoint
 
         write_sealed(self.path, self.fingerprint, checkpoint.to_bytes(state))
-
-    @staticmethod
-    def remove(folder: Path) -> None:
-        (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 # ---- the assembled member

@@ -389,7 +389,7 @@ class Plan:
         record = self.record_of(task.record)
         if record is None:
             if task.record.path.is_file():
-                return State("stale", f"its record {task.record.path.name} is damaged")
+                return State("stale", f"its record {task.record.path.name} is damaged, or of an earlier version")
             if task.stage == "prepare" and self.workspace.cache_pointer.is_file():
                 return State("stale", "the raw files or the image settings have changed")
             return State("missing")
@@ -486,6 +486,8 @@ class Plan:
                 **watch.measured(),
                 versions={name: version(name) for name in LIBRARIES},
             )
+            for name in (CHECKPOINT, PROGRESS):  # not before the record is there: a kill in between would cost it all
+                (task.folder / name).unlink(missing_ok=True)
         self.forget()
         return True
 

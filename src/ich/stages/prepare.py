@@ -31,8 +31,6 @@ def run(plan: Plan, *, force: bool = False) -> None:
     task = plan.prepare()
     _name_left_over(plan, task)
     made = plan.make(task, lambda fingerprint: _prepare(plan, task.folder, fingerprint, force), force=force)
-    if (task.folder / PROGRESS).is_file():  # the record is there: nothing has to go on any more
-        (task.folder / PROGRESS).unlink()
     plan.point_to(task)
     record = task.record.read() or {}
     say(

@@ -6,7 +6,7 @@ from ich.console import say
 from ich.stages.artefacts import pictures_of
 from ich.stages.fitting import fit_network
 from ich.stages.inputs import Slices, pictures
-from ich.stages.member import Checkpoint, named
+from ich.stages.member import named
 from ich.stages.networks import cnn_spec, network_of
 from ich.stages.plan import Made, Plan, seed_of
 
@@ -15,7 +15,6 @@ def run(plan: Plan, *, model: str | None = None, force: bool = False) -> None:
     for name in named(list(plan.recipe.pretrain), model):
         task = plan.pretrained(name)
         made = plan.make(task, lambda fingerprint, name=name: _fit(plan, name, fingerprint), force=force)
-        Checkpoint.remove(task.folder)
         say(f"pretrain: {'wrote' if made else 'done'}, {task.folder}")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ich.console import progress, say
+from ich.stages.artefacts import FOLDS
 from ich.stages.plan import Plan, Task
 from ich.stages.promises import broken_promises
 from ich.workspace import read_record
@@ -87,7 +88,7 @@ def _look(plan: Plan, task: Task, on_read: Callable[[int], None]) -> Look:
         kind = "stale"
     if kind == "running":
         return task, kind, []
-    if found and (record is None or kind != "killed"):  # the killed may have replaced files that the old record names
+    if found and kind != "killed":  # the killed may have replaced files that the old record names
         kind = "damaged"
     return task, "sound" if kind == "done" else kind, found
 
@@ -102,7 +103,7 @@ def _damage(task: Task, record: dict[str, Any] | None, name: str, on_read: Calla
 def _remedy(plan: Plan, task: Task, name: str, what: str) -> str:
     """What to type. Many a fault is not seen by its stage, to which large files' stamps or the record say done."""
     if name == plan.workspace.folds.name:
-        return "put back the file that was there, or make other folds by `ich folds --force`"
+        return FOLDS
     gone = what in ("is missing", DAMAGED_RECORD)
     return f"{'' if gone else 'delete it, then '}run `ich {task.stage}`, which makes it anew"
 
