@@ -20,6 +20,7 @@ ALLOWED = {
     "report": {"report"},
     "training": {"training", "data", "models"},
     "stages": {
+        "stages.tasks",
         "stages.plan",
         "stages.artefacts",
         "stages.inputs",
@@ -130,7 +131,16 @@ def test_the_ensemble_never_imports_torch(path):
 
 
 @pytest.mark.parametrize(
-    "name", ["cli.py", "recipe/loading.py", "workspace.py", "console.py", "stages/plan.py", "stages/status.py"]
+    "name",
+    [
+        "cli.py",
+        "recipe/loading.py",
+        "workspace.py",
+        "console.py",
+        "stages/tasks.py",
+        "stages/plan.py",
+        "stages/status.py",
+    ],
 )
 def test_a_look_at_the_state_imports_nothing_heavy(name):
     heavy = {

@@ -35,7 +35,8 @@ from ich.stages import thresholds as thresholds_stage
 from ich.stages.inputs import Slices
 from ich.stages.member import Checkpoint
 from ich.stages.networks import network_of, with_weights
-from ich.stages.plan import Plan, Task
+from ich.stages.plan import Plan
+from ich.stages.tasks import Task
 from ich.workspace import Record, UserError, read_record, sha256_file, write_record, write_sealed
 
 SOURCE = Path(__file__).parents[1] / "src" / "ich"

@@ -19,7 +19,8 @@ from random import Random
 
 from ich import workspace
 from ich.stages import verify
-from ich.stages.plan import BLEND, CHECKPOINT, SMOOTH, WEIGHTS, Plan, Task
+from ich.stages.plan import Plan
+from ich.stages.tasks import BLEND, CHECKPOINT, SMOOTH, WEIGHTS, Task
 from ich.workspace import UserError
 from tests.conftest import House
 from tests.faults.house import Reference, copied, differences, ich, picture, plan_of, sha256, unfinished

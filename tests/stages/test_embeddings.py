@@ -12,7 +12,8 @@ from ich.ensemble.members import aligned, logit_columns
 from ich.recipe import load
 from ich.stages import networks, sequence
 from ich.stages.inputs import Slices
-from ich.stages.plan import Plan, Task
+from ich.stages.plan import Plan
+from ich.stages.tasks import Task
 from ich.workspace import Record, UserError, write_record
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"

@@ -22,7 +22,8 @@ from ich.stages import cnn, end_to_end, pretrain, sequence
 from ich.stages.fitting import enough, fit_network
 from ich.stages.inputs import Slices
 from ich.stages.member import Checkpoint, finite, leave_predictions
-from ich.stages.plan import CHECKPOINT, Plan, Task
+from ich.stages.plan import Plan
+from ich.stages.tasks import CHECKPOINT, Task
 from ich.training.loop import FitSettings, fit, weights
 from ich.workspace import UserError
 

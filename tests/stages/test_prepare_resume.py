@@ -18,7 +18,8 @@ from ich.data import cache, dicom
 from ich.data.competitions.rsna2019 import CLASSES
 from ich.recipe import load
 from ich.stages import prepare
-from ich.stages.plan import PROGRESS, Plan
+from ich.stages.plan import Plan
+from ich.stages.tasks import PROGRESS
 from ich.workspace import Record, UserError, part_of
 from plain_slice import HEADER
 

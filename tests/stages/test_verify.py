@@ -19,7 +19,8 @@ from conftest import RECIPE, House
 from ich.locks import hold
 from ich.recipe import load
 from ich.stages import submit, verify
-from ich.stages.plan import Plan, Task
+from ich.stages.plan import Plan
+from ich.stages.tasks import Task
 from ich.workspace import Record, read_json, read_record, write_json, write_record
 
 pytestmark = pytest.mark.usefixtures("one_core")

@@ -9,7 +9,8 @@ from ich.console import say, table
 from ich.recipe import beta_of
 from ich.stages.inputs import Slices, blended
 from ich.stages.member import assemble, figures, leave_predictions
-from ich.stages.plan import BLEND, Made, Plan, seed_of
+from ich.stages.plan import Made, Plan, seed_of
+from ich.stages.tasks import BLEND
 from ich.workspace import write_json
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ich.console import progress, say, table
-from ich.stages.plan import NOT_RAW, Plan
+from ich.stages.plan import Plan
+from ich.stages.tasks import NOT_RAW
 from ich.workspace import atomic, listing
 
 if TYPE_CHECKING:

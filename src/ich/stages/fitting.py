@@ -19,7 +19,8 @@ from ich.stages.member import (
     leave_predictions,
     log_loss,
 )
-from ich.stages.plan import WEIGHTS, Made, Plan, seed_of
+from ich.stages.plan import Made, Plan, seed_of
+from ich.stages.tasks import WEIGHTS
 from ich.workspace import UserError
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from ich.processes import side_by_side
 from ich.recipe import Recipe
 from ich.stages.artefacts import as_written, table_of
 from ich.stages.inputs import Slices
-from ich.stages.plan import CHECKPOINT, Busy, Made, Plan, Task
+from ich.stages.plan import Busy, Made, Plan
+from ich.stages.tasks import CHECKPOINT, Task
 from ich.workspace import UserError, atomic, read_sealed, write_sealed, write_text
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from ich.recipe import Backbone, EndToEnd, Head
 from ich.recipe import Cnn as CnnSettings
 from ich.recipe import Sequence as SequenceSettings
 from ich.stages.artefacts import as_written
-from ich.stages.plan import WEIGHTS, Plan, Task
+from ich.stages.plan import Plan
+from ich.stages.tasks import WEIGHTS, Task
 from ich.workspace import UserError, sha256_bytes
 
 if TYPE_CHECKING:

@@ -36,7 +36,8 @@ from ich.stages.networks import (
     study_head,
     with_weights,
 )
-from ich.stages.plan import BLEND, SMOOTH, Made, Plan, Task
+from ich.stages.plan import Made, Plan
+from ich.stages.tasks import BLEND, SMOOTH, Task
 from ich.workspace import Record, UserError, atomic, read_json
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from ich.console import progress, say
 from ich.locks import held
 from ich.stages.inputs import layout_errors
-from ich.stages.plan import PROGRESS, Made, Plan, Task
+from ich.stages.plan import Made, Plan
+from ich.stages.tasks import PROGRESS, Task
 from ich.workspace import (
     Record,
     UserError,

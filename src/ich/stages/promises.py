@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ich.console import progress
-from ich.stages.plan import BLEND, SMOOTH, TRAINING_ROWS, WEIGHTS, Plan, Task
+from ich.stages.plan import Plan
+from ich.stages.tasks import BLEND, SMOOTH, TRAINING_ROWS, WEIGHTS, Task
 from ich.workspace import digest, read_json
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from ich.stages.fitting import loss_for, splits, train_member
 from ich.stages.inputs import Slices, studies_of
 from ich.stages.member import run_folds
 from ich.stages.networks import array_of, head_shape, predict_sequence, study_head
-from ich.stages.plan import Made, Plan, Task, seed_of
+from ich.stages.plan import Made, Plan, seed_of
+from ich.stages.tasks import Task
 from ich.workspace import UserError
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 from ich.stages.inputs import Slices, smoother_input
 from ich.stages.member import figures, leave_predictions, run_folds
-from ich.stages.plan import SMOOTH, Made, Plan
+from ich.stages.plan import Made, Plan
+from ich.stages.tasks import SMOOTH
 from ich.workspace import write_json
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ from typing import Any
 
 from ich.console import progress, say
 from ich.stages.artefacts import FOLDS
-from ich.stages.plan import Plan, Task
+from ich.stages.plan import Plan
 from ich.stages.promises import broken_promises
+from ich.stages.tasks import Task
 from ich.workspace import read_record
 
 MB = 1_000_000
