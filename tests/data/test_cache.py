@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ich.data import cache, dicom
 from ich.data.competitions import Raw
+from ich.data.crop import edge_box, head_box, resized
 from ich.data.dicom import Reason, SliceHeader, Unreadable
 from plain_slice import HEADER
 
@@ -32,34 +33,34 @@ def with_head_rest(picture: np.ndarray) -> np.ndarray:
 
 
 def test_the_box_is_the_head_and_its_margin():
-    row, column, side = cache.head_box([head()])
+    row, column, side = head_box([head()])
     assert side == pytest.approx(72 * 1.04, abs=3)
     assert (row + side / 2, column + side / 2) == pytest.approx((50, 64), abs=2)
 
 
 def test_head_rest_and_table_do_not_fool_the_box():
-    plain, real = cache.head_box([head()]), cache.head_box([with_head_rest(head())])
+    plain, real = head_box([head()]), head_box([with_head_rest(head())])
     assert np.abs(np.subtract(plain, real)).max() <= 3
 
 
 def test_the_box_holds_the_head_of_every_slice():
-    _, column, side = cache.head_box([head(column=50, radius=30), head(column=78, radius=30), head(radius=5)])
+    _, column, side = head_box([head(column=50, radius=30), head(column=78, radius=30), head(radius=5)])
     assert column <= 20
     assert column + side >= 108
 
 
 def test_without_a_head_the_whole_picture_is_kept():
-    assert cache.head_box([np.full((100, 80), -1000, np.int16)]) == (0, 0, 100)
+    assert head_box([np.full((100, 80), -1000, np.int16)]) == (0, 0, 100)
 
 
 def test_a_resize_by_area_is_the_mean_of_the_pixels():
     picture = np.arange(16, dtype=np.int16).reshape(4, 4) * 10
-    assert cache.resized(picture, (0, 0, 4), 2).tolist() == [[25, 45], [105, 125]]
+    assert resized(picture, (0, 0, 4), 2).tolist() == [[25, 45], [105, 125]]
 
 
 def test_a_box_beyond_the_picture_is_filled_with_air():
     picture = np.full((2, 2), 40, np.int16)
-    assert cache.resized(picture, (-1, -1, 4), 4).tolist() == [
+    assert resized(picture, (-1, -1, 4), 4).tolist() == [
         [-1024, -1024, -1024, -1024],
         [-1024, 40, 40, -1024],
         [-1024, 40, 40, -1024],
@@ -73,7 +74,7 @@ def test_a_box_beyond_the_picture_is_filled_with_air():
 @pytest.mark.parametrize("place", [(128, 50, 64, 36), (512, 201, 253, 146), (512, 203, 250, 147), (300, 150, 149, 91)])
 def test_the_edges_are_those_of_the_head_to_the_pixel(place):
     size, y, x, radius = place
-    row, column, side = cache.edge_box(head(size, y, x, radius), -300)
+    row, column, side = edge_box(head(size, y, x, radius), -300)
     assert (row, column) == (y - radius + 1, x - radius + 1)
     assert side == 2 * radius - 1
 
@@ -85,7 +86,7 @@ def test_table_and_head_rest_do_not_fool_the_edges_as_they_fool_rows_and_columns
     rows, columns = np.nonzero(real > -300)
     assert (columns.min(), columns.max() + 1) == (0, size)  # the table: nothing would be cropped
     assert rows.max() + 1 == size * 119 / 128
-    difference = np.subtract(cache.edge_box(plain, -300), cache.edge_box(real, -300))
+    difference = np.subtract(edge_box(plain, -300), edge_box(real, -300))
     assert np.abs(difference).max() <= size * 3 / 128
 
 
@@ -94,7 +95,7 @@ def test_a_wide_head_gets_a_square_around_its_centre(row):
     picture = np.full((128, 200), -1000, np.int16)
     inside = slice(max(row - 20, 0), min(row + 20, 128))
     picture[inside, 70:150] = 40
-    top, left, side = cache.edge_box(picture, -300)
+    top, left, side = edge_box(picture, -300)
     assert (left, side) == (70, 80)
     assert top == (inside.start + inside.stop - 80) // 2  # beyond the picture, if need be
 
@@ -144,9 +145,9 @@ def test_grey_pictures_have_edges_too_and_no_head(tmp_path):
 @pytest.mark.parametrize("value", [-1000, -300])
 def test_a_slice_without_tissue_or_with_a_speck_of_it_keeps_the_whole_picture(value):
     picture = np.full((100, 80), value, np.int16)
-    assert cache.edge_box(picture, -300) == (0, 0, 100)
+    assert edge_box(picture, -300) == (0, 0, 100)
     picture[40:52, 40:52] = 40  # 1.8 % of the picture
-    assert cache.edge_box(picture, -300) == (0, 0, 100)
+    assert edge_box(picture, -300) == (0, 0, 100)
 
 
 # ---- from files to the slice table and its rows

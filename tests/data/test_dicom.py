@@ -22,6 +22,7 @@ from pydicom.uid import (
 
 from ich.data import cache, dicom, units
 from ich.data.competitions import Raw
+from ich.data.crop import resized
 from ich.data.dicom import Reason, SliceHeader, Unreadable
 from ich.data.units import Scale
 
@@ -235,7 +236,7 @@ def test_the_frames_of_a_file_are_slices_of_the_table_and_the_cache(tmp_path):
     assert filled["n_slices"].tolist() == [3, 3, 3]
     hu = np.load(tmp_path / "hu.npy", allow_pickle=False)
     for row, frame in enumerate((1, 2, 0)):
-        expected = cache.resized(dicom.hounsfield(tmp_path / "a.dcm", frame), (0, 0, 3), 3)
+        expected = resized(dicom.hounsfield(tmp_path / "a.dcm", frame), (0, 0, 3), 3)
         np.testing.assert_array_equal(hu[row], expected)
 
 
