@@ -269,6 +269,14 @@ def test_a_killed_fold_goes_on_from_its_last_epoch_to_the_same_bytes(house):
     assert "oof/tiny/resnet/fold0/checkpoint.bin" not in after
 
 
+def test_a_checkpoint_that_outlived_its_fold_by_a_kill_is_removed_and_nothing_is_trained(house):
+    before = house.files()
+    left = house.root / "oof/tiny/resnet/fold1/checkpoint.bin"
+    left.write_bytes(b"a kill came between the record and its removal")
+    house.ich("cnn")
+    assert house.files() == before
+
+
 def test_a_broken_test_file_is_quarantined_and_submitted_with_the_prior(house, slices):
     victim = slices.loc[slices["split"] == "test", "image_id"].iloc[0]
     path = house.root / f"input/tiny/stage_2_test/{victim}.dcm"
@@ -299,7 +307,8 @@ def test_a_committed_fold_file_is_used_as_it_is(house):
 def test_a_fold_file_that_was_changed_since_is_refused_until_it_is_said_which_to_use(house):
     path, record = house.root / "folds/tiny.csv", house.root / "folds/tiny.run.json"
     before = path.read_bytes()
-    path.write_bytes(before.replace(b",0,", b",1,"))
+    swapped = pd.read_csv(path)
+    swapped.assign(fold=1 - swapped["fold"]).to_csv(path, index=False)
     assert f"error: {path} is not as `ich folds` left it" in house.ich("folds", code=2)
     record.unlink()
     house.ich("folds")

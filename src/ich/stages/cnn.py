@@ -22,7 +22,7 @@ def run(plan: Plan, *, model: str | None = None, fold: int | None = None, force:
     names = list(plan.recipe.cnn)
     run_folds(plan, names, fit_fold, model=model, fold=fold, force=force)
     pairs = [(name, k) for name, k in chosen(plan, names, model, fold) if name in plan.read_in_sample]
-    todo = [(name, k) for name, k in pairs if force or not plan.state(plan.training_rows(name, k)).done]
+    todo = [(name, k) for name, k in pairs if force or not plan.finished(plan.training_rows(name, k))]
     for name, k in made_side_by_side(plan, todo, predict_training_rows, force, Plan.training_rows):
         say(f"cnn: {name} fold {k} predicted the rows that it was trained on")
     plan.forget()

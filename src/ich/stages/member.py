@@ -52,7 +52,7 @@ def run_folds(
     Raises Busy at the end where folds were left to other processes.
     """
     pairs = chosen(plan, names, model, fold)
-    todo = [(name, k) for name, k in pairs if force or not plan.state(plan.fold(name, k)).done]
+    todo = [(name, k) for name, k in pairs if force or not plan.finished(plan.fold(name, k))]
     for name, k in todo:
         plan.require(plan.fold(name, k))
     done, left = len(pairs) - len(todo), None

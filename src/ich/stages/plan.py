@@ -26,6 +26,8 @@ LIBRARIES = (
     "pydicom",
 )
 
+# Not removed before the record is there, for a kill in between would cost all that they know.
+PASSING = (CHECKPOINT, PROGRESS)
 Made = tuple[Mapping[str, Path], Mapping[str, Any]]  # files by name, and what else the record should say
 
 
@@ -123,6 +125,10 @@ class Plan(Tasks):
 
     # ---- making them
 
+    def finished(self, task: Task) -> bool:
+        """Whether the task is done, and a kill has left nothing there of its making."""
+        return self.state(task).done and not any((task.folder / name).is_file() for name in PASSING)
+
     def require(self, task: Task) -> None:
         """Raise UserError unless everything that `task` reads is done; it names what has to be made first of all."""
         for upstream, _ in task.upstream:
@@ -142,7 +148,7 @@ class Plan(Tasks):
 
         One process makes a task; another waits, and finds it done, or raises Busy with compute.busy: leave.
         """
-        if not force and self.state(task).done:
+        if not force and self.finished(task):
             return False
         self.require(task)
 
@@ -153,27 +159,30 @@ class Plan(Tasks):
 
         with hold(task.record.lock, on_wait=wait_or_leave):
             self.forget()
-            if not force and self.state(task).done:
-                return False
-            self.require(task)
-            task.record.sweep()
-            watch, inputs = Stopwatch(), self.inputs(task)
-            fingerprint = self._fingerprint(task, inputs)
-            files, more = function(fingerprint)
-            task.record.write(
-                fingerprint,
-                files,
-                task=task.name,
-                settings=dict(task.settings),
-                inputs=inputs,
-                **more,
-                **watch.measured(),
-                versions={name: version(name) for name in LIBRARIES},
-            )
-            for name in (CHECKPOINT, PROGRESS):  # not before the record is there: a kill in between would cost it all
+            making = force or not self.state(task).done
+            if making:
+                self._made(task, function)
+            for name in PASSING:
                 (task.folder / name).unlink(missing_ok=True)
         self.forget()
-        return True
+        return making
+
+    def _made(self, task: Task, function: Callable[[str], Made]) -> None:
+        self.require(task)
+        task.record.sweep()
+        watch, inputs = Stopwatch(), self.inputs(task)
+        fingerprint = self._fingerprint(task, inputs)
+        files, more = function(fingerprint)
+        task.record.write(
+            fingerprint,
+            files,
+            task=task.name,
+            settings=dict(task.settings),
+            inputs=inputs,
+            **more,
+            **watch.measured(),
+            versions={name: version(name) for name in LIBRARIES},
+        )
 
     def point_to(self, prepared: Task) -> None:
         """Let the later stages of this recipe use this cache."""
