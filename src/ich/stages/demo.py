@@ -4,7 +4,7 @@ import os
 
 from ich.console import progress, say
 from ich.stages.plan import Made, Plan
-from ich.workspace import UserError, atomic_folder, write_json
+from ich.workspace import UserError, atomic_folder
 
 
 def run(plan: Plan, *, force: bool = False) -> None:
@@ -40,7 +40,7 @@ def run(plan: Plan, *, force: bool = False) -> None:
                 jobs=plan.cores,
                 on_progress=advance,
             )
-            write_json(folder / "run.json", {})  # no record yet, but a sign that the folder is ours: a kill may follow
+            (folder / "run.json").write_text("{}\n")  # no record yet, but a sign that the folder is ours
         tables = {path.name: path for path in sorted(root.iterdir()) if path.is_file() and path.name != "run.json"}
         return tables, {"slices": sum(len(files) for _, _, files in os.walk(root)) - len(tables)}
 

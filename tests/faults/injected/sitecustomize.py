@@ -63,7 +63,7 @@ def temporary(make):
         result = make(suffix, prefix, dir, *arguments, **more)
         name = result if isinstance(result, str) else result[1]
         if mode == "half" and not isinstance(result, str):
-            size = target.stat().st_size if target.is_file() else 1000
+            size = target.stat().st_size if target.is_file() else 2
             resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, resource.RLIM_INFINITY))
         elif mode is not None:
             faulty[name] = "fsync" if mode == "half" else mode  # of a folder: of the first file in it
