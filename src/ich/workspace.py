@@ -33,17 +33,12 @@ ADVICE = {
     errno.EMFILE: "allow more open files (ulimit -n 4096)",
     errno.ENFILE: "close other programs, for the machine has no file handle left",
 }
-FULL = 1 << 20  # bytes free below which a write that failed without a reason failed for a full disk
 
 
 def refused(path: object, error: OSError) -> UserError:
     """What to say where the system refused to read or write `path`: the reason, and what to do."""
-    number, reason = error.errno, error.strerror or str(error)
-    if (
-        number is None and isinstance(path, Path) and shutil.disk_usage(path.parent).free < FULL
-    ):  # numpy names no reason
-        number, reason = errno.ENOSPC, os.strerror(errno.ENOSPC)
-    advice = f"; {ADVICE[number]}" if number in ADVICE else ""
+    reason = error.strerror or str(error)
+    advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE else ""
     return UserError(f"{path}: {reason}{advice}; what was finished is kept: run the same again")
 
 

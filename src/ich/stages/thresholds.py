@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ich.console import say, table
 from ich.recipe import Thresholds
-from ich.stages.artefacts import as_written, logits_of
+from ich.stages.artefacts import logits_of
 from ich.stages.plan import Made, Plan
 from ich.workspace import UserError, read_json, write_json
 
@@ -50,8 +50,7 @@ def run(plan: Plan, *, force: bool = False) -> None:
     made = plan.make(plan.thresholds, make, force=force)
     say(f"thresholds: {'wrote' if made else 'done'}, {path}")
     if made:
-        with as_written(path):
-            _show(read_json(path))
+        _show(read_json(path))
 
 
 def _prevalence(
