@@ -128,7 +128,7 @@ def test_a_call_that_never_returns_to_python_is_ended_too(tmp_path):
 LOADER = """
 import os, time
 import torch
-from ich.data.datasets import Batches, EpochBatches, loader
+from ich.data.batches import Batches, EpochBatches, loader
 from ich.processes import interruptible
 class Slow(Batches):
     seed = 0

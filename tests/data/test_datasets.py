@@ -5,16 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ich.data.augment import Augmentation, build, cutmix_box, sample_seed
-from ich.data.datasets import (
-    EpochBatches,
-    SliceDataset,
-    Studies,
-    TwoViews,
-    paste,
-    slice_loader,
-    study_batch,
-    study_loader,
-)
+from ich.data.batches import EpochBatches, epoch_loader
+from ich.data.datasets import SliceDataset, TwoViews, paste
+from ich.data.studies import Studies, study_batch, study_loader
 from ich.data.views import View, Window, neighbour_rows, render
 
 WINDOWS = View("windows", (Window(40, 80), Window(80, 200)))
@@ -64,7 +57,7 @@ def test_an_incomplete_batch_is_dropped_unless_it_is_the_only_one():
 @pytest.mark.parametrize("view", [WINDOWS, NEIGHBOURS])
 def test_pictures_targets_and_rows_belong_together(view: View):
     seen = []
-    for images, targets, rows in slice_loader(dataset(view), epoch=0, batch_size=3, shuffle=False):
+    for images, targets, rows in epoch_loader(dataset(view), epoch=0, batch_size=3, shuffle=False):
         assert images.dtype == torch.uint8
         assert images.shape[1:] == (view.channels, 8, 8)
         assert images.is_contiguous(memory_format=torch.channels_last)
@@ -80,7 +73,7 @@ def test_pictures_targets_and_rows_belong_together(view: View):
 @pytest.mark.parametrize("view", [WINDOWS, NEIGHBOURS])
 def test_batches_are_the_same_whatever_the_number_of_workers(view: View):
     def batches(workers: int):
-        return list(slice_loader(dataset(view, Augmentation()), 2, 2, shuffle=True, workers=workers))
+        return list(epoch_loader(dataset(view, Augmentation()), 2, 2, shuffle=True, workers=workers))
 
     alone, shared = batches(0), batches(2)
     assert len(alone) == len(shared) == 3
@@ -91,7 +84,7 @@ def test_batches_are_the_same_whatever_the_number_of_workers(view: View):
 
 def test_a_slice_is_changed_by_its_id_and_epoch_not_by_its_place():
     def pictures(epoch: int, batch_size: int, shuffle: bool) -> dict[int, np.ndarray]:
-        loader = slice_loader(dataset(WINDOWS, Augmentation()), epoch, batch_size, shuffle)
+        loader = epoch_loader(dataset(WINDOWS, Augmentation()), epoch, batch_size, shuffle)
         return {int(r): x.numpy() for images, _, rows in loader for x, r in zip(images, rows, strict=True)}
 
     ordered, shuffled, later = pictures(1, 3, False), pictures(1, 7, True), pictures(2, 3, False)
@@ -108,7 +101,7 @@ def test_loading_draws_nothing_from_the_models_random_numbers():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    list(slice_loader(dataset(WINDOWS, Augmentation()), 0, 3, shuffle=True))
+    list(epoch_loader(dataset(WINDOWS, Augmentation()), 0, 3, shuffle=True))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -164,7 +157,7 @@ def test_cutmix_depends_on_seed_epoch_and_id_alone_and_leaves_the_targets_handed
     mixed = dataset(WINDOWS, Augmentation(), cutmix=1.0)
 
     def found(epoch: int, batch_size: int, shuffle: bool, workers: int = 0) -> dict[int, tuple]:
-        loaded = slice_loader(mixed, epoch, batch_size, shuffle, workers)
+        loaded = epoch_loader(mixed, epoch, batch_size, shuffle, workers)
         return {
             int(r): (x.numpy(), y.tolist())
             for images, targets, rows in loaded
@@ -183,8 +176,8 @@ def test_cutmix_depends_on_seed_epoch_and_id_alone_and_leaves_the_targets_handed
 
 def test_without_cutmix_pictures_and_targets_are_what_they_were():
     for one, other in zip(
-        slice_loader(dataset(WINDOWS, Augmentation(), cutmix=0.0), 1, 3, True),
-        slice_loader(dataset(WINDOWS, Augmentation()), 1, 3, True),
+        epoch_loader(dataset(WINDOWS, Augmentation(), cutmix=0.0), 1, 3, True),
+        epoch_loader(dataset(WINDOWS, Augmentation()), 1, 3, True),
         strict=True,
     ):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
@@ -205,7 +198,7 @@ def test_two_views_are_two_changes_of_the_same_slices(workers: int):
     views = TwoViews(dataset(NEIGHBOURS, Augmentation()))
     assert len(views) == 7
     augment, seen = build(Augmentation()), []
-    for first, second, rows in slice_loader(views, 4, 3, shuffle=True, workers=workers):
+    for first, second, rows in epoch_loader(views, 4, 3, shuffle=True, workers=workers):
         for images, name in ((first, "first"), (second, "second")):
             assert images.dtype == torch.uint8
             assert images.is_contiguous(memory_format=torch.channels_last)

@@ -1,19 +1,16 @@
 """Trials by number: conducted side by side, counted, and written down so that each can be repeated alone."""
 
 import json
-import os
-import platform
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ich.stages.plan import LIBRARIES
+from benchmarks.race import machine
 
 
 @dataclass(frozen=True)
@@ -70,18 +67,6 @@ def conducted(topic: str, outcomes: Iterable[Outcome], total: int, seed: int, fo
             for o in sorted(failed, key=lambda o: o.trial)
         ],
         "machine": machine(),
-    }
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on, and nothing that names the machine."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in LIBRARIES},
     }
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import RECIPE, cloned
-from ich.data.datasets import Studies, from_the_other_end, study_batch
+from ich.data.studies import Studies, from_the_other_end, study_batch
 from ich.ensemble.members import aligned
 from ich.ensemble.smoothing import choose_widths, smooth_each
 from ich.models.sequence import build_head

@@ -234,7 +234,8 @@ from pathlib import Path
 import torch
 from torch import nn
 torch.set_num_threads(1)
-from ich.data.datasets import Batches, SliceBatch, slice_loader
+from ich.data.batches import Batches, epoch_loader
+from ich.data.datasets import SliceBatch
 from ich.recipe import Cnn
 from ich.stages.fitting import fit_network
 from ich.workspace import UserError
@@ -261,7 +262,7 @@ def fitted(name, victim, workers, batch_size):
     settings = Cnn(backbone="none", epochs=1, batch_size=batch_size, workers=workers, precision="fp32")
     return fit_network(
         name, Path(sys.argv[1]) / name, "f", network, settings, 0,
-        batches=lambda epoch: slice_loader(slices, epoch, batch_size, shuffle=True, workers=workers),
+        batches=lambda epoch: epoch_loader(slices, epoch, batch_size, shuffle=True, workers=workers),
         steps=48 // batch_size,
         loss_of=lambda model, batch: (model(batch.images) - batch.targets).square().mean(),
         counts=(48, "slices"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ich.data.datasets import Studies, study_loader
+from ich.data.studies import Studies, study_loader
 from ich.models.classifier import Classifier
 from ich.models.losses import build
 from ich.models.sequence import SequenceHead

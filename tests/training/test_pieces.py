@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ich.data.datasets import EpochBatches, SliceBatch, SliceDataset, Studies, loader, study_batch, study_loader
+from ich.data.batches import EpochBatches, loader
+from ich.data.datasets import SliceBatch, SliceDataset
+from ich.data.studies import Studies, study_batch, study_loader
 from ich.data.study_pictures import StudyPictures
 from ich.data.views import View, Window, neighbour_rows
 from ich.models.losses import build

@@ -9,17 +9,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from ich.data.augment import sample_seed
-from ich.data.datasets import (
-    Batches,
-    EpochBatches,
-    SliceDataset,
-    channels_first,
-    cutmix_draw,
-    cuts,
-    loader,
-    paste,
-    shortened,
-)
+from ich.data.batches import Batches, EpochBatches, cuts, loader, shortened
+from ich.data.datasets import SliceDataset, channels_first, cutmix_draw, paste
 
 
 class StudyPicturesBatch(NamedTuple):

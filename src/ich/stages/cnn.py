@@ -33,7 +33,7 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     import torch
 
     from ich.data.augment import Augmentation, build
-    from ich.data.datasets import slice_loader
+    from ich.data.batches import epoch_loader
 
     settings = plan.recipe.cnn[member]
     torch.set_num_threads(plan.recipe.compute.threads)
@@ -63,7 +63,7 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
         settings,
         slices,
         rows,
-        batches=lambda epoch: slice_loader(training, epoch, size, shuffle=True, workers=settings.workers),
+        batches=lambda epoch: epoch_loader(training, epoch, size, shuffle=True, workers=settings.workers),
         steps=max(len(training) // size, 1),
         loss_of=lambda model, batch: loss(model(batch.images), batch.targets),
         predict=predict,

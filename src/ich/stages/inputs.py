@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ich.data.augment import Augment
-    from ich.data.datasets import SliceDataset, Studies
+    from ich.data.datasets import SliceDataset
+    from ich.data.studies import Studies
     from ich.data.study_pictures import StudyPictures
     from ich.data.views import View
 
@@ -197,7 +198,7 @@ def studies_of(
     """
     import numpy as np
 
-    from ich.data.datasets import Studies
+    from ich.data.studies import Studies
 
     base = np.asarray(np.mean(logits, axis=0, dtype=np.float64), dtype=np.float32)
     starts = np.flatnonzero(np.diff(table["series"].to_numpy(), prepend=-1))

@@ -17,7 +17,8 @@ from ich.workspace import UserError, sha256_bytes
 if TYPE_CHECKING:
     import numpy as np
 
-    from ich.data.datasets import SliceDataset, Studies
+    from ich.data.datasets import SliceDataset
+    from ich.data.studies import Studies
     from ich.data.study_pictures import StudyPictures
     from ich.models.cnn import Cnn, CnnSpec
     from ich.models.cnn_lstm import EndToEnd as EndToEndNetwork
@@ -138,13 +139,13 @@ def predict_pictures(network: Any, dataset: "SliceDataset", settings: CnnSetting
     """Logits float32 [n, c] and embeddings float16 [n, d] of a data set's slices, in its order."""
     import numpy as np
 
-    from ich.data.datasets import slice_loader
+    from ich.data.batches import epoch_loader
     from ich.training.predict import predict
 
     if not len(dataset):  # no test set
         width = (len(network.classifier.bias), network.embedding_size)
         return {"logits": np.empty((0, width[0]), np.float32), "embeddings": np.empty((0, width[1]), np.float16)}
-    batches = slice_loader(dataset, 0, 2 * settings.batch_size, shuffle=False, workers=settings.workers)
+    batches = epoch_loader(dataset, 0, 2 * settings.batch_size, shuffle=False, workers=settings.workers)
     return predict(network, batches, len(dataset), settings.precision)
 
 
@@ -170,7 +171,7 @@ def predict_sequence(
     """
     import numpy as np
 
-    from ich.data.datasets import from_the_other_end, study_loader
+    from ich.data.studies import from_the_other_end, study_loader
     from ich.training.predict import predict_studies
 
     if not len(chosen):  # no test set

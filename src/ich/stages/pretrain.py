@@ -23,7 +23,8 @@ def _fit(plan: Plan, name: str, fingerprint: str) -> Made:
     import torch
 
     from ich.data.augment import Augmentation, build
-    from ich.data.datasets import TwoViews, slice_loader
+    from ich.data.batches import epoch_loader
+    from ich.data.datasets import TwoViews
     from ich.models.losses import nt_xent
     from ich.models.simclr import SimClr
 
@@ -43,7 +44,7 @@ def _fit(plan: Plan, name: str, fingerprint: str) -> Made:
         network,
         settings,
         seed,
-        batches=lambda epoch: slice_loader(views, epoch, size, shuffle=True, workers=settings.workers),
+        batches=lambda epoch: epoch_loader(views, epoch, size, shuffle=True, workers=settings.workers),
         steps=max(len(views) // size, 1),
         loss_of=lambda model, batch: nt_xent(model(batch.first), model(batch.second), settings.temperature),
         counts=(len(views), "slices"),

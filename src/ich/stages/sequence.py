@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from ich.data.datasets import Studies
+    from ich.data.studies import Studies
 
 
 def run(plan: Plan, *, model: str | None = None, fold: int | None = None, force: bool = False) -> None:
@@ -30,7 +30,7 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     """Train one sequence model on the studies outside fold `fold`, then predict that fold and the test set."""
     import torch
 
-    from ich.data.datasets import study_loader
+    from ich.data.studies import study_loader
 
     settings = plan.recipe.sequence[member]
     torch.set_num_threads(plan.recipe.compute.threads)

@@ -38,7 +38,7 @@ def predict_studies(
 ) -> dict[str, np.ndarray]:
     """Predict the `n` slices of padded studies: rows int64 [n] and logits float32 [n, c].
 
-    batches are `ich.data.datasets.StudyBatch`; padding is left out.
+    batches are `ich.data.studies.StudyBatch`; padding is left out.
     """
     return _predict_padded(model, batches, n, precision, ("features", "base", "geometry"))
 
