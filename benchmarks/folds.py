@@ -1,14 +1,17 @@
-"""How even the folds of a table of RSNA 2019's size are, and how long they take beside two ways of scikit-learn.
+"""Folds of a table of RSNA 2019's size, how even they are and how long they take, against two ways of scikit-learn.
 
-`python -m benchmarks.folds` prints a table. The competition's own table cannot be given away; this one has its counts:
-752,803 slices of 17,079 patients in 19,530 studies (1,536 patients have several, up to 15), and each class's positives.
+The competition's own table cannot be given away; this one has its counts: 752,803 slices of 17,079 patients in 19,530
+studies (1,536 patients have several, up to 15), and each class's positives.
 """
 
-import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+
+from benchmarks.race import OURS, Race, race
 
 SLICES, PATIENTS, STUDIES, SEVERAL, MOST = 752_803, 17_079, 19_530, 1_536, 15
 POSITIVES = {
@@ -71,7 +74,7 @@ def worst_deviation(table: pd.DataFrame, fold: np.ndarray, classes: list[str]) -
 
 
 def compared() -> dict[str, Callable[[pd.DataFrame, list[str]], np.ndarray]]:
-    """Ways to assign folds [n] to the rows of a table."""
+    """Ways to assign folds [n] to the rows of a table; ours is greedy, by patient."""
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
     from ich.data.folds import assign
@@ -83,31 +86,37 @@ def compared() -> dict[str, Callable[[pd.DataFrame, list[str]], np.ndarray]]:
         def fold(table: pd.DataFrame, classes: list[str]) -> np.ndarray:
             labels = table[classes].to_numpy(int) @ (1 << np.arange(len(classes)))
             found = np.empty(len(table), dtype=int)
-            for k, (_, rows) in enumerate(splitter.split(labels, labels, table["patient_id"])):
-                found[rows] = k
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The least populated class")  # label sets that occur once
+                for k, (_, rows) in enumerate(splitter.split(labels, labels, table["patient_id"])):
+                    found[rows] = k
             return found
 
         return fold
 
     return {
-        "greedy by patient (ich folds)": ours,
+        OURS: ours,
         "StratifiedGroupKFold on label sets": of_sklearn(StratifiedGroupKFold(N, shuffle=True, random_state=SEED)),
         "GroupKFold": of_sklearn(GroupKFold(N)),
     }
 
 
-def main() -> None:
-    table = rsna_sized()
-    classes = [*POSITIVES, "any"]
-    rarest = min(classes, key=lambda name: table[name].sum())
-    print(f"{len(table)} slices, {table['patient_id'].nunique()} patients, {table['study_id'].nunique()} studies")
-    for name, assign in compared().items():
-        started = time.perf_counter()
-        fold = assign(table, classes)
-        seconds = time.perf_counter() - started
-        worst = worst_deviation(table, fold, classes)
-        print(f"{name:36} {seconds:6.2f} s   {rarest} {worst[rarest]:7.2%}   worst class {max(worst.values()):7.2%}")
+def races(*, quick: bool) -> Iterator[Race]:
+    """One race. Notes: by how much the positives of the worst fold differ from an even share, by way and class."""
+    table, classes = rsna_sized(), [*POSITIVES, "any"]
+    if quick:
+        table = table[table["patient_id"].isin(table["patient_id"].unique()[:600])].reset_index(drop=True)
+    found: dict[str, np.ndarray] = {}
 
+    def way(name: str, assign: Callable[[pd.DataFrame, list[str]], np.ndarray]) -> Callable[[], None]:
+        def run() -> None:
+            found[name] = assign(table, classes)
 
-if __name__ == "__main__":
-    main()
+        return run
+
+    ways = {name: way(name, assign) for name, assign in compared().items()}
+    shape = {"unit": "slices", "count": len(table), "rounds": 1 if quick else 5, "warm_up": 0 if quick else 1}
+    timed = race("folds", ways, **shape)
+    worst = {name: worst_deviation(table, fold, classes) for name, fold in found.items()}
+    notes = {f"worst fold, {name}": {c: round(share, 4) for c, share in by.items()} for name, by in worst.items()}
+    yield replace(timed, notes=notes)

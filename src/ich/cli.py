@@ -255,14 +255,25 @@ def ablate(recipe: RecipePath, overrides: Set = None) -> None:
 
 def main() -> None:
     """Run a command; what the user can mend is one line a fault, without a traceback."""
+    from ich import ranks
     from ich.processes import interruptible
-    from ich.recipe import RecipeError
     from ich.workspace import ADVICE, UserError, refused
 
     try:
-        with interruptible("interrupted; what was finished is kept: the same command goes on from there"):
-            app()
-    except (UserError, RecipeError) as error:
+        with interruptible("interrupted; what was finished is kept: the same command goes on from there", ranks.heard):
+            if ranks.launched():
+                from ich.stages.plan import SHARED
+
+                ranks.run(app, shared=sys.argv[1:2] != [] and sys.argv[1] in {*SHARED, "ablate"})
+            else:
+                app()
+    except UserError as error:
+        _end(str(error))
+    except ValueError as error:
+        from ich.recipe import RecipeError  # not before: `ich --help` needs no recipe, and reads none
+
+        if not isinstance(error, RecipeError):
+            raise
         _end(str(error))
     except OSError as error:  # a full disk, a folder that may not be read, no file handles left
         if error.filename is None and error.errno not in ADVICE:
@@ -273,9 +284,11 @@ def main() -> None:
 
 
 def _end(message: str) -> None:
+    from ich import ranks
+
     for line in message.splitlines():
         print(f"error: {line}", file=sys.stderr)
-    sys.exit(2)
+    ranks.leave(2)
 
 
 if __name__ == "__main__":

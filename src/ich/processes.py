@@ -71,6 +71,11 @@ def end_with_parent(parent: int) -> None:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_after(parent)
+
+
+def end_after(parent: int) -> None:
+    """Let this process, begun by `parent`, end soon after it."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -94,8 +99,8 @@ def _started_deaf() -> Iterator[None]:
 
 
 @contextmanager
-def interruptible(parting: str) -> Iterator[None]:
-    """Ctrl-C or SIGTERM in this block ends the process within two seconds, with `parting` as its last line.
+def interruptible(parting: str, heard: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Ctrl-C or SIGTERM in this block ends the process within two seconds, with `parting` as its last line if `heard`.
 
     It raises Interrupted first, so that half-written files are removed. A library's long call returns to Python when it
     likes, though: a thread waits for the signal too, and ends the process after GRACE seconds.
@@ -107,7 +112,8 @@ def interruptible(parting: str) -> Iterator[None]:
     def end(number: int) -> None:
         ending.acquire()  # for good: whoever comes second waits for the end
         try:
-            print(f"\n{parting}", file=sys.stderr, flush=True)
+            if heard():
+                print(f"\n{parting}", file=sys.stderr, flush=True)
         finally:  # nobody may listen any more
             os._exit(128 + number)
 

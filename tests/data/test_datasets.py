@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ich.data.augment import Augmentation, build, cutmix_box, sample_seed
 from ich.data.batches import EpochBatches, epoch_loader
-from ich.data.datasets import SliceDataset, TwoViews, paste
+from ich.data.datasets import Shown, SliceDataset, TwoViews, covered
 from ich.data.studies import Studies, study_batch, study_loader
 from ich.data.views import View, Window, neighbour_rows, render
 
@@ -57,7 +57,7 @@ def test_an_incomplete_batch_is_dropped_unless_it_is_the_only_one():
 @pytest.mark.parametrize("view", [WINDOWS, NEIGHBOURS])
 def test_pictures_targets_and_rows_belong_together(view: View):
     seen = []
-    for images, targets, rows in epoch_loader(dataset(view), epoch=0, batch_size=3, shuffle=False):
+    for images, targets, rows, _ in epoch_loader(dataset(view), epoch=0, batch_size=3, shuffle=False):
         assert images.dtype == torch.uint8
         assert images.shape[1:] == (view.channels, 8, 8)
         assert images.is_contiguous(memory_format=torch.channels_last)
@@ -78,14 +78,15 @@ def test_batches_are_the_same_whatever_the_number_of_workers(view: View):
     alone, shared = batches(0), batches(2)
     assert len(alone) == len(shared) == 3
     for one, other in zip(alone, shared, strict=True):
-        for a, b in zip(one, other, strict=True):
+        assert one.draws is other.draws is None
+        for a, b in zip(one[:3], other[:3], strict=True):
             assert torch.equal(a, b)
 
 
 def test_a_slice_is_changed_by_its_id_and_epoch_not_by_its_place():
     def pictures(epoch: int, batch_size: int, shuffle: bool) -> dict[int, np.ndarray]:
         loader = epoch_loader(dataset(WINDOWS, Augmentation()), epoch, batch_size, shuffle)
-        return {int(r): x.numpy() for images, _, rows in loader for x, r in zip(images, rows, strict=True)}
+        return {int(r): x.numpy() for images, _, rows, _ in loader for x, r in zip(images, rows, strict=True)}
 
     ordered, shuffled, later = pictures(1, 3, False), pictures(1, 7, True), pictures(2, 3, False)
     assert ordered.keys() == shuffled.keys() == later.keys()
@@ -114,10 +115,12 @@ def test_parts_of_different_length_are_refused():
 
 
 def test_a_box_by_hand():
-    image, other = np.zeros((4, 5, 2), np.uint8), np.full((4, 5, 2), 9, np.uint8)
-    assert paste(image, other, (1, 3, 2, 5)) == 2 * 3 / 20
-    assert image[..., 1].tolist() == [[0, 0, 0, 0, 0], [0, 0, 9, 9, 9], [0, 0, 9, 9, 9], [0, 0, 0, 0, 0]]
-    assert paste(image, other, (2, 2, 0, 5)) == 0
+    images, others = np.zeros((2, 5, 5, 2), np.uint8), np.full((2, 5, 5, 2), 9, np.uint8)
+    Shown(images, None).with_boxes_of(Shown(others, None), [(1, 3, 2, 5), (2, 2, 0, 5)])
+    assert images[0, ..., 1].tolist() == [[0] * 5, [0, 0, 9, 9, 9], [0, 0, 9, 9, 9], [0] * 5, [0] * 5]
+    assert not images[1].any()
+    assert covered((1, 3, 2, 5), 5) == 2 * 3 / 25
+    assert covered((2, 2, 0, 5), 5) == 0
 
 
 @pytest.mark.parametrize("augmentation", [None, Augmentation()])
@@ -160,7 +163,7 @@ def test_cutmix_depends_on_seed_epoch_and_id_alone_and_leaves_the_targets_handed
         loaded = epoch_loader(mixed, epoch, batch_size, shuffle, workers)
         return {
             int(r): (x.numpy(), y.tolist())
-            for images, targets, rows in loaded
+            for images, targets, rows, _ in loaded
             for x, y, r in zip(images, targets if targets is not None else [], rows, strict=True)
         }
 
@@ -180,7 +183,7 @@ def test_without_cutmix_pictures_and_targets_are_what_they_were():
         epoch_loader(dataset(WINDOWS, Augmentation()), 1, 3, True),
         strict=True,
     ):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
 
 
 def test_cutmix_without_targets_or_with_one_slice_is_refused():
@@ -272,3 +275,22 @@ def test_packed_studies_are_checked():
             Studies(good.features, good.base, good.geometry, good.targets, np.array(offsets))
     with pytest.raises(ValueError, match="differ in length"):
         Studies(good.features, good.base[:3], good.geometry, good.targets, good.offsets)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=5))
+def test_the_slices_of_a_padded_batch_are_those_of_its_rows(lengths: list[int]):
+    batch = study_batch(packed(lengths), np.arange(len(lengths)))
+    for values in (batch.features, batch.rows):
+        assert torch.equal(batch.slices(values), values[batch.rows >= 0])
+
+
+def test_tables_lie_on_a_gpu_that_has_twice_the_room_and_else_in_the_arrays(monkeypatch):
+    studies, gpu = packed([2, 3]), torch.device("cuda", 0)
+    size = 5 * (5 * 2 + (6 + 2 + 6) * 4)
+    for free, there in ((2 * size, gpu), (2 * size - 1, torch.device("cpu"))):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 10 * free))
+        assert studies.near(gpu).device == there
+    assert studies.near(torch.device("cpu")) is studies
+    for table, array in zip(studies.tables, (studies.features, studies.base), strict=False):
+        assert table is not None
+        assert np.shares_memory(table.numpy(), array)

@@ -23,7 +23,7 @@ from pydicom.uid import (
 from ich.data import cache, dicom, units
 from ich.data.competitions import Raw
 from ich.data.crop import resized
-from ich.data.dicom import Reason, SliceHeader, Unreadable
+from ich.data.dicom import Reason, SliceHeader, Unreadable, parsed, reading
 from ich.data.units import Scale
 
 HEADER = SliceHeader(
@@ -139,6 +139,12 @@ def test_rle_gives_the_same_units(path):
     dataset.compress(RLELossless)
     dataset.save_as(path)
     assert dicom.hounsfield(path).tolist() == [[-1024, 0, 3071], [36, -1000, 976]]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_full_disk_is_the_systems_own_error():
+    with pytest.raises(OSError, check=lambda error: error.errno == errno.ENOSPC):
+        dicom.write(Path("/dev/full"), STORED, HEADER)
 
 
 def test_rsna_identifiers_do_not_warn(path, recwarn):
@@ -294,8 +300,37 @@ def test_8_bit_values_are_scaled(path):
 )
 def test_the_fast_sum_is_the_sum(values, intercept, signed):
     stored = np.array(values, np.int16) if signed else np.array(values, np.int16).view(np.uint16)
-    found = units.hounsfield(stored[None], Scale(16, signed, 1.0, float(intercept), None))
-    assert found[0].tolist() == [min(max(int(v) + intercept, -1024), 3071) for v in stored]
+    expected = [min(max(int(v) + intercept, -1024), 3071) for v in stored]
+    scale, kept = Scale(16, signed, 1.0, float(intercept), None), stored.copy()
+    assert units.hounsfield(stored[None], scale)[0].tolist() == expected
+    assert stored.tolist() == kept.tolist()
+    assert units.hounsfield(stored[None], scale, in_place=True)[0].tolist() == expected
+
+
+@settings(max_examples=200)
+@given(
+    values=st.lists(st.integers(0, 65535), min_size=1, max_size=8),
+    bits=st.integers(1, 16),
+    signed=st.booleans(),
+    slope=st.sampled_from([1.0, 2.0, -1.0]),
+    intercept=st.sampled_from([-1024, -1000, 0, 100, 3000, 70000]),
+    padding=st.sampled_from([None, (0, 0), (-2000, 5), (60000, 60000)]),
+    big=st.booleans(),
+    in_place=st.booleans(),
+)
+def test_units_are_those_of_the_significant_bits(values, bits, signed, slope, intercept, padding, big, in_place):
+    stored = np.array([values], ">u2" if big else "<u2")
+    expected: list[int] = []
+    for number in values:
+        value = number % (1 << bits)
+        value -= (value >> (bits - 1) << bits) if signed else 0
+        nothing = padding is not None and padding[0] <= value <= padding[1]
+        wrapped = bits == 12 and not signed and abs(intercept) < 100
+        result = (value + 1000) % 4096 * slope - 1000 if wrapped else value * slope + intercept
+        expected.append(-1024 if nothing else int(min(max(result, -1024), 3071)))
+    found = units.hounsfield(stored, Scale(bits, signed, slope, float(intercept), padding), in_place=in_place)
+    assert found.dtype == np.int16
+    assert found[0].tolist() == expected
 
 
 # ---- refusals
@@ -341,7 +376,7 @@ def test_a_cut_file_is_refused_with_its_header(path):
 
 
 def test_a_deflated_bomb_is_refused_before_it_takes_memory(path, monkeypatch):
-    monkeypatch.setattr(dicom, "LARGEST_INFLATED", 1 << 22)
+    monkeypatch.setattr(parsed, "LARGEST_INFLATED", 1 << 22)
     dicom.write(path, np.zeros((2048, 2048), np.uint16), replace(HEADER, explicit_vr=True))
     dataset = pydicom.dcmread(path)
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
@@ -437,13 +472,13 @@ def test_a_machine_without_file_handles_ends_the_run_and_quarantines_nothing(pat
     def exhausted(*_args, **_kwargs):
         raise OSError(errno.EMFILE, "Too many open files", str(path))
 
-    monkeypatch.setattr(dicom, "_opened", exhausted)
+    monkeypatch.setattr(reading, "open", exhausted, raising=False)
     with pytest.raises(OSError, match="Too many open files"):
         dicom.geometry(path)
 
 
 def test_a_fault_of_the_reader_itself_is_no_fault_of_the_file(path, monkeypatch):
     dicom.write(path, STORED, HEADER)
-    monkeypatch.delattr(dicom, "_all_frames")
+    monkeypatch.delattr(reading, "_all_frames")
     with pytest.raises(NameError):
         dicom.geometry(path)

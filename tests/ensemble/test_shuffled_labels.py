@@ -29,9 +29,9 @@ def stacked(logits, labels, study, fold):
     x, _ = stacker.features(logits, study, index, 5.0 * index, neighbours=2)
     base, found = logits.mean(axis=1), np.empty(labels.shape)
     for k in range(FOLDS):
-        for c in range(len(CLASSES)):
-            train = fold != k
-            text = stacker.fit(x[train], labels[train, c], base[train, c], seed=1, threads=1, rounds=60)
+        train = fold != k
+        texts = stacker.fit(x[train], labels[train], base[train], seeds=[1] * len(CLASSES), threads=1, rounds=60)
+        for c, text in enumerate(texts):
             found[~train, c] = stacker.predict(text, x[~train], base[~train, c])
     return found
 

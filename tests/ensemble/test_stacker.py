@@ -96,6 +96,12 @@ def smooth_competition(seed, count=60, length=20):
     return y.reshape(-1), logits, study, index, index * 5.0
 
 
+def fitted(x, y, base, seed, **settings):
+    """The text of a single class's model."""
+    [text] = stacker.fit(x, np.array(y)[:, None], base[:, None], seeds=[seed], threads=1, **settings)
+    return text
+
+
 def out_of_fold(y, logits, place, leak=False):
     x, _ = stacker.features(logits, *place, neighbours=3)
     study = place[0]
@@ -103,7 +109,7 @@ def out_of_fold(y, logits, place, leak=False):
     for fold in range(3):
         inside = study % 3 == fold
         train = np.ones(len(y), dtype=bool) if leak else ~inside
-        text = stacker.fit(x[train], y[train], base[train], seed=fold, threads=1, rounds=100)
+        text = fitted(x[train], y[train], base[train], seed=fold, rounds=100)
         prediction[inside] = stacker.predict(text, x[inside], base[inside])
     return float(metrics.class_auc(y[:, None], prediction[:, None])[0])
 
@@ -129,16 +135,39 @@ def test_same_seed_same_text_and_another_seed_another():
     y, logits, *place = smooth_competition(0, count=20)
     x, _ = stacker.features(logits, *place, neighbours=1)
     base = logits.mean(axis=1)[:, 0]
-    first, second, other = (stacker.fit(x, y, base, seed=s, threads=1, rounds=5) for s in (1, 1, 2))
+    first, second, other = (fitted(x, y, base, seed=s, rounds=5) for s in (1, 1, 2))
     assert first == second
     assert first.split("parameters:")[0] != other.split("parameters:")[0]
+
+
+def test_the_classes_models_are_those_of_each_class_alone():
+    y, logits, *place = smooth_competition(0, count=20)
+    x, _ = stacker.features(logits, *place, neighbours=1)
+    labels = np.column_stack([y, 1 - y, np.roll(y, 7)])
+    base = np.random.default_rng(0).normal(size=labels.shape)
+    texts = list(stacker.fit(x, labels, base, seeds=[5, 6, 5], threads=1, rounds=8))
+    assert texts == [fitted(x, labels[:, c], base[:, c], seed, rounds=8) for c, seed in enumerate((5, 6, 5))]
+    with pytest.raises(ValueError, match="for 2 seeds"):
+        list(stacker.fit(x, labels, base, seeds=[5, 6], threads=1))
+
+
+def test_features_of_many_studies_are_made_some_at_a_time():
+    rng = np.random.default_rng(0)
+    counts = [1, stacker._ROWS - 1, 3, 2 * stacker._ROWS, *rng.integers(1, 60, 200).tolist()]
+    logits, study, index, position = studies(0, counts, members=1, classes=1)
+    order = rng.permutation(len(study))
+    x, _ = stacker.features(logits[order], study[order], index[order], position[order], 2)
+    for number in range(len(counts)):
+        at = study[order] == 3 * number + 1
+        alone, _ = stacker.features(logits[order][at], study[order][at], index[order][at], position[order][at], 2)
+        np.testing.assert_array_equal(x[at], alone)
 
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_a_single_label_leaves_the_mean_logit_as_it_is(label):
     rng = np.random.default_rng(0)
     x, base = rng.normal(size=(80, 3)).astype(np.float32), rng.normal(size=80)
-    text = stacker.fit(x, np.full(80, label), base, seed=0, threads=1)
+    text = fitted(x, np.full(80, label), base, seed=0)
     np.testing.assert_array_equal(stacker.predict(text, x, base), base)
 
 
@@ -146,7 +175,7 @@ def test_prediction_starts_from_the_base():
     y, logits, *place = smooth_competition(0, count=20)
     x, _ = stacker.features(logits, *place, neighbours=1)
     base = logits.mean(axis=1)[:, 0]
-    text = stacker.fit(x, y, base, seed=0, threads=1, rounds=5)
+    text = fitted(x, y, base, seed=0, rounds=5)
     learned = stacker.predict(text, x, np.zeros(len(x)))
     assert np.ptp(learned) > 0
     np.testing.assert_allclose(stacker.predict(text, x, base), base + learned)
@@ -156,7 +185,7 @@ def test_prediction_starts_from_the_base():
 def test_an_incomplete_model_text_is_refused_before_lightgbm_sees_it():
     rng = np.random.default_rng(0)
     x, base = rng.normal(size=(80, 3)).astype(np.float32), np.zeros(80)
-    text = stacker.fit(x, rng.integers(0, 2, 80), base, seed=0, threads=1, rounds=3)
+    text = fitted(x, rng.integers(0, 2, 80), base, seed=0, rounds=3)
     for broken in ("", text[:-2], text[:-30], text[: len(text) // 2], text[10:]):
         with pytest.raises(ValueError, match="complete LightGBM model"):
             stacker.predict(broken, x, base)
@@ -165,6 +194,6 @@ def test_an_incomplete_model_text_is_refused_before_lightgbm_sees_it():
 def test_a_table_of_another_width_is_refused():
     rng = np.random.default_rng(0)
     x, base = rng.normal(size=(80, 3)).astype(np.float32), np.zeros(80)
-    text = stacker.fit(x, rng.integers(0, 2, 80), base, seed=0, threads=1, rounds=3)
+    text = fitted(x, rng.integers(0, 2, 80), base, seed=0, rounds=3)
     with pytest.raises(ValueError, match=r"\[n, 3\]"):
         stacker.predict(text, x[:, :2], base)

@@ -1,3 +1,4 @@
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ich.models import cnn
 from ich.models.cnn import Cnn, CnnSpec, timm
 from ich.models.losses import build
 
@@ -49,6 +51,91 @@ def test_demo_backbones_train_and_embed(name: str):
     assert embeddings.shape == (4, model.embedding_size)
     assert torch.equal(logits, model(images()))
     assert torch.equal(logits, model.classifier(embeddings))
+
+
+@pytest.mark.parametrize("name", DEMO)
+def test_activations_computed_anew_change_no_byte_and_count_no_batch_twice(name: str):
+    plain, saving = net(replace(DEMO[name], dropout=0.3)), net(replace(DEMO[name], dropout=0.3))
+    saving.checkpoint()
+    kept: dict[Cnn, int] = {}
+    for model in (plain, saving):
+        sizes: list[int] = []
+        for _ in range(2):
+            torch.manual_seed(2)  # of the weights above and the dropout
+            torch.nn.init.normal_(model.classifier.weight)
+            with torch.autograd.graph.saved_tensors_hooks(lambda x, to=sizes: to.append(x.numel()) or x, lambda x: x):
+                value = model.train()(images()).square().mean()
+            value.backward()
+        kept[model] = sum(sizes)
+    assert kept[saving] < 0.8 * kept[plain]
+    assert list(plain.state_dict()) == list(saving.state_dict())
+    for (where, ours), theirs in zip(saving.named_parameters(), plain.parameters(), strict=True):
+        assert ours.grad is not None, where
+        assert theirs.grad is not None, where
+        assert torch.equal(ours.grad, theirs.grad), where
+    for (where, ours), theirs in zip(saving.named_buffers(), plain.buffers(), strict=True):
+        assert torch.equal(ours, theirs), where
+        assert "tracked" not in where or ours == 2, where
+
+
+def test_a_backbone_that_cannot_compute_anew_is_refused():
+    with pytest.raises(ValueError, match="of legacy_seresnet18 anew; leave checkpointing out"):
+        net(CnnSpec("legacy_seresnet18", 3, 6)).checkpoint()
+
+
+def test_a_compiled_network_trains_the_same_weights_and_its_copies_their_own(monkeypatch):
+    calls: list[Any] = []
+
+    def traced(function: Any) -> Any:  # the C++ of so small a network takes a minute
+        def run(*arguments: Any) -> Any:
+            calls.append(arguments[0])
+            return function(*arguments)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", traced)
+    cnn._compiled.cache_clear()
+    try:
+        plain, compiled = net(SMALL), net(SMALL)
+        compiled.compile_training()
+        calls.clear()
+        copied = copy.deepcopy(compiled)
+        assert list(compiled.state_dict()) == list(plain.state_dict())
+        assert torch.equal(compiled.train()(images()), plain.train()(images()))
+        assert calls == [compiled.backbone]
+        copied.train()(images())
+        assert calls[1] is copied.backbone
+        compiled.eval()(images())
+        assert len(calls) == 2  # predictions are those of whoever loads the weights
+    finally:
+        cnn._compiled.cache_clear()
+
+
+def test_a_network_that_torch_traces_has_the_same_logits_and_gradients(monkeypatch):
+    """By the tracing alone: torch.compile's own C++ takes minutes, and rounds otherwise."""
+    traced = torch.compile(cnn._embeddings, backend="eager")
+    monkeypatch.setattr(cnn, "_compiled", lambda: traced)
+    plain, compiled = net(SMALL), net(SMALL)
+    compiled.compiled = True
+    for model in (plain, compiled):
+        torch.manual_seed(2)
+        torch.nn.init.normal_(model.classifier.weight)
+        model.train()(images()).square().mean().backward()
+    for (where, ours), theirs in zip(compiled.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, msg=where)
+    for ours, theirs in zip(compiled.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_machine_without_a_compiler_is_told_in_one_line(monkeypatch):
+    def fails(_function: Any) -> Any:
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+    monkeypatch.setattr(torch, "compile", lambda _function: fails)
+    network = net(SMALL)
+    with pytest.raises(ValueError, match=r"^compile: true needs a compiler \(.* found\); install g\+\+, or leave .*$"):
+        network.compile_training()
+    assert not network.compiled
 
 
 def test_a_real_backbone_by_its_name_has_its_published_size():

@@ -68,6 +68,18 @@ def test_checkpoints_change_no_gradient_and_count_no_batch_twice(head, frozen, m
         assert torch.equal(ours, theirs), name
 
 
+def test_a_slice_network_that_computes_anew_itself_changes_nothing_either():
+    plain, twice = network(chunk=3).train(), network(chunk=3).train()
+    twice.cnn.checkpoint()
+    for model in (plain, twice):
+        torch.manual_seed(2)
+        loss(model).backward()
+    for (name, ours), theirs in zip(twice.named_parameters(), plain.parameters(), strict=True):
+        assert ours.grad is theirs.grad is None or torch.equal(ours.grad, theirs.grad), name  # pyright: ignore
+    for (name, ours), theirs in zip(twice.named_buffers(), plain.buffers(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
 def test_running_statistics_are_those_of_one_pass_over_the_chunks():
     model = network(chunk=3)
     once = copy.deepcopy(model.cnn).train()

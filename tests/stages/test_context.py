@@ -78,7 +78,7 @@ def test_turning_a_study_is_numbering_its_slices_from_the_other_end(seed, length
 def test_turned_twice_it_is_what_it_was(seed, lengths):
     batch = study_batch(packed(*drawn(seed, lengths)), np.arange(len(lengths)))
     for name, value in from_the_other_end(from_the_other_end(batch))._asdict().items():
-        assert value is None or torch.equal(value, getattr(batch, name)), name
+        assert value is None or torch.equal(*map(torch.as_tensor, (value, getattr(batch, name)))), name
 
 
 def network_of(head: str, cell: str) -> torch.nn.Module:

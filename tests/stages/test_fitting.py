@@ -15,7 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from conftest import RECIPE, House
-from ich.data.datasets import SliceBatch
+from ich.data.augment import Augmentation
+from ich.data.augment import build as build_changes
+from ich.data.batches import epoch_loader
+from ich.data.datasets import SliceBatch, SliceDataset
+from ich.data.on_device import OnDevice
+from ich.data.views import View, Window
 from ich.models.losses import build
 from ich.recipe import Cnn, EndToEnd, Pretrain, Sequence, Training, load
 from ich.stages import cnn, end_to_end, pretrain, sequence
@@ -299,7 +304,10 @@ def test_a_full_shared_memory_names_the_setting():
     with pytest.raises(UserError, match=says) as caught, enough("net", SETTINGS.model_copy(update={"workers": 4})):
         raise full
     assert "\n" not in str(caught.value)
-    with pytest.raises(RuntimeError, match="unable to allocate"), enough("net fold 0", SETTINGS):
+    with (
+        pytest.raises(RuntimeError, match="unable to allocate"),
+        enough("net", SETTINGS.model_copy(update={"workers": 0})),
+    ):
         raise full
 
 
@@ -343,13 +351,46 @@ def test_predictions_that_are_no_numbers_are_refused_by_the_first_slice(bad):
         finite("net fold 0", "valid", ids, {"logits": logits})
 
 
+# ---- pictures that are changed on the device
+
+
+@pytest.mark.parametrize("most", [8, 4])  # slices that memory is enough for
+@pytest.mark.parametrize("save", [1, 2])
+def test_killed_with_pictures_changed_on_the_device_it_ends_in_the_same_bytes(tmp_path, monkeypatch, most, save):
+    changes = Augmentation(crop=0.5, noise=0.1, dropout=0.5, on="device")
+    hu = np.random.default_rng(0).integers(-100, 200, (24, 16, 16)).astype(np.int16)
+    rows, view = np.arange(24), View("windows", (Window(40, 80), Window(80, 200)))
+    labels = (rows[:, None] % [2, 3] == 0).astype(np.float32)
+    slices = SliceDataset(hu, rows, rows[:, None], [str(k) for k in rows], labels, view, build_changes(changes), 3, 1.0)
+    show = OnDevice(view, changes)
+
+    def loss_of(model: nn.Module, batch: SliceBatch) -> Tensor:
+        assert batch.draws is not None
+        assert batch.targets is not None
+        if len(batch.rows) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return BCE(model(show.pictures(batch).float() / 255), batch.targets)
+
+    def fitted(folder: Path) -> Run:
+        torch.manual_seed(1)
+        network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(784, 2))
+        shuffled = lambda epoch: epoch_loader(slices, epoch, 8, shuffle=True)
+        return run(folder, loss_of, network=network, batches=shuffled)
+
+    whole = fitted(tmp_path / "whole")
+    with killed(monkeypatch, save):
+        fitted(tmp_path / "killed")
+    assert same(whole, fitted(tmp_path / "killed"))
+
+
 # ---- the stages
 
 
 MORE = (
     "pretrain.simclr={backbone: resnet10t, kwargs: {channels: [4, 8, 8, 8], stem_width: 4}, epochs: 3, batch_size: 16}",
     "end_to_end.joint={backbone: resnet10t, kwargs: {channels: [4, 8, 8, 8], stem_width: 4}, epochs: 3, batch_size: 2,"
-    " hidden: 8, cutmix: 1, ema: 0.9, early_stopping: {metric: f2, patience: 2, share: 0.4}}",
+    " hidden: 8, cutmix: 1, ema: 0.9, early_stopping: {metric: f2, patience: 2, share: 0.4},"
+    " augment: {crop: 0.5, on: device}}",
     "sequence.bigru.epochs=3",
     "sequence.bigru.early_stopping={metric: f1, share: 0.4}",
 )

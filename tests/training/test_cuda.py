@@ -1,6 +1,7 @@
 """What only a GPU can show: resumed weights, memory that is short there. Skipped where there is none."""
 
 import gc
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ich.recipe import Cnn as CnnSettings
 from ich.stages.fitting import fit_network
 from ich.training.checkpoint import from_bytes, to_bytes
 from ich.training.loop import Diverged, FitSettings, fit, weights
+from ich.training.predict import predict
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -80,3 +82,68 @@ def test_fp16_on_a_gpu_that_never_takes_a_step_is_noticed():
 
     with pytest.raises(Diverged, match="too large for fp16"):
         fit(network(), batches, steep, replace(SETTINGS, precision="fp16", epochs=20), steps_per_epoch=STEPS)
+
+
+def pinned(batch: SliceBatch) -> SliceBatch:
+    assert batch.targets is not None
+    return SliceBatch(batch.images.pin_memory(), batch.targets.pin_memory(), batch.rows)
+
+
+def test_no_step_of_a_fit_waits_for_the_gpu():
+    ready = [pinned(batch) for batch in batches(0)]
+
+    def watched(epoch: int) -> Iterator[SliceBatch]:
+        torch.cuda.set_sync_debug_mode("error" if epoch else "default")  # in the first epoch libraries are loaded
+        try:
+            yield from ready
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    for precision in ("fp32", "bf16", "fp16"):
+        settings = replace(SETTINGS, precision=precision, ema=0.9, epochs=2)
+        fit(network(), watched, loss_of, settings, steps_per_epoch=STEPS)
+
+
+def test_no_batch_of_a_prediction_waits_for_the_gpu_and_each_row_has_its_own_figures():
+    model = network().cuda()
+    torch.nn.init.normal_(model.classifier.weight)
+    whole = [batch._replace(rows=torch.arange(16) + 16 * k) for k, batch in enumerate(batches(0))]
+    ready = [pinned(batch) for batch in whole]
+    predict(model, whole, 16 * STEPS, "fp32")
+
+    def watched() -> Iterator[SliceBatch]:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield from ready
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    found = predict(model, watched(), 16 * STEPS, "fp32")
+    assert found["rows"].tolist() == list(range(16 * STEPS))
+    with torch.inference_mode():
+        logits = torch.cat([model.embed(batch.images.cuda())[1] for batch in whole]).cpu()
+    torch.testing.assert_close(torch.from_numpy(found["logits"]), logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_loss_that_is_no_number_is_named_by_its_step_and_never_saved():
+    def spoiled(epoch: int) -> Iterator[SliceBatch]:
+        for step, batch in enumerate(batches(epoch)):
+            bad = (epoch, step) >= (1, STEPS - 1)
+            yield batch._replace(targets=batch.targets * torch.nan) if bad else batch  # pyright: ignore
+
+    saved: list[int] = []
+    with pytest.raises(Diverged, match=f"the loss is nan at epoch 1, step {STEPS - 1}"):
+        fit(network(), spoiled, loss_of, SETTINGS, steps_per_epoch=STEPS, save=lambda state: saved.append(1))
+    assert len(saved) == 1
+
+
+@pytest.mark.parametrize("way", ["checkpoint", "compile_training"])
+def test_other_ways_to_train_give_nearly_the_same_weights(way):
+    plain, other = network(), network()
+    getattr(other, way)()
+    for model in (plain, other):
+        fit(model, batches, loss_of, replace(SETTINGS, precision="fp32", epochs=1), steps_per_epoch=STEPS)
+    exact = way == "checkpoint"
+    for (name, a), (same, b) in zip(weights(plain).items(), weights(other).items(), strict=True):
+        assert name == same
+        torch.testing.assert_close(a, b, atol=1e-6 if exact else 1e-2, rtol=0 if exact else 1e-2, msg=name)

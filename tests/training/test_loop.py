@@ -14,6 +14,7 @@ from ich.models.classifier import Classifier
 from ich.models.losses import build
 from ich.models.sequence import SequenceHead
 from ich.training.device import resolve
+from ich.training.divergence import Losses, finite
 from ich.training.loop import Diverged, FitSettings, OtherState, best_epoch, fit, learning_rate, weights
 from ich.training.predict import predict, predict_studies
 
@@ -328,6 +329,50 @@ def test_a_loss_that_is_no_number_stops_the_fit_and_says_where(bad: float):
     with pytest.raises(Diverged, match=r"epoch 1, step 2: lower learning_rate \(now 0.01\)"):
         fit(model, spoiled, loss_of, SETTINGS, steps_per_epoch=STEPS, save=saved)
     assert len(saved.files) == 1
+
+
+@pytest.mark.parametrize("bad", [(0, 0), (1, 2), (1, STEPS - 1), (2, STEPS - 1)])
+def test_the_first_bad_step_is_named_though_losses_are_read_later_and_no_epoch_of_it_is_saved(bad: tuple[int, int]):
+    begun: list[tuple[int, int]] = []
+
+    def spoiled(epoch: int) -> Iterator[Batch]:
+        for step, batch in enumerate(batches(epoch)):
+            begun.append((epoch, step))
+            yield batch._replace(images=batch.images * math.nan) if (epoch, step) >= bad else batch
+
+    saved, judged = Saved(), list[int]()
+    with pytest.raises(Diverged, match=f"the loss is nan at epoch {bad[0]}, step {bad[1]}:"):
+        fit(
+            small(),
+            spoiled,
+            loss_of,
+            SETTINGS,
+            steps_per_epoch=STEPS,
+            save=saved,
+            evaluate=lambda _: {"judged": float(judged.append(0) is None)},
+        )
+    assert len(saved.files) == len(judged) == bad[0]
+    assert len(begun) <= bad[0] * STEPS + bad[1] + 2  # one more was under way at the most
+
+
+def test_losses_are_read_one_step_late_and_all_of_them_at_the_epochs_end():
+    losses = Losses(SETTINGS, 0)
+    for step in range(3):
+        losses.add([torch.tensor(0.25 * step), torch.tensor(0.5)], None)
+        assert losses.values == [0.25 * k + 0.5 for k in range(step)]
+    assert losses.read() == [0.5, 0.75, 1.0]
+    assert losses.read() == [0.5, 0.75, 1.0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("n", [1, 7, 33, 1000])
+def test_one_number_that_is_not_finite_is_found_wherever_it_stands(bad: float, n: int):
+    whole = [torch.full((3, 5), 3e38), torch.zeros(()), torch.tensor(2**40), torch.zeros(0)]
+    assert finite(whole)
+    for place in {0, n // 2, n - 1}:
+        hurt = torch.ones(n)
+        hurt[place] = bad
+        assert not finite([*whole, hurt])
 
 
 def test_weights_that_are_no_numbers_are_noticed_before_they_are_saved():

@@ -77,7 +77,10 @@ def groups(n: int, parts: int) -> list[list[int]]:
 
 
 def same(one: Any, other: Any) -> bool:
-    return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    return all(
+        a is b if a is None or b is None else torch.equal(*map(torch.as_tensor, (a, b)))
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 # ---- the pieces

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from ich.training import predict
 from ich.training.predict import predict_study_pictures
 
 
@@ -55,6 +56,32 @@ def test_every_real_slice_stands_with_its_row():
     np.testing.assert_array_equal(found["logits"][:, 0], found["rows"])  # no dropout, nothing of the padding
     np.testing.assert_array_equal(found["logits"][:, 1], found["rows"] / 8)
     np.testing.assert_allclose(found["logits"][:, 2], np.repeat([13 / 3, 5, 0, 10 / 3], [3, 1, 1, 3]), rtol=1e-6)
+
+
+class Afterwards:
+    """A column that is fetched later: it says when it was waited for."""
+
+    def __init__(self, values: Tensor, asked: list[int]) -> None:
+        self.values, self.asked = values, asked
+
+    def __call__(self) -> Tensor:
+        self.asked.append(int(self.values[0]))
+        return self.values
+
+
+def test_a_batch_is_waited_for_when_the_next_one_is_under_way(monkeypatch):
+    asked, begun = list[int](), list[list[int]]()
+    monkeypatch.setattr(predict, "fetch", lambda values: Afterwards(values, asked))
+
+    class Rows(nn.Module):
+        def forward(self, images: Tensor, geometry: Tensor, lengths: Tensor) -> Tensor:
+            begun.append(list(asked))
+            return images[None, :, :1, 0, 0].float()
+
+    batches = [batch([[0, 1]]), batch([[2, 3]]), batch([[4, 5]])]
+    found = predict_study_pictures(Rows(), batches, 6, "fp32")
+    np.testing.assert_array_equal(found["logits"][:, 0], range(6))
+    assert begun == [[], [], [0, 0]]  # rows and logits of the first batch, once the second had been begun
 
 
 @pytest.mark.parametrize("announced", [3, 5])

@@ -11,9 +11,13 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from ich import ranks
 from ich.processes import end_with_parent
+
+Ints = NDArray[np.int64]
 
 
 def cuts(n: int, parts: int) -> list[slice]:
@@ -22,7 +26,7 @@ def cuts(n: int, parts: int) -> list[slice]:
     return [slice(n * k // parts, n * (k + 1) // parts) for k in range(parts)]
 
 
-def shortened(values: torch.Tensor | None, k: slice, lengths: torch.Tensor) -> Any:
+def shortened(values: Ints | torch.Tensor | None, k: slice, lengths: Ints | torch.Tensor) -> Any:
     """Those of the studies `k`, as long as the longest of them: values [B] or, padded, [B, T, ...]; lengths [B]."""
     if values is None or values.ndim == 1:
         return values if values is None else values[k]
@@ -32,7 +36,9 @@ def shortened(values: torch.Tensor | None, k: slice, lengths: torch.Tensor) -> A
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, i), i below `n`; the order depends on (seed, epoch) alone.
 
-    With `drop_last` an incomplete last batch is left out, unless it is the only one.
+    With `drop_last` an incomplete last batch is left out, unless it is the only one. Of several processes that do the
+    same together, each has its part: of every batch where they are shuffled, those left out of which it has nothing;
+    else a stretch of the samples, so that what is found for one process's after the other's is in their order.
     """
 
     def __init__(self, n: int, batch_size: int, seed: int, epoch: int, *, shuffle: bool, drop_last: bool) -> None:
@@ -42,15 +48,25 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         self.shuffle, self.drop_last = shuffle, drop_last
 
     def __len__(self) -> int:
-        return max(self.n // self.batch_size, 1) if self.drop_last else -(-self.n // self.batch_size)
+        return len(self._places())
+
+    def _places(self) -> list[slice]:
+        """The places in the order that each batch takes."""
+        end = min(self.n, max(self.n // self.batch_size, 1) * self.batch_size) if self.drop_last else self.n
+        mine = slice(0, end) if self.shuffle else ranks.part(end)
+        starts = range(mine.start, mine.stop, self.batch_size)
+        batches = [slice(start, min(start + self.batch_size, mine.stop)) for start in starts]
+        if self.shuffle:
+            within = [(batch.start, ranks.part(batch.stop - batch.start)) for batch in batches]
+            batches = [slice(start + part.start, start + part.stop) for start, part in within if part.stop > part.start]
+        return batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.arange(self.n)
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.n)
-        for batch in range(len(self)):
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(self.epoch, int(i)) for i in chosen]
+        for batch in self._places():
+            yield [(self.epoch, int(i)) for i in order[batch]]
 
 
 Batch = TypeVar("Batch")

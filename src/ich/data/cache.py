@@ -15,12 +15,14 @@ import pandas as pd
 
 from ich.data import dicom, pictures, rows
 from ich.data.competitions import Choice, Raw
-from ich.data.crop import AIR, BLACK, edge_box, head_box, resized
+from ich.data.crop import AIR, BLACK, Piece, box_around, edge_box, head_piece, resize_all
 from ich.data.dicom import Geometry, Reason, Unreadable
-from ich.data.files import BadArchive, located
+from ich.data.files import BadArchive, ahead, located
 from ich.processes import side_by_side
 
 CHUNK = 64  # files a task
+BLOCK = 8  # pictures written at once, which the processor's cache holds
+HELD = 31 << 20  # bytes; 32 MiB are M_MMAP_THRESHOLD's maximum, mallopt(3)
 SAVE_EVERY = 30.0  # seconds
 SAME_PLACE = 1e-3  # mm; positions nearer than this are one place, the rest is rounding
 Frames = Callable[[Path, Sequence[int]], list[np.ndarray | Unreadable]]
@@ -49,16 +51,8 @@ def read_header(path: Path, values: str = "hu") -> Geometry:
     return _read(READERS[values][0], path)
 
 
-def read_pixels(path: Path, values: str = "hu", frame: int = 0) -> np.ndarray:
-    """int16 [rows, columns]: Hounsfield units, or grey values 0..255. Raises Unreadable."""
-    (picture,) = read_frames(path, [frame], values)
-    if isinstance(picture, Unreadable):
-        raise picture
-    return picture
-
-
 def read_frames(path: Path, frames: Sequence[int], values: str = "hu") -> list[np.ndarray | Unreadable]:
-    """`read_pixels` of several frames of one file, whose header is read once; a refused frame gives its Unreadable."""
+    """int16 [rows, columns] of each frame: Hounsfield units, or grey values 0..255; a refused one gives why."""
     try:
         return _read(lambda file: READERS[values][1](file, frames), path)
     except Unreadable as refusal:
@@ -312,29 +306,43 @@ def _fill_series(
     target: Path, group: np.ndarray, places: Sequence[tuple[Path, int]], size: int, crop: Crop, values: str
 ) -> Series:
     cv2.setNumThreads(1)
+    # From now on malloc keeps what it is given back. Each series in new pages would take twice as long.
+    np.empty(HELD, np.uint8)
     slices: dict[int, np.ndarray] = {}
     refused: dict[int, Unreadable] = {}
-    for path, part in groupby(enumerate(places), key=lambda item: item[1][0]):
-        some = list(part)
+    heads: dict[tuple[int, ...], list[Piece]] = {}  # by shape of the slice
+    parts = [list(part) for _, part in groupby(enumerate(places), key=lambda item: item[1][0])]
+    for path, some in zip(ahead([part[0][1][0] for part in parts]), parts, strict=True):
         for (i, _), picture in zip(some, read_frames(path, [frame for _, (_, frame) in some], values), strict=True):
             if isinstance(picture, Unreadable):
                 refused[i] = picture
-            else:
-                slices[i] = picture
+                continue
+            slices[i] = picture
+            if crop == "head" and values == "hu":
+                heads.setdefault(picture.shape, []).append(head_piece(picture))
+    found = {shape: box_around(pieces, shape) for shape, pieces in heads.items()}
     boxes = np.zeros((len(group), 5), dtype=np.int32)
+    for i, picture in slices.items():
+        box = found.get(picture.shape, (0, 0, max(picture.shape)))
+        boxes[i] = (*(edge_box(picture, BLACK[values]) if crop == "edges" else box), *picture.shape)
+    return Series(boxes, refused, _write_series(target, int(group[0]), slices, boxes, size, values))
+
+
+def _write_series(
+    target: Path, first: int, slices: Mapping[int, np.ndarray], boxes: np.ndarray, size: int, values: str
+) -> int:
+    """Write the squares of slices, by place in the series that begins with row `first`; CRC-32 of all of them.
+
+    At once: neighbours with one box, a few of them.
+    """
     checksum = 0
-    if slices:
-        hu = np.lib.format.open_memmap(target, mode="r+")
-        shapes = {picture.shape for picture in slices.values()}
-        found = (
-            {shape: head_box([p for p in slices.values() if p.shape == shape]) for shape in shapes}
-            if crop == "head" and values == "hu"
-            else {}
-        )
-        for i, picture in slices.items():
-            box = found.get(picture.shape, (0, 0, max(picture.shape)))
-            box = edge_box(picture, BLACK[values]) if crop == "edges" else box
-            hu[group[i]] = resized(picture, box, size, AIR if values == "hu" else 0)
-            checksum = zlib.crc32(hu[group[i]].data, checksum)
-            boxes[i] = (*box, *picture.shape)
-    return Series(boxes, refused, checksum)
+    with target.open("r+b") as file:
+        for _, run in groupby(enumerate(slices), key=lambda at: (at[1] - at[0], tuple(boxes[at[1]]))):
+            ids = [i for _, i in run]
+            for some in (ids[k : k + BLOCK] for k in range(0, len(ids), BLOCK)):
+                block = np.empty((len(some), size, size), np.int16)
+                row, column, side = boxes[some[0], :3].tolist()
+                resize_all([slices[i] for i in some], (row, column, side), AIR if values == "hu" else 0, block)
+                checksum = zlib.crc32(block.data, checksum)
+                rows.put(file, first + some[0], block)
+    return checksum

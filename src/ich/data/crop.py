@@ -1,6 +1,7 @@
 """The square of a slice that the cache holds: around the head, without the black edges, and at which size."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -12,16 +13,53 @@ BLACK = {"hu": -300, "grey": 10}  # of Raw.values: the highest value that is no 
 SMALLEST = 0.02  # share of the picture that a head has at least
 
 
+class Piece(NamedTuple):
+    """A piece of a mask, by the smallest rectangle around it; without area where there is none."""
+
+    left: int
+    top: int
+    across: int
+    down: int
+    area: int
+
+
 def resized(picture: np.ndarray, box: tuple[int, int, int], size: int, beyond: int = AIR) -> np.ndarray:
     """The square `box` (row, column, side) of a slice, `beyond` where it reaches beyond, at size x size by area."""
+    return _resize(_square(picture, box, beyond), size)
+
+
+def resize_all(pictures: Sequence[np.ndarray], box: tuple[int, int, int], beyond: int, into: np.ndarray) -> None:
+    """Write slices of one shape, each `resized` to the square `box`, into the rows of `into`, int16 [n, size, size].
+
+    By an uneven factor OpenCV takes hardly longer for four channels than for one, and adds up each in the same order:
+    four slices are made the channels of one picture.
+    """
+    side, size = box[2], into.shape[1]
+    together = 4 if side > size and side % size else 1
+    for start in range(0, len(pictures), together):
+        squares = [_square(picture, box, beyond) for picture in pictures[start : start + together]]
+        rows = list(into[start : start + together])
+        if len(squares) > 1:
+            channels = cv2.merge((squares * 2)[:4])
+            rows += [np.empty_like(rows[0]) for _ in range(4 - len(rows))]
+            cv2.split(cv2.resize(channels, (size, size), interpolation=cv2.INTER_AREA), rows)
+        else:
+            _resize(squares[0], size, rows[0])
+
+
+def _resize(square: np.ndarray, size: int, into: np.ndarray | None = None) -> np.ndarray:
+    method = cv2.INTER_AREA if len(square) >= size else cv2.INTER_LINEAR
+    return cv2.resize(square, (size, size), into, interpolation=method)
+
+
+def _square(picture: np.ndarray, box: tuple[int, int, int], beyond: int) -> np.ndarray:
     row, column, side = box
     top, left = max(row, 0), max(column, 0)
     inside = picture[top : row + side, left : column + side]
     below, right = side - (top - row) - inside.shape[0], side - (left - column) - inside.shape[1]
     if below or right or top > row or left > column:
-        inside = cv2.copyMakeBorder(inside, top - row, below, left - column, right, cv2.BORDER_CONSTANT, value=[beyond])
-    method = cv2.INTER_AREA if side >= size else cv2.INTER_LINEAR
-    return cv2.resize(inside, (size, size), interpolation=method)
+        return cv2.copyMakeBorder(inside, top - row, below, left - column, right, cv2.BORDER_CONSTANT, value=[beyond])
+    return inside
 
 
 def head_box(slices: Sequence[np.ndarray], margin: float = 0.02) -> tuple[int, int, int]:
@@ -30,24 +68,36 @@ def head_box(slices: Sequence[np.ndarray], margin: float = 0.02) -> tuple[int, i
     The head is the largest piece of tissue once thin things are worn away: opening with a disc of 5 % of the picture
     removes the shells of head-rest and table, and where they touch the scalp, cuts them off.
     """
-    low, high, area = [], [], []
-    step = _step(slices[0])
-    for picture in slices:
-        piece = _largest(picture[::step, ::step] > BLACK["hu"])
-        if piece.any():
-            left, top, across, down = cv2.boundingRect(piece)
-            low.append((top, left))
-            high.append((top + down, left + across))
-            area.append(int(piece.sum()))
-    rows, columns = slices[0].shape
-    if not area or max(area) < SMALLEST * (rows // step) * (columns // step):
+    return box_around([head_piece(picture) for picture in slices], slices[0].shape, margin)
+
+
+def head_piece(picture: np.ndarray) -> Piece:
+    """The largest piece of tissue in a slice, on its coarse grid."""
+    step = _step(picture.shape)
+    opened = _worn((picture[::step, ::step] > BLACK["hu"]).view(np.uint8))
+    total = cv2.countNonZero(opened)
+    if total == 0:
+        return Piece(0, 0, 0, 0, 0)
+    row, column = divmod(int(opened.argmax()), opened.shape[1])
+    area, _, _, rectangle = cv2.floodFill(opened, None, (column, row), 2, flags=8)  # pyright: ignore
+    if 2 * area > total:  # there is mostly one piece, which is found ten times as fast like this
+        left, top, across, down = rectangle
+        return Piece(left, top, across, down, area)
+    _, _, stats, _ = cv2.connectedComponentsWithStats(opened)
+    return Piece(*stats[1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())].tolist())
+
+
+def box_around(pieces: Sequence[Piece], shape: tuple[int, ...], margin: float = 0.02) -> tuple[int, int, int]:
+    """`head_box` of slices of this shape, from the piece of each."""
+    step, (rows, columns) = _step(shape), shape
+    most = max(piece.area for piece in pieces)
+    if most < max(1, SMALLEST * (rows // step) * (columns // step)):
         return 0, 0, max(rows, columns)
-    large = np.asarray(area) > 0.2 * max(area)
-    first = np.asarray(low)[large].min(axis=0) * step
-    last = np.asarray(high)[large].max(axis=0) * step
-    side = round(float((last - first).max()) * (1 + 2 * margin))
-    row, column = ((first + last - side) // 2).tolist()
-    return row, column, side
+    large = [piece for piece in pieces if piece.area > 0.2 * most]
+    top, left = min(piece.top for piece in large) * step, min(piece.left for piece in large) * step
+    below, right = max(p.top + p.down for p in large) * step, max(p.left + p.across for p in large) * step
+    side = round(float(max(below - top, right - left)) * (1 + 2 * margin))
+    return (top + below - side) // 2, (left + right - side) // 2, side
 
 
 def edge_box(picture: np.ndarray, black: int) -> tuple[int, int, int]:
@@ -58,7 +108,7 @@ def edge_box(picture: np.ndarray, black: int) -> tuple[int, int, int]:
     from the pixels. The whole picture where no piece has 2 % of it. (docs/seeds.md, dual path)
     """
     rows, columns = picture.shape
-    step = _step(picture)
+    step = _step(picture.shape)
     lit = picture > black
     piece = _largest(lit[::step, ::step])
     if piece.sum() < SMALLEST * piece.size:
@@ -69,17 +119,22 @@ def edge_box(picture: np.ndarray, black: int) -> tuple[int, int, int]:
     return top + (down - side) // 2, left + (across - side) // 2, side
 
 
-def _step(picture: np.ndarray) -> int:
+def _step(shape: tuple[int, ...]) -> int:
     """Every how many pixels a slice is looked at in the search for the head."""
-    return max(1, max(picture.shape) // 128)
+    return max(1, max(shape) // 128)
+
+
+def _worn(tissue: np.ndarray) -> np.ndarray:
+    """A mask, uint8 of 0 and 1, without its thin things."""
+    width = max(3, round(0.05 * max(tissue.shape))) | 1
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
+    return cv2.morphologyEx(tissue, cv2.MORPH_OPEN, disc)
 
 
 def _largest(tissue: np.ndarray) -> np.ndarray:
     """uint8 [rows, columns] of 0 and 1: the largest piece of a mask once thin things are worn away, or nothing."""
-    width = max(3, round(0.05 * max(tissue.shape))) | 1
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
     # The skull closes the brain, so holes (ventricles are tissue, sinuses are not) do not matter to the box.
-    opened = cv2.morphologyEx(tissue.astype(np.uint8), cv2.MORPH_OPEN, disc)
+    opened = _worn(tissue.astype(np.uint8))
     count, pieces, stats, _ = cv2.connectedComponentsWithStats(opened)
     if count == 1:
         return opened

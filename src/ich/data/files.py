@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -24,6 +24,7 @@ SUFFIXES = (".dcm", ".dicom", ".ima", ".png")  # others belong to the name: 1.2.
 LARGEST = 1 << 30  # bytes of a member; a multi-frame CT of 2,000 slices is that large
 FOLDED = 200  # a member that grows by more is no picture (an archive bomb)
 BLOCK = 1 << 20
+AHEAD, MOST_AHEAD = 16, 1 << 21  # files fetched ahead, and bytes of each: four slices of 512 x 512
 
 
 class BadArchive(ValueError):
@@ -97,6 +98,29 @@ def located(path: Path) -> Iterator[Path]:
         _extract(Path(archive), name, copy)
         copy.flush()
         yield Path(copy.name)
+
+
+def ahead(paths: Sequence[Path]) -> Iterator[Path]:
+    """The paths, one by one, while the system already fetches the next AHEAD files from the disk.
+
+    A disk that is asked for one file after the other may give them at a fifth of the rate. Where nothing can be fetched
+    ahead, the paths come all the same.
+    """
+    for i in range(-AHEAD, len(paths)):
+        if i + AHEAD < len(paths) and hasattr(os, "posix_fadvise"):
+            with suppress(OSError):
+                _fetch(paths[i + AHEAD])
+        if i >= 0:
+            yield paths[i]
+
+
+def _fetch(path: Path) -> None:
+    if stat.S_ISREG(os.stat(path).st_mode):
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            os.posix_fadvise(file, 0, MOST_AHEAD, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(file)
 
 
 def _extract(archive: Path, name: str, target: IO[bytes]) -> None:

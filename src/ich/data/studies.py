@@ -1,7 +1,8 @@
 """Studies out of packed arrays, padded to batches: what the networks over a study's slices read."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -18,12 +19,18 @@ class StudyBatch(NamedTuple):
     """float32 [B, T, c]: logits to start from"""
     geometry: torch.Tensor
     """float32 [B, T, 2]: the gap to the next slice, 0 at the last; the place in the study, -1..1"""
-    lengths: torch.Tensor
-    """int64 [B]: slices of each study"""
+    lengths: NDArray[np.int64]
+    """[B]: slices of each study; not a tensor, for the network has to know them before a GPU has got that far"""
     targets: torch.Tensor | None
     """float32 [B, T, c]"""
     rows: torch.Tensor
     """int64 [B, T]: row numbers in the packed arrays, -1 beyond a study's end"""
+
+    def slices(self, values: torch.Tensor) -> torch.Tensor:
+        """[N, ...] of [B, T, ...]: the slices without the padding, study after study."""
+        inside = np.arange(values.shape[1]) < self.lengths[:, None]
+        numbers = torch.from_numpy(np.flatnonzero(inside)).to(values.device, non_blocking=True)
+        return values.flatten(0, 1).index_select(0, numbers)
 
     def pieces(self, parts: int) -> list[tuple["StudyBatch", float]]:
         """The batch cut into `parts`, or single studies if these are fewer; with each piece its share of the slices."""
@@ -37,6 +44,7 @@ class Studies:
 
     features: float16 or float32 [N, D]. base: float32 [N, c]. geometry: float32 [N, 2], as in `StudyBatch`.
     targets: float32 [N, c] or None. offsets: int64 [studies + 1]; study k is rows offsets[k]:offsets[k + 1].
+    device: where batches are made, of tables that lie there.
     """
 
     features: NDArray[np.floating]
@@ -44,6 +52,7 @@ class Studies:
     geometry: NDArray[np.float32]
     targets: NDArray[np.float32] | None
     offsets: NDArray[np.int64]
+    device: torch.device = field(default=torch.device("cpu"))
 
     def __post_init__(self) -> None:
         n = len(self.features)
@@ -52,6 +61,19 @@ class Studies:
             raise ValueError(f"features, base, geometry and targets differ in length: {n} and {sorted(lengths)}")
         if self.offsets[0] != 0 or self.offsets[-1] != n or (np.diff(self.offsets) < 1).any():
             raise ValueError(f"offsets must rise from 0 to {n} and leave no study empty")
+
+    @cached_property
+    def tables(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """features, base, geometry and targets on the device; on a CPU in the arrays' own memory."""
+        arrays = (self.features, self.base, self.geometry, self.targets)
+        return tuple(None if one is None else torch.from_numpy(one).to(self.device) for one in arrays)  # pyright: ignore[reportReturnType]
+
+    def near(self, device: torch.device) -> "Studies":
+        """The studies with their tables on a GPU that has twice the room for them; else as they are."""
+        if device.type != "cuda":
+            return self
+        size = sum(one.nbytes for one in (self.features, self.base, self.geometry, self.targets) if one is not None)
+        return replace(self, device=device) if 2 * size <= torch.cuda.mem_get_info(device)[0] else self
 
 
 def study_loader(
@@ -70,28 +92,33 @@ def study_loader(
 
 def study_batch(studies: Studies, chosen: NDArray[np.integer]) -> StudyBatch:
     """Pad the `chosen` studies to the longest of them."""
-    starts, lengths = studies.offsets[chosen], np.diff(studies.offsets)[chosen]
+    starts = studies.offsets[chosen]
+    lengths = studies.offsets[chosen + 1] - starts
     place = np.arange(lengths.max())
-    inside = place < lengths[:, None]
-    rows = np.where(inside, starts[:, None] + place, -1)
+    rows = np.where(place < lengths[:, None], starts[:, None] + place, -1)
+    numbers = torch.from_numpy(rows.astype(np.int64)).to(studies.device, non_blocking=True)
+    within, beyond = numbers.clamp(min=0).flatten(), (numbers < 0)[..., None]
 
-    def pad(packed: NDArray[np.floating]) -> torch.Tensor:
-        return torch.from_numpy(np.where(inside[..., None], packed[rows], 0).astype(np.float32, copy=False))
+    def pad(table: torch.Tensor) -> torch.Tensor:
+        found = table.index_select(0, within).float().unflatten(0, numbers.shape)
+        return found.masked_fill_(beyond, 0)
 
+    features, base, geometry, targets = studies.tables
     return StudyBatch(
-        features=pad(studies.features),
-        base=pad(studies.base),
-        geometry=pad(studies.geometry),
-        lengths=torch.from_numpy(lengths.astype(np.int64)),
-        targets=None if studies.targets is None else pad(studies.targets),
-        rows=torch.from_numpy(rows.astype(np.int64)),
+        features=pad(features),
+        base=pad(base),
+        geometry=pad(geometry),
+        lengths=lengths.astype(np.int64),
+        targets=None if targets is None else pad(targets),
+        rows=numbers,
     )
 
 
 def from_the_other_end(batch: StudyBatch) -> StudyBatch:
     """The same studies with their slices numbered from the other end, as the scanner might have numbered them."""
-    place = torch.arange(batch.rows.shape[1])
-    turned = torch.where(place < batch.lengths[:, None], batch.lengths[:, None] - 1 - place, place)
+    lengths = torch.from_numpy(batch.lengths).to(batch.rows.device, non_blocking=True)[:, None]
+    place = torch.arange(batch.rows.shape[1], device=batch.rows.device)
+    turned = torch.where(place < lengths, lengths - 1 - place, place)
 
     def turn(values: torch.Tensor) -> torch.Tensor:
         return values.take_along_dim(turned.reshape(*turned.shape, *[1] * (values.ndim - 2)), dim=1)

@@ -10,12 +10,13 @@ from torch.utils.data import DataLoader
 
 from ich.data.augment import sample_seed
 from ich.data.batches import Batches, EpochBatches, cuts, loader, shortened
-from ich.data.datasets import SliceDataset, channels_first, cutmix_draw, paste
+from ich.data.datasets import Shown, SliceDataset, covered, cutmix_draw
 
 
 class StudyPicturesBatch(NamedTuple):
     images: torch.Tensor
-    """uint8 [sum of lengths, C, S, S], in channels_last memory: the slices of all studies, one study after the other"""
+    """uint8 [sum of lengths, C, S, S], in channels_last memory: the slices of all studies, one study after the other;
+    with draws, what `ich.data.on_device` makes such pictures of, as in `ich.data.datasets.SliceBatch`"""
     geometry: torch.Tensor
     """float32 [B, T, 2], 0 beyond a study's end"""
     lengths: torch.Tensor
@@ -24,15 +25,19 @@ class StudyPicturesBatch(NamedTuple):
     """float32 [B, T, c], 0 beyond a study's end"""
     rows: torch.Tensor
     """int64 [B, T]: row numbers in the HU cache, -1 beyond a study's end"""
+    draws: torch.Tensor | None = None
+    """float32 [sum of lengths, m, ...]; None: the loader has changed the pictures"""
 
     def pieces(self, parts: int) -> list[tuple["StudyPicturesBatch", float]]:
         """The batch cut into `parts`, or single studies if these are fewer; with each piece its share of the slices."""
         ends = [0, *self.lengths.cumsum(0).tolist()]
         cut: list[tuple[StudyPicturesBatch, float]] = []
         for k in cuts(len(self.rows), parts):
-            images = self.images[ends[k.start] : ends[k.stop]]
-            rest = (shortened(part, k, self.lengths) for part in self[1:])
-            cut.append((StudyPicturesBatch(images, *rest), len(images) / len(self.images)))
+            inside = slice(ends[k.start], ends[k.stop])
+            images, draws = self.images[inside], None if self.draws is None else self.draws[inside]
+            geometry, lengths, targets, rows = (shortened(part, k, self.lengths) for part in self[1:-1])
+            piece = StudyPicturesBatch(images, geometry, lengths, targets, rows, draws)
+            cut.append((piece, len(images) / len(self.images)))
         return cut
 
 
@@ -71,7 +76,7 @@ class StudyPictures(Batches[StudyPicturesBatch]):
 
     def __getitems__(self, items: list[tuple[int, int]]) -> StudyPicturesBatch:
         studies = [self._study(epoch, k) for epoch, k in items]
-        lengths = np.array([len(images) for images, _ in studies])
+        lengths = np.array([len(shown.images) for shown, _ in studies])
         place = np.arange(lengths.max())
         inside = place < lengths[:, None]
         starts = self.offsets[[k for _, k in items]]
@@ -81,31 +86,37 @@ class StudyPictures(Batches[StudyPicturesBatch]):
             targets = np.zeros((*rows.shape, self.slices.targets.shape[1]), np.float32)
             targets[inside] = np.concatenate([of for _, of in studies if of is not None])
             targets = torch.from_numpy(targets)
+        draws = [shown.draws for shown, _ in studies if shown.draws is not None]
+        pictures = Shown(
+            np.concatenate([shown.images for shown, _ in studies]), np.concatenate(draws) if draws else None
+        )
+        images, draws = pictures.tensors()
         return StudyPicturesBatch(
-            images=channels_first(np.concatenate([images for images, _ in studies])),
+            images=images,
             geometry=torch.from_numpy(np.where(inside[..., None], self.geometry[rows], 0).astype(np.float32)),
             lengths=torch.from_numpy(lengths.astype(np.int64)),
             targets=targets,
             rows=torch.from_numpy(rows.astype(np.int64)),
+            draws=draws,
         )
 
-    def _study(self, epoch: int, k: int) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
-        """Pictures uint8 [T, S, S, C] and targets [T, c] of study k."""
+    def _study(self, epoch: int, k: int) -> tuple[Shown, NDArray[np.float32] | None]:
+        """Pictures of study k and their targets [T, c]."""
         chosen = np.arange(self.offsets[k], self.offsets[k + 1])
-        images = self._changed(chosen, epoch, k, "")
+        shown = self._changed(chosen, epoch, k, "")
         if self.slices.targets is None:
-            return images, None
+            return shown, None
         targets = self.slices.targets[chosen]
         if self.slices.cutmix:
-            seed = sample_seed(self.seed, epoch, self.study_ids[k], "cutmix")
-            partner, box = cutmix_draw(seed, k, len(self), images.shape[1], self.slices.cutmix)
+            seed, size = sample_seed(self.seed, epoch, self.study_ids[k], "cutmix"), self.slices.hu.shape[-1]
+            partner, box = cutmix_draw(seed, k, len(self), size, self.slices.cutmix)
             chosen = self._same_place(len(chosen), partner)
-            share = paste(images, self._changed(chosen, epoch, k, "partner"), box)
-            if share:
+            shown = shown.with_boxes_of(self._changed(chosen, epoch, k, "partner"), [box] * len(chosen))
+            if share := covered(box, size):
                 targets[:] = (1 - share) * targets + share * self.slices.targets[chosen]
-        return images, targets
+        return shown, targets
 
-    def _changed(self, chosen: NDArray[np.int64], epoch: int, k: int, use: str) -> NDArray[np.uint8]:
+    def _changed(self, chosen: NDArray[np.int64], epoch: int, k: int, use: str) -> Shown:
         seed = sample_seed(self.seed, epoch, self.study_ids[k], use)
         return self.slices.pictures(chosen, [seed] * len(chosen))
 

@@ -41,8 +41,8 @@ def assemble_oof(
         part = _checked(parts[fold], classes, name, more=["fold"])
         expected = pd.Index(list(labelled_ids[fold]))
         got = pd.Index(part["image_id"])
-        _refuse(expected[~expected.isin(got)], f"{name}: labelled slices are missing")
-        _refuse(got[~got.isin(expected)], f"{name}: slices that are not labelled slices of this fold")
+        _refuse(_not_in(got, expected), f"{name}: labelled slices are missing")
+        _refuse(_not_in(expected.unique(), got), f"{name}: slices that are not labelled slices of this fold")
         _refuse(got[(part["fold"] != fold).to_numpy(dtype=bool)], f"{name}: rows that name another fold")
         checked.append(part.astype({"fold": "int64"}))
     if not checked:
@@ -68,7 +68,7 @@ def mean_test(parts: Sequence[pd.DataFrame], classes: Sequence[str]) -> pd.DataF
     total = np.zeros((len(ids), len(classes)))
     for number, table in enumerate(tables):
         extra = pd.Index(table["image_id"])
-        _refuse(extra[~extra.isin(ids)], f"test table {number}: slices that test table 0 does not have")
+        _refuse(_not_in(ids, extra), f"test table {number}: slices that test table 0 does not have")
         total += aligned(table, ids, classes)
     mean = pd.DataFrame(total / len(tables), columns=pd.Index(logit_columns(classes)))
     mean.insert(0, "image_id", ids)
@@ -101,6 +101,11 @@ def _checked(table: pd.DataFrame, classes: Sequence[str], name: str, more: Seque
     unusable = np.flatnonzero(~np.isfinite(table[logits].to_numpy(dtype=np.float64)).all(axis=1))
     _refuse(ids.iloc[unusable], f"{name}: slices with a logit that is NaN or infinite")
     return table[columns]
+
+
+def _not_in(known: pd.Index, ids: pd.Index) -> pd.Index:
+    """The ids that are not among the known, which are unique. Of strings, `Index.isin` takes ten times as long."""
+    return ids[np.asarray(known.get_indexer(ids) < 0)]
 
 
 def _refuse(ids: pd.Index | pd.Series, problem: str, most: int = 5) -> None:

@@ -6,7 +6,7 @@ fold (200 rounds): the few positives of a rare class cannot teach small trees th
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import lightgbm as lgb
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Table = NDArray[np.float64]
 
+_ROWS = 2048  # that features are made of at a time
 _TEXT = re.compile(r"\Atree\n.*\nend of trees\n.*\nend of parameters\n\s*pandas_categorical:null\n?\Z", re.DOTALL)
 
 
@@ -35,19 +36,26 @@ def features(
     z, codes, place, mm = _checked(logits, study, index, position)
     if neighbours < 0:
         raise ValueError(f"neighbours is {neighbours}; it must be 0 or more.")
-    order = np.lexsort((place, codes))
-    z, codes, place, mm = z[order], codes[order], place[order], mm[order]
+    order = _order(codes, place)
+    codes, place = codes[order], place[order]
     twice = (codes[1:] == codes[:-1]) & (place[1:] == place[:-1])
     if twice.any():
         at = int(np.flatnonzero(twice)[0])
-        raise ValueError(
-            f"study {codes[at]} has two slices with index {place[at]} (rows {order[at : at + 2].tolist()})."
-        )
+        rows = np.arange(len(z))[order][at : at + 2].tolist()
+        raise ValueError(f"study {codes[at]} has two slices with index {place[at]} (rows {rows}).")
 
     names = _names(z.shape[1], z.shape[2], neighbours)
     table = np.empty((len(z), len(names)), dtype=np.float32)
-    for number, values in enumerate(_columns(z, codes, mm, neighbours)):
-        table[order, number] = values
+    ends = np.append(np.flatnonzero(codes[1:] != codes[:-1]) + 1, len(codes))
+    # some studies at a time, whose columns stay in the processor's cache until their rows are written
+    at = begin = 0
+    while at < len(ends):
+        last = max(at + 1, int(np.searchsorted(ends, begin + _ROWS, side="right")))
+        counts = np.diff(ends[at:last], prepend=begin)
+        rows = slice(begin, int(ends[last - 1]))
+        where = rows if isinstance(order, slice) else order[rows]
+        table[where] = _of_studies(z[where], mm[where], counts, neighbours)
+        at, begin = last, rows.stop
     return table, names
 
 
@@ -56,7 +64,7 @@ def fit(
     y: ArrayLike,
     base: ArrayLike,
     *,
-    seed: int,
+    seeds: Sequence[int],
     threads: int,
     rounds: int = 200,
     learning_rate: float = 0.03,
@@ -65,40 +73,48 @@ def fit(
     lambda_l2: float = 10.0,
     feature_fraction: float = 0.3,
     bagging_fraction: float = 0.7,
-) -> str:
-    """Train one class's model and return its text.
+) -> Iterator[str]:
+    """Train a model a class and yield its text.
 
-    x [n, f] from `features`, y [n] of 0 and 1, base [n] the logit that boosting starts from. The number of
-    rounds is fixed: stopping early on the validation fold would fit that fold. Same seed and threads, same
-    text.
+    x [n, f] from `features`, y [n, c] of 0 and 1, base [n, c] the logits that boosting starts from, seeds [c]. The
+    number of rounds is fixed: stopping early on the validation fold would fit that fold. Same seeds and threads, same
+    texts.
 
-    Where y holds a single label, LightGBM's binary objective learns nothing: the model adds 0, and `predict`
-    returns its base.
+    Where a column of y holds a single label, LightGBM's binary objective learns nothing: the model adds 0, and
+    `predict` returns its base.
     """
-    # Copies: LightGBM warns of columns that are views of a table.
-    labels, start = np.array(y, dtype=np.float64), np.array(base, dtype=np.float64)
-    if x.ndim != 2 or labels.shape != (len(x),) or start.shape != (len(x),) or len(x) == 0:
-        raise ValueError(f"x {x.shape}, y {labels.shape} and base {start.shape} must be [n, f], [n] and [n], n > 0.")
+    labels, start = np.asarray(y, dtype=np.float64), np.asarray(base, dtype=np.float64)
+    shape = (len(x), len(seeds))
+    if x.ndim != 2 or labels.shape != shape or start.shape != shape or not labels.size:
+        raise ValueError(
+            f"x {x.shape}, y {labels.shape} and base {start.shape} must be [n, f], [n, c] and [n, c], n > 0, for "
+            f"{len(seeds)} seeds."
+        )
     if not ((labels == 0) | (labels == 1)).all() or not np.isfinite(start).all():
         raise ValueError("y must be 0 or 1 without NaN, and base must be finite.")
-    settings = {
-        "objective": "binary",
-        "learning_rate": learning_rate,
-        "num_leaves": num_leaves,
-        "min_data_in_leaf": min_data_in_leaf,
-        "lambda_l2": lambda_l2,
-        "feature_fraction": feature_fraction,
-        "bagging_fraction": bagging_fraction,
-        "bagging_freq": 1,
-        "max_bin": 63,
-        "seed": seed,
-        "num_threads": threads,
-        "deterministic": True,
-        "force_row_wise": True,
-        "verbosity": -1,
-    }
-    data = lgb.Dataset(x, label=labels, init_score=start, params=settings)
-    return lgb.train(settings, data, num_boost_round=rounds).model_to_string()
+    data = lgb.Dataset(x)
+    for c, seed in enumerate(seeds):
+        # Another seed would have the rows counted into bins anew, although it says no more than which 200,000 of them
+        # the bins are made from: the first class's bins, which take longer than its trees, serve them all.
+        data.params = settings = {
+            "objective": "binary",
+            "learning_rate": learning_rate,
+            "num_leaves": num_leaves,
+            "min_data_in_leaf": min_data_in_leaf,
+            "lambda_l2": lambda_l2,
+            "feature_fraction": feature_fraction,
+            "bagging_fraction": bagging_fraction,
+            "bagging_freq": 1,
+            "max_bin": 63,
+            "seed": seed,
+            "num_threads": threads,
+            "deterministic": True,
+            "force_row_wise": True,
+            "verbosity": -1,
+        }
+        # copies: LightGBM warns of columns that are views of a table
+        data.set_label(labels[:, c].copy()).set_init_score(start[:, c].copy())
+        yield lgb.train(settings, data, num_boost_round=rounds).model_to_string()
 
 
 def predict(model_text: str, x: NDArray[np.float32], base: ArrayLike, *, threads: int = 1) -> Table:
@@ -128,41 +144,47 @@ def _names(members: int, classes: int, neighbours: int) -> list[str]:
     return [*names, "relative_position", "slices", "gap_previous", "gap_next"]
 
 
-def _columns(z: Table, codes: NDArray, mm: Table, neighbours: int) -> Iterator[NDArray]:
-    """The columns of `_names`, one by one, for rows sorted by study and index."""
-    mean = z.mean(axis=1)
-    yield from z.reshape(len(z), -1).T
-    yield from mean.T
-    for offset in _offsets(neighbours):
-        yield from _shifted(mean, codes, offset).T
+def _order(codes: NDArray, place: NDArray) -> NDArray[np.int64] | slice:
+    """The rows by study and index; all as they are where they stand so already."""
+    rising = (codes[1:] > codes[:-1]) | ((codes[1:] == codes[:-1]) & (place[1:] >= place[:-1]))
+    return slice(None) if rising.all() else np.lexsort((place, codes))
 
-    first = np.flatnonzero(np.append(True, codes[1:] != codes[:-1]))
-    counts = np.diff(np.append(first, len(codes)))
+
+def _of_studies(z: Table, mm: Table, counts: NDArray[np.int64], neighbours: int) -> NDArray[np.float32]:
+    """The columns of `_names` for studies of so many slices one after the other, each sorted by index."""
+    n, members, classes = z.shape
+    mean = sum((z[:, m] for m in range(1, members)), z[:, 0]) / members
+    first, row = np.cumsum(counts) - counts, np.arange(n)[:, None]
+    begin, end = (np.repeat(values, counts)[:, None] for values in (first, first + counts))
+    around = row + np.array(_offsets(neighbours), dtype=np.int64)
+    around = np.where((around >= begin) & (around < end), around, n)  # row n: beyond the study's ends
+    known = np.full((n + 1, classes), np.nan, dtype=np.float32)
+    known[:n] = mean
+
     average = np.add.reduceat(mean, first) / counts[:, None]
     deviation = mean - np.repeat(average, counts, axis=0)
     spread = np.sqrt(np.add.reduceat(deviation**2, first) / counts[:, None])
-    for statistic in (average, np.maximum.reduceat(mean, first), spread):
-        yield from np.repeat(statistic, counts, axis=0).T
+    over_study = np.concatenate([average, np.maximum.reduceat(mean, first), spread], axis=1)
 
-    low = np.repeat(np.minimum.reduceat(mm, first), counts)
-    extent = np.repeat(np.maximum.reduceat(mm, first), counts) - low
-    yield np.where(extent > 0, (mm - low) / np.where(extent > 0, extent, 1), 0.5)
-    yield np.repeat(counts, counts)
-    yield mm - _shifted(mm[:, None], codes, -1)[:, 0]
-    yield _shifted(mm[:, None], codes, +1)[:, 0] - mm
+    low = np.minimum.reduceat(mm, first)
+    extent, low = np.repeat(np.maximum.reduceat(mm, first) - low, counts), np.repeat(low, counts)
+    gap = np.append(np.diff(mm), np.nan)
+    gap[first + counts - 1] = np.nan
+    columns = [
+        z.reshape(n, -1),
+        mean,
+        known.take(around, axis=0).reshape(n, -1),
+        np.repeat(over_study, counts, axis=0),
+        np.where(extent > 0, (mm - low) / np.where(extent > 0, extent, 1), 0.5)[:, None],
+        np.repeat(counts, counts)[:, None],
+        np.append(np.nan, gap[:-1])[:, None],
+        gap[:, None],
+    ]
+    return np.concatenate(columns, axis=1, dtype=np.float32, casting="same_kind")
 
 
 def _offsets(neighbours: int) -> list[int]:
     return [offset for offset in range(-neighbours, neighbours + 1) if offset != 0]
-
-
-def _shifted(values: Table, codes: NDArray, offset: int) -> Table:
-    """values [n, k] of the slice `offset` places further in the same study, NaN where there is none."""
-    out = np.full(values.shape, np.nan)
-    here = np.arange(max(0, -offset), len(values) - max(0, offset))
-    here = here[codes[here] == codes[here + offset]]
-    out[here] = values[here + offset]
-    return out
 
 
 def _checked(

@@ -2,7 +2,9 @@
 
 import difflib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ich.models.classifier import Classifier
+from ich.models.recompute import count_once
 
 
 def _declare_torchvision_operators() -> None:
@@ -75,6 +78,7 @@ class Cnn(nn.Module):
         mean, std = (_per_channel(self.backbone.pretrained_cfg[key], spec.in_channels) for key in ("mean", "std"))
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
+        self.compiled = False
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -83,8 +87,8 @@ class Cnn(nn.Module):
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings [B, embedding_size] and logits float32 [B, classes] of uint8 [B, C, S, S]."""
-        pixels = torch.addcmul(self.shift, images.float(), self.scale)
-        embeddings = self.backbone.forward_head(self.backbone.forward_features(pixels), pre_logits=True)
+        run = _compiled() if self.compiled and self.training else _embeddings
+        embeddings = run(self.backbone, self.shift, self.scale, images)
         # in full precision: half a byte of mantissa would tie predictions that differ
         with torch.autocast(images.device.type, enabled=False):
             return embeddings, self.classifier(self.dropout(embeddings.float()))
@@ -92,6 +96,34 @@ class Cnn(nn.Module):
     def output_bias(self, prevalence: np.ndarray) -> None:
         """Start from the classes' frequencies [classes]."""
         self.classifier.output_bias(prevalence)
+
+    def checkpoint(self) -> None:
+        """Train with less memory and more time: the gradient computes most activations anew.
+
+        Raises ValueError where timm cannot do that with this backbone.
+        """
+        try:
+            self.backbone.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError):
+            raise ValueError(
+                f"timm cannot compute the activations of {self.spec.backbone} anew; leave checkpointing out, and lower"
+                " batch_size where memory is short"
+            ) from None
+        count_once(self.backbone)
+
+    def compile_training(self) -> None:
+        """Train by torch.compile. Predictions stay as they are, so that they are those of whoever loads the weights.
+
+        Raises ValueError where there is no compiler for the device.
+        """
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            torch.compile(lambda x: 2 * x)(torch.zeros(1, device=device))
+        except RuntimeError as error:  # its own errors are of that kind
+            raise ValueError(
+                f"compile: true needs a compiler ({str(error).splitlines()[0]}); install g++, or leave compile out"
+            ) from None
+        self.compiled = True
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
         """Take the backbone from the state_dict of another Cnn, or of a network that holds one as `cnn`.
@@ -137,6 +169,17 @@ class Cnn(nn.Module):
             hook.remove()
             self.train(before)
         return shapes[0]
+
+
+def _embeddings(backbone: Any, shift: Tensor, scale: Tensor, images: Tensor) -> Tensor:
+    pixels = torch.addcmul(shift, images.float(), scale)
+    return backbone.forward_head(backbone.forward_features(pixels), pre_logits=True)
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    """One for all networks: it knows none by itself, so that a network and its copies go by their own weights."""
+    return torch.compile(_embeddings)
 
 
 def _backbone(spec: CnnSpec) -> Any:

@@ -1,16 +1,14 @@
 """A slice network and a study network trained together, a study at a time (docs/seeds.md, CNN-LSTM)."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ich.models.cnn import Cnn
+from ich.models.recompute import count_once, norms
 
 
 class EndToEnd(nn.Module):
@@ -25,6 +23,7 @@ class EndToEnd(nn.Module):
         super().__init__()
         self.cnn, self.head = cnn, head
         self.chunk, self.freeze_norm = chunk, freeze_norm
+        count_once(cnn)
 
     def forward(self, images: Tensor, geometry: Tensor, lengths: Tensor) -> Tensor:
         """Logits float32 [B, T, c] of padded studies.
@@ -44,16 +43,13 @@ class EndToEnd(nn.Module):
     def _embed(self, part: Tensor) -> tuple[Tensor, Tensor]:
         if not torch.is_grad_enabled():
             return self.cnn.embed(part)
-        found: Any = checkpoint(self.cnn.embed, part, use_reentrant=False, context_fn=self._contexts)
+        found: Any = checkpoint(self.cnn.embed, part, use_reentrant=False)
         return found
-
-    def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _spare_statistics(self.cnn)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         if self.freeze_norm:
-            for norm in _norms(self.cnn):
+            for norm in norms(self.cnn):
                 norm.eval()
         return self
 
@@ -69,20 +65,3 @@ def _padded(values: Tensor, inside: Tensor) -> Tensor:
     padded = values.new_zeros(*inside.shape, values.shape[-1])
     padded[inside] = values
     return padded
-
-
-def _norms(model: nn.Module) -> list[_BatchNorm]:
-    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
-
-
-@contextmanager
-def _spare_statistics(model: nn.Module) -> Iterator[None]:
-    """Inside, batch norm writes its running statistics into copies: a batch seen twice counts once."""
-    kept = [(norm, dict(norm.named_buffers(recurse=False))) for norm in _norms(model)]
-    try:
-        for norm, buffers in kept:
-            norm._buffers.update({name: value.clone() for name, value in buffers.items()})
-        yield
-    finally:
-        for norm, buffers in kept:
-            norm._buffers.update(buffers)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ich.models.classifier import Classifier
-from ich.models.recurrent import bidirectional, over_slices
+from ich.models.recurrent import Places, bidirectional, over_slices
 
 
 class SliceContext(nn.Module):
@@ -32,7 +32,8 @@ class SliceContext(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         if self.rnn is not None:
-            return features + over_slices(self.rnn, features, lengths)
+            places = Places(lengths, features.shape[1], features.device)
+            return features + places.pad(over_slices(self.rnn, places.pack(features), places))
         return features + self._convolved(features, lengths)
 
     def _convolved(self, features: Tensor, lengths: Tensor) -> Tensor:

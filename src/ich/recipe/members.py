@@ -8,6 +8,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -64,6 +65,11 @@ class Augment(Strict):
     jitter: float = Field(default=1.0, ge=0, le=1, description="probability of changing brightness and contrast")
     noise: float = Field(default=0.0, ge=0, le=1, description="largest standard deviation, share of the grey scale")
     dropout: float = Field(default=0.0, ge=0, le=1, description="probability of blacking out one to four rectangles")
+    on: Literal["loader", "device"] = Field(
+        default="loader",
+        description="loader: albumentations on the CPU; device: windows and the same changes on the device that trains,"
+        " a batch at a time, which pays where that is a GPU. Both draw the same numbers",
+    )
 
 
 class Training(Strict):
@@ -130,7 +136,25 @@ class Backbone(Training):
         default=0.0, description="clip limit of a contrast limited adaptive histogram equalisation; 0 off"
     )
     augment: Augment = Augment()
-    workers: int = Field(default=0, ge=0, description="loader processes; 0 is fastest where the CPU also trains")
+    workers: NonNegativeInt | Literal["auto"] = Field(
+        default="auto",
+        description="loader processes; auto: none where the CPU trains, which is fastest, and for a GPU as many as keep"
+        " it busy, found out before each fold",
+    )
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _a_number_or_auto(cls, value: Any) -> Any:
+        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise ValueError(f"a number of loader processes, or auto, not {value!r}")
+        return value
+
+    compile: bool = Field(
+        default=False, description="train by torch.compile, after minutes of compiling: for a GPU and many epochs"
+    )
+    checkpointing: bool = Field(
+        default=False, description="compute most activations anew for the gradient: less memory, more time, same result"
+    )
 
 
 class Pretrain(Backbone):

@@ -11,7 +11,7 @@ from ich.stages.artefacts import pictures_of
 from ich.stages.fitting import enough, loss_for, splits, train_member
 from ich.stages.inputs import Slices, pictures
 from ich.stages.member import chosen, figures, leave_predictions, made_side_by_side, run_folds
-from ich.stages.networks import cnn_spec, network_of, predict_pictures, with_weights
+from ich.stages.networks import cnn_spec, network_of, paced, predict_pictures, with_weights
 from ich.stages.plan import Made, Plan, seed_of
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
 
     from ich.data.augment import Augmentation, build
     from ich.data.batches import epoch_loader
+    from ich.data.on_device import OnDevice
 
     settings = plan.recipe.cnn[member]
     torch.set_num_threads(plan.recipe.compute.threads)
@@ -43,13 +44,22 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     shown = pictures(hu, slices.table, settings, slices.values, slices.labels, seed)
     augment = build(Augmentation(**settings.augment.model_dump()))
     training = shown(rows["train"], augment, settings.cutmix)
+    seen = OnDevice(training.view, augment.settings)
     held_out = {split: shown(these) for split, these in rows.items() if split != "train"}
     spec = cnn_spec(settings, training.view.channels, len(slices.classes), dropout=settings.dropout)
     start = None if settings.start is None else plan.pretrained(settings.start)
-    network = network_of(f"cnn.{member}", spec, seed, start)
+    network = network_of(f"cnn.{member}", spec, seed, start, settings)
     if settings.output_bias:
         network.output_bias(slices.labels[rows["train"]].mean(axis=0))
     loss = loss_for(settings, slices, slices.labels[rows["train"]])
+
+    def loss_of(model: Any, batch: Any) -> Any:
+        return loss(model(seen.pictures(batch)), batch.targets)
+
+    def loaded(epoch: int, workers: int) -> Any:
+        return epoch_loader(training, epoch, size, shuffle=True, workers=workers)
+
+    settings, batches, pace = paced(plan, settings, network, loss_of, loaded)
 
     def predict(model: Any, split: str) -> "dict[str, np.ndarray]":
         return predict_pictures(model, held_out[split], settings)
@@ -63,12 +73,15 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
         settings,
         slices,
         rows,
-        batches=lambda epoch: epoch_loader(training, epoch, size, shuffle=True, workers=settings.workers),
+        batches=batches,
         steps=max(len(training) // size, 1),
-        loss_of=lambda model, batch: loss(model(batch.images), batch.targets),
+        loss_of=loss_of,
         predict=predict,
         counts=(len(training), "slices"),
-        record={"model": {**asdict(spec), "pretrained": False, "weights": None}},  # they are in model.safetensors
+        record={
+            **pace,
+            "model": {**asdict(spec), "pretrained": False, "weights": None},
+        },  # they are in model.safetensors
     )
 
 

@@ -7,7 +7,7 @@ from ich.stages.artefacts import pictures_of
 from ich.stages.fitting import loss_for, splits, train_member
 from ich.stages.inputs import Slices, study_pictures
 from ich.stages.member import run_folds
-from ich.stages.networks import cnn_spec, joined, network_of, predict_study_pictures
+from ich.stages.networks import cnn_spec, joined, network_of, paced, predict_study_pictures
 from ich.stages.plan import Made, Plan, seed_of
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     import torch
 
     from ich.data.augment import Augmentation, build
+    from ich.data.on_device import OnDevice
     from ich.data.study_pictures import study_picture_loader
 
     settings = plan.recipe.end_to_end[member]
@@ -33,17 +34,23 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     shown = study_pictures(hu, slices.table, settings, slices.values, slices.labels, seed)
     augment = build(Augmentation(**settings.augment.model_dump()))
     training = shown(rows["train"], augment, settings.cutmix)
+    seen = OnDevice(training.slices.view, augment.settings)
     held_out = {split: shown(these) for split, these in rows.items() if split != "train"}
     spec = cnn_spec(settings, training.slices.view.channels, len(slices.classes))
     start = None if settings.start is None else plan.fold(settings.start, fold)
-    network = joined(settings, network_of(f"end_to_end.{member}", spec, seed, start))
+    network = joined(settings, network_of(f"end_to_end.{member}", spec, seed, start, settings))
     if settings.output_bias:
         network.output_bias(slices.labels[rows["train"]].mean(axis=0))
     loss = loss_for(settings, slices, slices.labels[rows["train"]])
 
     def loss_of(model: Any, batch: Any) -> Any:
         inside = batch.rows >= 0
-        return loss(model(batch.images, batch.geometry, batch.lengths)[inside], batch.targets[inside])
+        return loss(model(seen.pictures(batch), batch.geometry, batch.lengths)[inside], batch.targets[inside])
+
+    def loaded(epoch: int, workers: int) -> Any:
+        return study_picture_loader(training, epoch, size, shuffle=True, workers=workers)
+
+    settings, batches, pace = paced(plan, settings, network, loss_of, loaded)
 
     def predict(model: Any, split: str) -> "dict[str, np.ndarray]":
         return {"logits": predict_study_pictures(model, held_out[split], settings)}
@@ -57,10 +64,13 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
         settings,
         slices,
         rows,
-        batches=lambda epoch: study_picture_loader(training, epoch, size, shuffle=True, workers=settings.workers),
+        batches=batches,
         steps=-(-len(training) // size),
         loss_of=loss_of,
         predict=predict,
         counts=(len(training), "studies"),
-        record={"model": {**asdict(spec), "pretrained": False, "weights": None}},  # they are in model.safetensors
+        record={
+            **pace,
+            "model": {**asdict(spec), "pretrained": False, "weights": None},
+        },  # they are in model.safetensors
     )

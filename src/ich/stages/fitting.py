@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ich import ranks
 from ich.console import say
 from ich.recipe import BETAS, Backbone, EarlyStopping, Supervised, Training
 from ich.stages.inputs import Slices
@@ -216,6 +217,7 @@ def fit_network(
                 if parts >= most or not out_of_memory(error) or lost_loader(error):
                     raise
                 free(error)
+                ranks.tell(error)
             network.zero_grad()
             parts, state = min(2 * parts, most), saved.load() or {}
             saved.save({**state, "parts": parts})  # a run that is killed now has to go on in the same way
@@ -227,7 +229,7 @@ def fit_network(
         say(f"  {what}: stopped after epoch {len(history)}, for the figure had not become better for a while")
     files = leave_history(folder / "history.csv", history)
     files |= leave_bytes(folder / WEIGHTS, checkpoint.weights_to_bytes(weights(network)))
-    return files, {"parts": parts}
+    return files, {"parts": parts} | ({"ranks": ranks.count()} if ranks.count() > 1 else {})
 
 
 @contextmanager
@@ -242,9 +244,10 @@ def enough(what: str, settings: Training) -> Iterator[None]:
         if workers and lost_loader(error):
             free(error)
             reason = str(error).partition("\n")[0].strip(" .") + "."
+            fewer = "" if workers == "auto" else f", or lower than {workers}"
             raise UserError(
                 f"{what}: a process that loads pictures was lost, as happens where memory or shared memory (/dev/shm)"
-                f" is short: {reason} Set workers to 0, or lower than {workers}; what was finished is kept"
+                f" is short: {reason} Set workers to 0{fewer}; what was finished is kept"
             ) from None
         if out_of_memory(error):
             lower = [name for name in ("batch_size", "chunk", "hidden") if hasattr(settings, name)]

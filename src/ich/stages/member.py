@@ -4,15 +4,17 @@ import csv
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ich import ranks
 from ich.console import say
 from ich.processes import side_by_side
 from ich.recipe import Recipe
 from ich.stages.artefacts import as_written, table_of
 from ich.stages.inputs import Slices
-from ich.stages.plan import Busy, Made, Plan
+from ich.stages.plan import SHARED, Busy, Made, Plan
 from ich.stages.tasks import CHECKPOINT, Task
 from ich.workspace import UserError, atomic, read_sealed, write_sealed, write_text
 
@@ -105,8 +107,15 @@ def _make_fold(
     task: Callable[[Plan, str, int], Task],
 ) -> tuple[tuple[str, int], Busy | None]:
     plan = Plan(recipe, root)
+    this = task(plan, name, k)
+
+    def made(fingerprint: str) -> Made:
+        if this.stage in SHARED:
+            return ranks.together(make, plan, name, k, fingerprint)
+        return make(plan, name, k, fingerprint)
+
     try:
-        plan.make(task(plan, name, k), lambda fingerprint: make(plan, name, k, fingerprint), force=force)
+        plan.make(this, made, force=force)
     except Busy as busy:
         return (name, k), busy
     return (name, k), None
@@ -115,6 +124,17 @@ def _make_fold(
 # ---- what a fold leaves
 
 
+def _by_the_first(leave: Callable[..., dict[str, Path]]) -> Callable[..., dict[str, Path]]:
+    """Of several processes that make a fold together, only the first leaves anything."""
+
+    @wraps(leave)
+    def left(*args: Any, **kwargs: Any) -> dict[str, Path]:
+        return leave(*args, **kwargs) if ranks.first() else {}
+
+    return left
+
+
+@_by_the_first
 def leave_predictions(
     slices: Slices,
     folder: Path,
@@ -159,6 +179,7 @@ def finite(what: str, split: str, ids: "pd.Index", found: "Mapping[str, np.ndarr
             )
 
 
+@_by_the_first
 def leave_array(path: Path, array: "np.ndarray") -> dict[str, Path]:
     """The array as np.save leaves it, which itself writes past Python's files and overlooks that the disk is full."""
     import numpy as np
@@ -170,17 +191,20 @@ def leave_array(path: Path, array: "np.ndarray") -> dict[str, Path]:
     return {path.name: path}
 
 
+@_by_the_first
 def leave_bytes(path: Path, data: bytes) -> dict[str, Path]:
     with atomic(path) as temporary:
         temporary.write_bytes(data)
     return {path.name: path}
 
 
+@_by_the_first
 def leave_table(path: Path, rows: "pd.DataFrame") -> dict[str, Path]:
     write_text(path, rows.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
     return {path.name: path}
 
 
+@_by_the_first
 def leave_history(path: Path, history: Sequence[Mapping[str, float]]) -> dict[str, Path]:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
@@ -216,14 +240,15 @@ class Checkpoint:
     def load(self) -> dict[str, Any] | None:
         from ich.training import checkpoint
 
-        data = read_sealed(self.path, self.fingerprint)
+        data = ranks.from_first(lambda: read_sealed(self.path, self.fingerprint))
         with as_written(self.path):
             return None if data is None else checkpoint.from_bytes(data)
 
     def save(self, state: dict[str, Any]) -> None:
         from ich.training import checkpoint
 
-        write_sealed(self.path, self.fingerprint, checkpoint.to_bytes(state))
+        if ranks.first():
+            write_sealed(self.path, self.fingerprint, checkpoint.to_bytes(state))
 
 
 # ---- the assembled member

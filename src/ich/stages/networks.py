@@ -2,10 +2,11 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from ich import ranks
 from ich.recipe import Backbone, EndToEnd, Head
 from ich.recipe import Cnn as CnnSettings
 from ich.recipe import Sequence as SequenceSettings
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from ich.models.cnn_lstm import EndToEnd as EndToEndNetwork
 
 BLOCK = 1 << 22  # bytes of an array that are read at a time
+MOST_LOADERS = 8  # for predictions
+Reader = TypeVar("Reader", bound=Backbone)
 
 
 def cnn_spec(settings: Backbone, channels: int, classes: int, *, dropout: float = 0.0) -> "CnnSpec":
@@ -33,8 +36,13 @@ def cnn_spec(settings: Backbone, channels: int, classes: int, *, dropout: float 
     return CnnSpec(in_channels=channels, classes=classes, dropout=dropout, **shape)
 
 
-def network_of(where: str, spec: "CnnSpec", seed: int, start: Task | None = None) -> "Cnn":
-    """A new network, its backbone from `start` where that is given. Raises UserError for a backbone there is not."""
+def network_of(
+    where: str, spec: "CnnSpec", seed: int, start: Task | None = None, settings: Backbone | None = None
+) -> "Cnn":
+    """A new network, its backbone from `start` where that is given, to be trained in the way of the settings.
+
+    Raises UserError for a backbone there is not, and for one that cannot be trained in that way here.
+    """
     import torch
     from safetensors.torch import load
 
@@ -47,6 +55,10 @@ def network_of(where: str, spec: "CnnSpec", seed: int, start: Task | None = None
             with as_written(start.folder / WEIGHTS):
                 state = load(file_of(start, WEIGHTS))
             network.load_backbone(state)
+        if settings is not None and settings.checkpointing:
+            network.checkpoint()
+        if settings is not None and settings.compile:
+            network.compile_training()
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     return network
@@ -135,6 +147,41 @@ def _changed(task: Task, name: str) -> UserError:
     return UserError(f"{task.name}/{name} was changed while it was in use; run `ich {task.stage}`, then this again")
 
 
+def loaders(settings: Backbone) -> int:
+    """Loader processes for predictions. auto: none on a CPU, and for a GPU one a core but this process's."""
+    from ich.training.device import default_device
+
+    if settings.workers != "auto":
+        return settings.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if default_device().type == "cpu" else max(1, min(MOST_LOADERS, cores - 1))
+
+
+def paced(
+    plan: Plan,
+    settings: Reader,
+    network: Any,
+    loss_of: Callable[[Any, Any], Any],
+    batches: Callable[[int, int], Iterable[Any]],
+) -> tuple[Reader, Callable[[int], Iterable[Any]], dict[str, Any]]:
+    """The settings with the number of loader processes, batches(epoch) made by them, and what the record says of it.
+
+    batches(epoch, processes): an epoch, loaded by so many. auto: none on a CPU; for a GPU as many as keep up with it,
+    by the seconds that one of them and the network take for a batch.
+    """
+    from ich.training import pace
+
+    processes: int = loaders(settings)
+    found: dict[str, Any] = {}
+    if settings.workers == "auto" and processes:
+        most = max(1, plan.cores // (plan.processes * ranks.count()) - 1)
+        seconds = pace.measure(network, batches(0, 1), loss_of, settings.precision)
+        processes = most if seconds is None else pace.loaders(*seconds, most)
+        found = {} if seconds is None else dict(zip(("seconds_to_load", "seconds_to_train"), seconds, strict=True))
+    record = {"loader": {"workers": processes, **found}}
+    return settings.model_copy(update={"workers": processes}), lambda epoch: batches(epoch, processes), record
+
+
 def predict_pictures(network: Any, dataset: "SliceDataset", settings: CnnSettings) -> dict[str, "np.ndarray"]:
     """Logits float32 [n, c] and embeddings float16 [n, d] of a data set's slices, in its order."""
     import numpy as np
@@ -145,7 +192,7 @@ def predict_pictures(network: Any, dataset: "SliceDataset", settings: CnnSetting
     if not len(dataset):  # no test set
         width = (len(network.classifier.bias), network.embedding_size)
         return {"logits": np.empty((0, width[0]), np.float32), "embeddings": np.empty((0, width[1]), np.float16)}
-    batches = epoch_loader(dataset, 0, 2 * settings.batch_size, shuffle=False, workers=settings.workers)
+    batches = epoch_loader(dataset, 0, 2 * settings.batch_size, shuffle=False, workers=loaders(settings))
     return predict(network, batches, len(dataset), settings.precision)
 
 
@@ -158,7 +205,7 @@ def predict_study_pictures(network: Any, dataset: "StudyPictures", settings: End
 
     if not len(dataset):  # no test set
         return np.empty((0, network.cnn.spec.classes), np.float32)
-    batches = study_picture_loader(dataset, 0, settings.batch_size, shuffle=False, workers=settings.workers)
+    batches = study_picture_loader(dataset, 0, settings.batch_size, shuffle=False, workers=loaders(settings))
     return predict(network, batches, len(dataset.slices), settings.precision)["logits"]
 
 

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from ich import ranks
 from ich.console import say
 from ich.locks import held, hold, owner
 from ich.recipe import Recipe
@@ -26,6 +27,7 @@ LIBRARIES = (
     "pydicom",
 )
 
+SHARED = ("cnn", "end_to_end")  # all processes of an `accelerate launch` make a fold together
 # Not removed before the record is there, for a kill in between would cost all that they know.
 PASSING = (CHECKPOINT, PROGRESS)
 Made = tuple[Mapping[str, Path], Mapping[str, Any]]  # files by name, and what else the record should say
@@ -198,7 +200,12 @@ class Plan(Tasks):
 
     @property
     def processes(self) -> int:
-        """How many folds run side by side: as the recipe says, else one where a GPU trains them, else one a core."""
+        """How many folds run side by side: as the recipe says, else one where a GPU trains them, else one a core.
+
+        One where several processes make a fold together.
+        """
+        if ranks.joined():
+            return 1
         alone = 1 if NVIDIA.is_dir() and any(NVIDIA.iterdir()) else max(1, self.cores // self.recipe.compute.threads)
         return self.recipe.compute.processes or alone
 

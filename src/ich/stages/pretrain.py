@@ -1,13 +1,14 @@
 """`ich pretrain`: SimCLR on every slice of the competition, labelled, unlabelled and test; no label is read."""
 
 from dataclasses import asdict
+from typing import Any
 
 from ich.console import say
 from ich.stages.artefacts import pictures_of
 from ich.stages.fitting import fit_network
 from ich.stages.inputs import Slices, pictures
 from ich.stages.member import named
-from ich.stages.networks import cnn_spec, network_of
+from ich.stages.networks import cnn_spec, network_of, paced
 from ich.stages.plan import Made, Plan, seed_of
 
 
@@ -25,6 +26,7 @@ def _fit(plan: Plan, name: str, fingerprint: str) -> Made:
     from ich.data.augment import Augmentation, build
     from ich.data.batches import epoch_loader
     from ich.data.datasets import TwoViews
+    from ich.data.on_device import OnDevice
     from ich.models.losses import nt_xent
     from ich.models.simclr import SimClr
 
@@ -34,9 +36,20 @@ def _fit(plan: Plan, name: str, fingerprint: str) -> Made:
     rows = np.arange(len(slices.table))
     hu = pictures_of(plan.prepared.folder / "hu.npy")
     shown = pictures(hu, slices.table, settings, slices.values, seed=seed)
-    views = TwoViews(shown(rows, build(Augmentation(**settings.augment.model_dump()))))
+    augment = build(Augmentation(**settings.augment.model_dump()))
+    views = TwoViews(shown(rows, augment))
+    seen = OnDevice(views.dataset.view, augment.settings)
     spec = cnn_spec(settings, views.dataset.view.channels, len(slices.classes))
-    network = SimClr(network_of(f"pretrain.{name}", spec, seed))
+    network = SimClr(network_of(f"pretrain.{name}", spec, seed, settings=settings))
+
+    def loss_of(model: Any, batch: Any) -> Any:
+        first, second = seen.views(batch)
+        return nt_xent(model(first), model(second), settings.temperature)
+
+    def loaded(epoch: int, workers: int) -> Any:
+        return epoch_loader(views, epoch, size, shuffle=True, workers=workers)
+
+    settings, batches, pace = paced(plan, settings, network, loss_of, loaded)
     files, how = fit_network(
         name,
         plan.pretrained(name).folder,
@@ -44,10 +57,10 @@ def _fit(plan: Plan, name: str, fingerprint: str) -> Made:
         network,
         settings,
         seed,
-        batches=lambda epoch: epoch_loader(views, epoch, size, shuffle=True, workers=settings.workers),
+        batches=batches,
         steps=max(len(views) // size, 1),
-        loss_of=lambda model, batch: nt_xent(model(batch.first), model(batch.second), settings.temperature),
+        loss_of=loss_of,
         counts=(len(views), "slices"),
         divisible=False,  # each slice is compared with all others of its batch
     )
-    return files, {**how, "model": {**asdict(spec), "pretrained": False, "weights": None}, "slices": len(rows)}
+    return files, {**how, **pace, "model": {**asdict(spec), "pretrained": False, "weights": None}, "slices": len(rows)}

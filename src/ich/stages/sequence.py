@@ -31,6 +31,7 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     import torch
 
     from ich.data.studies import study_loader
+    from ich.training.device import default_device
 
     settings = plan.recipe.sequence[member]
     torch.set_num_threads(plan.recipe.compute.threads)
@@ -39,6 +40,7 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
     if settings.features == "aligned" and not len(slices.test_rows):
         say(f"  {member} fold {fold}: there is no test set to align the folds' embeddings by; they stay as they are")
     packed, studies = _studies(slices, settings.on, fold, settings.features)
+    studies = studies.near(default_device())
     numbers = {split: _numbers(studies, packed, wanted) for split, wanted in rows.items()}
     shape = head_shape(settings, studies.features.shape[1], len(slices.classes))
     torch.manual_seed(seed)
@@ -52,9 +54,8 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
         return {"logits": predict_sequence(model, studies, numbers[split], settings)}
 
     def loss_of(model: Any, batch: Any) -> Any:
-        inside = batch.rows >= 0
         logits = model(batch.features, batch.base, batch.geometry, batch.lengths)
-        return loss(logits[inside], batch.targets[inside])
+        return loss(batch.slices(logits), batch.slices(batch.targets))
 
     return train_member(
         plan,

@@ -22,23 +22,25 @@ def fit_fold(plan: Plan, member: str, fold: int, _fingerprint: str) -> Made:
     x, names, base = stacker_input(member, settings, slices.table.iloc[used], logits)
     at = {split: np.searchsorted(used, rows) for split, rows in (("train", train), ("valid", valid), ("test", test))}
 
+    parts = {split: x[places] for split, places in at.items()}
+    del x  # which is as large as its parts
     found = {split: np.empty((len(rows), len(slices.classes))) for split, rows in at.items()}
     texts: list[str] = []
-    for c, name in enumerate(slices.classes):
-        text = stacker.fit(
-            x[at["train"]],
-            slices.labels[train, c],
-            base[at["train"], c],
-            seed=seed_of(settings.seed, member, fold, name),
-            threads=plan.recipe.compute.threads,
-            rounds=settings.rounds,
-            learning_rate=settings.learning_rate,
-            num_leaves=settings.leaves,
-            min_data_in_leaf=settings.min_leaf,
-        )
+    fitted = stacker.fit(
+        parts["train"],
+        slices.labels[train],
+        base[at["train"]],
+        seeds=[seed_of(settings.seed, member, fold, name) for name in slices.classes],
+        threads=plan.recipe.compute.threads,
+        rounds=settings.rounds,
+        learning_rate=settings.learning_rate,
+        num_leaves=settings.leaves,
+        min_data_in_leaf=settings.min_leaf,
+    )
+    for c, text in enumerate(fitted):
         texts.append(text)
-        for split in at:
-            found[split][:, c] = stacker.predict(text, x[at[split]], base[at[split], c])
+        for split, places in at.items():
+            found[split][:, c] = stacker.predict(text, parts[split], base[places, c])
 
     files = {}
     for name, text in zip(slices.classes, texts, strict=True):

@@ -30,6 +30,7 @@ VERSIONS = {
 # beside the raw data, but no input of a stage that trains
 NOT_RAW = ("run.json", "solution.csv", "mislabelled.csv", "masks.npz")
 WEIGHTS = "model.safetensors"  # what a network's fold leaves
+INDIFFERENT = {"workers", "checkpointing"}  # settings of a member that change nothing in what it leaves
 CHECKPOINT = "checkpoint.bin"  # the state after the last finished epoch, while a network is trained
 PROGRESS = "progress.bin"  # which series are there, while a cache is prepared
 SMOOTH = "smooth.json"  # what a fold of a smooth member leaves
@@ -138,7 +139,7 @@ class Tasks:
             f"pretrain/{name}",
             "pretrain",
             record,
-            settings.model_dump(mode="json", exclude={"workers"}),
+            settings.model_dump(mode="json", exclude=INDIFFERENT),
             self._cache("hu.npy", "slices.parquet"),
             self._weights(settings),
         )
@@ -182,7 +183,7 @@ class Tasks:
                 settings = self.recipe.blend
                 below = self._below(self.recipe.blend_members, fold)
                 tables += self._cache("slices.parquet")
-        values = settings.model_dump(mode="json", exclude={"workers"})
+        values = settings.model_dump(mode="json", exclude=INDIFFERENT)
         record = Record(self.workspace.fold(member, fold) / "run.json")
         return Task(f"{stage}/{member}/fold{fold}", stage, record, {**values, "fold": fold}, tables + below, sources)
 

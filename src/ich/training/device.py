@@ -1,17 +1,20 @@
-"""Where the networks run and how exactly they compute: device, precision, determinism."""
+"""Where the networks run and how exactly they compute: device, precision, determinism; and the way there and back."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import send_to_device
+from torch import Tensor
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS may sum in another order
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Parts = TypeVar("Parts", bound=tuple)
 
 
 def default_device() -> torch.device:
@@ -57,3 +60,42 @@ def deterministic() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         memory.fill_uninitialized_memory = filled
+
+
+class Mover:
+    """Takes tuples of tensors to a device; to a GPU beside what it computes, if they are in pinned memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, parts: Parts) -> Parts:
+        if self.stream is None:
+            return send_to_device(parts, self.device)  # pyright: ignore[reportReturnType]
+        with torch.cuda.stream(self.stream):
+            there: Any = send_to_device(parts, self.device, non_blocking=True)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self.stream)
+        for part in there:
+            if isinstance(part, Tensor):
+                part.record_stream(computing)  # its memory is not given away before the computation has passed
+        return there
+
+
+def fetch(values: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy to main memory; the function that is returned waits for the copy and gives it.
+
+    Whoever calls it a batch later does not keep a GPU waiting for its next work.
+    """
+    if values.device.type != "cuda":
+        return values.cpu
+    here = torch.empty_like(values, device="cpu", pin_memory=True)
+    here.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event(blocking=True)
+    copied.record(torch.cuda.current_stream(values.device))
+
+    def arrived() -> Tensor:
+        copied.synchronize()
+        return here
+
+    return arrived

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from ich.training.device import Precision, accelerator_for, deterministic
+from ich import ranks
+from ich.training import averaging
+from ich.training.device import Mover, Precision, accelerator_for, deterministic
+from ich.training.divergence import Diverged, Losses, check, finite
 from ich.training.predict import predict, predict_studies
 
 __all__ = [
@@ -57,14 +59,6 @@ class FitSettings:
     """With keep_best: epochs without a better figure after which training stops; None: all epochs are trained."""
 
 
-SMALLEST_SCALE = 1e-4
-"""Of fp16: gradients that are not finite although the loss was multiplied by so little will never be."""
-
-
-class Diverged(ValueError):
-    """The loss, the weights or the optimizer's state are no longer finite numbers."""
-
-
 class OtherState(ValueError):
     """The state to go on from does not fit the settings: it may come from a machine with another precision."""
 
@@ -86,72 +80,77 @@ def fit(
     """Train `model` in place and return its history, one row an epoch: epoch, learning_rate, loss, ...
 
     batches(epoch) gives the epoch's batches (named tuples of tensors), loss_of(model, batch) a scalar.
-    evaluate(model) adds its figures to the epoch's row. on_step(epoch, step, loss) follows the progress.
+    evaluate(model) adds its figures to the epoch's row. on_step(epoch, step, loss) follows the progress, and waits
+    for each step; else losses are read one step late, so that a GPU always has its next step at hand.
 
     parts: into how many pieces each batch is cut, by its own `pieces`, where memory is short. Their gradients are
     added up, each by its share of the batch, to one step: that of the whole batch, but for rounding, for dropout's
     draws and for batch norm, whose statistics are a piece's. The loss has to be a mean over the batch.
 
+    Several processes do this together (`ich.ranks`) as one would with the same batches, but for rounding, for dropout's
+    draws and for batch norm, which normalises each process's part by itself; its statistics are averaged each epoch.
+
     save(state) is called after each epoch with all that is needed to go on from there; the state refers to
     the live tensors, so it must be written or copied at once, and `torch.load(weights_only=True)` reads it.
     Going on from a state with `resume` ends in the same bytes as never having stopped; that is promised of a CPU, and
     of a GPU that the weights are within 1e-6 (its kernels are deterministic where torch has such). With `ema` the model
-    holds the averaged weights at the end, and with `keep_best` those of the best epoch. Raises Diverged as soon
-    as the loss is not finite or fp16 cannot hold any gradient, and at the end of an epoch that left weights or a state
-    of the optimizer that are not finite; ValueError where the
-    figure of `keep_best` was missing, or was not a number in any epoch; OtherState.
+    holds the averaged weights at the end, and with `keep_best` those of the best epoch. Raises Diverged at the
+    first step whose loss is not finite or where fp16 cannot hold any gradient, and at the end of an epoch that left
+    weights or a state of the optimizer that are not finite, in any case before `save`; ValueError where the figure of
+    `keep_best` was missing, or was not a number in any epoch; OtherState.
     """
     accelerator = accelerator_for(settings.precision)
     model.to(accelerator.device)
     optimizer = accelerator.prepare_optimizer(_adamw(model, settings))
     average = None if settings.ema is None else copy.deepcopy(model).requires_grad_(False)
+    follow = None if average is None else _average(average, model)
+    move, parameters = Mover(accelerator.device), list(model.parameters())
     torch.manual_seed(settings.seed)
     history: list[Row] = []
     best: Weights | None = None
     if resume is not None:
         history, best = _restore(resume, settings, model, average, optimizer, accelerator.scaler)
 
+    averaging.alike(model, average)
     total = settings.epochs * steps_per_epoch
     while not _over(settings, history):
         epoch = len(history)
         model.train()
-        losses: list[float] = []
-        for step, batch in enumerate(batches(epoch)):
+        averaging.draw_apart(settings.seed, epoch)
+        losses = Losses(settings, epoch)
+        for step, batch in enumerate(averaging.steps(batches(epoch), steps_per_epoch)):
             done = epoch * steps_per_epoch + step
             _set_rate(optimizer, learning_rate(settings, done, total))
             optimizer.zero_grad()
-            losses.append(0.0)
-            for piece, share in [(batch, 1.0)] if parts == 1 else batch.pieces(parts):
-                with accelerator.autocast():
-                    loss = share * loss_of(model, send_to_device(piece, accelerator.device, non_blocking=True))
-                losses[-1] += loss.item()
-                _check(math.isfinite(losses[-1]), f"the loss is {losses[-1]}", epoch, step, settings)
-                accelerator.backward(loss)
-                del loss  # with all that its gradient needed, before the next piece takes its place
+            pieces = [] if batch is None else [(batch, 1.0)] if parts == 1 else batch.pieces(parts)
+            figures = averaging.mean_gradient(
+                model, batch, [_gradient(accelerator, share, loss_of, model, move(piece)) for piece, share in pieces]
+            )
             if settings.gradient_clip is not None:
-                accelerator.clip_grad_norm_(model.parameters(), settings.gradient_clip)
+                accelerator.clip_grad_norm_(parameters, settings.gradient_clip)
             optimizer.step()
-            if accelerator.scaler is not None:
-                scale = accelerator.scaler.get_scale()
-                _check(scale >= SMALLEST_SCALE, "the gradients are too large for fp16", epoch, step, settings)
-            if average is not None:
-                _average(average, model, settings.ema or 0.0, done)
+            losses.add(figures, accelerator.scaler)
+            if follow is not None:
+                follow(settings.ema or 0.0, done)
             if on_step is not None:
-                on_step(epoch, step, losses[-1])
-        if len(losses) != steps_per_epoch:
-            raise ValueError(f"epoch {epoch} had {len(losses)} batches, not the {steps_per_epoch} announced")
-        _check(_finite(model.state_dict()), "the weights are not finite", epoch, steps_per_epoch - 1, settings)
-        known = optimizer.state_dict()["state"].values()  # an infinite one would hold its weight where it is
-        _check(all(map(_finite, known)), "the optimizer's state is not finite", epoch, steps_per_epoch - 1, settings)
+                on_step(epoch, step, losses.read()[-1])
+        averaging.mean_statistics(model, average)
+        values = losses.read()
+        if len(values) != steps_per_epoch:
+            raise ValueError(f"epoch {epoch} had {len(values)} batches, not the {steps_per_epoch} announced")
+        last = steps_per_epoch - 1
+        check(finite(model.state_dict().values()), "the weights are not finite", epoch, last, settings)
+        known = [value for state in optimizer.state_dict()["state"].values() for value in state.values()]
+        check(finite(known), "the optimizer's state is not finite", epoch, last, settings)  # it would hold its weight
 
         row: Row = {
             "epoch": epoch,
             "learning_rate": float(optimizer.param_groups[0]["lr"]),
-            "loss": sum(losses) / len(losses),
+            "loss": sum(values) / len(values),
         }
         result = model if average is None else average
         if evaluate is not None:
-            row |= {name: float(value) for name, value in evaluate(result).items()}
+            row |= {name: float(value) for name, value in ranks.agreed(evaluate(result)).items()}
         history.append(row)
         if best_epoch(settings, history) == epoch:
             best = _copied(result)
@@ -196,24 +195,43 @@ def weights(model: nn.Module) -> Weights:
 
 
 def _adamw(model: nn.Module, settings: FitSettings) -> torch.optim.AdamW:
-    """AdamW that decays matrices and filters but not biases and norms, which have one dimension."""
+    """AdamW that decays matrices and filters but not biases and norms, which have one dimension.
+
+    On a GPU in one kernel; on a CPU that would round in another way.
+    """
     trained = [value for value in model.parameters() if value.requires_grad]
     groups = [
         {"params": [value for value in trained if value.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [value for value in trained if value.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=trained[0].is_cuda or None)
 
 
-@torch.no_grad()
-def _average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Move the average towards the model; faster in the first steps, which it would else never forget."""
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    for slow, now in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if slow.is_floating_point():
-            slow.lerp_(now, weight)
-        else:
-            slow.copy_(now)
+def _gradient(accelerator: Any, share: float, loss_of: Callable[..., Tensor], model: nn.Module, piece: Any) -> Tensor:
+    """Add a piece's gradient to the model's; return its share of the batch's loss, without what the gradient needed."""
+    with accelerator.autocast():
+        loss = share * loss_of(model, piece)
+    accelerator.backward(loss)
+    return loss.detach()
+
+
+def _average(average: nn.Module, model: nn.Module) -> Callable[[float, int], None]:
+    """A function of (decay, step) that moves the average towards the model.
+
+    It does so faster in the first steps, which the average would else never forget.
+    """
+    pairs = list(zip(average.state_dict().values(), model.state_dict().values(), strict=True))
+    slow, now = ([pair[side] for pair in pairs if pair[0].is_floating_point()] for side in (0, 1))
+    counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def follow(decay: float, step: int) -> None:
+        weight = 1 - min(decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(slow, now, weight)  # pyright: ignore[reportPrivateImportUsage]
+        for kept, count in counts:
+            kept.copy_(count)
+
+    return follow
 
 
 def _over(settings: FitSettings, history: Sequence[Row]) -> bool:
@@ -242,19 +260,6 @@ def _keep(settings: FitSettings, model: nn.Module, average: nn.Module | None, be
         model.load_state_dict(best)
     elif average is not None:
         model.load_state_dict(average.state_dict())
-
-
-def _finite(state: dict[str, Tensor]) -> bool:
-    return all(bool(value.isfinite().all()) for value in state.values())
-
-
-def _check(good: bool, what: str, epoch: int, step: int, settings: FitSettings) -> None:
-    if not good:
-        raise Diverged(
-            f"{what} at epoch {epoch}, step {step}: lower learning_rate (now {settings.learning_rate:g}), "
-            f"lengthen warmup (now {settings.warmup:g}), set gradient_clip (now {settings.gradient_clip}) "
-            "or train with precision fp32; if it happens at once, look for NaN in the inputs"
-        )
 
 
 def _state(

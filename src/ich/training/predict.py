@@ -1,7 +1,7 @@
 """Prediction: a network's logits and embeddings as arrays, each row with its number.
 
 A batch that takes more memory than there is passes in halves, and so do those after it; the figures are the same up to
-rounding.
+rounding. What a GPU says of a batch is taken from it while the next batch passes.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ich.training.device import Precision, default_device, deterministic, resolve
+from ich import ranks
+from ich.training.device import Mover, Precision, default_device, deterministic, fetch, resolve
 from ich.training.memory import free, out_of_memory
 
 
@@ -23,8 +24,8 @@ def predict(model: nn.Module, batches: Iterable[Any], n: int, precision: Precisi
     """
     embed = getattr(model, "embed", None)
 
-    def columns(batch: Any, device: torch.device) -> dict[str, Tensor]:
-        images = batch.images.to(device)
+    def columns(batch: Any, move: Mover) -> dict[str, Tensor]:
+        (images,) = move((batch.images,))
         if embed is None:
             return {"rows": batch.rows, "logits": model(images).float()}
         embeddings, logits = embed(images)
@@ -59,10 +60,12 @@ def _predict_padded(
 ) -> dict[str, np.ndarray]:
     """Logits of the real slices from model(*inputs, lengths) -> [B, T, c]."""
 
-    def columns(batch: Any, device: torch.device) -> dict[str, Tensor]:
-        inside = batch.rows >= 0
-        logits = model(*(getattr(batch, name).to(device) for name in inputs), batch.lengths)
-        return {"rows": batch.rows[inside], "logits": logits[inside.to(device)].float()}
+    def columns(batch: Any, move: Mover) -> dict[str, Tensor]:
+        rows = batch.rows.flatten()
+        (real,) = torch.nonzero(rows >= 0, as_tuple=True)  # numbers: by a mask the device would have to count first
+        *tensors, places = move((*(getattr(batch, name) for name in inputs), real))
+        logits = model(*tensors, batch.lengths).flatten(0, 1)
+        return {"rows": rows[real], "logits": logits[places].float()}
 
     return _predict(model, batches, n, precision, columns)
 
@@ -72,46 +75,57 @@ def _predict(
     batches: Iterable[Any],
     n: int,
     precision: Precision,
-    columns: Callable[[Any, torch.device], dict[str, Tensor]],
+    columns: Callable[[Any, Mover], dict[str, Tensor]],
 ) -> dict[str, np.ndarray]:
     found, parts = _Columns(n), 1
     with _predicting(model, precision) as device:
+        move = Mover(device)
         for batch in batches:
             waiting = [batch] if parts == 1 else [piece for piece, _ in batch.pieces(parts)]
             while waiting:
                 try:
-                    found.add(**columns(waiting[0], device))
-                    del waiting[0]
+                    under_way = {name: fetch(column) for name, column in columns(waiting[0], move).items()}
                 except Exception as error:
                     if len(waiting[0].rows) == 1 or not out_of_memory(error):
                         raise
                     free(error)
                     parts *= 2
                     waiting[:1] = [piece for piece, _ in waiting[0].pieces(2)]
+                    continue
+                found.add(under_way)
+                del waiting[0]
     return found.complete()
 
 
 class _Columns:
-    """Arrays of `n` rows, made at the first batch and filled from the front."""
+    """Arrays of `n` rows, made at the first batch and filled from the front, each batch when the next one is begun."""
 
     def __init__(self, n: int) -> None:
         self.n, self.filled = n, 0
         self.arrays: dict[str, np.ndarray] = {}
+        self.under_way: dict[str, Callable[[], Tensor]] = {}
 
-    def add(self, **columns: Tensor) -> None:
-        end = self.filled + len(columns["rows"])
-        if end > self.n:
-            raise ValueError(f"the batches hold more than the {self.n} slices announced")
-        for name, column in columns.items():
-            part = column.cpu().numpy()
-            whole = self.arrays.setdefault(name, np.empty((self.n, *part.shape[1:]), part.dtype))
-            whole[self.filled : end] = part
+    def add(self, columns: dict[str, Callable[[], Tensor]]) -> None:
+        """What `fetch` returned for each column of a batch."""
+        before, self.under_way = self.under_way, columns
+        end = self.filled
+        for name, column in before.items():
+            part = column().numpy()
+            end = self.filled + len(part)
+            if end > self.n:
+                raise ValueError(f"the batches hold more than the {self.n} slices announced")
+            if name not in self.arrays:
+                self.arrays[name] = np.empty((self.n, *part.shape[1:]), part.dtype)
+            self.arrays[name][self.filled : end] = part
         self.filled = end
 
     def complete(self) -> dict[str, np.ndarray]:
-        if self.filled != self.n:
-            raise ValueError(f"the batches hold {self.filled} slices, not the {self.n} announced")
-        return self.arrays
+        """The arrays; of several processes that predict together, with the rows of all."""
+        self.add({})
+        arrays, filled = ranks.gathered(self.arrays, self.filled)
+        if filled != self.n:
+            raise ValueError(f"the batches hold {filled} slices, not the {self.n} announced")
+        return arrays
 
 
 @contextmanager

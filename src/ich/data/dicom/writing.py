@@ -1,0 +1,69 @@
+"""A slice of Hounsfield units as a DICOM file."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydicom.config import IGNORE, settings
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+settings.writing_validation_mode = IGNORE  # RSNA's identifiers are no valid UIDs
+
+
+@dataclass(frozen=True)
+class SliceHeader:
+    """What `write` puts beside the pixels. Lengths in mm, `slope` and `intercept` give HU."""
+
+    image_id: str
+    patient_id: str
+    study_id: str
+    series_id: str
+    position: tuple[float, float, float]
+    orientation: tuple[float, float, float, float, float, float]
+    pixel_spacing: tuple[float, float]
+    bits_stored: int
+    signed: bool
+    slope: float
+    intercept: float
+    window_center: tuple[float, ...]
+    window_width: tuple[float, ...]
+    explicit_vr: bool
+
+
+def write(path: Path, stored: np.ndarray, header: SliceHeader) -> None:
+    """Write an uncompressed CT slice as RSNA 2019 has them: stored values uint16 or int16 [rows, columns]."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = CTImageStorage
+    meta.MediaStorageSOPInstanceUID = UID(header.image_id)
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian if header.explicit_vr else ImplicitVRLittleEndian
+    meta.ImplementationClassUID = UID("1.2.3.4")
+    slice_ = Dataset()
+    slice_.file_meta = meta
+    slice_.SOPClassUID = CTImageStorage
+    slice_.SOPInstanceUID = header.image_id
+    slice_.Modality = "CT"
+    slice_.PatientID = header.patient_id
+    slice_.StudyInstanceUID = header.study_id
+    slice_.SeriesInstanceUID = header.series_id
+    slice_.StudyID = ""
+    slice_.ImagePositionPatient = [f"{v:.6f}" for v in header.position]
+    slice_.ImageOrientationPatient = [f"{v:.6f}" for v in header.orientation]
+    slice_.SamplesPerPixel = 1
+    slice_.PhotometricInterpretation = "MONOCHROME2"
+    slice_.Rows, slice_.Columns = stored.shape
+    slice_.PixelSpacing = [f"{v:.6f}" for v in header.pixel_spacing]
+    slice_.BitsAllocated = 16
+    slice_.BitsStored = header.bits_stored
+    slice_.HighBit = header.bits_stored - 1
+    slice_.PixelRepresentation = int(header.signed)
+    slice_.WindowCenter = [f"{v:05g}" for v in header.window_center]
+    slice_.WindowWidth = [f"{v:05g}" for v in header.window_width]
+    slice_.RescaleIntercept = f"{header.intercept:g}"
+    slice_.RescaleSlope = f"{header.slope:g}"
+    slice_.PixelData = np.ascontiguousarray(stored, dtype="<i2" if header.signed else "<u2").tobytes()
+    slice_["PixelData"].VR = "OW"
+    file = io.BytesIO()
+    slice_.save_as(file, enforce_file_format=True)
+    path.write_bytes(file.getvalue())  # pydicom would hide the number of the system's error in a text of many lines
