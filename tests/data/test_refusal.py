@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ich.data import dicom, files, pictures
+from ich.data.dicom import plain
 from ich.data.refusal import Unreadable, exhausted
 from plain_slice import HEADER
 
@@ -55,7 +56,7 @@ def test_without_file_handles_no_file_is_refused(scans, name):
 
 @pytest.mark.parametrize("function", ["geometry", "hounsfield"])
 def test_a_header_that_asks_for_more_memory_than_there_is_is_the_file_s_fault(scans, monkeypatch, function):
-    monkeypatch.setattr(dicom, "_opened", lambda _: (_ for _ in ()).throw(MemoryError))
+    monkeypatch.setattr(plain, "read", lambda _: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(Unreadable):
         getattr(dicom, function)(scans / "a.dcm")
 

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ich.data.cache import resized
+from ich.data.crop import resized
 from ich.phantom.competition import CLASSES, make_study, plan_competition
 from ich.phantom.masks import lesion_masks, mask_writer
 

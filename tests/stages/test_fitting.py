@@ -333,7 +333,7 @@ def test_a_diverged_network_diverges_again_at_once_and_another_setting_begins_an
     again = Spoiled(1)
     with pytest.raises(UserError, match="the loss is nan at epoch 1, step 1"):
         run(tmp_path, again)
-    assert again.calls == 2  # the first epoch was not trained again
+    assert again.calls == 3  # the first epoch was not trained again; a step's loss is read during the next
     other = SETTINGS.model_copy(update={"learning_rate": 0.001})
     found = run(tmp_path, settings=other, fingerprint="another")
     assert same(found, run(tmp_path / "other", settings=other))

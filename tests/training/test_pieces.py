@@ -92,7 +92,8 @@ def test_pieces_of_slices_hold_each_slice_once_and_none_is_empty(n, parts):
     pieces = batch.pieces(parts)
     assert sorted(len(piece.rows) for piece, _ in pieces) == sorted(map(len, groups(n, parts)))
     assert [share for _, share in pieces] == [len(piece.rows) / n for piece, _ in pieces]
-    assert same((torch.cat(parts) for parts in zip(*(piece for piece, _ in pieces), strict=True)), batch)
+    columns = list(zip(*(piece for piece, _ in pieces), strict=True))
+    assert same((None if column[0] is None else torch.cat(column) for column in columns), batch)
     assert batch._replace(targets=None).pieces(parts)[0][0].targets is None
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ich.models.classifier import Classifier
-from ich.models.recurrent import Places, bidirectional, over_slices
+from ich.models.recurrent import Lengths, Places, bidirectional, over_slices
 
 
 class SliceContext(nn.Module):
@@ -30,14 +30,14 @@ class SliceContext(nn.Module):
             self.rnn = bidirectional(cell, features, features // 2, layers=layers, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, features: Tensor, lengths: Lengths) -> Tensor:
         if self.rnn is not None:
             places = Places(lengths, features.shape[1], features.device)
             return features + places.pad(over_slices(self.rnn, places.pack(features), places))
         return features + self._convolved(features, lengths)
 
-    def _convolved(self, features: Tensor, lengths: Tensor) -> Tensor:
-        beyond = torch.arange(features.shape[1])[None] >= lengths.cpu()[:, None]
+    def _convolved(self, features: Tensor, lengths: Lengths) -> Tensor:
+        beyond = torch.arange(features.shape[1])[None] >= torch.as_tensor(lengths).cpu()[:, None]
         outside, context = beyond.to(features.device)[:, None], features.transpose(1, 2)
         for number, convolution in enumerate(self.convolutions or ()):
             context = self.dropout(context) if number else context
@@ -64,7 +64,7 @@ class LabelDecoder(nn.Module):
         nn.init.zeros_(self.rnn.get_parameter("bias_hh_l0")[forget])
         nn.init.constant_(self.rnn.get_parameter("bias_ih_l0")[forget], math.log(classes))
 
-    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, features: Tensor, lengths: Lengths) -> Tensor:
         """The states [B, T, classes, hidden] of features [B, T, D], a step a class."""
         start = self.start(features).flatten(0, 1)[None].contiguous()
         states, _ = self.rnn(start.new_zeros(start.shape[1], self.classes, 1), (start, start))
@@ -95,7 +95,7 @@ class SliceLabelHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.classifier = Classifier(hidden if name.endswith("lrnn") else width, classes)
 
-    def forward(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
         """See `ich.models.sequence.build_head`."""
         with torch.autocast(features.device.type, enabled=False):
             states = features.float()

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ich.models.cells import Gru, Lstm
 
+Lengths = Tensor | NDArray[np.int64]
 CELLS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU}
 
 
@@ -28,7 +29,7 @@ class Places:
     sizes: how many studies have a slice for each step; the longest come first, so that those which have ended are last.
     """
 
-    def __init__(self, lengths: Tensor | NDArray[np.int64], longest: int, device: torch.device) -> None:
+    def __init__(self, lengths: Lengths, longest: int, device: torch.device) -> None:
         """lengths: int64 [B], none above `longest`, which is T."""
         self._lengths, self._longest, self._device = np.array(lengths.tolist()), longest, device
         order, step = np.argsort(-self._lengths, kind="stable"), np.arange(self._lengths.max())[:, None]

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from ich.models.classifier import Classifier
 from ich.models.label_rnn import SliceLabelHead
-from ich.models.recurrent import Places, bidirectional, over_slices
+from ich.models.recurrent import Lengths, Places, bidirectional, over_slices
 
 HEADS = ("residual", "plain", "shortcut", "sdl", "lrnn", "sdl_lrnn", "lrnn_sdl")
 
@@ -19,10 +19,10 @@ def build_head(
 ) -> nn.Module:
     """A network whose forward takes padded studies to logits float32 [B, T, classes].
 
-    Its arguments: features [B, T, D], base logits [B, T, c], geometry [B, T, 2], lengths int64 [B]. What
-    stands beyond a study's length changes nothing before it. `output_bias(prevalence)` starts it from the
-    classes' frequencies. `residual` corrects the base logits and looks at the geometry; the others know the
-    features alone.
+    Its arguments: features [B, T, D], base logits [B, T, c], geometry [B, T, 2], lengths int64 [B], better not on a
+    GPU, for which they have to be known before it has got that far. What stands beyond a study's length changes
+    nothing before it. `output_bias(prevalence)` starts it from the classes' frequencies. `residual` corrects the base
+    logits and looks at the geometry; the others know the features alone.
 
     residual: `SequenceHead`. plain, shortcut: `StackedHead`. sdl, lrnn, sdl_lrnn, lrnn_sdl: `SliceLabelHead`,
     which says what cell, hidden and layers are there. Raises ValueError for unknown names and cells that do
@@ -65,7 +65,7 @@ class SequenceHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.residual = Classifier(2 * hidden, classes)
 
-    def forward(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
         """See `build_head`."""
         # half precision would cost digits of the logits
         with torch.autocast(features.device.type, enabled=False):
@@ -107,7 +107,7 @@ class StackedHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.classifier = Classifier(2 * hidden, classes)
 
-    def forward(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
         """See `build_head`."""
         with torch.autocast(features.device.type, enabled=False):
             places, below = Places(lengths, features.shape[1], features.device), features.float()
