@@ -39,7 +39,11 @@ def side_by_side(trial: Callable[[int], Outcome], numbers: Iterable[int], jobs: 
 
 
 def conducted(topic: str, outcomes: Iterable[Outcome], total: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Go through the outcomes, say each, and give the topic's part of the results, without the folder's name."""
+    """Go through the outcomes, say each, and give the topic's part of the results, without this machine's paths."""
+
+    def portable(text: str) -> str:
+        return text.replace(f"{folder}/", "").replace(f"{Path.cwd()}/", "")
+
     started, done, failed = time.monotonic(), list[Outcome](), list[Outcome]()
     for outcome in outcomes:
         done.append(outcome)
@@ -60,8 +64,8 @@ def conducted(topic: str, outcomes: Iterable[Outcome], total: int, seed: int, fo
             {
                 "trial": o.trial,
                 "kind": o.kind,
-                "what": o.what.replace(f"{folder}/", ""),
-                "faults": [fault.replace(f"{folder}/", "") for fault in o.faults],
+                "what": portable(o.what),
+                "faults": list(map(portable, o.faults)),
                 "again": f"python -m tests.faults {topic} --seed {seed} --only {o.trial}",
             }
             for o in sorted(failed, key=lambda o: o.trial)
