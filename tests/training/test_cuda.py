@@ -6,18 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ich.data.datasets import SliceBatch
+from ich.data.studies import Studies, StudyBatch, study_batch, study_loader
 from ich.models.cnn import Cnn, CnnSpec
 from ich.models.losses import build
+from ich.models.sequence import build_head
 from ich.recipe import Cnn as CnnSettings
 from ich.stages.fitting import fit_network
 from ich.training.checkpoint import from_bytes, to_bytes
 from ich.training.loop import Diverged, FitSettings, fit, weights
-from ich.training.predict import predict
+from ich.training.predict import predict, predict_studies
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -147,3 +150,47 @@ def test_other_ways_to_train_give_nearly_the_same_weights(way):
     for (name, a), (same, b) in zip(weights(plain).items(), weights(other).items(), strict=True):
         assert name == same
         torch.testing.assert_close(a, b, atol=1e-6 if exact else 1e-2, rtol=0 if exact else 1e-2, msg=name)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_studies_whose_tables_lie_on_the_gpu_give_what_those_do_that_travel(cell):
+    rng, lengths = np.random.default_rng(0), [7, 3, 9, 1, 5, 6]
+    n = sum(lengths)
+    far = Studies(
+        features=rng.normal(size=(n, 16)).astype(np.float16),
+        base=rng.normal(size=(n, 6)).astype(np.float32),
+        geometry=rng.normal(size=(n, 2)).astype(np.float32),
+        targets=rng.integers(0, 2, (n, 6)).astype(np.float32),
+        offsets=np.cumsum([0, *lengths]),
+    )
+    near, everyone = far.near(torch.device("cuda", 0)), np.arange(len(lengths))
+    assert near.device.type == "cuda"
+    assert far.device.type == "cpu"
+    settings = replace(SETTINGS, precision="fp32")
+    found, models = [], []
+    for studies in (near, far):
+        torch.manual_seed(0)
+        model = build_head("residual", features=16, classes=6, cell=cell, hidden=8, layers=2, dropout=0.2)
+
+        def batches_of(epoch: int, studies: Studies = studies) -> Iterator[StudyBatch]:
+            return study_loader(studies, everyone, 2, shuffle=True, seed=1, epoch=epoch)
+
+        def of_slices(model: nn.Module, batch: StudyBatch) -> Tensor:
+            assert batch.targets is not None
+            return BCE(batch.slices(model(*batch[:4])), batch.slices(batch.targets))
+
+        fit(model, batches_of, of_slices, settings, steps_per_epoch=3)
+        found.append(predict_studies(model, study_loader(studies, everyone, 4, shuffle=False), n, "fp32"))
+        models.append(weights(model))
+    for (name, a), b in zip(models[0].items(), models[1].values(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0, msg=name)
+    for one in found:
+        assert one["rows"].tolist() == list(range(n))
+    torch.testing.assert_close(*(torch.from_numpy(one["logits"]) for one in found), atol=1e-5, rtol=1e-5)
+    # and what a CPU says with these weights
+    model = build_head("residual", features=16, classes=6, cell=cell, hidden=8, layers=2, dropout=0.2).eval()
+    model.load_state_dict(models[0])
+    batch = study_batch(far, everyone)
+    with torch.inference_mode():
+        logits = batch.slices(model(*batch[:4]))
+    torch.testing.assert_close(torch.from_numpy(found[0]["logits"]), logits, atol=1e-4, rtol=1e-4)
