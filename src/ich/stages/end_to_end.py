@@ -69,8 +69,5 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
         loss_of=loss_of,
         predict=predict,
         counts=(len(training), "studies"),
-        record={
-            **pace,
-            "model": {**asdict(spec), "pretrained": False, "weights": None},
-        },  # they are in model.safetensors
+        record={**pace, "model": {**asdict(spec), "pretrained": False, "weights": None}},  # in model.safetensors
     )
