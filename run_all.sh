@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything, in order: raw slices -> folds -> stage 1 -> stage 2 -> stack -> blend -> thresholds -> submission -> scores.
+# Everything, in order: raw slices -> folds -> stage 1 -> stage 2 -> stack -> blend -> thresholds -> submission -> scores -> report.
 # Usage: bash run_all.sh [recipe] [--set key=value ...]      Each stage does what is missing or stale, and nothing else.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -21,3 +21,4 @@ ich thresholds "$@"
 ich submit     "$@"
 ich score      "$@"
 ich explain    "$@"
+ich report     "$@"

@@ -30,6 +30,7 @@ ALLOWED = {
         "stages.fitting",
         "stages.maps",
         "stages.promises",
+        "stages.reporting",
         "recipe",
         "workspace",
         "console",

@@ -1,5 +1,6 @@
 """The `ich` commands. Nothing heavy is imported here: each command imports its stage when it is called."""
 
+import json
 import signal
 import sys
 from pathlib import Path
@@ -201,6 +202,22 @@ def explain(recipe: RecipePath, overrides: Set = None, force: Force = False) -> 
     from ich.stages import explain as stage
 
     stage.run(_plan(recipe, overrides), force=force)
+
+
+@app.command()
+def report(
+    recipe: RecipePath,
+    study: Annotated[
+        list[str] | None, typer.Option("--study", help="a study for the page's viewer; as report.studies=[...]")
+    ] = None,
+    overrides: Set = None,
+    force: Force = False,
+) -> None:
+    """One page to look at: the scores, their figures, the worst mistakes, a viewer of studies."""
+    from ich.stages import report as stage
+
+    given = [f"report.studies={json.dumps(study)}"] if study else []
+    stage.run(_plan(recipe, [*(overrides or []), *given]), force=force)
 
 
 @app.command()

@@ -174,6 +174,12 @@ class Compute(Strict):
     )
 
 
+class Report(Strict):
+    """What the report page shows beside what every page shows."""
+
+    studies: tuple[str, ...] = Field(default=(), description="study ids that its viewer holds in any case")
+
+
 class Recipe(Strict):
     name: str = Field(pattern=NAME)
     competition: Competition
@@ -188,6 +194,7 @@ class Recipe(Strict):
     stack: dict[str, Stack] = Field(default_factory=dict)
     blend: Blend = Blend()
     thresholds: Thresholds = Thresholds()
+    report: Report = Report()
     ablation: Ablation | None = None
     compute: Compute = Compute()
 

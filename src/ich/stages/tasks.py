@@ -25,6 +25,7 @@ VERSIONS = {
     "submit": 1,
     "score": 3,
     "explain": 1,
+    "report": 1,
     "predict": 1,
 }
 # beside the raw data, but no input of a stage that trains
@@ -304,6 +305,21 @@ class Tasks:
         record = Record(self.workspace.submissions / "explain" / "run.json")
         return Task("explain", "explain", record, {}, upstream, sources)
 
+    @cached_property
+    def report(self) -> Task:
+        """The page of all that the others found."""
+        folds = tuple((self.fold(m, k), ("history.csv",)) for m in self.recipe.networks for k in self.fold_numbers)
+        weights = tuple((self.fold(m, k), (WEIGHTS,)) for m in self.recipe.cnn for k in self.fold_numbers)
+        blends = tuple((self.fold("blend", k), (BLEND,)) for k in self.fold_numbers)
+        members = tuple((self.member(m), ("oof.parquet", "test.parquet")) for m in self.members)
+        upstream = (*self._cache("hu.npy", "slices.parquet", "quarantine.csv"), *self._folds_table)
+        upstream += folds + weights + blends + members
+        upstream += ((self.thresholds, (self.workspace.thresholds.name,)), (self.submit, ("submission.csv",)))
+        upstream += ((self.score, ("scores.json", "reliability.csv")),)
+        upstream += ((self.explain, ("suspicious_labels.csv", "embedding_map.csv")),)
+        settings = self.recipe.report.model_dump(mode="json")
+        return Task("report", "report", Record(self.workspace.submissions / "report.run.json"), settings, upstream)
+
     def all(self) -> Iterator[Task]:
         """Every task, in the order of the flow."""
         if self.recipe.demo:
@@ -318,4 +334,4 @@ class Tasks:
             yield from (self.fold(member, k) for k in self.fold_numbers)
             yield from (self.training_rows(member, k) for k in self.fold_numbers if member in self.read_in_sample)
             yield self.member(member)
-        yield from (self.thresholds, self.submit, self.score, self.explain)
+        yield from (self.thresholds, self.submit, self.score, self.explain, self.report)
