@@ -4,6 +4,7 @@ Pictures and embeddings are zeros in files with holes, so that 750,000 of them n
 are as the stages write them, and the stages find everything done.
 """
 
+import io
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
@@ -102,7 +103,7 @@ def prepared(root: Path, slices: int, size: int = 16, overrides: Sequence[str] =
     task = plan.prepare()
     plan.make(task, make)
     plan.point_to(task)
-    with redirect_stdout(None):
+    with redirect_stdout(io.StringIO()):
         stage.run(plan)
     return plan
 

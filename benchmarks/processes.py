@@ -4,6 +4,7 @@ Two folds of a small network: in two processes of one thread each, and in one pr
 processes are there before the clock runs, for a fold of a real recipe trains for minutes or hours.
 """
 
+import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -45,7 +46,7 @@ def races(*, quick: bool) -> Iterator[Race]:
             given = [*settings, f"compute.processes={processes}", f"compute.threads={threads}"]
 
             def run() -> None:
-                with redirect_stdout(None):
+                with redirect_stdout(io.StringIO()):  # children flush it, so it has to be one
                     cnn.run(Plan(load(house.path(plan.root), given), plan.root), model="resnet", force=True)
 
             return run

@@ -65,3 +65,7 @@ def test_where_memory_is_short_nothing_is_known_and_other_errors_are_raised():
     assert pace.measure(nn.Linear(3, 1), batches, short, "fp32") is None
     with pytest.raises(RuntimeError, match="a fault"):
         pace.measure(nn.Linear(3, 1), batches, wrong, "fp32")
+
+
+def test_without_a_batch_nothing_is_known():
+    assert pace.measure(nn.Linear(3, 1), [], lambda model, batch: model(batch.x).mean(), "fp32") is None

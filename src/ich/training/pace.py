@@ -31,10 +31,12 @@ def measure(
 ) -> tuple[float, float] | None:
     """Median seconds that this process takes to load a batch, and a copy of the network to train on it.
 
-    None where memory is too short for whole batches: their steps then say nothing.
+    None where there is no batch, or memory is too short for whole ones: their steps then say nothing.
     """
     loading: list[float] = []
     loaded = list(islice(_timed(batches, loading, clock), BATCHES))
+    if not loaded:  # a rank without a share of the batch
+        return None
     device, training = default_device(), list[float]()
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(resolve(precision, device))
     try:
