@@ -11,29 +11,34 @@ from benchmarks.race import OURS, shown
 
 RESULTS = Path(__file__).parent / "results"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
+GPU = "_gpu"  # after the topic, where a GPU was measured
 PLACE = re.compile(r"(<!-- results -->\n).*(<!-- end -->)", re.DOTALL)
 
 
 def markdown() -> str:
-    """A table of pairs, one of peak memory, and on which machine; of the results that are there."""
-    found = [json.loads(path.read_text()) for path in _paths()]
-    pairs = [row for result in found for one in result["races"] if "rate" in one for row in _pairs(one)]
-    peaks = [_peak(one) for result in found for one in result["races"] if "memory" in one]
-    parts = []
-    if pairs:
-        head = ["| | ours | the other | ratio: median, range | wanted |", "|---|--:|--:|--:|--:|"]
-        parts.append("\n".join([*head, *pairs]))
-    if peaks:
-        counts = next([*one["memory"]] for result in found for one in result["races"] if "memory" in one)
-        head = [f"| peak MiB at slices | {' | '.join(f'{int(n):,}' for n in counts)} | bytes a slice |"]
-        parts.append("\n".join([*head, "|---|" + "--:|" * (len(counts) + 1), *peaks]))
-    machines = dict.fromkeys(_machine(result) for result in found)
-    return "".join(f"{part}\n\n" for part in [*parts, *machines]) or "\n"
+    """A table a topic, and below them on which machine they were measured; of the results that are there."""
+    found = {path.stem: json.loads(path.read_text()) for path in _paths()}
+    tables = [f"**{stem}**: {TOPICS[stem.removesuffix(GPU)]}\n\n{_table(one)}" for stem, one in found.items()]
+    machines: dict[str, list[str]] = {}
+    for stem, one in found.items():
+        machines.setdefault(_machine(one), []).append(stem)
+    where = [f"Measured on {machine} ({', '.join(stems)})." for machine, stems in machines.items()]
+    return "".join(f"{part}\n\n" for part in [*tables, *where]) or "\n"
 
 
 def _paths() -> Iterator[Path]:
-    names = [f"{topic}{device}.json" for topic in TOPICS for device in ("", "_gpu")]
+    names = [f"{topic}{device}.json" for topic in TOPICS for device in ("", GPU)]
     return (RESULTS / name for name in names if (RESULTS / name).is_file())
+
+
+def _table(result: dict[str, Any]) -> str:
+    peaks = [one for one in result["races"] if "memory" in one]
+    if peaks:
+        counts = " | ".join(f"{int(n):,}" for n in peaks[0]["memory"])
+        head = [f"| peak MiB at slices | {counts} | bytes a slice |", "|---|" + "--:|" * (len(peaks[0]["memory"]) + 1)]
+        return "\n".join([*head, *map(_peak, peaks)])
+    head = ["| | ours | the other | ratio: median, range | wanted |", "|---|--:|--:|--:|--:|"]
+    return "\n".join([*head, *(row for one in result["races"] for row in _pairs(one))])
 
 
 def _pairs(one: dict[str, Any]) -> Iterator[str]:
@@ -56,7 +61,7 @@ def _machine(result: dict[str, Any]) -> str:
     about = result["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     gpu = f", {about['gpu']}" if about["gpu"] else ""
-    return f"{result['measured']}: {about['cpu']}, {about['cores']} cores{gpu}; Python {about['python']}, {versions}."
+    return f"{result['measured']}: {about['cpu']}, {about['cores']} cores{gpu}; Python {about['python']}, {versions}"
 
 
 def main() -> None:
