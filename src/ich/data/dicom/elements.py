@@ -100,6 +100,20 @@ def counted(header: Elements, keyword: str) -> int | None:
 
 def text(header: Elements, keyword: str) -> str:
     """An element as text, of which only what prints is kept; several values stay joined by backslashes."""
+    return _printable(_text(header, keyword))
+
+
+def identifier(header: Elements, keyword: str) -> str:
+    """An element as text; empty where a zero in it shows that its length is damaged: other elements are in it."""
+    value = _text(header, keyword)
+    return "" if "\0" in value else _printable(value)
+
+
+def _printable(value: str) -> str:
+    return value if value.isprintable() else "".join(c for c in value if c.isprintable()).strip()
+
+
+def _text(header: Elements, keyword: str) -> str:
     try:
         element = header.get_item(TAGS[keyword])
         value: Any = None if element is None else element.value
@@ -113,8 +127,7 @@ def text(header: Elements, keyword: str) -> str:
         if exhausted(error):
             raise
         return ""
-    value = str(value).strip(" \0")
-    return value if value.isprintable() else "".join(c for c in value if c.isprintable()).strip()
+    return str(value).strip(" \0")
 
 
 def holder(header: Elements, keyword: str, frame: int) -> Elements:

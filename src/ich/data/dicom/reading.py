@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import re
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import numpy as np
 
 from ich.data import decoders, fragments, units
 from ich.data.dicom import parsed, plain
-from ich.data.dicom.elements import MODALITY_LUT, TAGS, Elements, counted, holder, numbers, text, whole
+from ich.data.dicom.elements import MODALITY_LUT, TAGS, Elements, counted, holder, identifier, numbers, text, whole
 from ich.data.refusal import Reason, Unreadable, exhausted
 from ich.data.units import Scale
 
@@ -161,7 +162,7 @@ def _judged(header: plain.Header | parsed.Dataset, stream: parsed.Stream) -> _Op
     else:
         syntax, little = parsed.syntax(header), header.original_encoding[1]
         if syntax not in NATIVE and syntax not in decoders.SYNTAXES:
-            raise Unreadable(Reason.NO_DECODER, f"transfer syntax {syntax[:64]}")
+            raise Unreadable(Reason.NO_DECODER, f"transfer syntax {_quoted(syntax, '[0-9.]{1,64}')}")
         length, offset = parsed.pixels(header, stream)
     kind = STORED[allocated, bool(little)]
     size = stream.seek(0, os.SEEK_END)
@@ -182,13 +183,19 @@ def _judged(header: plain.Header | parsed.Dataset, stream: parsed.Stream) -> _Op
 def _refuse_other_than_ct(header: Elements) -> None:
     modality = text(header, "Modality").upper()
     if modality != "CT" and (modality or text(header, "SOPClassUID") not in CT_CLASSES):
-        raise Unreadable(Reason.NOT_CT_SLICE, f"modality {modality[:16]}" if modality else "no modality")
+        said = f"modality {_quoted(modality, '[A-Z]{2,3}|RT[A-Z]{4,6}')}" if modality else "no modality"
+        raise Unreadable(Reason.NOT_CT_SLICE, said)
     _refuse_localizer(text(header, "ImageType"))
     if whole(header, "SamplesPerPixel", 1) != 1:
         raise Unreadable(Reason.NOT_CT_SLICE, "colour")
     shown = text(header, "PhotometricInterpretation")
     if shown and not shown.startswith("MONOCHROME"):
-        raise Unreadable(Reason.NOT_CT_SLICE, f"photometric interpretation {shown[:16]}")
+        raise Unreadable(Reason.NOT_CT_SLICE, f"photometric interpretation {_quoted(shown, '[A-Z_0-9 ]{3,15}')}")
+
+
+def _quoted(value: str, kind: str) -> str:
+    """A value for a message, if it is of this kind: an element of damaged length may hold the names that follow it."""
+    return value if re.fullmatch(kind, value) else "(unreadable)"
 
 
 def _refuse_localizer(kind: str) -> None:
@@ -204,7 +211,7 @@ def _all_frames(file: _Opened) -> Geometry:
 
 def _geometry(file: _Opened, frame: int) -> Geometry:
     header = file.header
-    identity = [text(header, k) for k in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")]
+    identity = [identifier(header, k) for k in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")]
     if not all(identity):
         raise Unreadable(Reason.NO_IDENTITY)
     _scale(header, frame)
@@ -224,7 +231,7 @@ def _geometry(file: _Opened, frame: int) -> Geometry:
         row_spacing=spacing[0] if spacing and known else math.nan,
         column_spacing=spacing[1] if spacing and known else math.nan,
         acquisition=counted(header, "AcquisitionNumber"),
-        instance_uid=text(header, "SOPInstanceUID"),
+        instance_uid=identifier(header, "SOPInstanceUID"),
         rows=file.rows,
         columns=file.columns,
         frame=frame,
@@ -285,7 +292,8 @@ def _scale(header: Elements, frame: int) -> Scale:
         place = holder(header, keyword, frame)
         number = numbers(place, keyword)
         if number is None and TAGS[keyword] in place:
-            raise Unreadable(Reason.BAD_RESCALE, f"{keyword} is {text(place, keyword)[:24]!r}")
+            said = _quoted(text(place, keyword), "[-+.,eE0-9 ]{0,16}")
+            raise Unreadable(Reason.BAD_RESCALE, f"{keyword} is {said!r}")
         pair.append(absent if number is None else number[0])
     slope, intercept = pair
     if slope == 0 or not 1e-6 < abs(slope) < 1e3 or abs(intercept) > 1e5:

@@ -1,0 +1,246 @@
+"""Patient names and other identifying tags stay in the raw files: they are planted in every one, sound and broken.
+
+All commands run, and then every byte that they left or printed is searched: what is compressed, encoded in base64 or
+held in a table is unpacked first.
+"""
+
+import base64
+import io
+import re
+import subprocess
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+
+from ich.data import dicom
+from ich.phantom.competition import write_competition
+
+RECIPE = """
+name: planted
+competition: {format: rsna2019, root: input/planted}
+image: {size: 32}
+folds: {n: 2}
+cnn: {net: {backbone: resnet10t, kwargs: {channels: [4, 8, 8, 8], stem_width: 4}, epochs: 1, batch_size: 16}}
+sequence: {gru: {cell: gru, on: [net], epochs: 1, hidden: 8, features: oof}}
+smooth: {gauss: {}}
+stack: {lgbm: {neighbours: 2, rounds: 3, min_leaf: 5}}
+thresholds: {trials: 5}
+compute: {processes: 1}
+"""
+STAGES = "check prepare folds cnn sequence smooth stack blend thresholds submit score explain report status verify"
+# All commands in one process, as loud as they get, its warnings too.
+COMMANDS = """
+import sys
+from ich.cli import app
+for stage in sys.argv[1].split():
+    app([stage, "planted.yaml", "--verbose"], standalone_mode=False)
+for name in ("stage_2_test", "broken"):
+    raw, out = f"input/planted/{name}", f"{name}.csv"
+    app(["predict", "planted.yaml", raw, "-o", out, "--verbose"], standalone_mode=False)
+"""
+
+IDENTIFYING = """
+    PatientName PatientBirthName PatientMotherBirthName OtherPatientNames OtherPatientIDs PatientAddress
+    PatientTelephoneNumbers PatientComments AdditionalPatientHistory Occupation EthnicGroup IssuerOfPatientID
+    InstitutionName InstitutionAddress InstitutionalDepartmentName StationName DeviceSerialNumber
+    ReferringPhysicianName PerformingPhysicianName OperatorsName NameOfPhysiciansReadingStudy RequestingPhysician
+    StudyDescription SeriesDescription ProtocolName StudyID AccessionNumber ImageComments StudyComments
+    RequestedProcedureDescription TextComments
+"""
+KEYWORDS = IDENTIFYING.split()
+BORN = "19010203"
+WORD = re.compile(rb"Zq(\d\d)Vex|ZQ(\d\d)VEX|zq(\d\d)vex|(19010203|1901-02-03)")
+BASE64 = re.compile(rb"[A-Za-z0-9+/]{32,}")
+
+
+# ---- planting
+
+
+def word(n: int) -> str:
+    return f"Zq{n:02}Vex"
+
+
+def plant(path: Path, unusual: bool) -> None:
+    """Put a word of its own into each identifying element, into private ones and into items of sequences.
+
+    `unusual` makes the header one that only pydicom reads.
+    """
+    slice_ = pydicom.dcmread(path)
+    for n, keyword in enumerate(KEYWORDS):
+        setattr(slice_, keyword, f"{word(n)}^{word(n)}" if "Name" in keyword else word(n))
+    slice_.PatientBirthDate = slice_.StudyDate = BORN
+    for group, n in ((0x0009, 90), (0x0029, 91), (0x0041, 92)):
+        slice_.private_block(group, f"{word(n)} CREATOR", create=True).add_new(1, "LO", word(n + 3))
+    inner = Dataset()
+    inner.PatientID = inner.RequestedProcedureComments = word(96)
+    slice_.OtherPatientIDsSequence = slice_.RequestAttributesSequence = Sequence([inner])
+    if unusual:
+        slice_.SpecificCharacterSet = "ISO_IR 101"
+        slice_.PatientName = "Zq00Vex^Žofie"
+    slice_.save_as(path)
+
+
+def changed(data: bytes, old: bytes, new: bytes) -> bytes:
+    assert data.count(old) == 1, old
+    return data.replace(old, new)
+
+
+def broken(data: bytes) -> dict[str, bytes]:
+    """Damages of a file with explicit value representations that a reader may complain of, by quoting the file."""
+    name = data.index(b"\x10\0\x10\0PN")
+    modality = data.index(b"\x08\0\x60\0CS")
+    slope = data.index(b"\x28\0\x53\x10DS")
+    description = data.index(b"\x08\0\x30\x10LO")
+    requester = data.index(b"\x32\0\x60\x10LO")
+    patient = data.index(b"\x10\0\x20\0LO")
+    address = data.index(b"\x10\0\x40\x10LO")
+    return {
+        "fewer_pixels": data[:-100],
+        "cut_in_a_name": data[: name + 12],
+        "cut_after_the_names": data[: data.index(b"\x10\0\x30\0DA")],
+        "long_name": data[: name + 6] + b"\xff\xff" + data[name + 8 :],
+        "name_of_no_kind": data[: name + 4] + b"??" + data[name + 6 :],
+        "no_dicom": word(0).encode() * 50,
+        "another_modality": changed(data, b"\x08\0\x60\0CS\x02\0CT", b"\x08\0\x60\0CS\x02\0MR"),
+        # lengths that swallow what follows, up to the end of another element: the rest of the header parses
+        "swallowing_modality": swallowing(data, modality, description),
+        "swallowing_slope": swallowing(data, slope, requester),
+        "swallowing_patient": swallowing(data, patient, address),
+    }
+
+
+def swallowing(data: bytes, place: int, end: int) -> bytes:
+    """The element at `place` reaches over all others up to `end`."""
+    return data[: place + 6] + (end - place - 8).to_bytes(2, "little") + data[place + 8 :]
+
+
+@dataclass(frozen=True)
+class Planted:
+    house: Path
+    said: str
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory) -> Planted:
+    """A competition full of names, and all that the commands make of it."""
+    house = tmp_path_factory.mktemp("planted")
+    root = house / "input/planted"
+    write_competition(root, train_studies=10, test_studies=2, slices=5, size=48, seed=3)
+    paths = sorted(root.glob("stage_2_*/*.dcm"))
+    for number, path in enumerate(paths):
+        plant(path, unusual=number % 5 == 0)
+    explicit = next(path for path in paths if b"\x10\0\x10\0PN" in path.read_bytes())
+    (root / "broken").mkdir()
+    (root / "broken/sound.dcm").write_bytes(explicit.read_bytes())
+    train = sorted((root / "stage_2_train").iterdir())
+    for number, (name, data) in enumerate(broken(explicit.read_bytes()).items()):
+        (root / "broken" / f"{name}.dcm").write_bytes(data)
+        train[4 * number].write_bytes(data)
+    (house / "planted.yaml").write_text(RECIPE)
+    words = [sys.executable, "-W", "always", "-c", COMMANDS, STAGES]
+    done = subprocess.run(words, cwd=house, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Planted(house, done.stdout + done.stderr)
+
+
+# ---- searching
+
+
+def unpacked(data: bytes) -> Iterator[bytes]:
+    """The bytes, and whatever is encoded or compressed in them."""
+    yield data
+    yield data.replace(b"\0", b"")  # text of two or four bytes a letter
+    if data.startswith(b"PAR1"):
+        table = pq.read_table(io.BytesIO(data))
+        yield str(table.schema.to_string(show_schema_metadata=True)).encode()
+        yield table.to_pandas().to_csv().encode()
+    elif data.startswith(b"PK\3\4"):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for name in archive.namelist():
+                yield from unpacked(archive.read(name))
+    elif data.startswith(b"\x89PNG"):
+        with Image.open(io.BytesIO(data)) as picture:
+            picture.load()
+            yield repr(picture.info).encode() + picture.tobytes()
+    else:
+        for kind in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):
+            with suppress(zlib.error):
+                yield zlib.decompressobj(kind).decompress(data)
+        for text in BASE64.findall(data):
+            whole = text[: len(text) - (len(text) % 4 == 1)]
+            yield from unpacked(base64.b64decode(whole + b"=" * (-len(whole) % 4)))
+
+
+def words_in(data: bytes) -> set[str]:
+    """The planted words in what a file holds."""
+    return {match.group().decode() for part in unpacked(data) for match in WORD.finditer(part)}
+
+
+def hidden(text: bytes) -> dict[str, bytes]:
+    """The places in which a word must be found, or this test says nothing."""
+    png, parquet, archive = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    picture = Image.new("L", (2, 2))
+    picture.info["x"] = "y"
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("Comment", text.decode(), zip=True)
+    picture.save(png, "PNG", pnginfo=info)
+    pq.write_table(pa.table({"a": [text.decode()]}), parquet)
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a", text)
+    made = {"png": png.getvalue(), "parquet": parquet.getvalue(), "zip": archive.getvalue()}
+    made |= {"plain": text, "upper": text.upper(), "lower": text.lower(), "utf-32": text.decode().encode("utf-32")}
+    packed = {"zlib": zlib.compress(text), "raw": zlib.compress(text, wbits=-15), "png": made["png"]}
+    page = {f"page with {name}": b'{"a":"%s"}' % base64.b64encode(data) for name, data in packed.items()}
+    return made | page
+
+
+@pytest.mark.parametrize("place", hidden(b"").keys())
+def test_the_search_finds_a_word_wherever_it_hides(place):
+    text = b"0123456789 abcdefghijklmnopqrstuvwxyz Zq07Vex"
+    assert words_in(hidden(text)[place])
+    assert not words_in(hidden(text.replace(b"q", b"p"))[place])
+
+
+def test_the_words_lie_in_every_raw_file(planted):
+    for path in (planted.house / "input/planted/stage_2_test").iterdir():
+        assert len(words_in(path.read_bytes())) > len(KEYWORDS)
+
+
+def test_every_broken_file_was_refused_and_named(planted):
+    names = {path.name for path in (planted.house / "input/planted/broken").iterdir()}
+    assert {name for name in names if f"quarantined: {name}: " not in planted.said} == {"sound.dcm"}
+
+
+def test_no_planted_word_is_in_any_artefact(planted):
+    paths = [path for path in sorted(planted.house.rglob("*")) if path.is_file()]
+    made = [path for path in paths if planted.house / "input/planted" not in path.parents]
+    names = {path.name for path in made}
+    assert {"report.html", "slices.parquet", "quarantine.csv", "check.csv", "submission.csv", "broken.csv"} <= names
+    found = {str(path.relative_to(planted.house)): words_in(path.read_bytes()) for path in made}
+    assert not {path: words for path, words in found.items() if words}
+
+
+def test_no_planted_word_was_printed(planted):
+    assert "quarantined" in planted.said
+    assert not words_in(planted.said.encode())
+
+
+def test_the_anonymous_id_of_the_patient_stays(planted):
+    table = pq.read_table(next((planted.house / "input/cache").glob("*/slices.parquet"))).to_pandas()
+    train = planted.house / "input/planted/stage_2_train"
+    row = table[table["split"] == "train"].iloc[0]
+    assert dicom.geometry(train / f"{row['image_id']}.dcm").patient_id == row["patient_id"]
