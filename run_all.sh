@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Everything, in order: raw slices -> folds -> stage 1 -> stage 2 -> stack -> blend -> thresholds -> submission -> scores -> report.
-# Usage: bash run_all.sh [recipe] [--set key=value ...]      Each stage does what is missing or stale, and nothing else.
+# Usage: bash run_all.sh [recipe] [--set key=value ...] [--quiet | --verbose]
+# Each stage does what is missing or stale, and nothing else.
 set -euo pipefail
 cd "$(dirname "$0")"
 source ./setup.sh requirements.txt
 
-[ $# -gt 0 ] || set -- configs/demo.yaml
+[[ "${1:--}" != -* ]] || set -- configs/demo.yaml "$@"
 
 ich demo       "$@"    # where the recipe's competition is a synthetic one
 ich prepare    "$@"

@@ -1,14 +1,19 @@
 """The `ich` commands. Nothing heavy is imported here: each command imports its stage when it is called."""
 
+import inspect
 import json
 import signal
 import sys
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` knows better: no traceback out of the imports
 
 import typer  # noqa: E402
+
+from ich import console  # noqa: E402
 
 if TYPE_CHECKING:
     from ich.stages.plan import Plan
@@ -30,6 +35,32 @@ Set = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="redo what is named, even if it is done")]
 Model = Annotated[str | None, typer.Option("--model", help="only this member")]
 Fold = Annotated[int | None, typer.Option("--fold", help="only this fold, counted from 0")]
+LEVELS = {
+    "quiet": Annotated[bool, typer.Option("--quiet", help="say only warnings, errors and what was asked for")],
+    "verbose": Annotated[bool, typer.Option("--verbose", help="say also what is decided, and why")],
+}
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """A command of its function's name and options, and of --quiet and --verbose, which all of them have."""
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def called(quiet: bool, verbose: bool, **given: Any) -> None:
+        if quiet and verbose:
+            from ich.workspace import UserError
+
+            raise UserError("--quiet and --verbose: give one of the two")
+        console.set_level("quiet" if quiet else "verbose" if verbose else "normal")
+        function(**given)
+
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for name, kind in LEVELS.items()
+    ]
+    called.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *more])  # pyright: ignore
+    app.command(function.__name__)(called)
+    return function
 
 
 def _plan(recipe: Path, overrides: list[str] | None) -> "Plan":
@@ -39,7 +70,7 @@ def _plan(recipe: Path, overrides: list[str] | None) -> "Plan":
     return Plan(load(recipe, overrides or []), Path.cwd())
 
 
-@app.command()
+@command
 def status(recipe: RecipePath, overrides: Set = None) -> None:
     """Every artefact: done | stale (and why) | missing | running | killed."""
     from ich.stages import status as stage
@@ -47,7 +78,7 @@ def status(recipe: RecipePath, overrides: Set = None) -> None:
     stage.run(_plan(recipe, overrides))
 
 
-@app.command()
+@command
 def verify(recipe: RecipePath, overrides: Set = None) -> None:
     """Read every artefact in full: its hashes, and what it promises. Exit code 0 sound, 2 not."""
     from ich.stages import verify as stage
@@ -55,7 +86,7 @@ def verify(recipe: RecipePath, overrides: Set = None) -> None:
     raise typer.Exit(stage.run(_plan(recipe, overrides)))
 
 
-@app.command()
+@command
 def demo(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
     """Write the synthetic competition."""
     from ich.stages import demo as stage
@@ -63,7 +94,7 @@ def demo(recipe: RecipePath, overrides: Set = None, force: Force = False) -> Non
     stage.run(_plan(recipe, overrides), force=force)
 
 
-@app.command()
+@command
 def check(recipe: RecipePath, overrides: Set = None) -> None:
     """Read every file and table, change nothing, say what is wrong. Exit code 0 clean, 1 warnings, 2 errors."""
     from ich.stages import check as stage
@@ -71,7 +102,7 @@ def check(recipe: RecipePath, overrides: Set = None) -> None:
     raise typer.Exit(stage.run(_plan(recipe, overrides)))
 
 
-@app.command()
+@command
 def prepare(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
     """Raw files -> Hounsfield cache, slice table and quarantine list."""
     from ich.stages import prepare as stage
@@ -79,7 +110,7 @@ def prepare(recipe: RecipePath, overrides: Set = None, force: Force = False) -> 
     stage.run(_plan(recipe, overrides), force=force)
 
 
-@app.command()
+@command
 def folds(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
     """Folds by patient, balanced over the classes."""
     from ich.stages import folds as stage
@@ -87,7 +118,7 @@ def folds(recipe: RecipePath, overrides: Set = None, force: Force = False) -> No
     stage.run(_plan(recipe, overrides), force=force)
 
 
-@app.command()
+@command
 def pretrain(recipe: RecipePath, model: Model = None, overrides: Set = None, force: Force = False) -> None:
     """SimCLR on all slices, without labels: weights that a backbone may start from."""
     from ich.stages import pretrain as stage
@@ -95,7 +126,7 @@ def pretrain(recipe: RecipePath, model: Model = None, overrides: Set = None, for
     stage.run(_plan(recipe, overrides), model=model, force=force)
 
 
-@app.command()
+@command
 def cnn(
     recipe: RecipePath, model: Model = None, fold: Fold = None, overrides: Set = None, force: Force = False
 ) -> None:
@@ -105,7 +136,7 @@ def cnn(
     stage.run(_plan(recipe, overrides), model=model, fold=fold, force=force)
 
 
-@app.command("end_to_end")
+@command
 def end_to_end(
     recipe: RecipePath, model: Model = None, fold: Fold = None, overrides: Set = None, force: Force = False
 ) -> None:
@@ -115,7 +146,7 @@ def end_to_end(
     stage.run(_plan(recipe, overrides), model=model, fold=fold, force=force)
 
 
-@app.command()
+@command
 def sequence(
     recipe: RecipePath, model: Model = None, fold: Fold = None, overrides: Set = None, force: Force = False
 ) -> None:
@@ -125,7 +156,7 @@ def sequence(
     stage.run(_plan(recipe, overrides), model=model, fold=fold, force=force)
 
 
-@app.command()
+@command
 def smooth(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
     """The members' mean logit, smoothed along the study."""
     from ich.stages import smooth as stage
@@ -133,7 +164,7 @@ def smooth(recipe: RecipePath, overrides: Set = None, force: Force = False) -> N
     stage.run(_plan(recipe, overrides), force=force)
 
 
-@app.command()
+@command
 def stack(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
     """LightGBM over the members' out-of-fold logits."""
     from ich.stages import stack as stage
@@ -141,7 +172,7 @@ def stack(recipe: RecipePath, overrides: Set = None, force: Force = False) -> No
     stage.run(_plan(recipe, overrides), force=force)
 
 
-@app.command()
+@command
 def blend(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
     """One prediction of the members, calibrated."""
     from ich.stages import blend as stage
@@ -149,7 +180,7 @@ def blend(recipe: RecipePath, overrides: Set = None, force: Force = False) -> No
     stage.run(_plan(recipe, overrides), force=force)
 
 
-@app.command()
+@command
 def thresholds(
     recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="a YAML file below configs/")] = None,
     metric: Annotated[str | None, typer.Option(help="f1, f2, f0.5, ...: f and beta")] = None,
@@ -177,7 +208,7 @@ def thresholds(
         stage.run_on_table(table, table_thresholds([*(overrides or []), *given]), out)
 
 
-@app.command()
+@command
 def submit(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
     """Write the submission, checked against the sample submission."""
     from ich.stages import submit as stage
@@ -185,7 +216,7 @@ def submit(recipe: RecipePath, overrides: Set = None, force: Force = False) -> N
     stage.run(_plan(recipe, overrides), force=force)
 
 
-@app.command()
+@command
 def score(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
     """Scores of every member with intervals, out of fold and on the solution where there is one."""
     from ich.stages import score as stage
@@ -196,7 +227,7 @@ def score(recipe: RecipePath, overrides: Set = None, force: Force = False) -> No
     (score_outside if outside else stage).run(plan, force=force)
 
 
-@app.command()
+@command
 def explain(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
     """Pictures of what the networks look at, and the labels that look wrong."""
     from ich.stages import explain as stage
@@ -204,7 +235,7 @@ def explain(recipe: RecipePath, overrides: Set = None, force: Force = False) -> 
     stage.run(_plan(recipe, overrides), force=force)
 
 
-@app.command()
+@command
 def report(
     recipe: RecipePath,
     study: Annotated[
@@ -220,7 +251,7 @@ def report(
     stage.run(_plan(recipe, [*(overrides or []), *given]), force=force)
 
 
-@app.command()
+@command
 def predict(
     recipe: RecipePath,
     path: Annotated[
@@ -243,7 +274,7 @@ def predict(
         stage.run(plan, path, out)
 
 
-@app.command()
+@command
 def ablate(recipe: RecipePath, overrides: Set = None) -> None:
     """Run the systems that a recipe's ablation lists, with several seeds, and write one table. Goes on where it was."""
     from ich.stages import ablate as stage
@@ -263,7 +294,7 @@ def ablate(recipe: RecipePath, overrides: Set = None) -> None:
     )
 
     for plan in stage.runs(recipe, overrides or [], Path.cwd()):
-        print(f"\n== {plan.recipe.name}", flush=True)
+        console.say(f"\n== {plan.recipe.name}")
         members = (pretrain, cnn, end_to_end, sequence, smooth, stack, blend)
         for step in (demo, prepare, folds, *members, thresholds, score):
             step.run(plan)
@@ -304,7 +335,7 @@ def _end(message: str) -> None:
     from ich import ranks
 
     for line in message.splitlines():
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {console.visible(line)}", file=sys.stderr)
     ranks.leave(2)
 
 

@@ -10,9 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ich import console
 from ich.workspace import UserError
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 GRACE = 1.0  # seconds between an interruption and the end, in which half-written files are removed
 HEEDED = (signal.SIGINT, signal.SIGTERM)
@@ -34,7 +38,8 @@ def side_by_side(
 ) -> Iterator[Any]:
     """Results of `function(*task)`, from `jobs` processes; in this one where jobs is 1.
 
-    The processes are fresh ones (loky), for a fork after OpenMP work hangs, and are kept for the next call.
+    The processes are fresh ones (loky), for a fork after OpenMP work hangs, and are kept for the next call. What they
+    say by `ich.console` is printed by this one, before the result that it led to.
     ordered: in the order of the tasks, else as they are finished. threads: of the libraries in each process. Raises
     UserError where a process was killed, which says how to try it `again`; and what `function` raises.
     """
@@ -51,15 +56,25 @@ def side_by_side(
     backend = {"backend": "loky", "inner_max_num_threads": threads}
     try:
         # no file of joblib's is written and read, however large the arguments: max_nbytes
-        with joblib.parallel_config(**backend, initializer=end_with_parent, initargs=(os.getpid(),)), _started_deaf():
+        begin = (os.getpid(), *console.for_others())
+        with joblib.parallel_config(**backend, initializer=_begin, initargs=begin), _started_deaf():
             runner = joblib.Parallel(n_jobs=jobs, return_as=order, batch_size=1, max_nbytes=None)  # pyright: ignore
             results = runner(joblib.delayed(function)(*task) for task in tasks)
-        yield from results  # pyright: ignore[reportGeneralTypeIssues]
+        for result in results:  # pyright: ignore[reportGeneralTypeIssues]
+            console.catch_up()
+            yield result
     except BrokenProcessPool:
         raise UserError(
             f"one of {jobs} processes was killed, as a machine does that runs out of memory. What was finished is"
             f" kept: run the same again, {again}"
         ) from None
+    finally:
+        console.others_ended()
+
+
+def _begin(parent: int, writer: "Connection", level: console.Level) -> None:
+    end_with_parent(parent)
+    console.speak_through(writer, level)
 
 
 def end_with_parent(parent: int) -> None:
@@ -112,6 +127,7 @@ def interruptible(parting: str, heard: Callable[[], bool] = lambda: True) -> Ite
     def end(number: int) -> None:
         ending.acquire()  # for good: whoever comes second waits for the end
         try:
+            console.show_cursor()
             if heard():
                 print(f"\n{parting}", file=sys.stderr, flush=True)
         finally:  # nobody may listen any more

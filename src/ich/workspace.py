@@ -379,6 +379,10 @@ class Workspace:
         return self.oof / member / f"fold{fold}"
 
     @property
+    def trackers(self) -> Path:
+        return self.oof / "trackers"
+
+    @property
     def thresholds(self) -> Path:
         return self.oof / "thresholds.json"
 

@@ -433,8 +433,8 @@ def test_a_fold_that_predicts_no_numbers_is_not_done(clone, monkeypatch, split, 
     slices, real, task = Slices(clone), cnn.predict_pictures, clone.fold("resnet", 1)
     rows = {"valid": slices.valid_rows(1), "test": slices.test_rows}[split]
 
-    def predicted(network, dataset, settings):
-        found = real(network, dataset, settings)
+    def predicted(network, dataset, *rest):
+        found = real(network, dataset, *rest)
         if len(dataset) == len(rows):
             found[spoiled][2, 1] = np.inf
         return found

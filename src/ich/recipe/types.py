@@ -164,6 +164,10 @@ class Ablation(Strict):
         return self
 
 
+# accelerate.tracking.LOGGER_TYPE_TO_CLASS, the import of which takes seconds
+TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+
+
 class Compute(Strict):
     """Where and how wide to run. Nothing here changes what is computed, except the rounding of `threads`."""
 
@@ -172,12 +176,31 @@ class Compute(Strict):
     busy: Literal["wait", "leave"] = Field(
         default="wait", description="what to do about a fold that another process is making: wait for it, or leave it"
     )
+    trackers: tuple[str, ...] = Field(
+        default=(),
+        description="where training curves go beside history.csv: tensorboard, wandb, mlflow, ..., as accelerate knows"
+        " them; their files to oof/<recipe>/trackers. One that fails is given up with a warning; one whose network"
+        " hangs holds the run up",
+    )
+
+    @field_validator("trackers")
+    @classmethod
+    def _known_to_accelerate(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise ValueError(f"{name!r} stands twice")
+            if name not in TRACKERS:
+                raise ValueError(f"no tracker {name!r}{meant(name, list(TRACKERS))}; there are {', '.join(TRACKERS)}")
+        return names
 
 
 class Report(Strict):
     """What the report page shows beside what every page shows."""
 
     studies: tuple[str, ...] = Field(default=(), description="study ids that its viewer holds in any case")
+
+
+TAKEN = ("blend", "trackers")  # folders beside those of the members
 
 
 class Recipe(Strict):
@@ -202,8 +225,10 @@ class Recipe(Strict):
     @classmethod
     def _plain_names(cls, members: dict[str, Any]) -> dict[str, Any]:
         for name in members:
-            if not re.match(NAME, name) or name == "blend":
-                raise ValueError(f"member name {name!r}: use lower-case letters, digits and _ (and not `blend`)")
+            if not re.match(NAME, name) or name in TAKEN:
+                raise ValueError(
+                    f"member name {name!r}: use lower-case letters, digits and _ (and not {' or '.join(TAKEN)})"
+                )
         return members
 
     @model_validator(mode="after")

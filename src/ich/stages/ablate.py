@@ -94,8 +94,8 @@ def table(path: Path, overrides: list[str], root: Path) -> None:
     writer.writerows(lines)
     write_text(folder / "ablation.csv", text.getvalue())
     write_text(folder / "ablation.md", "\n".join(texts))
-    say("\n".join(texts))
-    say(f"ablate: {folder / 'ablation.md'}")
+    say("\n".join(texts), asked=True)
+    say(f"ablate: {folder / 'ablation.md'}", asked=True)
 
 
 def _scores(plan: Plan) -> dict[str, dict[str, dict[str, str]]]:

@@ -5,7 +5,7 @@ A class at a time, and without the fold it is judged on: a fold's blend is chose
 
 from typing import TYPE_CHECKING, Any
 
-from ich.console import say, table
+from ich.console import progress, say, table, warn
 from ich.recipe import beta_of
 from ich.stages.inputs import Slices, blended
 from ich.stages.member import assemble, figures, leave_predictions
@@ -60,38 +60,40 @@ def _fitted(
     patients = Bootstrap(slices.table["patient_id"].to_numpy()[rows], seed=seed_of(settings.seed, "blend", fold))
     fitted: dict[str, Any] = {}
     chosen: dict[str, Any] = {}
-    for c, name in enumerate(slices.classes):
-        z, y = np.column_stack([values[rows, c] for values in logits]), slices.labels[rows, c]
-        made = blend.choose(
-            z,
-            y,
-            folds,
-            patients,
-            method=settings.method,
-            metric="log_loss" if settings.metric == "log_loss" else beta_of(settings.metric),
-            trials=settings.trials,
-            seed=seed_of(settings.seed, "blend", fold, name),
-        )
-        # on logits whose combination did not see them either, as those of new slices
-        calibrated = calibration.choose(made.out_of_fold, y, folds, patients, method=settings.calibration)
-        fitted[name] = {
-            "combination": made.combination.as_dict(),
-            "calibration": calibrated.calibrator.as_dict(),
-        }
-        if calibrated.warning:
-            say(f"warning: blend fold {fold}, {name}: {calibrated.warning}")
-        chosen[name] = {
-            "combination": made.as_dict(),
-            "calibration": {
-                "method": calibrated.calibrator.method,
-                "losses": calibrated.losses,
-                "differences": calibrated.differences,
-            },
-        }
+    with progress(f"blend fold {fold}", len(slices.classes), "classes", inner=True) as advance:
+        for c, name in enumerate(slices.classes):
+            z, y = np.column_stack([values[rows, c] for values in logits]), slices.labels[rows, c]
+            made = blend.choose(
+                z,
+                y,
+                folds,
+                patients,
+                method=settings.method,
+                metric="log_loss" if settings.metric == "log_loss" else beta_of(settings.metric),
+                trials=settings.trials,
+                seed=seed_of(settings.seed, "blend", fold, name),
+            )
+            # on logits whose combination did not see them either, as those of new slices
+            calibrated = calibration.choose(made.out_of_fold, y, folds, patients, method=settings.calibration)
+            fitted[name] = {
+                "combination": made.combination.as_dict(),
+                "calibration": calibrated.calibrator.as_dict(),
+            }
+            if calibrated.warning:
+                warn(f"blend fold {fold}, {name}: {calibrated.warning}")
+            chosen[name] = {
+                "combination": made.as_dict(),
+                "calibration": {
+                    "method": calibrated.calibrator.method,
+                    "losses": calibrated.losses,
+                    "differences": calibrated.differences,
+                },
+            }
+            advance(1)
     plain = [name for name in fitted if fitted[name]["combination"]["method"] != settings.method]
     if settings.method != "auto" and len(logits) > 1 and plain:
-        say(
-            f"warning: blend fold {fold}, {', '.join(plain)}: {settings.method} wants two other folds, and two slices"
+        warn(
+            f"blend fold {fold}, {', '.join(plain)}: {settings.method} wants two other folds, and two slices"
             " of each label; the mean of logits is taken"
         )
     return fitted, chosen

@@ -30,10 +30,10 @@ def run(plan: Plan) -> int:
     path = plan.workspace.submissions / "check.csv"
     with atomic(path) as temporary:
         found.to_csv(temporary, index=False)
-    table(["finding", "severity", "count", "examples", "what to do"], findings.summary(found))
+    table(["finding", "severity", "count", "examples", "what to do"], findings.summary(found), asked=True)
     counts = found["severity"].value_counts()
     said = ", ".join(f"{kind}s: {counts.get(kind, 0)}" for kind in CODES)
-    say(f"\ncheck: {said}; one row an instance in {path}")
+    say(f"\ncheck: {said}; one row an instance in {path}", asked=True)
     return max((CODES[kind] for kind in CODES if counts.get(kind, 0)), default=0)
 
 

@@ -6,12 +6,12 @@ Those of the rows that it was trained on too, where a sequence model reads them 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from ich.console import say
+from ich.console import progress, say
 from ich.stages.artefacts import pictures_of
 from ich.stages.fitting import enough, loss_for, splits, train_member
 from ich.stages.inputs import Slices, pictures
 from ich.stages.member import chosen, figures, leave_predictions, made_side_by_side, run_folds
-from ich.stages.networks import cnn_spec, network_of, paced, predict_pictures, with_weights
+from ich.stages.networks import Advance, cnn_spec, network_of, paced, predict_pictures, with_weights
 from ich.stages.plan import Made, Plan, seed_of
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
 
     settings, batches, pace = paced(plan, settings, network, loss_of, loaded)
 
-    def predict(model: Any, split: str) -> "dict[str, np.ndarray]":
-        return predict_pictures(model, held_out[split], settings)
+    def predict(model: Any, split: str, advance: Advance) -> "dict[str, np.ndarray]":
+        return predict_pictures(model, held_out[split], settings, advance)
 
     return train_member(
         plan,
@@ -98,7 +98,8 @@ def predict_training_rows(plan: Plan, member: str, fold: int, _fingerprint: str)
     rows = slices.train_rows(fold)
     hu = pictures_of(plan.prepared.folder / "hu.npy")
     network = with_weights(plan, member, fold, lambda shape: Cnn(CnnSpec(**shape)))
-    with enough(f"{member} fold {fold}", settings):
-        found = predict_pictures(network, pictures(hu, slices.table, settings, slices.values)(rows), settings)
+    shown, what = pictures(hu, slices.table, settings, slices.values)(rows), f"{member} fold {fold}"
+    with enough(what, settings), progress(what, len(rows), inner=True) as advance:
+        found = predict_pictures(network, shown, settings, advance)
     files = leave_predictions(slices, folder, fold, "train", rows, found["logits"], found["embeddings"])
     return files, {"metrics": figures(slices, rows, found["logits"])}

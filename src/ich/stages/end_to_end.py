@@ -7,7 +7,7 @@ from ich.stages.artefacts import pictures_of
 from ich.stages.fitting import loss_for, splits, train_member
 from ich.stages.inputs import Slices, study_pictures
 from ich.stages.member import run_folds
-from ich.stages.networks import cnn_spec, joined, network_of, paced, predict_study_pictures
+from ich.stages.networks import Advance, cnn_spec, joined, network_of, paced, predict_study_pictures
 from ich.stages.plan import Made, Plan, seed_of
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
 
     settings, batches, pace = paced(plan, settings, network, loss_of, loaded)
 
-    def predict(model: Any, split: str) -> "dict[str, np.ndarray]":
-        return {"logits": predict_study_pictures(model, held_out[split], settings)}
+    def predict(model: Any, split: str, advance: Advance) -> "dict[str, np.ndarray]":
+        return {"logits": predict_study_pictures(model, held_out[split], settings, advance)}
 
     return train_member(
         plan,

@@ -2,13 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ich import ranks
-from ich.console import say
+from ich.console import Work, detail, progress, say, warn
 from ich.recipe import BETAS, Backbone, EarlyStopping, Supervised, Training
 from ich.stages.inputs import Slices
 from ich.stages.member import (
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ich.models.losses import Loss
+
+Follow = AbstractContextManager[Callable[[Sequence[Mapping[str, float]]], None]]
 
 
 def splits(slices: Slices, settings: Supervised, fold: int, labels: float = 1.0) -> dict[str, "np.ndarray"]:
@@ -86,22 +88,26 @@ def train_member(
     batches: Callable[[int], Any],
     steps: int,
     loss_of: Callable[[Any, Any], Any],
-    predict: Callable[[Any, str], Mapping[str, "np.ndarray"]],
+    predict: Callable[[Any, str, Callable[[int], None]], Mapping[str, "np.ndarray"]],
     counts: tuple[int, str],
     record: Mapping[str, Any],
 ) -> Made:
     """Fit the network, then leave what a fold leaves: weights, history, predictions and embeddings where it has them.
 
-    predict(network, split) gives logits (and embeddings) of the rows of a split, in their order. counts: how many of
-    what an epoch sees. record: what else the run record should say.
+    predict(network, split, advance) gives logits (and embeddings) of the rows of a split, in their order, and tells how
+    many it has. counts: how many of what an epoch sees. record: what else the run record should say.
     """
     folder, stop, what = plan.workspace.fold(member, fold), settings.early_stopping, f"{member} fold {fold}"
     judge = "inner" if "inner" in rows else "valid"
 
+    def predicted(model: Any, split: str) -> Mapping[str, "np.ndarray"]:
+        with progress(f"{what}, predicting {split}", len(rows[split]), inner=True) as advance:
+            return predict(model, split, advance)
+
     def evaluate(model: Any) -> dict[str, float]:
         logits = {}
         for split in dict.fromkeys(("valid", judge)):
-            logits[split] = predict(model, split)["logits"]
+            logits[split] = predicted(model, split)["logits"]
             finite(what, split, slices.ids(rows[split]), {"logits": logits[split]})
         row = {"valid_loss": log_loss(slices, rows["valid"], logits["valid"])}
         if stop is not None:
@@ -124,12 +130,13 @@ def train_member(
         loss_of=loss_of,
         evaluate=evaluate,
         counts=counts,
+        follow=tracked(plan, member, f"{member}/fold{fold}", settings),
         **kept,
     )
     metrics: dict[str, float | None] = {}
     for split in ("valid", "test"):
         with enough(what, settings):
-            found = predict(network, split)
+            found = predicted(network, split)
         files |= leave_predictions(slices, folder, fold, split, rows[split], found["logits"], found.get("embeddings"))
         if split == "valid":
             metrics = figures(slices, rows[split], found["logits"])
@@ -169,21 +176,22 @@ def fit_network(
     loss_of: Callable[[Any, Any], Any],
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     counts: tuple[int, str],
+    follow: Follow | None = None,
     divisible: bool = True,
     **kept: Any,
 ) -> tuple[dict[str, Path], dict[str, Any]]:
     """Fit the network in place, from its last finished epoch on; leave history.csv and model.safetensors.
 
-    divisible: whether the loss is a mean over the batch; where memory is short, each batch then passes in pieces, twice
-    as many each time, from the last finished epoch on. kept: keep_best, larger_is_better and patience of FitSettings.
-    Returns the files and what the run record should say. Raises UserError where the loss is not a number, and where
-    memory is too short even for single samples.
+    follow: as of `tracked`. divisible: whether the loss is a mean over the batch; where memory is short, each batch
+    then passes in pieces, twice as many each time, from the last finished epoch on. kept: keep_best, larger_is_better
+    and patience of FitSettings. Returns the files and what the run record should say. Raises UserError where the loss
+    is not a number, and where memory is too short even for single samples.
     """
     from ich.training import checkpoint
     from ich.training.loop import Diverged, FitSettings, OtherState, fit, weights
     from ich.training.memory import free, lost_loader, out_of_memory
 
-    saved, says = Checkpoint(folder, fingerprint), _Epochs(what, settings.epochs, *counts)
+    saved = Checkpoint(folder, fingerprint)
     shared = settings.model_dump(include=set(FitSettings.__annotations__) - {"seed"})
     most = min(settings.batch_size, counts[0]) if divisible else 1
     state = saved.load() or {}  # before the first epoch it knows the parts at most
@@ -193,13 +201,16 @@ def fit_network(
     def after_epoch(now: dict[str, Any]) -> None:
         saved.save({**now, "parts": parts})
         says.finished(now["history"])
+        heard(now["history"])
 
-    with enough(what, settings):
+    _say_how(what, network, settings, steps, counts)
+    with enough(what, settings), _epochs(what, settings.epochs, steps, *counts) as says, follow or _nobody() as heard:
         while True:
+            says.begin(len(state.get("history", ())))
             try:
                 history = fit(
                     network,
-                    batches,
+                    lambda epoch: says.counted(epoch, batches(epoch)),
                     loss_of,
                     FitSettings(**shared, **kept, seed=seed),
                     steps_per_epoch=steps,
@@ -225,6 +236,7 @@ def fit_network(
                 network.load_state_dict(start)
             done = len(state.get("history", ()))
             say(f"  {what}: out of memory; from epoch {done + 1} on each batch passes in {parts} parts, for one step")
+        heard(history)  # a killed run may have ended between its last state and this
     if len(history) < settings.epochs:
         say(f"  {what}: stopped after epoch {len(history)}, for the figure had not become better for a while")
     files = leave_history(folder / "history.csv", history)
@@ -259,22 +271,70 @@ def enough(what: str, settings: Training) -> Iterator[None]:
         raise
 
 
-class _Epochs:
-    """Says how training goes: loss, rate, time left; at most eight lines a fold."""
+def tracked(plan: Plan, member: str, run: str, settings: Training) -> Follow:
+    """What hears of a training's history after each epoch, and sends it to the trackers of the recipe."""
+    from ich.training.trackers import curves
 
-    def __init__(self, what: str, epochs: int, per_epoch: int, unit: str) -> None:
-        self.what, self.epochs, self.per_epoch, self.unit = what, epochs, per_epoch, unit
-        self.started = time.monotonic()
-        self.first: int | None = None
+    names = plan.recipe.compute.trackers
+    if not names or not ranks.first():
+        return _nobody()
+    values = {"member": member, "run": run, **settings.model_dump(mode="json")}
+    folder = plan.workspace.trackers.absolute()
+    return curves(names, folder, plan.recipe.name, run, values, lambda text: warn(text, once=True))
+
+
+def _nobody() -> Follow:
+    return nullcontext(lambda _history: None)
+
+
+def _say_how(what: str, network: Any, settings: Training, steps: int, counts: tuple[int, str]) -> None:
+    from ich.training.device import default_device, resolve
+
+    device = default_device()
+    parameters = sum(value.numel() for value in network.parameters() if value.requires_grad)
+    workers = getattr(settings, "workers", 0)
+    detail(
+        f"  {what}: {parameters:,} parameters to train on {device} in {resolve(settings.precision, device)};"
+        f" {counts[0]:,} {counts[1]} an epoch, in {steps:,} steps of {settings.batch_size}; loader processes: {workers}"
+    )
+
+
+@contextmanager
+def _epochs(what: str, epochs: int, steps: int, per_epoch: int, unit: str) -> Iterator["_Epochs"]:
+    with progress(what, epochs * per_epoch, unit, inner=True) as work:
+        yield _Epochs(what, epochs, steps, per_epoch, work)
+
+
+class _Epochs:
+    """Says how training goes, step by step; and at most eight times a fold, after an epoch, its loss."""
+
+    def __init__(self, what: str, epochs: int, steps: int, per_epoch: int, work: Work) -> None:
+        self.what, self.epochs, self.steps, self.per_epoch, self.work = what, epochs, steps, per_epoch, work
+        self.seconds = 0.0
+
+    def begin(self, done: int) -> None:
+        """Training is begun, where so many epochs were trained before."""
+        if done:
+            detail(f"  {self.what}: goes on with epoch {done + 1}")
+        self.work.begin(done * self.per_epoch)
+
+    def counted(self, epoch: int, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches of an epoch; whoever takes the next has done with the last."""
+        started = time.monotonic()
+        for step, batch in enumerate(batches):
+            self._at(epoch, step)
+            yield batch
+        self._at(epoch, self.steps)
+        self.seconds = time.monotonic() - started
+
+    def _at(self, epoch: int, step: int) -> None:
+        done = epoch * self.per_epoch + step * self.per_epoch // self.steps
+        self.work.at(done, f"epoch {epoch + 1} of {self.epochs}")
 
     def finished(self, history: Sequence[Mapping[str, float]]) -> None:
         done = len(history)
-        self.first = done - 1 if self.first is None else self.first
+        detail(f"  {self.what}: epoch {done} took {self.seconds / self.steps:.3g} s a step")
         if done % -(-self.epochs // 8) and done != self.epochs:
             return
-        each = (time.monotonic() - self.started) / (done - self.first)
         shown = ", ".join(f"{key} {value:.4f}" for key, value in history[-1].items() if "loss" in key)
-        say(
-            f"  {self.what}: epoch {done} of {self.epochs}, {shown}, {self.per_epoch / each:.0f} {self.unit}/s,"
-            f" {each * (self.epochs - done):.0f} s left"
-        )
+        say(f"  {self.what}: epoch {done} of {self.epochs}, {shown}{self.work.pace()}")

@@ -6,7 +6,7 @@ With folds.by slice the file has a row a slice, at random, as some solutions div
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ich.console import say, table
+from ich.console import say, table, warn
 from ich.stages.artefacts import FOLDS, as_written, table_of
 from ich.stages.member import leave_bytes
 from ich.stages.plan import Made, Plan
@@ -68,7 +68,7 @@ def run(plan: Plan, *, force: bool = False) -> None:
         ]
         table(["fold", "studies", "slices", *classes], rows)
     for warning in record["warnings"]:
-        say(f"warning: {warning}")
+        warn(warning)
 
 
 def _kept(plan: Plan, labelled: "pd.DataFrame", n: int, written_now: Callable[[], bytes]) -> "pd.DataFrame | None":

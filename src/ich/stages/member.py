@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ich import ranks
-from ich.console import say
+from ich.console import begin, detail, left_in_all, say, whole
 from ich.processes import side_by_side
 from ich.recipe import Recipe
 from ich.stages.artefacts import as_written, table_of
@@ -63,7 +63,7 @@ def run_folds(
     try:
         for name, k in made_side_by_side(plan, todo, make, force):
             done += 1
-            say(f"{plan.stage_of(name)}: {name} fold {k} finished ({done} of {len(pairs)})")
+            say(f"{plan.stage_of(name)}: {name} fold {k} finished ({done} of {len(pairs)}){left_in_all()}")
     except Busy as busy:
         left = busy
     plan.forget()
@@ -89,14 +89,23 @@ def made_side_by_side(
     tasks = ((plan.recipe, plan.root, *pair, make, force, task) for pair in todo)
     processes, left = min(plan.processes, len(todo)), []
     again = "with fewer of them (--set compute.processes=1) or a smaller batch_size"
-    threads = plan.recipe.compute.threads
-    for pair, busy in side_by_side(_make_fold, tasks, processes, ordered=False, threads=threads, again=again):
-        if busy is None:
-            yield pair
-        else:
-            left.append(busy)
+    threads, stage = plan.recipe.compute.threads, plan.stage_of(todo[0][0]) if todo else ""
+    if todo:
+        detail(f"{stage}: {len(todo)} folds to be made, {processes} side by side, CPU threads of each: {threads}")
+    with whole(stage, [_said(*pair) for pair in todo], processes) as finished:
+        for pair, busy in side_by_side(_make_fold, tasks, processes, ordered=False, threads=threads, again=again):
+            finished(_said(*pair))
+            if busy is None:
+                yield pair
+            else:
+                left.append(busy)
     if left:
         raise Busy("\n".join(map(str, left)))
+
+
+def _said(name: str, k: int) -> str:
+    """What a fold is called wherever something is said of it."""
+    return f"{name} fold {k}"
 
 
 def _make_fold(
@@ -108,6 +117,7 @@ def _make_fold(
     force: bool,
     task: Callable[[Plan, str, int], Task],
 ) -> tuple[tuple[str, int], Busy | None]:
+    begin(_said(name, k))
     plan = Plan(recipe, root)
     this = task(plan, name, k)
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 BLOCK = 1 << 22  # bytes of an array that are read at a time
 MOST_LOADERS = 8  # for predictions
 Reader = TypeVar("Reader", bound=Backbone)
+Advance = Callable[[int], object]  # told how many more slices are predicted
 
 
 def cnn_spec(settings: Backbone, channels: int, classes: int, *, dropout: float = 0.0) -> "CnnSpec":
@@ -182,7 +183,17 @@ def paced(
     return settings.model_copy(update={"workers": processes}), lambda epoch: batches(epoch, processes), record
 
 
-def predict_pictures(network: Any, dataset: "SliceDataset", settings: CnnSettings) -> dict[str, "np.ndarray"]:
+def _counted(batches: Iterable[Any], advance: Advance | None) -> Iterator[Any]:
+    """The batches; whoever takes the next has predicted the last, as have all that predict together."""
+    for batch in batches:
+        yield batch
+        if advance is not None:
+            advance(int((batch.rows >= 0).sum()) * ranks.count())
+
+
+def predict_pictures(
+    network: Any, dataset: "SliceDataset", settings: CnnSettings, advance: Advance | None = None
+) -> dict[str, "np.ndarray"]:
     """Logits float32 [n, c] and embeddings float16 [n, d] of a data set's slices, in its order."""
     import numpy as np
 
@@ -193,10 +204,12 @@ def predict_pictures(network: Any, dataset: "SliceDataset", settings: CnnSetting
         width = (len(network.classifier.bias), network.embedding_size)
         return {"logits": np.empty((0, width[0]), np.float32), "embeddings": np.empty((0, width[1]), np.float16)}
     batches = epoch_loader(dataset, 0, 2 * settings.batch_size, shuffle=False, workers=loaders(settings))
-    return predict(network, batches, len(dataset), settings.precision)
+    return predict(network, _counted(batches, advance), len(dataset), settings.precision)
 
 
-def predict_study_pictures(network: Any, dataset: "StudyPictures", settings: EndToEnd) -> "np.ndarray":
+def predict_study_pictures(
+    network: Any, dataset: "StudyPictures", settings: EndToEnd, advance: Advance | None = None
+) -> "np.ndarray":
     """Logits float32 [n, c] of the slices of a data set's studies, in its order."""
     import numpy as np
 
@@ -206,11 +219,15 @@ def predict_study_pictures(network: Any, dataset: "StudyPictures", settings: End
     if not len(dataset):  # no test set
         return np.empty((0, network.cnn.spec.classes), np.float32)
     batches = study_picture_loader(dataset, 0, settings.batch_size, shuffle=False, workers=loaders(settings))
-    return predict(network, batches, len(dataset.slices), settings.precision)["logits"]
+    return predict(network, _counted(batches, advance), len(dataset.slices), settings.precision)["logits"]
 
 
 def predict_sequence(
-    network: Any, studies: "Studies", chosen: "np.ndarray", settings: SequenceSettings
+    network: Any,
+    studies: "Studies",
+    chosen: "np.ndarray",
+    settings: SequenceSettings,
+    advance: Advance | None = None,
 ) -> "np.ndarray":
     """Logits float32 of the slices of the `chosen` studies (numbers), in the order of the packed rows.
 
@@ -227,8 +244,7 @@ def predict_sequence(
 
     def read(*, backwards: bool) -> np.ndarray:
         batches = study_loader(studies, chosen, settings.batch_size, shuffle=False)
-        if backwards:
-            batches = map(from_the_other_end, batches)
+        batches = map(from_the_other_end, batches) if backwards else _counted(batches, advance)
         found = predict_studies(network, batches, slices, settings.precision)
         return found["logits"][found["rows"].argsort()]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ich import ranks
-from ich.console import say
+from ich.console import detail, duration, say
 from ich.locks import held, hold, owner
 from ich.recipe import Recipe
 from ich.stages.tasks import CHECKPOINT, PROGRESS, VERSIONS, Task, Tasks
@@ -163,11 +163,16 @@ class Plan(Tasks):
             self.forget()
             making = force or not self.state(task).done
             if making:
+                detail(f"{task.name}: {self._reason(task)}, so it is made")
                 self._made(task, function)
             for name in PASSING:
                 (task.folder / name).unlink(missing_ok=True)
         self.forget()
         return making
+
+    def _reason(self, task: Task) -> str:
+        state = self.state(task)
+        return "--force" if state.done else f"{state.kind}{f' ({state.why})' if state.why else ''}"
 
     def _made(self, task: Task, function: Callable[[str], Made]) -> None:
         self.require(task)
@@ -185,6 +190,8 @@ class Plan(Tasks):
             **watch.measured(),
             versions={name: version(name) for name in LIBRARIES},
         )
+        written = ", ".join(str(path) for path in [*files.values(), task.record.path])
+        detail(f"{task.name}: made in {duration(watch.measured()['seconds'])}: {written}")
 
     def point_to(self, prepared: Task) -> None:
         """Let the later stages of this recipe use this cache."""

@@ -314,10 +314,13 @@ def _scored(plan: Plan, slices: "pd.DataFrame", logits: "np.ndarray") -> "pd.Dat
 
 def _show(scored: "pd.DataFrame", quarantined: Sequence["Quarantined"], classes: Sequence[str]) -> None:
     for item in quarantined[:LISTED]:
-        say(f"quarantined: {item.path}: {_why(item)}")
+        say(f"quarantined: {item.path}: {_why(item)}", asked=True)
     if len(quarantined) > LISTED:
         rest = Counter(item.reason for item in quarantined[LISTED:])
-        say("quarantined: and further " + ", ".join(f"{count} x {reason}" for reason, count in sorted(rest.items())))
+        say(
+            "quarantined: and further " + ", ".join(f"{count} x {reason}" for reason, count in sorted(rest.items())),
+            asked=True,
+        )
     studies = scored.groupby("study_id", sort=False)
     largest = studies[[f"prob_{name}" for name in classes]].max()
     rows = [

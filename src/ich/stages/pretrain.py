@@ -5,7 +5,7 @@ from typing import Any
 
 from ich.console import say
 from ich.stages.artefacts import pictures_of
-from ich.stages.fitting import fit_network
+from ich.stages.fitting import fit_network, tracked
 from ich.stages.inputs import Slices, pictures
 from ich.stages.member import named
 from ich.stages.networks import cnn_spec, network_of, paced
@@ -61,6 +61,7 @@ def _fit(plan: Plan, name: str, fingerprint: str) -> Made:
         steps=max(len(views) // size, 1),
         loss_of=loss_of,
         counts=(len(views), "slices"),
+        follow=tracked(plan, name, name, settings),
         divisible=False,  # each slice is compared with all others of its batch
     )
     return files, {**how, **pace, "model": {**asdict(spec), "pretrained": False, "weights": None}, "slices": len(rows)}

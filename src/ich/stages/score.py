@@ -34,11 +34,11 @@ def run(plan: Plan, *, force: bool = False) -> None:
     found = read_json(path)
     width = shutil.get_terminal_size((120, 24)).columns  # a log file has room for the widest table
     for title, columns, rows in scores.tables(found, width):
-        table(columns, rows, title)
-    say("")
+        table(columns, rows, title, asked=True)
+    say("", asked=True)
     for line in (*scores.sentences(found), *(f"warning: {warning}" for warning in found["warnings"])):
-        say(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False))
-    say(f"\nscore: {path}, and as tables {', '.join(TABLES)}")
+        say(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False), asked=True)
+    say(f"\nscore: {path}, and as tables {', '.join(TABLES)}", asked=True)
 
 
 # ---- the rows, and what each member makes of them

@@ -19,10 +19,10 @@ def run(plan: Plan, *, force: bool = False) -> None:
     title = (
         f"{record['scans']} scans, the largest probability of a scan's slices, {plan.trained.recipe.name}'s ensemble"
     )
-    table(["finding", "class", "positives", "AUC", "95 % interval"], shown, title)
+    table(["finding", "class", "positives", "AUC", "95 % interval"], shown, title, asked=True)
     for note in record["notes"]:
-        say(note)
-    say(f"\nscore: {path}")
+        say(note, asked=True)
+    say(f"\nscore: {path}", asked=True)
 
 
 def _findings(plan: Plan) -> Made:

@@ -9,7 +9,7 @@ from ich.stages.artefacts import logits_of, table_of
 from ich.stages.fitting import loss_for, splits, train_member
 from ich.stages.inputs import Slices, studies_of
 from ich.stages.member import run_folds
-from ich.stages.networks import array_of, head_shape, predict_sequence, study_head
+from ich.stages.networks import Advance, array_of, head_shape, predict_sequence, study_head
 from ich.stages.plan import Made, Plan, seed_of
 from ich.stages.tasks import Task
 from ich.workspace import UserError
@@ -49,9 +49,9 @@ def fit_fold(plan: Plan, member: str, fold: int, fingerprint: str) -> Made:
         network.output_bias(slices.labels[rows["train"]].mean(axis=0))
     loss = loss_for(settings, slices, slices.labels[rows["train"]])
 
-    def predict(model: Any, split: str) -> "dict[str, np.ndarray]":
+    def predict(model: Any, split: str, advance: Advance) -> "dict[str, np.ndarray]":
         """Logits in the order of rows[split]: packed rows and rows of the slice table both rise."""
-        return {"logits": predict_sequence(model, studies, numbers[split], settings)}
+        return {"logits": predict_sequence(model, studies, numbers[split], settings, advance)}
 
     def loss_of(model: Any, batch: Any) -> Any:
         logits = model(batch.features, batch.base, batch.geometry, batch.lengths)

@@ -1,5 +1,6 @@
 """`ich stack`: LightGBM over the members' logits of a slice, its neighbours and its study; a model a class."""
 
+from ich.console import progress
 from ich.stages.inputs import Slices, stacker_input
 from ich.stages.member import figures, leave_bytes, leave_predictions, run_folds
 from ich.stages.plan import Made, Plan, seed_of
@@ -37,10 +38,12 @@ def fit_fold(plan: Plan, member: str, fold: int, _fingerprint: str) -> Made:
         num_leaves=settings.leaves,
         min_data_in_leaf=settings.min_leaf,
     )
-    for c, text in enumerate(fitted):
-        texts.append(text)
-        for split, places in at.items():
-            found[split][:, c] = stacker.predict(text, parts[split], base[places, c])
+    with progress(f"{member} fold {fold}", len(slices.classes), "classes", inner=True) as advance:
+        for c, text in enumerate(fitted):
+            texts.append(text)
+            for split, places in at.items():
+                found[split][:, c] = stacker.predict(text, parts[split], base[places, c])
+            advance(1)
 
     files = {}
     for name, text in zip(slices.classes, texts, strict=True):

@@ -14,5 +14,5 @@ def run(plan: Plan) -> None:
         seconds = (plan.record_of(task.record) or {}).get("seconds")
         rows.append([task.name, state.kind, "" if seconds is None else f"{seconds:.1f}", state.why])
         counts[state.kind] += 1
-    table(["artefact", "state", "seconds", "why"], rows)
-    say("\n" + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
+    table(["artefact", "state", "seconds", "why"], rows, asked=True)
+    say("\n" + ", ".join(f"{count} {kind}" for kind, count in counts.items()), asked=True)

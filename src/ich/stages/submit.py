@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ich.console import say
+from ich.console import say, warn
 from ich.stages.artefacts import as_written, logits_of
 from ich.stages.plan import Made, Plan
 from ich.workspace import UserError, atomic, read_json
@@ -28,7 +28,7 @@ def run(plan: Plan, *, force: bool = False) -> None:
     said = "wrote" if made else "done"
     say(f"submit: {said}, {plan.workspace.submissions / 'submission.csv'} ({record['submits']}), {record['rows']} rows")
     if record["filled_with_prior"]:
-        say(f"warning: {record['filled_with_prior']} test images could not be read; they got the training prevalence")
+        warn(f"{record['filled_with_prior']} test images could not be read; they got the training prevalence")
 
 
 def _submission(plan: Plan) -> Made:

@@ -1,11 +1,12 @@
 """`ich thresholds`: Optuna searches a threshold a class that maximises an F score, for a blend or for any table."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ich.console import say, table
+from ich.console import progress, say, table
 from ich.recipe import Thresholds
 from ich.stages.artefacts import logits_of
 from ich.stages.plan import Made, Plan
@@ -32,16 +33,20 @@ def run(plan: Plan, *, force: bool = False) -> None:
             journal.unlink(missing_ok=True)
         blend = plan.workspace.member("blend")
         logits = logits_of(blend / "oof.parquet", slices.ids(rows), slices.classes)
-        found = tuned(
-            slices.labels[rows],
-            sigmoid(logits),
-            slices.classes,
-            plan.recipe.thresholds,
-            folds=slices.table["fold"].to_numpy()[rows],
-            patients=slices.table["patient_id"].to_numpy()[rows],
-            journal=journal,
-            processes=plan.cores,
-        )
+        settings = plan.recipe.thresholds
+        trials = settings.trials * (1 if settings.average == "micro" else len(slices.classes))
+        with progress("thresholds", trials, "trials", inner=True) as advance:
+            found = tuned(
+                slices.labels[rows],
+                sigmoid(logits),
+                slices.classes,
+                settings,
+                folds=slices.table["fold"].to_numpy()[rows],
+                patients=slices.table["patient_id"].to_numpy()[rows],
+                journal=journal,
+                processes=plan.cores,
+                advance=advance,
+            )
         test_logits = logits_of(blend / "test.parquet", slices.ids(slices.test_rows), slices.classes)
         found["prevalence"] = _prevalence(plan, slices, logits, test_logits, found["thresholds"])
         write_json(path, found)
@@ -103,6 +108,7 @@ def tuned(
     patients: "np.ndarray | None",
     journal: Path | None = None,
     processes: int = 1,
+    advance: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """thresholds.json: what was maximised, the thresholds, their scores on these rows and cross-fitted over `folds`.
 
@@ -125,6 +131,7 @@ def tuned(
         fold=folds,
         journal=journal,
         processes=processes,
+        advance=advance,
     )
     number = None if patients is None else len(np.unique(patients))
     # where every row is a patient of its own, drawing rows is drawing patients
@@ -190,7 +197,7 @@ def run_on_table(source: Path, settings: Thresholds, out: Path | None) -> None:
         say(f"thresholds: wrote {out}")
         _show(found)
     else:
-        say(json.dumps(found, indent=2))
+        say(json.dumps(found, indent=2), asked=True)
 
 
 def _show(found: dict[str, Any]) -> None:
@@ -200,4 +207,4 @@ def _show(found: dict[str, Any]) -> None:
         table(columns, rows, title)
         say("")
         for sentence in sentences:
-            say(sentence)
+            say(sentence, asked=sentence.startswith("warning: "))

@@ -32,19 +32,19 @@ def run(plan: Plan) -> int:
     sound = {task.record.path: task for task, kind, _ in looks if kind == "sound"}
     broken = [(task, *fault) for task, faults in broken_promises(plan, sound) for fault in faults]
     for task, name, what in [*damaged, *broken]:
-        say(f"error: {_shown(plan, task.folder / name)}: {what}; {_remedy(plan, task, name, what)}")
+        say(f"error: {_shown(plan, task.folder / name)}: {what}; {_remedy(plan, task, name, what)}", asked=True)
     pointer = plan.workspace.cache_pointer
     lost = pointer.is_file() and read_record(pointer) is None
     if lost:
-        say(f"error: {_shown(plan, pointer)}: {DAMAGED_RECORD}; run `ich prepare`")
+        say(f"error: {_shown(plan, pointer)}: {DAMAGED_RECORD}; run `ich prepare`", asked=True)
     for note in _notes(plan, looks):
-        say(f"note: {note}")
+        say(f"note: {note}", asked=True)
     unkept = {task.record.path for task, *_ in broken}
     counts = Counter("broken" if task.record.path in unkept else kind for task, kind, _ in looks)
     said = sorted(counts, key=lambda kind: kind != "sound")
-    say("verify: " + ", ".join(f"{counts[kind]} {kind}" for kind in said))
+    say("verify: " + ", ".join(f"{counts[kind]} {kind}" for kind in said), asked=True)
     if counts["stale"] or counts["missing"] or counts["killed"] or counts["running"]:
-        say("What is not done is no fault, and was held against its hashes alone; `ich status` says why")
+        say("What is not done is no fault, and was held against its hashes alone; `ich status` says why", asked=True)
     return 2 if damaged or broken or lost else 0
 
 

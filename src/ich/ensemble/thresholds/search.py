@@ -33,15 +33,27 @@ PAYS = 6000  # trials, in all, from which on further processes pay for their sta
 
 
 def search(
-    surfaces: Sequence[Surface], *, trials: int, seed: int, journal: Path | None = None, processes: int = 1
+    surfaces: Sequence[Surface],
+    *,
+    trials: int,
+    seed: int,
+    journal: Path | None = None,
+    processes: int = 1,
+    advance: Callable[[int], object] | None = None,
 ) -> list[int]:
     """The best operating point that a study of so many trials finds on each surface.
 
     journal: a file of Optuna's JournalStorage that holds the trials (see `mend`); studies have the surfaces' names.
-    processes: whole studies are shared out to so many fresh processes, where there is enough to do.
+    processes: whole studies are shared out to so many fresh processes, where there is enough to do. advance: told how
+    many more trials are done.
     """
     jobs = min(processes, len(surfaces)) if trials * len(surfaces) >= PAYS else 1
-    return list(side_by_side(_study, ((surface, trials, seed, journal) for surface in surfaces), jobs))
+    found = []
+    for best in side_by_side(_study, ((surface, trials, seed, journal) for surface in surfaces), jobs):
+        found.append(best)
+        if advance is not None:
+            advance(trials)
+    return found
 
 
 def best(

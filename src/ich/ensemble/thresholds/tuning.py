@@ -8,6 +8,7 @@ optima, surfaces what Optuna's studies look at, search the studies.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -56,13 +57,14 @@ def tune(
     fold: ArrayLike | None = None,
     journal: Path | None = None,
     processes: int = 1,
+    advance: Callable[[int], object] | None = None,
 ) -> Tuned:
     """Search the thresholds that serve the goal best.
 
     y [n, c] of 0 and 1, p [n, c] probabilities, fold [n] or None. Optuna's TPE, one-dimensional, seeded, `trials`
     trials a class (micro: in all); the threshold is then moved to the middle of those that decide alike. trials = 0
-    takes the exact optimum without a search. journal, processes: see search.search. A class without positives gets
-    the threshold NEVER and a warning: whatever it predicts is wrong.
+    takes the exact optimum without a search. journal, processes, advance: see search.search. A class without positives
+    gets the threshold NEVER and a warning: whatever it predicts is wrong.
 
     Raises ValueError, naming rows and column, for labels other than 0 and 1, and for probabilities outside 0..1 or NaN.
     """
@@ -73,7 +75,7 @@ def tune(
     exact_thresholds, best = problem.best(steps)
     thresholds, found = exact_thresholds, best
     if trials:
-        thresholds, found = _search(problem, steps, trials, seed, journal, processes)
+        thresholds, found = _search(problem, steps, trials, seed, journal, processes, advance)
     cross_fitted = decided = None
     if fold is not None:
         decided = problem.cross_fitted(np.asarray(fold))
@@ -159,7 +161,13 @@ def _independent(
 
 
 def _search(
-    problem: Problem, steps: Sequence[Steps], trials: int, seed: int, journal: Path | None, processes: int
+    problem: Problem,
+    steps: Sequence[Steps],
+    trials: int,
+    seed: int,
+    journal: Path | None,
+    processes: int,
+    advance: Callable[[int], object] | None,
 ) -> tuple[list[float], float]:
     """Thresholds that Optuna finds, in class order, and the goal that they reach."""
     from ich.ensemble.thresholds import search  # Optuna takes half a second to import; the exact optimum does without
@@ -170,7 +178,8 @@ def _search(
 
     def find(some: Sequence[surfaces.Surface], trials: int) -> list[int]:
         named = [replace(one, name=f"{tag} {one.name}") for one in some]
-        return search.search(named, trials=trials, seed=seed, journal=journal, processes=processes)
+        how: dict[str, Any] = {"journal": journal, "processes": processes, "advance": advance}
+        return search.search(named, trials=trials, seed=seed, **how)
 
     beta, zero = problem.goal.beta, problem.goal.zero_division
     if problem.goal.average == "macro":
