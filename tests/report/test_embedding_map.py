@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from ich.report.embedding_map import coordinates, sample_rows
+from ich.report.embedding_map import coordinates, mixed, sample_rows
 
 
 def three_groups(each: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -66,3 +66,25 @@ def test_a_sample_is_ascending_without_repetition_and_the_seeds():
     assert rows.max() < 1000
     np.testing.assert_array_equal(rows, sample_rows(1000, 100, 7))
     assert rows.tolist() != sample_rows(1000, 100, 8).tolist()
+
+
+def test_parts_that_lie_apart_are_told_from_mixed_ones_by_hand():
+    points = np.array([[0.0, 0.0], [1.0, 0.0], [10.0, 0.0], [11.0, 0.0]])
+    studies = np.array(["a", "b", "c", "d"])
+    apart = mixed(points, np.array(["x", "x", "y", "y"]), studies, nearest=1)
+    assert apart == pytest.approx((1.0, 1 / 3))
+    assert mixed(points, np.array(["x", "y", "x", "y"]), studies, nearest=1) == pytest.approx((0.0, 1 / 3))
+
+
+def test_slices_of_one_study_are_no_neighbours_of_each_other():
+    points = np.array([[0.0, 0.0], [0.1, 0.0], [5.0, 0.0], [5.1, 0.0]])
+    parts, studies = np.array(["x", "x", "y", "y"]), np.array(["a", "a", "b", "b"])
+    assert mixed(points, parts, studies) == (0.0, 0.0)
+    assert np.isnan(mixed(points, parts, np.array(["a"] * 4))).all()
+
+
+def test_a_map_without_any_order_is_mixed():
+    random = np.random.default_rng(0)
+    points, parts = random.normal(size=(600, 2)), random.choice(["x", "y", "z"], 600)
+    found, chance = mixed(points, parts, np.arange(600).astype(str))
+    assert found == pytest.approx(chance, abs=0.03)

@@ -392,7 +392,7 @@ def test_everything_is_listed_and_done_and_a_second_run_writes_nothing(copy):
     listed = {line.split()[0]: line.split()[1] for line in ich(copy, "status").splitlines()[2:] if "/" in line}
     for name in ("smooth/gauss/fold0", "smooth/gauss", "cnn/resnet/fold2/train", "blend/blend"):
         assert listed[name] == "done"
-    assert set(listed.values()) == {"done"}  # explain, which was not run, has no slash
+    assert set(listed.values()) == {"done"}  # explain and report, which were not run, have no slash
     before = House(copy).files()
     for stage in (smooth, stack, blend, thresholds, submit, score):
         stage.run(plan_of(copy))

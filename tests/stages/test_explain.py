@@ -31,9 +31,13 @@ def test_everything_is_there_and_fits_the_competition(finished):
     written = [train.loc[i, name] for i, name in zip(suspects["image_id"], suspects["class"], strict=True)]
     assert suspects["label"].tolist() == written
 
-    mapped = pd.read_csv(folder / "embedding_map.csv")
-    assert mapped["image_id"].isin(train.index).all()
+    mapped = pd.read_csv(folder / "embedding_map.csv", dtype={"fold": str}).set_index("image_id")
     assert np.isfinite(mapped[["x", "y"]]).all(axis=None)
+    folds = pd.read_csv(finished.root / "folds/tiny.csv").set_index("study_id")["fold"].astype(str)
+    assert set(mapped.index) == set(slices["image_id"]), "so few are all shown"
+    known = slices.set_index("image_id")["study_id"].map(folds).fillna("test")
+    assert (mapped["fold"] == known[mapped.index]).all()
+    assert ((mapped["group"] == "test") == (mapped["fold"] == "test")).all()
 
     played = pd.read_csv(folder / "pointing_game.csv")
     assert set(played["member"]) == {"resnet", "resnext"}

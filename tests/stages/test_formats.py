@@ -22,6 +22,7 @@ from ich.stages import (
     folds,
     predict,
     prepare,
+    report,
     score,
     score_outside,
     sequence,
@@ -221,7 +222,15 @@ def test_explain_maps_grey_pictures_of_one_class(unibuc):
     explain.run(unibuc)
     folder = unibuc.explain.folder
     assert {"grad_cam.png", "saliency.png", "suspicious_labels.csv"} <= {path.name for path in folder.iterdir()}
-    assert set(pd.read_csv(folder / "embedding_map.csv")["group"]) == {"no bleed", "hemorrhage"}
+    assert set(pd.read_csv(folder / "embedding_map.csv")["group"]) == {"no bleed", "hemorrhage", "test"}
+
+
+def test_unibuc_has_a_page_of_single_pictures(unibuc):
+    ran(unibuc, explain, report)
+    page = (unibuc.workspace.submissions / "report.html").read_text()
+    assert "labelled pictures the ensemble says" in page
+    assert "Grad-CAM for hemorrhage" in page
+    assert "By place in the study" not in page, "a picture has no place"
 
 
 def test_neighbours_are_refused_for_single_pictures(tmp_path):
@@ -286,7 +295,7 @@ def test_a_folder_with_labels_of_slices_and_a_test_folder_hands_in_probabilities
     assert "test" in set(pd.read_csv(plan.workspace.submissions / "scores.csv")["rows"])
     explain.run(plan)
     mapped = pd.read_csv(plan.explain.folder / "embedding_map.csv")
-    assert set(mapped["group"]) == {"no bleed", "any"}
+    assert set(mapped["group"]) == {"no bleed", "any", "test"}
 
 
 # ---- CQ500

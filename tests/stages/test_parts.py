@@ -32,7 +32,7 @@ CLASSES = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "
 LOGITS = [f"logit_{name}" for name in CLASSES]
 STAGES = (
     *("demo", "prepare", "folds", "pretrain", "cnn", "end_to_end", "sequence", "smooth", "stack", "blend"),
-    *("thresholds", "submit", "score", "explain"),
+    *("thresholds", "submit", "score", "explain", "report"),
 )
 MEMBERS = ["resnet", "resnext", "small", "joint", "bigru", "lr", "inside", "gauss", "lgbm", "blend"]
 
@@ -212,7 +212,7 @@ def test_other_pretraining_makes_stale_what_started_from_it_and_nothing_else(cop
     begun = {"cnn/small", "sequence/inside", "smooth/gauss", "stack/lgbm", "blend/blend"}
     later = begun | {f"{name}/fold{k}" for name in begun for k in (0, 1)}
     later |= {f"cnn/small/fold{k}/train" for k in (0, 1)}
-    later |= {"thresholds", "submit", "score", "explain"}
+    later |= {"thresholds", "submit", "score", "explain", "report"}
     assert undone(copy, change) == {"pretrain/simclr"} | later
     ich(copy, "pretrain", *setting(change))
     said = ich(copy, "status", *setting(change))
@@ -333,6 +333,22 @@ def test_folds_by_slice_leak_and_say_so(copy):
         oof = pd.read_parquet(plan.workspace.member(member) / "oof.parquet")
         assert sorted(oof["image_id"]) == sorted(slices.ids(slices.labelled.nonzero()[0]))
     assert undone(copy) == set(), "the recipe by patient is untouched"
+
+
+# ---- end to end alone
+
+ALONE = ("name=alone", "end_to_end.joint.start=null", "end_to_end.joint.epochs=1", "ablation=null")
+ALONE += tuple(f"{group}=null" for group in ("pretrain", "cnn", "sequence", "smooth", "stack"))
+
+
+def test_an_end_to_end_network_alone_has_a_page_without_maps(copy):
+    changes = setting(*ALONE)
+    for stage in ("prepare", "folds", "end_to_end", *STAGES[STAGES.index("blend") :]):
+        ich(copy, stage, *changes)
+    page = (copy / "submissions/alone/report.html").read_text()
+    assert "This recipe has no network that reads single slices" in page
+    assert "No network of this recipe makes a map of where it looks" in page
+    assert "Grad-CAM for" not in page
 
 
 # ---- the scores

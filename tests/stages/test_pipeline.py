@@ -211,7 +211,7 @@ def test_no_training_stage_reads_the_solution_the_wrong_labels_or_the_masks(hous
     for name in ("solution.csv", "mislabelled.csv", "masks.npz"):
         (house.root / "input/tiny" / name).unlink()
     states = house.states()
-    assert {name for name, state in states.items() if state != "done"} == {"demo", "score", "explain"}
+    assert {name for name, state in states.items() if state != "done"} == {"demo", "score", "explain", "report"}
 
 
 def test_a_changed_fold_makes_stale_what_was_made_from_it_and_nothing_else(house):
@@ -223,7 +223,7 @@ def test_a_changed_fold_makes_stale_what_was_made_from_it_and_nothing_else(house
     }
     later |= {"sequence/bigru", "sequence/bigru/fold1"}  # its fold 0 reads nothing of the network of fold 1
     begun = {"cnn/resnext/fold1", "cnn/resnext/fold1/train", "cnn/resnext"}
-    assert stale == begun | later | {"thresholds", "submit", "score", "explain"}
+    assert stale == begun | later | {"thresholds", "submit", "score", "explain", "report"}
 
 
 def test_a_forced_fold_comes_out_the_same_and_leaves_the_rest_alone(house):

@@ -37,3 +37,24 @@ def sample_rows(n: int, most: int, seed: int) -> NDArray[np.int64]:
     if n <= most:
         return np.arange(n, dtype=np.int64)
     return np.sort(np.random.default_rng(seed).choice(n, most, replace=False)).astype(np.int64)
+
+
+def mixed(
+    points: NDArray[np.floating], parts: NDArray[np.str_], studies: NDArray[np.str_], nearest: int = 10
+) -> tuple[float, float]:
+    """How often the nearest points [n, 2] of other studies are of the same part of the data, and how often by chance.
+
+    A study's slices look alike and all belong to one part, so they do not count as each other's neighbours. Chance is
+    the mean share of a point's own part among the points of other studies. NaN where there are none.
+    """
+    same, own = studies[:, None] == studies, parts[:, None] == parts
+    others = (~same).sum(axis=1)
+    k = min(nearest, int(others.min()))
+    if k == 0:
+        return np.nan, np.nan
+    x = points.astype(np.float64)
+    distance = ((x[:, None] - x) ** 2).sum(axis=-1)
+    distance[same] = np.inf
+    near = np.argsort(distance, axis=1, kind="stable")[:, :k]
+    found = np.take_along_axis(own, near, axis=1).mean()
+    return float(found), float(((own & ~same).sum(axis=1) / others).mean())

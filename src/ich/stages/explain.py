@@ -1,7 +1,8 @@
 """`ich explain`: what the networks look at, how they arrange the slices, and which labels look wrong.
 
-Maps and figures are of validation rows, by the network that never saw them. How often a map's maximum meets the bleed
-can be said where the bleeds are known, in the synthetic competition; so can how well the wrong labels are found.
+Maps and figures are of validation rows, by the network that never saw them; the table of the embeddings' map holds
+training and test rows too, to be set beside them. How often a map's maximum meets the bleed can be said where the
+bleeds are known, in the synthetic competition; so can how well the wrong labels are found.
 """
 
 import csv
@@ -18,11 +19,13 @@ from ich.stages.plan import Made, Plan
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
-MAPPED = 2000  # slices on the embedding map; t-SNE takes longer than their number
+MAPPED = {"valid": 1000, "train": 300, "test": 300}  # slices on the embedding map at most; t-SNE takes its time
 SUSPECTS = 200  # labels that are listed whatever they look like
 PRINTED = 10
 NOT_ONE = ("no bleed", "no subtype", "several")  # groups of the embedding map besides the subtypes
+TEST = "test"  # the fold and the group of test slices there
 
 
 def run(plan: Plan, *, force: bool = False) -> None:
@@ -113,30 +116,64 @@ def _wrong(path: Path, slices: Slices, rows: "np.ndarray") -> "np.ndarray":
 
 
 def _embedding_map(plan: Plan, slices: Slices, member: str) -> dict[str, Path]:
-    """Fold 0's validation rows: embedding_map.csv, and its figures coloured by place in the study and by label."""
+    """embedding_map.csv, of all that fold 0's network has seen; figures of its validation rows, by place and label."""
     import numpy as np
 
     from ich.report import embedding_map, figures
 
-    parts, folder = plan.workspace.fold(member, 0), plan.explain.folder
-    with as_written(parts / "valid_embeddings.npy"):
-        embeddings = np.load(parts / "valid_embeddings.npy", mmap_mode="r", allow_pickle=False)
-    ids = table_of(parts / "valid.parquet", ["image_id"])["image_id"]
-    chosen = embedding_map.sample_rows(len(ids), MAPPED, seed=0)
-    if len(chosen) < embedding_map.FEWEST:
+    ids, embeddings = _embedded(plan, member)
+    shown = slices.table.set_index("image_id").loc[ids].reset_index()
+    unseen = (shown["fold"] == 0).to_numpy()
+    if unseen.sum() < embedding_map.FEWEST:
         return {}
-    points = embedding_map.coordinates(embeddings[chosen], seed=0)
-    shown = slices.table.set_index("image_id").loc[ids.iloc[chosen]].reset_index()
-    subtypes = [name for name in slices.classes if name != "any"] or slices.classes
-    count, bleeds = shown[subtypes].sum(axis=1).to_numpy(), shown[slices.classes].max(axis=1).to_numpy() > 0
-    group = np.select([~bleeds, count == 0, count > 1], NOT_ONE, shown[subtypes].idxmax(axis=1))
-    names = [NOT_ONE[0], *subtypes, *(name for name in NOT_ONE[1:] if name in group)]
+    points, folder = embedding_map.coordinates(embeddings, seed=0), plan.explain.folder
+    group = _groups(shown, slices.classes)
     place = ((shown["index"] + 0.5) / shown["n_slices"]).to_numpy()
-    mapped = shown[["image_id", "study_id", "index"]].assign(place=place, group=group, x=points[:, 0], y=points[:, 1])
+    fold = [TEST if np.isnan(k) else f"{k:.0f}" for k in shown["fold"]]
+    mapped = shown[["image_id", "study_id", "index"]].assign(place=place, fold=fold, group=group)
+    files = leave_table(folder / "embedding_map.csv", mapped.assign(x=points[:, 0], y=points[:, 1]))
+    points, group, place = points[unseen], group[unseen], place[unseen]
+    names = [NOT_ONE[0], *_subtypes(slices.classes), *(name for name in NOT_ONE[1:] if name in group)]
     title = f"t-SNE of {len(points)} embeddings, {member}, validation rows of fold 0"
     labels = figures.scatter_groups(points, group.tolist(), names, title)
-    files = leave_table(folder / "embedding_map.csv", mapped) | leave_bytes(folder / "embedding_map_label.png", labels)
+    files |= leave_bytes(folder / "embedding_map_label.png", labels)
     if (shown["n_slices"] == 1).all():  # single pictures have no place in a study
         return files
     positions = figures.scatter_values(points, place, title, "place in the study (0 first slice, 1 last)")
     return files | leave_bytes(folder / "embedding_map_position.png", positions)
+
+
+def _embedded(plan: Plan, member: str) -> "tuple[list[str], np.ndarray]":
+    """Ids and embeddings [n, d] of fold 0's validation rows, its training rows where kept, and the test rows."""
+    import numpy as np
+
+    from ich.report.embedding_map import sample_rows
+
+    fold = plan.workspace.fold(member, 0)
+    folders = {"valid": fold, "train": fold / "train", "test": fold}
+    if member not in plan.read_in_sample:
+        del folders["train"]
+    ids: list[str] = []
+    parts: list[np.ndarray] = []
+    for split, folder in folders.items():
+        with as_written(folder / f"{split}_embeddings.npy"):
+            embeddings = np.load(folder / f"{split}_embeddings.npy", mmap_mode="r", allow_pickle=False)
+        there = table_of(folder / f"{split}.parquet", ["image_id"])["image_id"]
+        chosen = sample_rows(len(there), MAPPED[split], seed=0)
+        ids += there.iloc[chosen].tolist()
+        parts.append(embeddings[chosen])
+    return ids, np.concatenate(parts)
+
+
+def _subtypes(classes: list[str]) -> list[str]:
+    return [name for name in classes if name != "any"] or classes
+
+
+def _groups(shown: "pd.DataFrame", classes: list[str]) -> "np.ndarray":
+    """The one subtype of each slice, or why it has not one."""
+    import numpy as np
+
+    labels, subtypes = shown[classes].fillna(0), _subtypes(classes)
+    count, bleeds = labels[subtypes].sum(axis=1).to_numpy(), labels.max(axis=1).to_numpy() > 0
+    test = (shown["split"] == "test").to_numpy()
+    return np.select([test, ~bleeds, count == 0, count > 1], [TEST, *NOT_ONE], labels[subtypes].idxmax(axis=1))

@@ -21,7 +21,7 @@ RATES = ("rate", "chance", "rate_with_tolerance", "chance_with_tolerance")  # of
 BATCH = 32  # pictures a time whose gradients are taken
 
 
-def _network(plan: Plan, member: str, fold: int) -> Any:
+def fold_network(plan: Plan, member: str, fold: int) -> Any:
     """A fold's network where the gradients are to be taken."""
     from ich.models.cnn import Cnn, CnnSpec
     from ich.training.device import default_device
@@ -29,9 +29,8 @@ def _network(plan: Plan, member: str, fold: int) -> Any:
     return with_weights(plan, member, fold, lambda shape: Cnn(CnnSpec(**shape))).to(default_device())
 
 
-def _images(plan: Plan, slices: Slices, member: str, rows: "np.ndarray") -> "torch.Tensor":
+def images_of(plan: Plan, slices: Slices, member: str, rows: "np.ndarray") -> "torch.Tensor":
     """The rows' pictures as the member sees them, uint8 [n, C, S, S]."""
-
     hu = pictures_of(plan.prepared.folder / "hu.npy")
     shown = pictures(hu, slices.table, plan.recipe.cnn[member], slices.values)(rows)
     return shown.__getitems__([(0, i) for i in range(len(rows))]).images
@@ -58,7 +57,7 @@ def galleries(plan: Plan, slices: Slices, member: str) -> dict[str, Path]:
     from ich.ensemble.members import sigmoid
     from ich.report import figures, gradcam
 
-    network, rows = _network(plan, member, 0), slices.valid_rows(0)
+    network, rows = fold_network(plan, member, 0), slices.valid_rows(0)
     path = plan.workspace.fold(member, 0) / "valid.parquet"
     probability = sigmoid(logits_of(path, slices.ids(rows), slices.classes))
     view = view_of(plan.recipe.cnn[member], slices.values)
@@ -73,7 +72,7 @@ def galleries(plan: Plan, slices: Slices, member: str) -> dict[str, Path]:
             continue
         order = positive[np.argsort(-probability[positive, c], kind="stable")]
         chosen = ends(order, slices.table["study_id"].to_numpy()[rows])
-        images = _images(plan, slices, member, rows[chosen])
+        images = images_of(plan, slices, member, rows[chosen])
         gradient = gradcam.saliency(network, images, c)
         strength = gradient / np.maximum(np.quantile(gradient, 0.995, axis=(1, 2), keepdims=True), 1e-12)
         overlays: dict[str, np.ndarray] = {"saliency": strength}
@@ -130,7 +129,7 @@ def pointing_game(plan: Plan, slices: Slices) -> dict[str, Path]:
     played: list[dict[str, Any]] = []
     with progress("explain: pointing game", len(plan.recipe.cnn) * len(targets), "classes") as advance:
         for member in plan.recipe.cnn:
-            networks = [_network(plan, member, k) for k in plan.fold_numbers]
+            networks = [fold_network(plan, member, k) for k in plan.fold_numbers]
             if networks[0].feature_layer(plan.recipe.image.size) is None:
                 advance(len(targets))
                 continue
@@ -168,7 +167,7 @@ def _play(
 
     if not len(rows):
         return np.empty((0, len(RATES)))
-    images = _images(plan, slices, member, rows)
+    images = images_of(plan, slices, member, rows)
     layer = network.feature_layer(images.shape[-1])
     maps = np.concatenate([gradcam.grad_cam(network, layer, part, c) for part in images.split(BATCH)])
     inside = (images > 0).any(dim=1).numpy()

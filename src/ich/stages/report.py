@@ -23,7 +23,7 @@ def _report(plan: Plan) -> Made:
     parts = (verdict, studies, per_class, members, embeddings, mistakes, provenance)
     page = Page(
         f"Intracranial hemorrhage: {plan.recipe.name}",
-        "For research and teaching. Not for diagnosis.",
+        "How good the ensemble is, where it is wrong, and what it was made of.",
         [part.section(evidence) for part in parts],
     )
     path = plan.workspace.submissions / "report.html"

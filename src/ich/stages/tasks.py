@@ -24,7 +24,7 @@ VERSIONS = {
     "thresholds": 2,
     "submit": 1,
     "score": 3,
-    "explain": 1,
+    "explain": 2,
     "report": 1,
     "predict": 1,
 }
@@ -299,6 +299,9 @@ class Tasks:
         parts = (WEIGHTS, "valid.parquet", "valid_embeddings.npy")
         folds = tuple((self.fold(m, k), parts) for m in self.recipe.cnn for k in self.fold_numbers)
         upstream = (*self._cache("hu.npy", "slices.parquet"), *self._folds_table, *folds)
+        for first in list(self.recipe.cnn)[:1]:  # whose embeddings are mapped
+            upstream += ((self.fold(first, 0), ("test.parquet", "test_embeddings.npy")),)
+            upstream += ((self.training_rows(first, 0), TRAINING_ROWS),) if first in self.read_in_sample else ()
         upstream += ((self.member("blend"), ("oof.parquet",)),)
         known = {name: self.raw_root / name for name in ("masks.npz", "mislabelled.csv")}
         sources = {name: path for name, path in known.items() if path.is_file()}
@@ -316,7 +319,7 @@ class Tasks:
         upstream += folds + weights + blends + members
         upstream += ((self.thresholds, (self.workspace.thresholds.name,)), (self.submit, ("submission.csv",)))
         upstream += ((self.score, ("scores.json", "reliability.csv")),)
-        upstream += ((self.explain, ("suspicious_labels.csv", "embedding_map.csv")),)
+        upstream += ((self.explain, ("suspicious_labels.csv", "label_audit.csv", "embedding_map.csv")),)
         settings = self.recipe.report.model_dump(mode="json")
         return Task("report", "report", Record(self.workspace.submissions / "report.run.json"), settings, upstream)
 

@@ -22,6 +22,13 @@ class Notes:
 
 
 @dataclass(frozen=True)
+class Code:
+    """A text whose lines and spaces stay as they are."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Tile:
     """One figure to be seen from afar, with its interval or reason below it."""
 
@@ -55,6 +62,11 @@ class Chart:
 
     def __post_init__(self) -> None:
         _checked(self.id)
+
+    @property
+    def height(self) -> int:
+        """Pixels."""
+        return int(self.figure.get("layout", {}).get("height", 360))
 
 
 @dataclass(frozen=True)
@@ -95,6 +107,12 @@ class Strip:
     at: int
     threshold: float
 
+    @property
+    def says(self) -> str:
+        """The slice in question, in words."""
+        here = f"slice {self.at + 1} of {len(self.probabilities)} has {self.probabilities[self.at]:.2f}"
+        return f"{here}, the threshold is {self.threshold:.2f}"
+
 
 @dataclass(frozen=True)
 class Case:
@@ -115,12 +133,17 @@ class Cases:
 
 @dataclass(frozen=True)
 class Viewer:
-    """The study viewer; `studies` as `viewer.packed` leaves them, or none."""
+    """The study viewer, and what its script reads: {"studies": [{"id": ...}, ...], ...}."""
 
     data: Mapping[str, Any]
 
+    @property
+    def holds(self) -> frozenset[str]:
+        """The ids of its studies."""
+        return frozenset(study["id"] for study in self.data["studies"])
 
-Block: TypeAlias = Notes | Tiles | Table | Chart | Panels | Details | Cases | Viewer
+
+Block: TypeAlias = Notes | Code | Tiles | Table | Chart | Panels | Details | Cases | Viewer
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ich.stages.artefacts import logits_of
+from ich.stages.artefacts import as_written, logits_of
 from ich.stages.inputs import Slices
 from ich.stages.plan import Plan
+from ich.stages.tasks import Task
 from ich.workspace import read_json
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,26 @@ class Evidence:
     def folds(self) -> "np.ndarray":
         """int64 [n]."""
         return self.slices.table["fold"].to_numpy()[self.rows].astype("int64")
+
+    @cached_property
+    def has_studies(self) -> bool:
+        """Whether there are series of several slices; else all are single pictures."""
+        return bool((self.slices.table["n_slices"] > 1).any())
+
+    def recorded(self, task: Task) -> dict[str, Any]:
+        """What a task's record says."""
+        return self.plan.record_of(task.record) or {}
+
+    def explained(self, name: str) -> "pd.DataFrame | None":
+        """A table that `ich explain` left; None where this recipe has none of the name."""
+        import pandas as pd
+
+        if name not in self.recorded(self.plan.explain)["files"]:
+            return None
+        path = self.plan.explain.folder / name
+        with as_written(path):
+            texts = dict.fromkeys(("image_id", "study_id", "class", "fold", "group"), str)
+            return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
 
     @cached_property
     def probability(self) -> "Callable[[str], np.ndarray]":

@@ -1,12 +1,256 @@
 "use strict";
-(async () => {
-  const charts = JSON.parse(document.getElementById("charts").textContent);
-  for (const [id, figure] of Object.entries(charts)) {
-    const place = document.querySelector(`#chart-${id} .plot`);
-    await Plotly.newPlot(place, figure.data, figure.layout, { responsive: true, displaylogo: false });
-    document.getElementById(`chart-${id}`).dataset.drawn = "true";
+/* The page at work: theme, charts, tabs, tables, printing.
+ *
+ * How a figure of charts.py asks for colours (it holds none; they are set here from report.css for either ground):
+ *   trace  meta: {color: 1..8}      a hue of the palette, fixed (--c1..--c8: blue, orange, green, rose, sky, vermilion,
+ *                                   olive, grey); without meta a trace takes them in plain order (layout.colorway)
+ *          meta: {color: [1, 3]}    a hue for each bar or point
+ *          meta: {color: "muted"}   grey: reference lines, chance, what all the rest is compared with
+ *          meta: {color: "strong"}  the colour of the text: the one thing to look at (the threshold chosen, the pooled curve)
+ *          meta: {..., faint: true} the same, mostly transparent: the spread of the folds, a curve of a single fold
+ *          meta: {scale: "sequential" | "diverging"}   colorscale of a heatmap, or of a marker with numbers as `color`
+ *                                   (diverging: give zmid or cmid)
+ *     The colour goes to line, marker, error bars, and (transparent) to the area of a trace with `fill`.
+ *   shape, annotation  name: "muted" | "strong" | "c1".."c8" | "... faint"; muted where it has none
+ * Never colour alone: dash, symbol or text beside it. No scattergl (it needs eval, which the page's policy refuses).
+ * Legend above the plot, margins, fonts, grid, hover box come from here too; `layout` gives axis titles, ranges, height
+ * (default 360), showlegend, shapes, barmode and the like. A chart of several lone curves may be read on 340 px: few words.
+ */
+
+const root = document.documentElement;
+const figures = JSON.parse(document.getElementById("charts-data").textContent);
+const NARROW = 420; // pixels of a plot whose legend is set smaller
+const CONFIG = { displaylogo: false, displayModeBar: false };
+const SCALES = { sequential: ["seq0", "seq1", "seq2"], diverging: ["div0", "div1", "div2"], ramp: ["ramp0", "ramp1", "ramp2"] };
+
+// ---- colours: what CSS makes of its variables under the scheme in force
+
+const probe = document.body.appendChild(document.createElement("span"));
+probe.hidden = true;
+
+function css(name, alpha = 1) {
+  probe.style.color = `var(--${name})`;
+  const [r, g, b] = getComputedStyle(probe).color.match(/[\d.]+/g);
+  return `rgba(${r},${g},${b},${alpha})`;
+}
+
+/** The CSS variable of a colour in a figure's meta or name. */
+function variable(color) {
+  return typeof color === "number" ? `c${((color - 1) % 8) + 1}` : color.replace(/^(muted|strong)$/, "c-$1");
+}
+
+const colorscale = (kind) => SCALES[kind].map((name, k, all) => [k / (all.length - 1), css(name)]);
+
+function painted(source) {
+  const trace = structuredClone(source);
+  const { color, faint, scale } = trace.meta ?? {};
+  if (scale && "z" in trace) trace.colorscale = colorscale(scale);
+  if (scale && trace.marker) trace.marker.colorscale = colorscale(scale === "sequential" ? "ramp" : scale);
+  if (color === undefined) return trace;
+  const alpha = faint ? 0.35 : 1;
+  const paint = Array.isArray(color) ? color.map((c) => css(variable(c), alpha)) : css(variable(color), alpha);
+  if (!scale) trace.marker = { ...trace.marker, color: paint };
+  if (Array.isArray(color)) return trace;
+  trace.line = { ...trace.line, color: paint };
+  for (const bars of ["error_x", "error_y"]) if (trace[bars]) trace[bars].color = paint;
+  if (trace.fill && trace.fill !== "none") trace.fillcolor = css(variable(color), 0.16);
+  return trace;
+}
+
+/** Colour of a shape or an annotation, by its name. */
+function named(part) {
+  const [color, faint] = (part.name ?? "muted").split(" ");
+  return css(variable(color), faint ? 0.2 : 1);
+}
+
+function laid(source, { clientWidth: width, clientHeight: height }) {
+  const layout = { ...structuredClone(source), width, height };
+  for (const shape of layout.shapes ?? []) {
+    shape.line = { ...shape.line, color: named(shape) };
+    if (shape.type === "rect" || shape.type === "circle") shape.fillcolor = named(shape);
   }
+  for (const note of layout.annotations ?? []) note.font = { size: 12, ...note.font, color: named(note) };
+  layout.template = template();
+  if (width < NARROW) Object.assign(layout.template.layout.legend, { font: { size: 11 }, itemwidth: 30 });
+  layout.uirevision = "kept"; // what a reader has zoomed or hidden stays so in another theme
+  if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false; // a finger scrolls the page
+  return layout;
+}
+
+function template() {
+  const quiet = css("quiet");
+  const axis = {
+    automargin: true, gridcolor: css("grid"), linecolor: css("line"), tickcolor: css("line"), zeroline: false,
+    tickfont: { size: 12, color: quiet }, title: { standoff: 10, font: { size: 12.5, color: quiet } },
+  };
+  const bar = { outlinewidth: 0, thickness: 12, tickfont: { size: 12, color: quiet }, title: { font: { size: 12.5, color: quiet } } };
+  const clear = "rgba(0,0,0,0)";
+  return {
+    layout: {
+      colorway: [1, 2, 3, 4, 5, 6, 7, 8].map((k) => css(`c${k}`)),
+      font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: css("ink") },
+      paper_bgcolor: clear, plot_bgcolor: clear, margin: { l: 44, r: 12, t: 8, b: 40 }, hovermode: "closest",
+      hoverlabel: { bgcolor: css("surface"), bordercolor: css("edge"), font: { color: css("ink"), size: 13 }, align: "left" },
+      legend: { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", bgcolor: clear, font: { size: 12.5 } },
+      xaxis: axis, yaxis: axis,
+    },
+    data: {
+      heatmap: [{ colorbar: bar, colorscale: colorscale("sequential"), xgap: 2, ygap: 2, textfont: { color: css("ink") } }],
+      scatter: [{ marker: { colorbar: bar, line: { color: css("surface") } } }],
+      bar: [{ marker: { line: { width: 0 } }, error_x: { color: quiet }, error_y: { color: quiet } }],
+    },
+  };
+}
+
+// ---- charts: drawn where they are seen, the others when they are shown or printed
+
+const chart = (id) => document.getElementById(`chart-${id}`);
+const hidden = (element) => element.closest("[hidden], details:not([open])") !== null;
+
+/** In the colours and at the size of now; the second time it is changed to these. */
+async function draw(id) {
+  const { data, layout } = figures[id];
+  const place = chart(id).querySelector(".plot");
+  await Plotly.react(place, data.map(painted), laid(layout, place), CONFIG);
+  chart(id).dataset.drawn = "true";
+}
+
+/** The charts there that can be seen. */
+const within = (element) => Object.keys(figures).filter((id) => element.contains(chart(id)) && !hidden(chart(id)));
+
+/** What has just come to be seen, or has changed its looks. */
+const show = (element) => within(element).forEach(draw);
+
+/** Charts follow the width of the window; its height changes whenever a phone hides its bars. */
+function fit() {
+  let width = innerWidth, waiting;
+  addEventListener("resize", () => {
+    clearTimeout(waiting);
+    if (innerWidth === width) return;
+    waiting = setTimeout(() => {
+      width = innerWidth;
+      show(document.body);
+    }, 150);
+  });
+}
+
+async function drawAll() {
+  for (const id of within(document.body)) {
+    await draw(id);
+    await new Promise((resume) => setTimeout(resume)); // the page answers meanwhile
+  }
+}
+
+// ---- theme
+
+function theme() {
+  const button = document.getElementById("theme");
+  const next = { auto: "light", light: "dark", dark: "auto" };
+  const recolour = () => show(document.body);
+  button.addEventListener("click", () => {
+    const chosen = next[root.dataset.theme ?? "auto"];
+    if (chosen === "auto") delete root.dataset.theme;
+    else root.dataset.theme = chosen;
+    button.textContent = `Theme: ${chosen}`;
+    recolour();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
+}
+
+// ---- tabs, as the WAI-ARIA practices have them
+
+function tabs(list) {
+  const all = [...list.querySelectorAll('[role="tab"]')];
+  const choose = (chosen) => {
+    for (const tab of all) {
+      tab.setAttribute("aria-selected", String(tab === chosen));
+      tab.tabIndex = tab === chosen ? 0 : -1;
+      document.getElementById(tab.getAttribute("aria-controls")).hidden = tab !== chosen;
+    }
+    show(document.getElementById(chosen.getAttribute("aria-controls")));
+  };
+  list.addEventListener("click", (event) => {
+    const tab = event.target.closest('[role="tab"]');
+    if (tab) choose(tab);
+  });
+  list.addEventListener("keydown", (event) => {
+    const at = all.indexOf(event.target);
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: all.length - 1 }[event.key];
+    if (to === undefined) return;
+    event.preventDefault();
+    const tab = all[(to + all.length) % all.length];
+    choose(tab);
+    tab.focus();
+  });
+}
+
+// ---- the rest of the page
+
+/** The section that is being read is marked in the list of sections, and in sight there. */
+function follow(nav) {
+  const links = new Map([...nav.querySelectorAll("a")].map((a) => [a.hash.slice(1), a]));
+  const list = nav.querySelector("ul");
+  const mark = (link) => {
+    nav.querySelector("[aria-current]")?.removeAttribute("aria-current");
+    link.setAttribute("aria-current", "location");
+    const box = link.getBoundingClientRect(), frame = list.getBoundingClientRect();
+    list.scrollBy({ left: box.left - frame.left - (frame.width - box.width) / 2, top: box.top - frame.top - (frame.height - box.height) / 2 });
+  };
+  const seen = new IntersectionObserver(
+    (entries) => entries.filter((e) => e.isIntersecting).forEach((e) => mark(links.get(e.target.id))),
+    { rootMargin: "-25% 0px -74% 0px" },
+  );
+  document.querySelectorAll("main > section").forEach((section) => seen.observe(section));
+}
+
+/** What is wider than its place can be scrolled with the keyboard too; what is not is no stop on the way. */
+function scrollers() {
+  const sizes = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
+      else target.removeAttribute("tabindex");
+    }
+  });
+  document.querySelectorAll(".table, .code").forEach((element) => sizes.observe(element));
+}
+
+function toViewer({ target }) {
+  const button = target.closest("button.show");
+  if (!button) return;
+  const viewer = document.getElementById("viewer");
+  const { study, index } = button.dataset;
+  viewer.dispatchEvent(new CustomEvent("show", { detail: { study, index: Number(index) } }));
+  viewer.scrollIntoView();
+  document.getElementById("viewer-canvas").focus({ preventScroll: true });
+}
+
+/** On paper all is open, drawn, light, and as wide as the paper; afterwards all is as it was. */
+function paper() {
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("details:not([open])")];
+    opened.forEach((details) => { details.open = true; });
+    root.dataset.printing = "";
+    Object.keys(figures).forEach(draw);
+  });
+  addEventListener("afterprint", () => {
+    opened.forEach((details) => { details.open = false; });
+    delete root.dataset.printing;
+    show(document.body);
+  });
+}
+
+(async () => {
+  theme();
+  fit();
+  document.querySelectorAll('[role="tablist"]').forEach(tabs);
+  follow(document.querySelector("nav"));
+  scrollers();
+  paper();
+  document.addEventListener("toggle", ({ target }) => target.open && show(target), true);
+  document.addEventListener("click", toViewer);
   const data = document.getElementById("viewer-data");
-  if (data) window.studyViewer(document.getElementById("viewer"), JSON.parse(data.textContent));
+  if (data) await window.studyViewer(document.getElementById("viewer"), JSON.parse(data.textContent));
+  await drawAll();
   document.body.dataset.ready = "true";
 })();
