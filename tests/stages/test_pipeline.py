@@ -35,7 +35,7 @@ def test_every_artefact_is_done(finished):
     states = finished.states()
     assert set(states.values()) == {"done"}
     assert {name for name in states if name.endswith("/train")} == TRAINING_ROWS
-    assert len(states) == 3 + len(MEMBERS) * 3 + len(TRAINING_ROWS) + 4
+    assert len(states) == 3 + len(MEMBERS) * 3 + len(TRAINING_ROWS) + 5
 
 
 def test_the_slice_table_describes_the_cache_row_by_row(finished, slices):
