@@ -91,7 +91,7 @@ def fake(monkeypatch) -> Iterator[type[Fake]]:
 def follow(folder: Path, names: list[str], *histories: list[dict[str, Any]]) -> list[str]:
     """Send these histories, one after each epoch; the warnings."""
     said: list[str] = []
-    with trackers.curves(names, folder, "demo", "net/fold0", SETTINGS, said.append) as sent:
+    with trackers.Curves(names, folder, "demo", "net/fold0", SETTINGS, said.append) as sent:
         for history in histories:
             sent(history)
     return said

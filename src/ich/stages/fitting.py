@@ -273,14 +273,14 @@ def enough(what: str, settings: Training) -> Iterator[None]:
 
 def tracked(plan: Plan, member: str, run: str, settings: Training) -> Follow:
     """What hears of a training's history after each epoch, and sends it to the trackers of the recipe."""
-    from ich.training.trackers import curves
+    from ich.training.trackers import Curves
 
     names = plan.recipe.compute.trackers
     if not names or not ranks.first():
         return _nobody()
     values = {"member": member, "run": run, **settings.model_dump(mode="json")}
     folder = plan.workspace.trackers.absolute()
-    return curves(names, folder, plan.recipe.name, run, values, lambda text: warn(text, once=True))
+    return Curves(names, folder, plan.recipe.name, run, values, lambda text: warn(text, once=True))
 
 
 def _nobody() -> Follow:

@@ -4,8 +4,7 @@ Failing means raising: one whose network hangs holds the run up.
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,30 +13,14 @@ Row = Mapping[str, float]
 BY_RUN = ("tensorboard", "aim")  # accelerate's first argument is the run's name here, elsewhere the project's
 
 
-@contextmanager
-def curves(
-    names: Sequence[str],
-    folder: Path,
-    project: str,
-    run: str,
-    settings: Mapping[str, Any],
-    warn: Callable[[str], None],
-) -> Iterator[Callable[[Sequence[Row]], None]]:
-    """Yield what is to be called with a training's whole history after each epoch; each row is sent once.
+class Curves:
+    """A context. It yields what is called with a training's whole history after each epoch; each row is sent once.
 
-    The first call opens the trackers and sends the settings, so a training that goes on sends what
-    was before, too. A tracker's files lie below `folder`; TensorBoard's of an earlier run of that name are removed, so
+    The first call opens the trackers and sends the settings, so a training that goes on sends what was before, too. A tracker's files lie below `folder`; TensorBoard's of an earlier run of that name are removed, so
     that no epoch is there twice. Services get a new run. Random numbers stay as they are. A tracker that raises is
     given up, with one warning.
     """
-    curve = _Curves(names, folder, project, run, settings, warn)
-    try:
-        yield curve.follow
-    finally:
-        curve.finish()
 
-
-class _Curves:
     def __init__(
         self,
         names: Sequence[str],
@@ -52,6 +35,12 @@ class _Curves:
         self.trackers: dict[str, Any] | None = None
         self.sent = 0
 
+    def __enter__(self) -> Callable[[Sequence[Row]], None]:
+        return self.follow
+
+    def __exit__(self, *_: object) -> None:
+        self._each(lambda _, tracker: tracker.finish())
+
     def follow(self, history: Sequence[Row]) -> None:
         if self.trackers is None:
             self.trackers = {}
@@ -65,9 +54,6 @@ class _Curves:
             values = {key: value for key, value in row.items() if key != "epoch"}
             self._each(lambda _, tracker, v=values, e=int(row["epoch"]): tracker.log(v, step=e))
         self.sent = len(history)
-
-    def finish(self) -> None:
-        self._each(lambda _, tracker: tracker.finish())
 
     def _each(self, do: Callable[[str, Any], object]) -> None:
         from torch.random import fork_rng
