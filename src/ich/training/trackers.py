@@ -16,9 +16,10 @@ BY_RUN = ("tensorboard", "aim")  # accelerate's first argument is the run's name
 class Curves:
     """A context. It yields what is called with a training's whole history after each epoch; each row is sent once.
 
-    The first call opens the trackers and sends the settings, so a training that goes on sends what was before, too. A tracker's files lie below `folder`; TensorBoard's of an earlier run of that name are removed, so
-    that no epoch is there twice. Services get a new run. Random numbers stay as they are. A tracker that raises is
-    given up, with one warning.
+    The first call opens the trackers and sends the settings, so a training that goes on sends what was before, too.
+    A tracker's files lie below `folder`; TensorBoard's of an earlier run of that name are removed, so that no epoch is
+    there twice. Services get a new run. Random numbers stay as they are. A tracker that raises is given up, with one
+    warning.
     """
 
     def __init__(
