@@ -25,11 +25,7 @@ from ich.stages.tasks import BLEND, WEIGHTS, Task
 ROOT = Path(__file__).parents[1]
 CLASSES = (*folds.POSITIVES, "any")
 TEST_SHARE = 121_232 / folds.SLICES
-# fp32: oneDNN 3.12 leaves out part of the bf16 gradient of a 3x3 convolution over a map of one pixel
-NETWORK = (
-    "{{backbone: resnet14t, pretrained: false, precision: fp32, epochs: 1, workers: 0,"
-    " kwargs: {{stem_width: 4, channels: {}}}}}"
-)
+NETWORK = "{{backbone: resnet14t, pretrained: false, epochs: 1, workers: 0, kwargs: {{stem_width: 4, channels: {}}}}}"
 WIDTH = {"resnet": 512, "resnext": 2048, "seresnet": 16, "densenet": 16}  # of embeddings; those of the first two real
 NARROW = 16  # of embeddings that nobody reads: other folds' than the first
 

@@ -302,3 +302,40 @@ def test_errors_say_what_to_type_instead(tmp_path: Path):
         Cnn(replace(SMALL, kwargs={"widht": 3}))
     with pytest.raises(ValueError, match="no weights at"):
         Cnn(replace(SMALL, weights=str(tmp_path / "absent.safetensors")))
+
+
+@pytest.mark.parametrize(("size", "precise"), [(16, True), (32, True), (64, False), (96, False)])
+def test_pictures_too_small_for_their_kernels_are_computed_in_full_precision_on_a_cpu(size, precise):
+    """In bfloat16 oneDNN leaves the gradient of what lies beyond a map as memory happened to be."""
+    network = Cnn(CnnSpec("resnet10t", 3, 2, {"channels": [8, 8, 8, 8], "stem_width": 8})).train()
+    seen: list[torch.dtype] = []
+    network.backbone.layer4.register_forward_hook(lambda _layer, _inputs, output: seen.append(output.dtype))
+    before = {name: value.clone() for name, value in network.state_dict().items() if "running" in name}
+    network.backbone.layer4[0].bn1.eval()  # as where norms are frozen
+    images = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8)
+    with torch.autocast("cpu", torch.bfloat16):
+        embeddings, _ = network.embed(images)
+        network.embed(images)
+    assert seen[-1] == (torch.float32 if precise else torch.bfloat16)
+    assert len(seen) == 3, "one black picture, and two batches"
+    assert embeddings.requires_grad
+    frozen = "backbone.layer4.0.bn1.running_mean"
+    assert torch.equal(network.state_dict()[frozen], before[frozen])
+    assert network.training
+    assert not network.backbone.layer4[0].bn1.training
+    assert any(not torch.equal(network.state_dict()[name], value) for name, value in before.items())
+
+
+def test_the_gradient_of_a_kernel_beyond_the_map_is_zero():
+    torch.manual_seed(0)
+    network = Cnn(CnnSpec("resnet14t", 6, 6, {"channels": [8, 8, 8, 512], "stem_width": 4})).train()
+    images = torch.randint(0, 256, (8, 6, 16, 16), dtype=torch.uint8)
+    for _ in range(3):
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            network(images).square().mean().backward()
+        gradient = network.backbone.layer4[0].conv2.weight.grad
+        assert gradient.isfinite().all()
+        outer = gradient.clone()
+        outer[..., 1, 1] = 0
+        assert not outer.any()

@@ -3,6 +3,7 @@
 import difflib
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -79,6 +80,7 @@ class Cnn(nn.Module):
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
         self.compiled = False
+        self._reaching_beyond: dict[int, bool] = {}  # by the side of a picture
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -88,10 +90,44 @@ class Cnn(nn.Module):
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings [B, embedding_size] and logits float32 [B, classes] of uint8 [B, C, S, S]."""
         run = _compiled() if self.compiled and self.training else _embeddings
-        embeddings = run(self.backbone, self.shift, self.scale, images)
+        with self._precise(images):
+            embeddings = run(self.backbone, self.shift, self.scale, images)
         # in full precision: half a byte of mantissa would tie predictions that differ
         with torch.autocast(images.device.type, enabled=False):
             return embeddings, self.classifier(self.dropout(embeddings.float()))
+
+    def _precise(self, images: Tensor) -> AbstractContextManager[Any]:
+        """Full precision on a CPU for pictures so small that a kernel reaches beyond the whole map that it looks at.
+
+        There oneDNN 3.12 (of torch 2.13) leaves parts of the weights' bfloat16 gradient as memory happened to be.
+        """
+        if images.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return nullcontext()
+        size = images.shape[-1]
+        if size not in self._reaching_beyond:
+            self._reaching_beyond[size] = self._reaches_beyond(size)
+        return torch.autocast("cpu", enabled=False) if self._reaching_beyond[size] else nullcontext()
+
+    def _reaches_beyond(self, size: int) -> bool:
+        """Whether a convolution pads maps of a picture of `size` pixels by their own side or more."""
+        found: list[bool] = []
+
+        def look(layer: Any, inputs: tuple[Tensor, ...]) -> None:
+            sides = layer.kernel_size if isinstance(layer.padding, str) else [2 * side for side in layer.padding]
+            found.append(max(sides) >= 2 * min(inputs[0].shape[-2:]))  # "same" pads by half a kernel
+
+        hooks = [layer.register_forward_pre_hook(look) for layer in self.modules() if isinstance(layer, nn.Conv2d)]
+        modes = [(module, module.training) for module in self.backbone.modules()]
+        try:
+            with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+                picture = torch.zeros(1, self.spec.in_channels, size, size)
+                _embeddings(self.backbone.eval(), self.shift, self.scale, picture)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for module, training in modes:
+                module.training = training
+        return any(found)
 
     def output_bias(self, prevalence: np.ndarray) -> None:
         """Start from the classes' frequencies [classes]."""
