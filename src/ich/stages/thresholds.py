@@ -137,7 +137,7 @@ def tuned(
     # where every row is a patient of its own, drawing rows is drawing patients
     bootstrap = None if patients is None or number == len(labels) else Bootstrap(patients)
     decided = {"": thresholds.apply(probability, list(found.thresholds.values())), "_cross_fitted": found.decided}
-    positives = labels.sum(axis=0)
+    positives = labels.sum(axis=0, dtype="float64")  # else a recall of 0.9 reads 0.8999999761581421
 
     def recall(positive: "np.ndarray") -> dict[str, float | None]:
         hits = np.einsum("nc,nc->c", labels, positive)
