@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from ich.console import duration
 from ich.report.page import Code, Details, Notes, Section, Table
 from ich.stages.reporting.evidence import Evidence
 from ich.stages.tasks import VERSIONS, Task
@@ -85,11 +86,7 @@ def _effort(evidence: Evidence, tasks: list[Task]) -> Table:
 
 
 def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if not minutes:
-        return f"{seconds:.1f} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+    return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
 
 
 def _versions(evidence: Evidence, tasks: list[Task]) -> Table:
