@@ -32,7 +32,7 @@ def numbers(values: ArrayLike, digits: int = 6) -> list[Any]:
     return [round(value, digits) if np.isfinite(value) else None for value in array.tolist()]
 
 
-def line(x: ArrayLike, y: ArrayLike, name: str, colour: int | str, width: float = 2, *, faint: bool = False) -> Trace:
+def line(x: ArrayLike, y: ArrayLike, name: str, colour: int | str, width: float = 2) -> Trace:
     return {
         "type": "scatter",
         "mode": "lines",
@@ -40,7 +40,7 @@ def line(x: ArrayLike, y: ArrayLike, name: str, colour: int | str, width: float 
         "y": numbers(y),
         "name": name,
         "line": {"width": width},
-        "meta": {"color": colour, "faint": True} if faint else {"color": colour},
+        "meta": {"color": colour},
     }
 
 

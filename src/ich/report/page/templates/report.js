@@ -4,34 +4,30 @@
  * How a figure of charts.py asks for colours (it holds none; they are set here from report.css for either ground):
  *   trace  meta: {color: 1..8}      a hue of the palette, fixed (--c1..--c8: blue, orange, green, rose, sky, vermilion,
  *                                   olive, grey); without meta a trace takes them in plain order (layout.colorway)
- *          meta: {color: [1, 3]}    a hue for each bar or point
  *          meta: {color: "muted"}   grey: reference lines, chance, what all the rest is compared with
  *          meta: {color: "strong"}  the colour of the text: the one thing to look at (the threshold chosen, the pooled curve)
- *          meta: {..., faint: true} the same, mostly transparent: the spread of the folds, a curve of a single fold
- *          meta: {scale: "sequential" | "diverging"}   colorscale of a heatmap, or of a marker with numbers as `color`
- *                                   (diverging: give zmid or cmid)
- *     The colour goes to line, marker, error bars, and (transparent) to the area of a trace with `fill`.
- *   shape, annotation  name: "muted" | "strong" | "c1".."c8" | "... faint"; muted where it has none
+ *          meta: {scale: "sequential"} colorscale of a heatmap, or of a marker with numbers as `color`
+ *     The colour goes to line, marker and error bars.
+ *   annotation  name: "muted" | "strong"; muted where it has none
  * Never colour alone: dash, symbol or text beside it. No scattergl (it needs eval, which the page's policy refuses).
  * Legend above the plot, margins, fonts, grid, hover box come from here too; `layout` gives axis titles, ranges, height
- * (default 360), showlegend, shapes, barmode and the like. A chart of several lone curves may be read on 340 px: few words.
+ * (default 360), showlegend and the like. A chart of several lone curves may be read on 340 px: few words.
  */
 
 const root = document.documentElement;
 const figures = JSON.parse(document.getElementById("charts-data").textContent);
 const NARROW = 420; // pixels of a plot whose legend is set smaller
 const CONFIG = { displaylogo: false, displayModeBar: false };
-const SCALES = { sequential: ["seq0", "seq1", "seq2"], diverging: ["div0", "div1", "div2"], ramp: ["ramp0", "ramp1", "ramp2"] };
+const SCALES = { sequential: ["seq0", "seq1", "seq2"], ramp: ["ramp0", "ramp1", "ramp2"] };
 
 // ---- colours: what CSS makes of its variables under the scheme in force
 
 const probe = document.body.appendChild(document.createElement("span"));
 probe.hidden = true;
 
-function css(name, alpha = 1) {
+function css(name) {
   probe.style.color = `var(--${name})`;
-  const [r, g, b] = getComputedStyle(probe).color.match(/[\d.]+/g);
-  return `rgba(${r},${g},${b},${alpha})`;
+  return getComputedStyle(probe).color;
 }
 
 /** The CSS variable of a colour in a figure's meta or name. */
@@ -43,33 +39,20 @@ const colorscale = (kind) => SCALES[kind].map((name, k, all) => [k / (all.length
 
 function painted(source) {
   const trace = structuredClone(source);
-  const { color, faint, scale } = trace.meta ?? {};
+  const { color, scale } = trace.meta ?? {};
   if (scale && "z" in trace) trace.colorscale = colorscale(scale);
   if (scale && trace.marker) trace.marker.colorscale = colorscale(scale === "sequential" ? "ramp" : scale);
   if (color === undefined) return trace;
-  const alpha = faint ? 0.35 : 1;
-  const paint = Array.isArray(color) ? color.map((c) => css(variable(c), alpha)) : css(variable(color), alpha);
+  const paint = css(variable(color));
   if (!scale) trace.marker = { ...trace.marker, color: paint };
-  if (Array.isArray(color)) return trace;
   trace.line = { ...trace.line, color: paint };
   for (const bars of ["error_x", "error_y"]) if (trace[bars]) trace[bars].color = paint;
-  if (trace.fill && trace.fill !== "none") trace.fillcolor = css(variable(color), 0.16);
   return trace;
-}
-
-/** Colour of a shape or an annotation, by its name. */
-function named(part) {
-  const [color, faint] = (part.name ?? "muted").split(" ");
-  return css(variable(color), faint ? 0.2 : 1);
 }
 
 function laid(source, { clientWidth: width, clientHeight: height }) {
   const layout = { ...structuredClone(source), width, height };
-  for (const shape of layout.shapes ?? []) {
-    shape.line = { ...shape.line, color: named(shape) };
-    if (shape.type === "rect" || shape.type === "circle") shape.fillcolor = named(shape);
-  }
-  for (const note of layout.annotations ?? []) note.font = { size: 12, ...note.font, color: named(note) };
+  for (const note of layout.annotations ?? []) note.font = { size: 12, ...note.font, color: css(variable(note.name ?? "muted")) };
   layout.template = template();
   if (width < NARROW) Object.assign(layout.template.layout.legend, { font: { size: 11 }, itemwidth: 30 });
   layout.uirevision = "kept"; // what a reader has zoomed or hidden stays so in another theme
@@ -97,7 +80,6 @@ function template() {
     data: {
       heatmap: [{ colorbar: bar, colorscale: colorscale("sequential"), xgap: 2, ygap: 2, textfont: { color: css("ink") } }],
       scatter: [{ marker: { colorbar: bar, line: { color: css("surface") } } }],
-      bar: [{ marker: { line: { width: 0 } }, error_x: { color: quiet }, error_y: { color: quiet } }],
     },
   };
 }
