@@ -71,7 +71,7 @@ def networks(recipe: Any, size: int) -> Iterator[Network]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from ich.models.cnn import Cnn
+    from ich.networks.cnn import Cnn
     from ich.stages.inputs import view_of
     from ich.stages.networks import cnn_spec
 

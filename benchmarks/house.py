@@ -17,10 +17,10 @@ from benchmarks import folds
 from ich.data import cache
 from ich.data.competitions import Raw
 from ich.data.dicom import Geometry
+from ich.pipeline.graph import BLEND, WEIGHTS, Task
+from ich.pipeline.plan import Made, Plan
 from ich.recipe import load
 from ich.stages.inputs import Slices
-from ich.stages.plan import Made, Plan
-from ich.stages.tasks import BLEND, WEIGHTS, Task
 
 ROOT = Path(__file__).parents[1]
 CLASSES = (*folds.POSITIVES, "any")

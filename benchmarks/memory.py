@@ -134,8 +134,8 @@ def stage(name: str, *, whole: bool = True) -> Callable[[int], None]:
     def run(_count: int) -> None:
         from importlib import import_module
 
+        from ich.pipeline.plan import Plan
         from ich.recipe import load
-        from ich.stages.plan import Plan
 
         plan = Plan(load("configs/house.yaml"), Path.cwd())
         module = import_module(f"ich.stages.{name}")
@@ -153,9 +153,9 @@ def stage(name: str, *, whole: bool = True) -> Callable[[int], None]:
 
 def training_rows(_count: int) -> None:
     """What the network of fold 0 says of the rows that it was trained on."""
+    from ich.pipeline.plan import Plan
     from ich.recipe import load
     from ich.stages import cnn
-    from ich.stages.plan import Plan
 
     plan = Plan(load("configs/house.yaml"), Path.cwd())
     cnn.predict_training_rows(plan, CNN, 0, "")

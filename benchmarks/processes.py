@@ -13,9 +13,9 @@ from pathlib import Path
 
 from benchmarks import house
 from benchmarks.race import OURS, Race, race
+from ich.pipeline.plan import Plan
 from ich.recipe import load
 from ich.stages import cnn
-from ich.stages.plan import Plan
 
 SLICES, SIZE, EPOCHS = 3_000, 96, 2
 # the demo's resnet, at the demo's size

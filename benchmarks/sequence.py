@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.race import OURS, Race, race
 from ich.data.studies import Studies, study_loader
-from ich.models import losses
-from ich.models.sequence import SequenceHead, StackedHead, build_head
+from ich.networks import losses
+from ich.networks.sequence import SequenceHead, StackedHead, build_head
 from ich.recipe import Sequence
 from ich.stages.networks import head_shape
 from ich.training.device import default_device

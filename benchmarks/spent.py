@@ -21,7 +21,7 @@ PARTS = {  # by name: the end of the file's name, and the function
     "loading": ("data/dataloader.py", "__next__"),
     "  windows": ("data/views.py", "render_rows"),
     "  augmentation": ("data/augment.py", "__call__"),
-    "forward, of prediction too": ("models/cnn.py", "embed"),
+    "forward, of prediction too": ("networks/cnn.py", "embed"),
     "backward": ("torch/_tensor.py", "backward"),
     "optimizer": ("optim/optimizer.py", "wrapper"),
 }
@@ -37,8 +37,8 @@ def by_stage(records: Iterator[tuple[str, dict[str, Any]]]) -> dict[str, tuple[i
 
 
 def of_run(recipe: Path) -> Iterator[str]:
+    from ich.pipeline.plan import Plan
     from ich.recipe import load
-    from ich.stages.plan import Plan
 
     plan = Plan(load(recipe), Path.cwd())
     made = [(task, plan.record_of(task.record)) for task in plan.all()]
@@ -55,9 +55,9 @@ def of_run(recipe: Path) -> Iterator[str]:
 
 def of_epoch(recipe: Path, member: str) -> Iterator[str]:
     from benchmarks import house
+    from ich.pipeline.plan import Plan
     from ich.recipe import load
     from ich.stages import cnn
-    from ich.stages.plan import Plan
 
     whole = load(recipe)
     network = whole.cnn[member].model_dump(mode="json", exclude_defaults=True)

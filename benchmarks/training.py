@@ -25,8 +25,8 @@ from ich.data.batches import epoch_loader
 from ich.data.datasets import SliceBatch, SliceDataset
 from ich.data.on_device import OnDevice
 from ich.data.views import View, Window, neighbour_rows
-from ich.models.cnn import Cnn, CnnSpec
-from ich.models.losses import build as loss
+from ich.networks.cnn import Cnn, CnnSpec
+from ich.networks.losses import build as loss
 from ich.training import checkpoint, pace
 from ich.training.device import Mover, default_device, resolve
 from ich.training.loop import FitSettings, fit

@@ -103,7 +103,7 @@ def house(finished, tmp_path) -> House:
 @pytest.fixture(scope="module")
 def one_core() -> Iterator[None]:
     """For modules that run stages in this process: other tests run beside them, and waiting threads take longest."""
-    from ich.stages.plan import Plan
+    from ich.pipeline.plan import Plan
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Plan, "cores", 1)

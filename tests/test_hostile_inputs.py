@@ -29,15 +29,17 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID, JPEG2000Lossless
 
 from ich.ensemble import thresholds
+from ich.errors import UserError
+from ich.pipeline.graph import Task
+from ich.pipeline.plan import Plan
 from ich.recipe import RecipeError, load, table_thresholds
 from ich.stages import check, cnn, folds, maps, predict, prepare, score, sequence, smooth, stack, status, submit
 from ich.stages import thresholds as thresholds_stage
 from ich.stages.inputs import Slices
 from ich.stages.member import Checkpoint
 from ich.stages.networks import network_of, with_weights
-from ich.stages.plan import Plan
-from ich.stages.tasks import Task
-from ich.workspace import Record, UserError, read_record, sha256_file, write_record, write_sealed
+from ich.store.hashes import sha256_file
+from ich.store.records import Record, read_record, write_record, write_sealed
 
 SOURCE = Path(__file__).parents[1] / "src" / "ich"
 MARKER = Path(os.environ.get("TMPDIR", "/tmp")) / f"ich-hostile-{os.getpid()}"
@@ -163,7 +165,7 @@ def test_a_pickle_is_no_recipe(tmp_path, form):
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth", "weights.bin", "weights.npz"])
 @pytest.mark.parametrize("form", PICKLES)
 def test_weights_that_a_recipe_names_are_never_unpickled(tmp_path, form, name):
-    from ich.models.cnn import CnnSpec
+    from ich.networks.cnn import CnnSpec
 
     (tmp_path / name).write_bytes(PICKLES[form])
     shape = {"channels": (4, 8, 8, 8), "stem_width": 4}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ich.locks import held, hold, owner
+from ich.errors import UserError
 from ich.processes import Interrupted
-from ich.workspace import UserError
+from ich.store.locks import held, hold, owner
 
 
 def no_wait(who: str) -> None:
@@ -20,7 +20,7 @@ def no_wait(who: str) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from ich.locks import hold
+from ich.store.locks import hold
 with hold(Path(sys.argv[1]), on_wait=print):
     print("held", flush=True)
     sys.stdin.readline()

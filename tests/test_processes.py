@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from ich.errors import UserError
 from ich.processes import side_by_side
-from ich.workspace import UserError
 
 SOON = 10  # seconds; what is promised is two, on a machine with nothing else to do
 

@@ -131,7 +131,7 @@ def test_a_finished_stage_says_nothing_when_quiet_and_no_command_writes_control_
 
 def test_training_says_more_or_nothing(house: House, capfd, monkeypatch):
     monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
-    monkeypatch.setattr("ich.stages.plan.Plan.cores", 1)
+    monkeypatch.setattr("ich.pipeline.plan.Plan.cores", 1)
     said = {}
     words = ["cnn", RECIPE, "--model", "resnet", "--fold", "1", "--force"]
     with chdir(house.root):

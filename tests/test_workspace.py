@@ -9,20 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ich import workspace
+from ich.errors import UserError
 from ich.stages.member import leave_array
-from ich.workspace import (
-    Record,
-    UserError,
-    atomic,
-    atomic_folder,
-    digest,
-    listing,
-    read_json,
-    read_sealed,
-    write_json,
-    write_sealed,
-)
+from ich.store import records
+from ich.store.atomic import atomic, atomic_folder, read_json, write_json
+from ich.store.hashes import digest
+from ich.store.paths import listing
+from ich.store.records import Record, read_sealed, write_sealed
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -99,14 +92,14 @@ def test_a_record_names_the_changed_and_the_missing_file(tmp_path):
 
 
 def test_a_huge_file_is_judged_by_its_stamp_until_that_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(workspace, "TRUST_STAMP_ABOVE", 3)
+    monkeypatch.setattr(records, "TRUST_STAMP_ABOVE", 3)
     path = tmp_path / "big"
     path.write_text("12345")
     record = Record(tmp_path / "run.json")
     record.write("fp", {"big": path})
     value = record.read()
     assert value is not None
-    monkeypatch.setattr(workspace, "sha256_file", lambda _: pytest.fail("read the whole file"))
+    monkeypatch.setattr(records, "sha256_file", lambda _: pytest.fail("read the whole file"))
     assert record.damaged(value) is None
     monkeypatch.undo()
     path.write_text("54321")
@@ -166,7 +159,7 @@ def test_a_folder_that_cannot_take_the_place_of_another_leaves_it_there(tmp_path
 def test_an_array_that_does_not_fit_on_the_disk_leaves_the_one_before(tmp_path, size):
     code = (
         "import resource, sys; from pathlib import Path; import numpy as np\n"
-        "from ich.stages.member import leave_array; from ich.workspace import UserError\n"
+        "from ich.stages.member import leave_array; from ich.errors import UserError\n"
         "path = Path(sys.argv[1]); leave_array(path, np.zeros(4))\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))\n"
         "try:\n    leave_array(path, np.ones(100_000, np.float16))\n"

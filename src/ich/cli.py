@@ -16,7 +16,7 @@ import typer  # noqa: E402
 from ich import console  # noqa: E402
 
 if TYPE_CHECKING:
-    from ich.stages.plan import Plan
+    from ich.pipeline.plan import Plan
 
 app = typer.Typer(
     name="ich",
@@ -48,7 +48,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def called(quiet: bool, verbose: bool, **given: Any) -> None:
         if quiet and verbose:
-            from ich.workspace import UserError
+            from ich.errors import UserError
 
             raise UserError("--quiet and --verbose: give one of the two")
         console.set_level("quiet" if quiet else "verbose" if verbose else "normal")
@@ -64,8 +64,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _plan(recipe: Path, overrides: list[str] | None) -> "Plan":
+    from ich.pipeline.plan import Plan
     from ich.recipe import load
-    from ich.stages.plan import Plan
 
     return Plan(load(recipe, overrides or []), Path.cwd())
 
@@ -191,8 +191,8 @@ def thresholds(
     force: Force = False,
 ) -> None:
     """Search a threshold a class that maximises an F score."""
+    from ich.errors import UserError
     from ich.stages import thresholds as stage
-    from ich.workspace import UserError
 
     if recipe is not None and out is not None:
         raise UserError("--out goes with --table; a recipe's thresholds go to oof/<recipe>/thresholds.json")
@@ -262,8 +262,8 @@ def predict(
     force: Force = False,
 ) -> None:
     """Score a folder of DICOM files with the trained ensemble; without PATH, the scans of a recipe with trained_by."""
+    from ich.errors import UserError
     from ich.stages import predict as stage
-    from ich.workspace import UserError
 
     plan = _plan(recipe, overrides)
     if plan.recipe.competition.trained_by is not None and path is None and out is None:
@@ -304,13 +304,13 @@ def ablate(recipe: RecipePath, overrides: Set = None) -> None:
 def main() -> None:
     """Run a command; what the user can mend is one line a fault, without a traceback."""
     from ich import ranks
+    from ich.errors import ADVICE, UserError, refused
     from ich.processes import interruptible
-    from ich.workspace import ADVICE, UserError, refused
 
     try:
         with interruptible("interrupted; what was finished is kept: the same command goes on from there", ranks.heard):
             if ranks.launched():
-                from ich.stages.plan import SHARED
+                from ich.pipeline.plan import SHARED
 
                 ranks.run(app, shared=sys.argv[1:2] != [] and sys.argv[1] in {*SHARED, "ablate"})
             else:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ich import console
-from ich.workspace import UserError
+from ich.errors import UserError
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

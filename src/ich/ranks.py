@@ -22,8 +22,8 @@ from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ich.errors import UserError
 from ich.processes import end_after
-from ich.workspace import UserError
 
 if TYPE_CHECKING:
     import numpy as np

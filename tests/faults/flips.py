@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from ich import workspace
+from ich.errors import UserError
+from ich.pipeline.graph import BLEND, CHECKPOINT, SMOOTH, WEIGHTS, Task
+from ich.pipeline.plan import Plan
 from ich.stages import verify
-from ich.stages.plan import Plan
-from ich.stages.tasks import BLEND, CHECKPOINT, SMOOTH, WEIGHTS, Task
-from ich.workspace import UserError
+from ich.store import hashes
 from tests.conftest import House
 from tests.faults.house import Reference, copied, differences, ich, picture, plan_of, sha256, unfinished
 from tests.faults.trials import Outcome
@@ -157,7 +157,7 @@ def _cut(path: Path, random: Random) -> str:
 def _by_a_look(kind: str, piece: Piece, damage: Damage, random: Random, houses: Houses) -> tuple[str, list[str]]:
     with _LOOKING, _restored(houses.finished / piece.path):
         what = damage(houses.finished / piece.path, random)
-        workspace._HASHES.clear()  # a new process has none
+        hashes._HASHES.clear()  # a new process has none
         return what, [*_named(kind, piece, houses.finished), *_refused(kind, piece, houses.finished)]
 
 
@@ -169,7 +169,7 @@ def _restored(path: Path) -> Iterator[None]:
     finally:
         path.write_bytes(data)
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        workspace._HASHES.clear()
+        hashes._HASHES.clear()
 
 
 def _named(kind: str, piece: Piece, root: Path) -> Iterator[str]:

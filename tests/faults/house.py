@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ich.pipeline.plan import Plan
 from ich.recipe import load
-from ich.stages.plan import Plan
-from ich.workspace import read_record
+from ich.store.records import read_record
 from tests.conftest import RECIPE, House, cloned
 
 ARTEFACTS = ("input", "folds", "oof", "submissions")

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ich.stages.plan import Plan
+from ich.pipeline.plan import Plan
 from tests.faults.house import (
     Reference,
     Stamp,

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ich.models.cnn import Cnn, CnnSpec
+from ich.networks.cnn import Cnn, CnnSpec
 from ich.report.gradcam import grad_cam, pointing_game, saliency
 
 SIZE = 12

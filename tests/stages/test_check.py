@@ -12,10 +12,10 @@ import pytest
 
 from ich.data import dicom
 from ich.data.competitions.rsna2019 import CLASSES
+from ich.errors import UserError
+from ich.pipeline.plan import Plan
 from ich.recipe import load
 from ich.stages import check, prepare
-from ich.stages.plan import Plan
-from ich.workspace import UserError
 from plain_slice import HEADER
 
 ALL, NONE = "111111", "000000"

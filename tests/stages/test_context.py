@@ -15,14 +15,15 @@ from conftest import RECIPE, cloned
 from ich.data.studies import Studies, from_the_other_end, study_batch
 from ich.ensemble.members import aligned
 from ich.ensemble.smoothing import choose_widths, smooth_each
-from ich.models.sequence import build_head
+from ich.errors import UserError
+from ich.networks.sequence import build_head
+from ich.pipeline.plan import Plan
 from ich.recipe import Sequence, load
 from ich.stages import cnn, demo, folds, prepare, sequence, smooth
 from ich.stages.inputs import Slices, positions, smoother_input, studies_of
 from ich.stages.networks import predict_sequence
-from ich.stages.plan import Plan
+from ich.store.atomic import read_json
 from ich.training import loop
-from ich.workspace import UserError, read_json
 
 # ---- a study read from both ends
 

@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 
 from ich.ensemble.members import aligned, logit_columns
+from ich.errors import UserError
+from ich.pipeline.graph import Task
+from ich.pipeline.plan import Plan
 from ich.recipe import load
 from ich.stages import networks, sequence
 from ich.stages.inputs import Slices
-from ich.stages.plan import Plan
-from ich.stages.tasks import Task
-from ich.workspace import Record, UserError, write_record
+from ich.store.records import Record, write_record
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 CLASSES = ["epidural", "any"]

@@ -27,11 +27,11 @@ from ich.ensemble import prevalence
 from ich.ensemble.hierarchy import project_any
 from ich.ensemble.thresholds import search
 from ich.phantom.competition import CLASSES
+from ich.pipeline.plan import Plan
 from ich.recipe import load
 from ich.stages import blend, predict, score, smooth, stack, submit, thresholds
 from ich.stages.inputs import Slices
-from ich.stages.plan import Plan
-from ich.workspace import read_json
+from ich.store.atomic import read_json
 
 pytestmark = pytest.mark.usefixtures("one_core")
 

@@ -21,16 +21,16 @@ from ich.data.batches import epoch_loader
 from ich.data.datasets import SliceBatch, SliceDataset
 from ich.data.on_device import OnDevice
 from ich.data.views import View, Window
-from ich.models.losses import build
+from ich.errors import UserError
+from ich.networks.losses import build
+from ich.pipeline.graph import CHECKPOINT, Task
+from ich.pipeline.plan import Plan
 from ich.recipe import Cnn, EndToEnd, Pretrain, Sequence, Training, load
 from ich.stages import cnn, end_to_end, pretrain, sequence
 from ich.stages.fitting import enough, fit_network
 from ich.stages.inputs import Slices
 from ich.stages.member import Checkpoint, finite, leave_predictions
-from ich.stages.plan import Plan
-from ich.stages.tasks import CHECKPOINT, Task
 from ich.training.loop import FitSettings, fit, weights
-from ich.workspace import UserError
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -243,7 +243,7 @@ from ich.data.batches import Batches, epoch_loader
 from ich.data.datasets import SliceBatch
 from ich.recipe import Cnn
 from ich.stages.fitting import fit_network
-from ich.workspace import UserError
+from ich.errors import UserError
 
 class Slices(Batches):
     seed = 0

@@ -12,7 +12,9 @@ import pytest
 import yaml
 
 from ich.data import dicom
+from ich.errors import UserError
 from ich.phantom.competition import CLASSES, Study, make_study
+from ich.pipeline.plan import Plan
 from ich.recipe import load
 from ich.stages import (
     blend,
@@ -30,8 +32,6 @@ from ich.stages import (
     submit,
     thresholds,
 )
-from ich.stages.plan import Plan
-from ich.workspace import UserError
 
 SUBTYPES = CLASSES[:5]
 STAGES = (prepare, folds, cnn, sequence, stack, blend, thresholds, submit, score)

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ich.pipeline.plan import Plan
 from ich.recipe import load
 from ich.stages.inputs import Slices
-from ich.stages.plan import Plan
 
 TOLERANCE = 0.08  # of macro AUC, about three standard errors with 90 studies
 

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from ich.errors import UserError
+from ich.pipeline.plan import Plan
 from ich.recipe import Cnn, load
 from ich.stages.networks import cnn_spec, network_of
-from ich.stages.plan import Plan
-from ich.workspace import UserError
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"channels": [8, 8, 8, 8], "stem_width": 4}

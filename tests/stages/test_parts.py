@@ -17,13 +17,13 @@ from sklearn import metrics
 
 from conftest import cloned
 from ich.cli import app
+from ich.errors import UserError
+from ich.pipeline.plan import Plan
 from ich.recipe import load
 from ich.stages import ablate, cnn, end_to_end, fitting, pretrain
 from ich.stages.fitting import splits
 from ich.stages.inputs import Slices
-from ich.stages.plan import Plan
 from ich.training import loop
-from ich.workspace import UserError
 
 pytestmark = pytest.mark.usefixtures("one_core")
 

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
-from ich.locks import hold
-from ich.workspace import Record, write_record
+from ich.store.locks import hold
+from ich.store.records import Record, write_record
 
 CLASSES = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"]
 LOGITS = [f"logit_{name}" for name in CLASSES]
@@ -85,7 +85,7 @@ def test_embeddings_have_the_rows_of_their_table(finished):
 def test_a_fold_s_record_can_rebuild_its_model(finished):
     from safetensors.torch import load_file
 
-    from ich.models.cnn import Cnn, CnnSpec
+    from ich.networks.cnn import Cnn, CnnSpec
 
     folder = finished.root / "oof/tiny/resnext/fold0"
     record = json.loads((folder / "run.json").read_text())

@@ -10,10 +10,12 @@ import pytest
 from scipy.special import expit, logit
 
 from ich.ensemble.hierarchy import project_any
+from ich.errors import UserError
+from ich.pipeline.plan import Plan
 from ich.recipe import load
 from ich.stages import predict
-from ich.stages.plan import Plan
-from ich.workspace import UserError, read_record, sha256_bytes, write_record
+from ich.store.hashes import sha256_bytes
+from ich.store.records import read_record, write_record
 
 CLASSES = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"]
 PROBABILITIES = [f"prob_{name}" for name in CLASSES]

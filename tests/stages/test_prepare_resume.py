@@ -16,11 +16,13 @@ from pydicom.uid import RLELossless
 
 from ich.data import cache, dicom
 from ich.data.competitions.rsna2019 import CLASSES
+from ich.errors import UserError
+from ich.pipeline.graph import PROGRESS
+from ich.pipeline.plan import Plan
 from ich.recipe import load
 from ich.stages import prepare
-from ich.stages.plan import Plan
-from ich.stages.tasks import PROGRESS
-from ich.workspace import Record, UserError, part_of
+from ich.store.atomic import part_of
+from ich.store.records import Record
 from plain_slice import HEADER
 
 RECIPE = """
@@ -168,7 +170,7 @@ from pathlib import Path
 from ich.data import cache
 from ich.recipe import load
 from ich.stages import prepare
-from ich.stages.plan import Plan
+from ich.pipeline.plan import Plan
 cache.SAVE_EVERY, real = 0, prepare.write_sealed
 prepare.write_sealed = lambda *arguments: (real(*arguments), time.sleep(0.1))
 Plan.cores = 2

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 
 from ich.phantom.competition import write_competition
+from ich.pipeline.plan import Plan
 from ich.recipe import Recipe, load
 from ich.stages import ablate, cnn, end_to_end, folds, prepare, pretrain, sequence
 from ich.stages.fitting import splits
 from ich.stages.inputs import Slices
 from ich.stages.member import Checkpoint
-from ich.stages.plan import Plan
 from ich.training import loop
 from stages.test_formats import write_ntu, write_own, write_unibuc
 

@@ -11,16 +11,18 @@ import pandas as pd
 import pytest
 import yaml
 
+from ich.errors import UserError
 from ich.phantom.competition import CLASSES
+from ich.pipeline.plan import Plan
 from ich.recipe import load
 from ich.report.page import Block, Code, Details, Notes, Panels, Section, Table, Tiles
 from ich.stages import report, score
 from ich.stages import thresholds as tuning
 from ich.stages.inputs import Slices
-from ich.stages.plan import Plan
 from ich.stages.reporting import mistakes, provenance, verdict
 from ich.stages.reporting.evidence import Evidence
-from ich.workspace import UserError, write_json, write_record
+from ich.store.atomic import write_json
+from ich.store.records import write_record
 from stages.test_score import made
 
 pytestmark = pytest.mark.usefixtures("one_core")

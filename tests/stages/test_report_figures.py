@@ -9,13 +9,13 @@ import pytest
 from scipy.stats import pearsonr
 
 from ich.phantom.competition import CLASSES
+from ich.pipeline.plan import Plan
 from ich.report.page import Block, Chart, Details, Notes, Page, Panels, Section, Table, render
 from ich.report.scores import number, span
 from ich.stages import score
-from ich.stages.plan import Plan
 from ich.stages.reporting import members, per_class
 from ich.stages.reporting.evidence import Evidence
-from ich.workspace import write_json, write_text
+from ich.store.atomic import write_json, write_text
 from stages.test_score import NETWORK, made
 
 FOUR = {

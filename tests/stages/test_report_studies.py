@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 
 from ich.data import cache
+from ich.errors import UserError
+from ich.pipeline.plan import Plan
 from ich.recipe import load
 from ich.report import gradcam
 from ich.stages.maps import fold_network, images_of
-from ich.stages.plan import Plan
 from ich.stages.reporting import pixels, studies
 from ich.stages.reporting.evidence import Evidence
 from ich.stages.reporting.studies import picked
-from ich.workspace import UserError
 
 pytestmark = pytest.mark.usefixtures("one_core")
 

@@ -13,10 +13,10 @@ from ich.ensemble import thresholds
 from ich.ensemble.hierarchy import project_any
 from ich.ensemble.members import logit_columns, sigmoid
 from ich.phantom.competition import CLASSES
+from ich.pipeline.plan import Plan
 from ich.recipe import Recipe
 from ich.stages import score
-from ich.stages.plan import Plan
-from ich.workspace import write_json
+from ich.store.atomic import write_json
 
 NETWORK = {"backbone": "resnet10t"}
 RECIPE = {

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from sklearn.metrics import fbeta_score
 
+from ich.errors import UserError
 from ich.recipe import Thresholds
 from ich.stages.thresholds import _prevalence, run_on_table
-from ich.workspace import UserError
 
 CLASSES = ["epidural", "any"]
 

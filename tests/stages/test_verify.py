@@ -16,12 +16,13 @@ import pandas as pd
 import pytest
 
 from conftest import RECIPE, House
-from ich.locks import hold
+from ich.pipeline.graph import Task
+from ich.pipeline.plan import Plan
 from ich.recipe import load
 from ich.stages import submit, verify
-from ich.stages.plan import Plan
-from ich.stages.tasks import Task
-from ich.workspace import Record, read_json, read_record, write_json, write_record
+from ich.store.atomic import read_json, write_json
+from ich.store.locks import hold
+from ich.store.records import Record, read_record, write_record
 
 pytestmark = pytest.mark.usefixtures("one_core")
 FOLD, ROWS = "oof/tiny/resnet/fold0", "oof/tiny/resnet/fold0/train"

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ich.data.datasets import SliceBatch
 from ich.data.studies import Studies, StudyBatch, study_batch, study_loader
-from ich.models.cnn import Cnn, CnnSpec
-from ich.models.losses import build
-from ich.models.sequence import build_head
+from ich.networks.cnn import Cnn, CnnSpec
+from ich.networks.losses import build
+from ich.networks.sequence import build_head
 from ich.recipe import Cnn as CnnSettings
 from ich.stages.fitting import fit_network
 from ich.training.checkpoint import from_bytes, to_bytes

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ich.data.studies import Studies, study_loader
-from ich.models.classifier import Classifier
-from ich.models.losses import build
-from ich.models.sequence import SequenceHead
+from ich.networks.classifier import Classifier
+from ich.networks.losses import build
+from ich.networks.sequence import SequenceHead
 from ich.training.device import resolve
 from ich.training.divergence import Losses, finite
 from ich.training.loop import Diverged, FitSettings, OtherState, best_epoch, fit, learning_rate, weights

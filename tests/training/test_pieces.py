@@ -21,8 +21,8 @@ from ich.data.datasets import SliceBatch, SliceDataset
 from ich.data.studies import Studies, study_batch, study_loader
 from ich.data.study_pictures import StudyPictures
 from ich.data.views import View, Window, neighbour_rows
-from ich.models.losses import build
-from ich.models.sequence import SequenceHead
+from ich.networks.losses import build
+from ich.networks.sequence import SequenceHead
 from ich.training import loop
 from ich.training.loop import Diverged, FitSettings, fit
 from ich.training.memory import free, lost_loader, out_of_memory

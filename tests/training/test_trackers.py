@@ -187,7 +187,7 @@ def made(house: House) -> dict[str, str]:
 @pytest.fixture
 def inside(house: House, monkeypatch) -> Iterator[House]:
     monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
-    monkeypatch.setattr("ich.stages.plan.Plan.cores", 1)
+    monkeypatch.setattr("ich.pipeline.plan.Plan.cores", 1)
     with chdir(house.root):
         yield house
 

@@ -9,9 +9,10 @@ import io
 from pathlib import Path
 
 from ich.console import say
+from ich.errors import UserError
+from ich.pipeline.plan import Plan
 from ich.recipe import Ablation, Recipe, load
-from ich.stages.plan import Plan
-from ich.workspace import UserError, write_text
+from ich.store.atomic import write_text
 
 FIGURES = {"f1": "macro F1", "f2": "macro F2", "auc": "macro AUC", "log_loss": "weighted log loss"}
 

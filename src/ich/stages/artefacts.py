@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ich.workspace import UserError
+from ich.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,12 +6,12 @@ A class at a time, and without the fold it is judged on: a fold's blend is chose
 from typing import TYPE_CHECKING, Any
 
 from ich.console import progress, say, table, warn
+from ich.pipeline.graph import BLEND
+from ich.pipeline.plan import Made, Plan, seed_of
 from ich.recipe import beta_of
 from ich.stages.inputs import Slices, blended
 from ich.stages.member import assemble, figures, leave_predictions
-from ich.stages.plan import Made, Plan, seed_of
-from ich.stages.tasks import BLEND
-from ich.workspace import write_json
+from ich.store.atomic import write_json
 
 if TYPE_CHECKING:
     import numpy as np

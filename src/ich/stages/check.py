@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ich.console import progress, say, table
-from ich.stages.plan import Plan
-from ich.stages.tasks import NOT_RAW
-from ich.workspace import atomic, listing
+from ich.pipeline.graph import NOT_RAW
+from ich.pipeline.plan import Plan
+from ich.store.atomic import atomic
+from ich.store.paths import listing
 
 if TYPE_CHECKING:
     import pandas as pd

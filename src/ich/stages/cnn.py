@@ -7,12 +7,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ich.console import progress, say
+from ich.pipeline.plan import Made, Plan, seed_of
 from ich.stages.artefacts import pictures_of
 from ich.stages.fitting import enough, loss_for, splits, train_member
 from ich.stages.inputs import Slices, pictures
 from ich.stages.member import chosen, figures, leave_predictions, made_side_by_side, run_folds
 from ich.stages.networks import Advance, cnn_spec, network_of, paced, predict_pictures, with_weights
-from ich.stages.plan import Made, Plan, seed_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,7 +90,7 @@ def predict_training_rows(plan: Plan, member: str, fold: int, _fingerprint: str)
     """
     import torch
 
-    from ich.models.cnn import Cnn, CnnSpec
+    from ich.networks.cnn import Cnn, CnnSpec
 
     settings, folder = plan.recipe.cnn[member], plan.training_rows(member, fold).folder
     torch.set_num_threads(plan.recipe.compute.threads)

@@ -3,8 +3,9 @@
 import os
 
 from ich.console import progress, say
-from ich.stages.plan import Made, Plan
-from ich.workspace import UserError, atomic_folder
+from ich.errors import UserError
+from ich.pipeline.plan import Made, Plan
+from ich.store.atomic import atomic_folder
 
 
 def run(plan: Plan, *, force: bool = False) -> None:

@@ -3,12 +3,12 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ich.pipeline.plan import Made, Plan, seed_of
 from ich.stages.artefacts import pictures_of
 from ich.stages.fitting import loss_for, splits, train_member
 from ich.stages.inputs import Slices, study_pictures
 from ich.stages.member import run_folds
 from ich.stages.networks import Advance, cnn_spec, joined, network_of, paced, predict_study_pictures
-from ich.stages.plan import Made, Plan, seed_of
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ich.console import say, table
+from ich.pipeline.plan import Made, Plan
 from ich.stages.artefacts import as_written, logits_of, table_of
 from ich.stages.inputs import Slices
 from ich.stages.maps import RATES, galleries, pointing_game
 from ich.stages.member import leave_bytes, leave_table
-from ich.stages.plan import Made, Plan
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ich import ranks
 from ich.console import Work, detail, progress, say, warn
+from ich.errors import UserError
+from ich.pipeline.graph import WEIGHTS
+from ich.pipeline.plan import Made, Plan, seed_of
 from ich.recipe import BETAS, Backbone, EarlyStopping, Supervised, Training
 from ich.stages.inputs import Slices
 from ich.stages.member import (
@@ -20,14 +23,11 @@ from ich.stages.member import (
     leave_predictions,
     log_loss,
 )
-from ich.stages.plan import Made, Plan, seed_of
-from ich.stages.tasks import WEIGHTS
-from ich.workspace import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ich.models.losses import Loss
+    from ich.networks.losses import Loss
 
 Follow = AbstractContextManager[Callable[[Sequence[Mapping[str, float]]], None]]
 
@@ -61,7 +61,7 @@ def splits(slices: Slices, settings: Supervised, fold: int, labels: float = 1.0)
 
 def loss_for(settings: Supervised, slices: Slices, labels: "np.ndarray") -> "Loss":
     """The loss of a recipe, its weights worked out from the training labels [n, c]."""
-    from ich.models import losses
+    from ich.networks import losses
 
     prevalence = labels.mean(axis=0)
     weights: dict[str, Any] = {}

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ich.console import say, table, warn
+from ich.errors import UserError
+from ich.pipeline.plan import Made, Plan
 from ich.stages.artefacts import FOLDS, as_written, table_of
 from ich.stages.member import leave_bytes
-from ich.stages.plan import Made, Plan
-from ich.workspace import UserError, sha256_file
+from ich.store.hashes import sha256_file
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from ich.errors import UserError
+from ich.pipeline.plan import Plan
 from ich.recipe import Backbone, Stack
 from ich.stages.artefacts import FOLDS, as_written, logits_of, table_of
-from ich.stages.plan import Plan
-from ich.workspace import UserError
 
 if TYPE_CHECKING:
     import numpy as np

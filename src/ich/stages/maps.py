@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ich.console import progress, say
+from ich.pipeline.plan import Plan
 from ich.stages.artefacts import as_written, logits_of, pictures_of
 from ich.stages.inputs import Slices, pictures, view_of
 from ich.stages.member import leave_bytes, leave_table
 from ich.stages.networks import with_weights
-from ich.stages.plan import Plan
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +23,7 @@ BATCH = 32  # pictures a time whose gradients are taken
 
 def fold_network(plan: Plan, member: str, fold: int) -> Any:
     """A fold's network where the gradients are to be taken."""
-    from ich.models.cnn import Cnn, CnnSpec
+    from ich.networks.cnn import Cnn, CnnSpec
     from ich.training.device import default_device
 
     return with_weights(plan, member, fold, lambda shape: Cnn(CnnSpec(**shape))).to(default_device())

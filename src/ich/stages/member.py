@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from ich import ranks
 from ich.console import begin, detail, left_in_all, say, whole
+from ich.errors import UserError
+from ich.pipeline.graph import CHECKPOINT, Task
+from ich.pipeline.plan import SHARED, Busy, Made, Plan
 from ich.processes import side_by_side
 from ich.recipe import Recipe
 from ich.stages.artefacts import as_written, table_of
 from ich.stages.inputs import Slices
-from ich.stages.plan import SHARED, Busy, Made, Plan
-from ich.stages.tasks import CHECKPOINT, Task
-from ich.workspace import UserError, atomic, read_sealed, write_sealed, write_text
+from ich.store.atomic import atomic, write_text
+from ich.store.records import read_sealed, write_sealed
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ich import ranks
+from ich.errors import UserError
+from ich.pipeline.graph import WEIGHTS, Task
+from ich.pipeline.plan import Plan
 from ich.recipe import Backbone, EndToEnd, Head
 from ich.recipe import Cnn as CnnSettings
 from ich.recipe import Sequence as SequenceSettings
 from ich.stages.artefacts import as_written
-from ich.stages.plan import Plan
-from ich.stages.tasks import WEIGHTS, Task
-from ich.workspace import UserError, sha256_bytes
+from ich.store.hashes import sha256_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from ich.data.datasets import SliceDataset
     from ich.data.studies import Studies
     from ich.data.study_pictures import StudyPictures
-    from ich.models.cnn import Cnn, CnnSpec
-    from ich.models.cnn_lstm import EndToEnd as EndToEndNetwork
+    from ich.networks.cnn import Cnn, CnnSpec
+    from ich.networks.cnn_lstm import EndToEnd as EndToEndNetwork
 
 BLOCK = 1 << 22  # bytes of an array that are read at a time
 MOST_LOADERS = 8  # for predictions
@@ -31,7 +32,7 @@ Advance = Callable[[int], object]  # told how many more slices are predicted
 
 
 def cnn_spec(settings: Backbone, channels: int, classes: int, *, dropout: float = 0.0) -> "CnnSpec":
-    from ich.models.cnn import CnnSpec
+    from ich.networks.cnn import CnnSpec
 
     shape = settings.model_dump(include={"backbone", "kwargs", "pretrained", "weights"})
     return CnnSpec(in_channels=channels, classes=classes, dropout=dropout, **shape)
@@ -47,7 +48,7 @@ def network_of(
     import torch
     from safetensors.torch import load
 
-    from ich.models.cnn import Cnn
+    from ich.networks.cnn import Cnn
 
     torch.manual_seed(seed)
     try:
@@ -71,7 +72,7 @@ def head_shape(settings: Head, features: int, classes: int) -> dict[str, Any]:
 
 def study_head(settings: Head, shape: dict[str, Any]) -> Any:
     """The network over the slices of a study. Raises UserError for a shape that the head cannot have."""
-    from ich.models.sequence import build_head
+    from ich.networks.sequence import build_head
 
     try:
         return build_head(settings.head, **shape)
@@ -81,7 +82,7 @@ def study_head(settings: Head, shape: dict[str, Any]) -> Any:
 
 def joined(settings: EndToEnd, cnn: "Cnn") -> "EndToEndNetwork":
     """The end-to-end network of a slice network. With a start, the norm layers keep the statistics learned before."""
-    from ich.models.cnn_lstm import EndToEnd as EndToEndNetwork
+    from ich.networks.cnn_lstm import EndToEnd as EndToEndNetwork
 
     head = study_head(settings, head_shape(settings, cnn.embedding_size, cnn.spec.classes))
     return EndToEndNetwork(cnn, head, chunk=settings.chunk, freeze_norm=settings.start is not None)

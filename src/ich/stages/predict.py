@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING
 from ich.console import progress, say, table
 from ich.data.files import below
 from ich.data.files import image_ids as _image_ids
+from ich.errors import UserError
+from ich.pipeline.graph import BLEND, SMOOTH, Task
+from ich.pipeline.plan import Made, Plan
 from ich.recipe import Recipe
 from ich.stages.artefacts import as_written, pictures_of, table_of
 from ich.stages.fitting import enough
@@ -36,9 +39,8 @@ from ich.stages.networks import (
     study_head,
     with_weights,
 )
-from ich.stages.plan import Made, Plan
-from ich.stages.tasks import BLEND, SMOOTH, Task
-from ich.workspace import Record, UserError, atomic, read_json
+from ich.store.atomic import atomic, read_json
+from ich.store.records import Record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -218,7 +220,7 @@ def _cnn(plan: Plan, member: str, fold: int, slices: "pd.DataFrame", hu: "np.nda
     """Logits float32 [n, c] and embeddings float16 [n, d]."""
     import numpy as np
 
-    from ich.models.cnn import Cnn, CnnSpec
+    from ich.networks.cnn import Cnn, CnnSpec
 
     settings = plan.recipe.cnn[member]
     network = with_weights(plan, member, fold, lambda shape: Cnn(CnnSpec(**shape)))
@@ -231,7 +233,7 @@ def _end_to_end(plan: Plan, member: str, fold: int, slices: "pd.DataFrame", hu: 
     """Logits float32 [n, c]."""
     import numpy as np
 
-    from ich.models.cnn import Cnn, CnnSpec
+    from ich.networks.cnn import Cnn, CnnSpec
 
     settings = plan.recipe.end_to_end[member]
     network = with_weights(plan, member, fold, lambda shape: joined(settings, Cnn(CnnSpec(**shape))))

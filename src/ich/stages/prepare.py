@@ -6,20 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ich.console import progress, say
-from ich.locks import held
+from ich.errors import UserError
+from ich.pipeline.graph import PROGRESS, Task
+from ich.pipeline.plan import Made, Plan
 from ich.stages.inputs import layout_errors
-from ich.stages.plan import Made, Plan
-from ich.stages.tasks import PROGRESS, Task
-from ich.workspace import (
-    Record,
-    UserError,
-    digest,
-    lasting_folder,
-    part_of,
-    read_sealed,
-    sha256_bytes,
-    write_sealed,
-)
+from ich.store.atomic import lasting_folder, part_of
+from ich.store.hashes import digest, sha256_bytes
+from ich.store.locks import held
+from ich.store.records import Record, read_sealed, write_sealed
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,12 +4,12 @@ from dataclasses import asdict
 from typing import Any
 
 from ich.console import say
+from ich.pipeline.plan import Made, Plan, seed_of
 from ich.stages.artefacts import pictures_of
 from ich.stages.fitting import fit_network, tracked
 from ich.stages.inputs import Slices, pictures
 from ich.stages.member import named
 from ich.stages.networks import cnn_spec, network_of, paced
-from ich.stages.plan import Made, Plan, seed_of
 
 
 def run(plan: Plan, *, model: str | None = None, force: bool = False) -> None:
@@ -27,8 +27,8 @@ def _fit(plan: Plan, name: str, fingerprint: str) -> Made:
     from ich.data.batches import epoch_loader
     from ich.data.datasets import TwoViews
     from ich.data.on_device import OnDevice
-    from ich.models.losses import nt_xent
-    from ich.models.simclr import SimClr
+    from ich.networks.losses import nt_xent
+    from ich.networks.simclr import SimClr
 
     settings, slices = plan.recipe.pretrain[name], Slices(plan)
     torch.set_num_threads(plan.cores)  # one network, so it may have every core

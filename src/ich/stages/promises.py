@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ich.console import progress
-from ich.stages.plan import Plan
-from ich.stages.tasks import BLEND, SMOOTH, TRAINING_ROWS, WEIGHTS, Task
-from ich.workspace import digest, read_json
+from ich.pipeline.graph import BLEND, SMOOTH, TRAINING_ROWS, WEIGHTS, Task
+from ich.pipeline.plan import Plan
+from ich.store.atomic import read_json
+from ich.store.hashes import digest
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,8 +1,8 @@
 """`ich report`: one page to look at. The run's verdict, its figures, its mistakes, and a viewer of its studies."""
 
 from ich.console import say
-from ich.stages.plan import Made, Plan
-from ich.workspace import write_text
+from ich.pipeline.plan import Made, Plan
+from ich.store.atomic import write_text
 
 
 def run(plan: Plan, *, force: bool = False) -> None:

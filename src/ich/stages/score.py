@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from ich.console import say, table
+from ich.pipeline.plan import Made, Plan
 from ich.recipe import BETAS
 from ich.stages.artefacts import as_written, logits_of
-from ich.stages.plan import Made, Plan
-from ich.workspace import read_json, write_json, write_text
+from ich.store.atomic import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,8 +5,9 @@ import io
 import math
 
 from ich.console import say, table
-from ich.stages.plan import Made, Plan
-from ich.workspace import UserError, write_text
+from ich.errors import UserError
+from ich.pipeline.plan import Made, Plan
+from ich.store.atomic import write_text
 
 
 def run(plan: Plan, *, force: bool = False) -> None:

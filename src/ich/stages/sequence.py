@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ich.console import say
+from ich.errors import UserError
+from ich.pipeline.graph import Task
+from ich.pipeline.plan import Made, Plan, seed_of
 from ich.stages.artefacts import logits_of, table_of
 from ich.stages.fitting import loss_for, splits, train_member
 from ich.stages.inputs import Slices, studies_of
 from ich.stages.member import run_folds
 from ich.stages.networks import Advance, array_of, head_shape, predict_sequence, study_head
-from ich.stages.plan import Made, Plan, seed_of
-from ich.stages.tasks import Task
-from ich.workspace import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path

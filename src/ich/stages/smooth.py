@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING
 
+from ich.pipeline.graph import SMOOTH
+from ich.pipeline.plan import Made, Plan
 from ich.stages.inputs import Slices, smoother_input
 from ich.stages.member import figures, leave_predictions, run_folds
-from ich.stages.plan import Made, Plan
-from ich.stages.tasks import SMOOTH
-from ich.workspace import write_json
+from ich.store.atomic import write_json
 
 if TYPE_CHECKING:
     import numpy as np

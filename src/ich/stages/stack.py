@@ -1,9 +1,9 @@
 """`ich stack`: LightGBM over the members' logits of a slice, its neighbours and its study; a model a class."""
 
 from ich.console import progress
+from ich.pipeline.plan import Made, Plan, seed_of
 from ich.stages.inputs import Slices, stacker_input
 from ich.stages.member import figures, leave_bytes, leave_predictions, run_folds
-from ich.stages.plan import Made, Plan, seed_of
 
 
 def run(plan: Plan, *, force: bool = False) -> None:

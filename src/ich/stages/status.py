@@ -3,7 +3,7 @@
 from collections import Counter
 
 from ich.console import say, table
-from ich.stages.plan import Plan
+from ich.pipeline.plan import Plan
 
 
 def run(plan: Plan) -> None:

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ich.console import say, warn
+from ich.errors import UserError
+from ich.pipeline.plan import Made, Plan
 from ich.stages.artefacts import as_written, logits_of
-from ich.stages.plan import Made, Plan
-from ich.workspace import UserError, atomic, read_json
+from ich.store.atomic import atomic, read_json
 
 if TYPE_CHECKING:
     import pandas as pd

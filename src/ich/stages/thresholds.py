@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ich.console import progress, say, table
+from ich.errors import UserError
+from ich.pipeline.plan import Made, Plan
 from ich.recipe import Thresholds
 from ich.stages.artefacts import logits_of
-from ich.stages.plan import Made, Plan
-from ich.workspace import UserError, read_json, write_json
+from ich.store.atomic import read_json, write_json
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ich.console import progress, say
+from ich.pipeline.graph import Task
+from ich.pipeline.plan import Plan
 from ich.stages.artefacts import FOLDS
-from ich.stages.plan import Plan
 from ich.stages.promises import broken_promises
-from ich.stages.tasks import Task
-from ich.workspace import read_record
+from ich.store.records import read_record
 
 MB = 1_000_000
 DAMAGED_RECORD = "is damaged (the hash in it is not its own)"

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from ich.pipeline.graph import Task
+from ich.pipeline.plan import Plan
 from ich.stages.artefacts import as_written, logits_of
 from ich.stages.inputs import Slices
-from ich.stages.plan import Plan
-from ich.stages.tasks import Task
-from ich.workspace import read_json
+from ich.store.atomic import read_json
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,12 +4,12 @@ import csv
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ich.pipeline.graph import BLEND
 from ich.report.page import Block, Chart, Details, Notes, Panels, Section, Table
 from ich.report.scores import PLACES, span
 from ich.stages.artefacts import as_written, logits_of
 from ich.stages.reporting.evidence import Evidence
-from ich.stages.tasks import BLEND
-from ich.workspace import read_json
+from ich.store.atomic import read_json
 
 if TYPE_CHECKING:
     import numpy as np

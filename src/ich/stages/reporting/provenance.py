@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from ich.console import duration
+from ich.pipeline.graph import VERSIONS, Task
 from ich.report.page import Code, Details, Notes, Section, Table
 from ich.stages.reporting.evidence import Evidence
-from ich.stages.tasks import VERSIONS, Task
 
 MEMBER = ("oof.parquet", "test.parquet")
 RECORDS = "The run.json in each folder below input/cache, oof and submissions has the hashes of all its files."

@@ -7,9 +7,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ich.console import progress
+from ich.errors import UserError
 from ich.report.page import Notes, Section, Viewer
 from ich.stages.reporting.evidence import Evidence
-from ich.workspace import UserError
 
 if TYPE_CHECKING:
     import numpy as np

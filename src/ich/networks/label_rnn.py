@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ich.models.classifier import Classifier
-from ich.models.recurrent import Lengths, Places, bidirectional, over_slices
+from ich.networks.classifier import Classifier
+from ich.networks.recurrent import Lengths, Places, bidirectional, over_slices
 
 
 class SliceContext(nn.Module):
@@ -96,7 +96,7 @@ class SliceLabelHead(nn.Module):
         self.classifier = Classifier(hidden if name.endswith("lrnn") else width, classes)
 
     def forward(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
-        """See `ich.models.sequence.build_head`."""
+        """See `ich.networks.sequence.build_head`."""
         with torch.autocast(features.device.type, enabled=False):
             states = features.float()
             for part in self.parts:

@@ -2,13 +2,13 @@
 
 from torch import Tensor, nn
 
-from ich.models.cnn import Cnn
+from ich.networks.cnn import Cnn
 
 
 class SimClr(nn.Module):
     """Embeddings of a Cnn through two linear layers (Chen et al., arXiv:2002.05709, section 2.1).
 
-    Train it with `ich.models.losses.nt_xent`; `Cnn.load_backbone(simclr.state_dict())` takes what was learned.
+    Train it with `ich.networks.losses.nt_xent`; `Cnn.load_backbone(simclr.state_dict())` takes what was learned.
     """
 
     def __init__(self, cnn: Cnn, width: int = 128) -> None:

@@ -6,8 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+from ich.errors import UserError
 from ich.recipe import Backbone, Recipe, load
-from ich.workspace import Record, UserError, Workspace, digest, listing, read_record
+from ich.store.hashes import digest
+from ich.store.paths import Workspace, listing
+from ich.store.records import Record, read_record
 
 # Raised by hand when a stage computes something else from the same settings, so that old artefacts become stale.
 VERSIONS = {

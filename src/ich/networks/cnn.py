@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ich.models.classifier import Classifier
-from ich.models.recompute import count_once
+from ich.networks.classifier import Classifier
+from ich.networks.recompute import count_once
 
 
 def _declare_torchvision_operators() -> None:

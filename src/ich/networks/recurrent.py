@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
-from ich.models.cells import Gru, Lstm
+from ich.networks.cells import Gru, Lstm
 
 Lengths = Tensor | NDArray[np.int64]
 CELLS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU}

@@ -9,10 +9,13 @@ from typing import Any, Literal
 
 from ich import ranks
 from ich.console import detail, duration, say
-from ich.locks import held, hold, owner
+from ich.errors import UserError
+from ich.pipeline.graph import CHECKPOINT, PROGRESS, VERSIONS, Task, Tasks
 from ich.recipe import Recipe
-from ich.stages.tasks import CHECKPOINT, PROGRESS, VERSIONS, Task, Tasks
-from ich.workspace import Stopwatch, UserError, digest, part_of, read_record, sha256_file, write_record
+from ich.store.atomic import part_of
+from ich.store.hashes import digest, sha256_file
+from ich.store.locks import held, hold, owner
+from ich.store.records import Stopwatch, read_record, write_record
 
 NVIDIA = Path("/proc/driver/nvidia/gpus")  # a folder for each GPU; asking torch would cost seconds
 LIBRARIES = (

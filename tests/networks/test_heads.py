@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ich.models.label_rnn import LabelDecoder, SliceContext, SliceLabelHead
-from ich.models.sequence import HEADS, SequenceHead, StackedHead, build_head
+from ich.networks.label_rnn import LabelDecoder, SliceContext, SliceLabelHead
+from ich.networks.sequence import HEADS, SequenceHead, StackedHead, build_head
 
 VARIANTS = [
     ("residual", "gru"),

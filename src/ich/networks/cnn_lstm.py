@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ich.models.cnn import Cnn
-from ich.models.recompute import count_once, norms
+from ich.networks.cnn import Cnn
+from ich.networks.recompute import count_once, norms
 
 
 class EndToEnd(nn.Module):
-    """A head of `ich.models.sequence.build_head` on the embeddings and logits of a Cnn, with one gradient.
+    """A head of `ich.networks.sequence.build_head` on the embeddings and logits of a Cnn, with one gradient.
 
     The slices pass the Cnn in chunks of at most `chunk`, and the gradient computes each chunk anew, so that
     one chunk's activations are in memory at a time (Chen et al., arXiv:1604.06174). A chunk is a batch to

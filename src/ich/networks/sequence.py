@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ich.models.classifier import Classifier
-from ich.models.label_rnn import SliceLabelHead
-from ich.models.recurrent import Lengths, Places, bidirectional, over_slices
+from ich.networks.classifier import Classifier
+from ich.networks.label_rnn import SliceLabelHead
+from ich.networks.recurrent import Lengths, Places, bidirectional, over_slices
 
 HEADS = ("residual", "plain", "shortcut", "sdl", "lrnn", "sdl_lrnn", "lrnn_sdl")
 

@@ -7,7 +7,7 @@ import torch
 from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_class_weight
 
-from ich.models.losses import asymmetric, balanced, build, nt_xent, pos_weight
+from ich.networks.losses import asymmetric, balanced, build, nt_xent, pos_weight
 
 RNG = np.random.default_rng(0)
 LOGITS = torch.from_numpy(RNG.normal(0, 2, (7, 6)))

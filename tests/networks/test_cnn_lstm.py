@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from ich.models import cnn_lstm
-from ich.models.cnn import Cnn, CnnSpec
-from ich.models.cnn_lstm import EndToEnd
-from ich.models.sequence import build_head
+from ich.networks import cnn_lstm
+from ich.networks.cnn import Cnn, CnnSpec
+from ich.networks.cnn_lstm import EndToEnd
+from ich.networks.sequence import build_head
 
 SPEC = CnnSpec("resnet10t", 3, 3, {"channels": [8, 8, 16, 16], "stem_width": 8}, dropout=0.3)
 LENGTHS = torch.tensor([5, 2])

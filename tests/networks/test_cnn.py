@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ich.models import cnn
-from ich.models.cnn import Cnn, CnnSpec, timm
-from ich.models.losses import build
+from ich.networks import cnn
+from ich.networks.cnn import Cnn, CnnSpec, timm
+from ich.networks.losses import build
 
 RESNET = {"channels": [32, 64, 128, 256], "stem_width": 16}
 DEMO = {

@@ -2,7 +2,7 @@
 
 Of studies of unequal length torch makes some thirty small operations a step, and twice as many for the gradient. Here
 what does not depend on the step before is taken out of the loop, which leaves five to nine and three to six. Gates come
-in torch's order. The rows of a loop, 2 N of them, are those of `ich.models.recurrent.Places.into`.
+in torch's order. The rows of a loop, 2 N of them, are those of `ich.networks.recurrent.Places.into`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from torch.autograd import Function
 from torch.nn.functional import pad
 
 if TYPE_CHECKING:
-    from ich.models.recurrent import Places
+    from ich.networks.recurrent import Places
 
 
 class Gru(Function):

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ich.models.sequence import SequenceHead
+from ich.networks.sequence import SequenceHead
 
 
 def head(cell: str = "gru", layers: int = 1, dropout: float = 0.0, trained: bool = True) -> SequenceHead:

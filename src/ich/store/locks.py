@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ich.workspace import refused
+from ich.errors import refused
 
 LOOK = 0.5  # seconds; who but looks whether a lock is held has it for an instant
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from ich.models.cnn import Cnn, CnnSpec
-from ich.models.losses import nt_xent
-from ich.models.simclr import SimClr
+from ich.networks.cnn import Cnn, CnnSpec
+from ich.networks.losses import nt_xent
+from ich.networks.simclr import SimClr
 
 SPEC = CnnSpec("resnet10t", 1, 3, {"channels": [8, 8, 16, 16], "stem_width": 8})
 RNG = torch.Generator().manual_seed(0)

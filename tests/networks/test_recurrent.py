@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ich.models.cells import Gru, Lstm
-from ich.models.recurrent import CELLS, Places, bidirectional, by_torch, over_slices
+from ich.networks.cells import Gru, Lstm
+from ich.networks.recurrent import CELLS, Places, bidirectional, by_torch, over_slices
 
 CPU = torch.device("cpu")
 LENGTHS = st.lists(st.integers(1, 6), min_size=1, max_size=5)

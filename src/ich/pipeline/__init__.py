@@ -1,0 +1,1 @@
+"""What is made from what, what state it is in, and making it."""

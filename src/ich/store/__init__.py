@@ -1,0 +1,1 @@
+"""Where artifacts lie and how they are written."""

@@ -1,0 +1,73 @@
+"""Paths of a recipe's artifacts below the repository."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def listing(root: Path, without: tuple[str, ...] = ()) -> dict[str, tuple[int, int]]:
+    """Relative path -> (size, modification time in ns) of every file below `root`, sorted by path.
+
+    Raw data is judged by this listing: hashing the 460 GB of RSNA 2019 would take longer than preparing them.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    folders, seen = [root], set()
+    while folders:
+        folder = folders.pop()
+        if (real := folder.resolve()) in seen:  # a link round in a circle, or to a folder that was there already
+            continue
+        seen.add(real)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=True):
+                    folders.append(Path(entry.path))
+                elif entry.name not in without:
+                    stat = entry.stat(follow_symlinks=entry.is_file())  # of a broken link, the link's own
+                    found[os.path.relpath(entry.path, root)] = (stat.st_size, stat.st_mtime_ns)
+    return dict(sorted(found.items()))
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths of one recipe below `root`, the repository."""
+
+    root: Path
+    recipe: str
+
+    @property
+    def cache_root(self) -> Path:
+        return self.root / "input" / "cache"
+
+    @property
+    def cache_pointer(self) -> Path:
+        """Names the cache folder that this recipe's latest `ich prepare` made or found."""
+        return self.cache_root / f"{self.recipe}.json"
+
+    def cache(self, key: str) -> Path:
+        return self.cache_root / key
+
+    @property
+    def folds(self) -> Path:
+        return self.root / "folds" / f"{self.recipe}.csv"
+
+    @property
+    def oof(self) -> Path:
+        return self.root / "oof" / self.recipe
+
+    def member(self, name: str) -> Path:
+        return self.oof / name
+
+    def fold(self, member: str, fold: int) -> Path:
+        return self.oof / member / f"fold{fold}"
+
+    @property
+    def trackers(self) -> Path:
+        return self.oof / "trackers"
+
+    @property
+    def thresholds(self) -> Path:
+        return self.oof / "thresholds.json"
+
+    @property
+    def submissions(self) -> Path:
+        return self.root / "submissions" / self.recipe
