@@ -1,27 +1,26 @@
-"""`python -m benchmarks [TOPIC ...]`: what this repository does against the limits of the machine and against others.
+"""`python -m benchmarks [TOPIC ...]`: time this repository against the machine's limits and against common code.
 
-Each topic prints its table and leaves it as JSON in benchmarks/results, with the machine and the versions.
+Each topic prints its table, saves it as JSON with the machine and the versions in benchmarks/results, and updates the
+tables of docs/performance.md.
 """
 
 import argparse
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks import race
+from benchmarks import harness
+from ich.console import set_level
 
 TOPICS = {
-    "prepare": "raw DICOM files to the HU cache, against reading and copying their bytes and against a plain script",
-    "training": "a whole fit, against the same network on one batch that is in memory already",
-    "prediction": "logits and embeddings, against the network alone",
-    "augmentation": "pictures changed by the loader or on the device",
-    "sequence": "stage 2 on tables of RSNA 2019's size, against a loader of one padded study a sample",
-    "stacker": "the stacker's features, against pandas' groupby and shift",
-    "thresholds": "thresholds of a table of RSNA 2019's size: the exact optimum, cross-fitted, and Optuna's search",
-    "folds": "folds of a table of RSNA 2019's size, against two ways of scikit-learn",
-    "processes": "folds side by side, against one after the other",
-    "memory": "peak memory by number of slices",
-    "start": "starting, and a run of which nothing is left to do, against an empty Python process",
-}  # by topic, which is a module: what it times
+    "prepare": "`ich prepare` on one core, against reading and copying the files and against a plain script",
+    "training": "one epoch of `fit`, against the same network on one batch in memory",
+    "prediction": "logits and embeddings of all slices, against the network's forward pass alone",
+    "sequence": "one epoch of a stage-2 network on packed batches, against a loader of padded studies",
+    "stacker": "the stacker's features and LightGBM models, against pandas and LightGBM's defaults",
+    "thresholds": "thresholds on a table of RSNA 2019's size: exact, cross-fitted, and by Optuna",
+    "memory": "peak memory of each stage by number of slices, with the embedding widths of configs/rsna2019.yaml",
+    "demo": "`run_all.sh` on the demo by stage; starting, and rerunning it when all is up to date",
+}  # module -> what it measures
 
 
 def main() -> None:
@@ -31,17 +30,22 @@ def main() -> None:
         epilog="topics: " + "; ".join(f"{topic}: {what}" for topic, what in TOPICS.items()),
     )
     parser.add_argument("topics", nargs="*", metavar="TOPIC", help="default: all")
-    parser.add_argument("--quick", action="store_true", help="small and once: to see that it runs; nothing is saved")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the JSON files")
+    parser.add_argument("--quick", action="store_true", help="run once on little data to test the code; save nothing")
     given = parser.parse_args()
     if unknown := [topic for topic in given.topics if topic not in TOPICS]:
-        parser.error(f"no such topic: {', '.join(unknown)}; there are {', '.join(TOPICS)}")
+        parser.error(f"no topic {', '.join(unknown)}; choose from {', '.join(TOPICS)}")
+    set_level("quiet")
+    results = Path(__file__).parent / "results"
     for topic in given.topics or TOPICS:
         print(f"{topic}: {TOPICS[topic]}", flush=True)
-        races = list(import_module(f"benchmarks.{topic}").races(quick=given.quick))
-        print(race.table(races), flush=True)
+        found = list(import_module(f"benchmarks.{topic}").run(quick=given.quick))
+        print(harness.table(found), flush=True)
+        for one in found:
+            if one.get("notes"):
+                print(f"{one['name']}: {one['notes']}", flush=True)
         if not given.quick:
-            print(f"-> {race.save(given.out, topic, races)}", flush=True)
+            print(f"-> {harness.save(results, topic, found)}", flush=True)
+            harness.update(harness.ROOT / "docs" / "performance.md", harness.document(results, TOPICS))
 
 
 if __name__ == "__main__":

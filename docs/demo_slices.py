@@ -1,4 +1,4 @@
-"""Draws docs/demo_slices.png, the README's picture of the synthetic competition: python docs/demo_slices.py"""
+"""Draw docs/demo_slices.png, the README's image of the synthetic competition: `python docs/demo_slices.py`."""
 
 from pathlib import Path
 
@@ -6,12 +6,13 @@ import cv2
 import numpy as np
 
 from ich.data.views import View, Window, render
-from ich.phantom.competition import CLASSES, make_study
+from ich.phantom.study import CLASSES, make_study
 
 BRAIN, SUBDURAL = Window(40, 80), Window(60, 160)
-TILE = 200
-LEVELS = (0.06, 0.18, 0.27, 0.36, 0.44, 0.52, 0.66, 0.82)  # of a study's slices, skull base to vertex
-KINDS = (0, 0, 1, 2, 3, 3, 4, 4)  # classes of the second row
+TILE = 200  # pixels
+LEVELS = (0.06, 0.18, 0.27, 0.36, 0.44, 0.52, 0.66, 0.82)  # first row: from the skull base (0) to the vertex (1)
+KINDS = (0, 0, 1, 2, 3, 3, 4, 4)  # second row: numbers in CLASSES
+MIN_AREA = 1500  # pixels of a bleed that is large enough to show
 
 
 def tile(hu: np.ndarray, window: Window, caption: str) -> np.ndarray:
@@ -20,20 +21,20 @@ def tile(hu: np.ndarray, window: Window, caption: str) -> np.ndarray:
 
 
 def main() -> None:
-    study = make_study(7, 4, 0, slices=32, size=256, bleed_rate=0)
-    rows = [
-        [tile(study.hu[int(f * len(study.hu))], BRAIN, "one study, no bleed" if f == LEVELS[0] else "") for f in LEVELS]
-    ]
+    hu = make_study(7, 4, 0, slices=32, size=256).hu
+    captions = ["one study, no bleed"] + [""] * (len(LEVELS) - 1)
+    healthy = [tile(hu[int(level * len(hu))], BRAIN, text) for level, text in zip(LEVELS, captions, strict=True)]
     bleeding, patient = [], 200
     for kind in KINDS:
         area = np.zeros(1)
-        while area.max() < 1500:  # pixels: the next patient whose bleed is plain to see
+        while area.max() < MIN_AREA:
             patient += 1
-            study = make_study(7, patient, 0, slices=32, size=256, bleed_rate=0, kinds=[kind])
+            study = make_study(7, patient, 0, slices=32, size=256, kinds=[kind])
             area = ((study.masks >> kind) & 1).sum(axis=(1, 2))
-        bleeding.append(tile(study.hu[int(area.argmax())], SUBDURAL if kind == 4 else BRAIN, CLASSES[kind]))
-    rows.append(bleeding)
-    cv2.imwrite(str(Path(__file__).with_name("demo_slices.png")), np.vstack([np.hstack(row) for row in rows]))
+        window = SUBDURAL if CLASSES[kind] == "subdural" else BRAIN
+        bleeding.append(tile(study.hu[int(area.argmax())], window, CLASSES[kind]))
+    image = np.vstack([np.hstack(healthy), np.hstack(bleeding)])
+    cv2.imwrite(str(Path(__file__).with_name("demo_slices.png")), image)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Draws docs/report_viewer.png and docs/report_mistakes.png: `python docs/report_pictures.py` after `bash run_all.sh`.
 
-Asks for chromium and the packages of tests/requirements.txt.
+Requires chromium and the packages of tests/requirements.txt.
 """
 
 from pathlib import Path
@@ -24,8 +24,8 @@ def viewer(page: Page) -> None:
 
 def mistakes(page: Page) -> None:
     """A label 0 in the middle of labels 1."""
-    page.get_by_role("tab", name="False alarms").click()
-    case = page.locator("#mistakes article").filter(has_text="1 before, 1 after", visible=True)
+    page.get_by_role("tab", name="False positives").click()
+    case = page.locator("#errors article").filter(has_text="1 before, 1 after", visible=True)
     case.first.screenshot(path=HERE / "report_mistakes.png")
 
 

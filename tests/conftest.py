@@ -1,13 +1,23 @@
 import hashlib
+import io
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from ich.models.data import FoldData
+from ich.pipeline.graph import MODEL_STAGES
+from ich.pipeline.runner import run_stage
+from ich.pipeline.state import Plan
+from ich.recipe import load
 
 settings.register_profile("any machine", deadline=None)  # a busy one is slow, and no test is about time
 settings.load_profile("any machine")
@@ -25,6 +35,9 @@ COPIED = (
     "tests/parts.yaml",
 )
 RECIPE = "tests/tiny.yaml"
+PARTS = "tests/parts.yaml"
+CLASSES = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"]
+LOGITS = [f"logit_{name}" for name in CLASSES]
 
 
 class House:
@@ -79,6 +92,32 @@ def cloned(root: Path) -> House:
     return House(root)
 
 
+def copied(source: Path, target: Path) -> Path:
+    """Copy a workspace. Modification times are kept: they identify the raw data."""
+    subprocess.run(["cp", "-a", f"{source}/.", str(target)], check=True)
+    return target
+
+
+def plan_of(root: Path, *changes: str, recipe: str = PARTS) -> Plan:
+    return Plan(load(root / recipe, changes), root)
+
+
+def fold_data(plan: Plan, model: str, fold: int | None = 0) -> FoldData:
+    return FoldData.read(plan.recipe, plan.workspace, plan.prepared.folder, model, fold)
+
+
+def make(plan: Plan, *stages: str, **options: Any) -> str:
+    """Run stages in this process; return what they printed."""
+    with redirect_stdout(io.StringIO()) as printed:
+        for stage in stages:
+            if stage in MODEL_STAGES:
+                run_stage(plan, stage, **options)
+            else:
+                import_module(f"ich.stages.{stage}").run(plan, **options)
+    plan.forget()
+    return printed.getvalue()
+
+
 @pytest.fixture
 def clone(tmp_path) -> House:
     """A fresh clone, in which nothing was run."""
@@ -96,15 +135,28 @@ def finished(tmp_path_factory) -> House:
 @pytest.fixture
 def house(finished, tmp_path) -> House:
     """A copy of the finished house that a test may break. Modification times are kept: they judge the raw data."""
-    subprocess.run(["cp", "-a", f"{finished.root}/.", str(tmp_path)], check=True)
-    return House(tmp_path)
+    return House(copied(finished.root, tmp_path))
 
 
 @pytest.fixture(scope="module")
 def one_core() -> Iterator[None]:
-    """For modules that run stages in this process: other tests run beside them, and waiting threads take longest."""
-    from ich.pipeline.plan import Plan
-
+    """Use one core for stages in this process: other tests run at the same time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Plan, "cores", 1)
         yield
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A workspace with all kinds of models (tests/parts.yaml), run up to the submission. Do not change it."""
+    root = cloned(tmp_path_factory.mktemp("trained")).root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Plan, "cores", 1)
+        make(plan_of(root), "demo", "prepare", "folds", *MODEL_STAGES, "thresholds", "submit")
+    return root
+
+
+@pytest.fixture
+def copy(trained, tmp_path) -> Path:
+    """A copy of `trained` that a test may change."""
+    return copied(trained, tmp_path)

@@ -1,49 +1,38 @@
-"""The rules between rooms, read from the imports: data flows one way."""
+"""The import rules of the code base, read from the syntax trees of its files."""
 
 import ast
+from collections import Counter
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "ich"
-ROOMS = ("phantom", "data", "networks", "training", "ensemble", "report", "stages")
+FILES = {path.relative_to(SOURCE).as_posix(): path for path in sorted(SOURCE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+
+BASE = {"errors", "console", "processes", "store"}
+WORK = {"training", "networks", "data", "ensemble", "report", "phantom"}  # take plain arguments: no recipe, no paths
 ALLOWED = {
-    "recipe": {"recipe"},
     "errors": set(),
-    "store": {"store", "errors"},
-    "console": {"console"},
+    "console": set(),
     "processes": {"console", "errors"},
-    "ranks": {"processes", "errors"},
-    "phantom": {"phantom", "data.dicom", "processes"},
-    "data": {"data", "processes", "ranks"},
-    "networks": {"networks"},
-    "ensemble": {"ensemble", "processes"},
-    "report": {"report"},
-    "training": {"training", "data", "networks", "ranks"},
-    "stages": {
-        "pipeline",
-        "stages.artefacts",
-        "stages.inputs",
-        "stages.networks",
-        "stages.member",
-        "stages.fitting",
-        "stages.maps",
-        "stages.promises",
-        "stages.reporting",
-        "recipe",
-        "errors",
-        "store",
-        "console",
-        "processes",
-        "ranks",
-        *ROOMS[:-1],
-    },
+    "store": {"errors"},
+    "recipe": {"errors"},
+    "networks": set(),
+    "data": {"errors", "processes", "store"},
+    "phantom": {"data", "processes"},
+    "ensemble": {"errors"},
+    "report": {"errors", "console", "ensemble", "data"},
+    "training": {"errors", "console", "store"},
+    "models": {"recipe", *BASE, *WORK},
+    "pipeline": {"recipe", "models", *BASE, *WORK},
+    "stages": {"recipe", "models", "pipeline", *BASE, *WORK},
+    "cli": {"recipe", "pipeline", "stages", "errors", "console", "processes"},
     "__main__": {"cli"},
-    "pipeline": {"pipeline", "recipe", "store", "errors", "console", "ranks"},
-    "cli": {"pipeline", "stages", "recipe", "errors", "console", "processes", "ranks"},
 }
 OWNERS = {
-    "joblib": {"processes.py"},
     "timm": {"networks/cnn.py"},
     "pydicom": {"data/dicom/parsed.py", "data/dicom/elements.py", "data/dicom/writing.py"},
     "imagecodecs": {"data/decoders.py"},
@@ -52,112 +41,114 @@ OWNERS = {
     "optuna": {"ensemble/thresholds/search.py"},
     "captum": {"report/gradcam.py"},
     "matplotlib": {"report/figures.py"},
-    "pandera": {"data/schemas.py"},
+    "plotly": {"report/page/document.py"},
+    "joblib": {"processes.py"},
+    "filelock": {"store/locks.py"},
+    "safetensors": {"models/network.py", "networks/cnn.py"},
+    "accelerate": {"training/trackers.py"},
 }
+HEAVY = {"torch", "timm", "numpy", "pandas", "sklearn", "lightgbm", "optuna", "pydicom", "cv2", "albumentations"}
+LATE = {  # packages that a file imports inside functions, beside cli.py and the registry of kinds
+    "processes.py": {"joblib"},  # `ich --help` starts no worker processes
+    "data/decoders.py": {"imagecodecs", "ich", "resource"},  # the decoding process imports less
+    "networks/cnn.py": {"torchvision"},  # a check
+    "training/trackers.py": {"accelerate"},  # slow, and only with trackers
+}
+KINDS = {"pretrain", "cnn", "end_to_end", "sequence", "smooth", "stack", "external"}
 
 
-def imports(path: Path) -> set[str]:
-    """Full names of everything that a file imports, late imports included."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def imports(tree: ast.AST, *, top: bool = False) -> Iterator[str]:
+    """Full names of all that a file imports; `top`: by statements at its top level only."""
+    for node in tree.body if top and isinstance(tree, ast.Module) else ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-FILES = sorted(SOURCE.rglob("*.py"))
+def files_of(name: str) -> set[str]:
+    """The files that run when `ich.a.b.c` is imported: those of its packages, and its own."""
+    parts = name.split(".")[1:]
+    paths = ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    return {file for path in paths for file in (f"{path}.py", f"{path}/__init__.py") if file in FILES}
 
 
-def relative(path: Path) -> str:
-    return path.relative_to(SOURCE).as_posix()
+def reached(name: str) -> set[str]:
+    """Packages that importing a file loads, directly or through other files."""
+    seen, packages, todo = set[str](), set[str](), [name]
+    while todo:
+        file = todo.pop()
+        if file not in seen:
+            seen.add(file)
+            for imported in imports(TREES[file], top=True):
+                packages.add(imported.split(".")[0])
+                todo += files_of(imported) if imported.startswith("ich.") else []
+    return packages
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_a_room_imports_only_the_rooms_below_it(path):
-    name = relative(path).removesuffix(".py")
-    room = name.split("/", maxsplit=1)[0]
-    if name == "__init__":
-        return
-    for imported in imports(path):
-        if imported.startswith("ich."):
-            target = imported.removeprefix("ich.")
-            fine = any(target == ok or target.startswith(f"{ok}.") for ok in ALLOWED[room])
-            assert fine, f"{name} imports {imported}"
+@pytest.mark.parametrize("name", [name for name in FILES if name != "__init__.py"])
+def test_a_file_imports_only_lower_layers(name):
+    layer = name.removesuffix(".py").split("/", maxsplit=1)[0]
+    found = {imported.split(".")[1] for imported in imports(TREES[name]) if imported.startswith("ich.")}
+    assert found <= {layer, *ALLOWED[layer]}
+    assert not any(isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(TREES[name]))
+
+
+def test_the_layers_and_the_files_have_no_cycles():
+    TopologicalSorter(ALLOWED).prepare()
+    graph: dict[str, set[str]] = {}
+    for name, tree in TREES.items():
+        own = {f"{parent.as_posix()}/__init__.py" for parent in Path(name).parents}  # packages that the file is in
+        graph[name] = {file for one in imports(tree) if one.startswith("ich.") for file in files_of(one)} - own
+    TopologicalSorter(graph).prepare()
 
 
 @pytest.mark.parametrize("library", OWNERS)
 def test_a_big_dependency_has_one_owner(library):
-    users = {relative(path) for path in FILES if any(i.split(".")[0] == library for i in imports(path))}
+    users = {name for name, tree in TREES.items() if library in {one.split(".")[0] for one in imports(tree)}}
     assert users == OWNERS[library]
 
 
-def top_level_imports(path: Path) -> set[str]:
-    names: set[str] = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+TORCHLESS = [name for name in FILES if name.startswith("ensemble/")]
+TORCHLESS += [f"models/{name}.py" for name in ("smooth", "stack", "blend", "artifacts", "base", "registry", "table")]
+TORCHLESS += [f"stages/{name}.py" for name in ("demo", "folds", "thresholds", "submit", "score", "score_outside")]
 
 
-def reached(path: Path, late: bool) -> set[str]:
-    """Packages that importing (or, with `late`, running) a file brings in."""
-    seen: set[Path] = set()
-    packages: set[str] = set()
-    todo = [path]
-    while todo:
-        file = todo.pop()
-        if file in seen:
+@pytest.mark.parametrize("name", TORCHLESS)
+def test_what_needs_no_network_never_imports_torch(name):
+    assert "torch" not in reached(name)
+
+
+LOOKS = [name for name in FILES if name.startswith(("recipe/", "store/", "console/"))]
+LOOKS += ["cli.py", "errors.py", "processes.py", "pipeline/graph.py", "pipeline/state.py", "stages/status.py"]
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_status_and_help_import_nothing_heavy(name):
+    assert not HEAVY & reached(name)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "cli.py"])
+def test_imports_stand_at_the_top(name):
+    late = Counter(imports(TREES[name])) - Counter(imports(TREES[name], top=True))
+    assert {imported.split(".")[0] for imported in late} == LATE.get(name, set()), list(late)
+
+
+def kinds_compared(tree: ast.AST) -> Iterator[int]:
+    """Lines that compare a value with the name of a kind of models."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            compared = [node.left, *node.comparators]
+        elif isinstance(node, ast.MatchValue):
+            compared = [node.value]
+        else:
             continue
-        seen.add(file)
-        for name in imports(file) if late else top_level_imports(file):
-            packages.add(name.split(".")[0])
-            if name.startswith("ich."):
-                parts = name.split(".")[1:]
-                for end in range(1, len(parts) + 1):  # a package's __init__ runs before what is in it
-                    module = SOURCE.joinpath(*parts[:end])
-                    todo += [f for f in (module.with_suffix(".py"), module / "__init__.py") if f.is_file()]
-    return packages
+        values = {value.value for part in compared for value in ast.walk(part) if isinstance(value, ast.Constant)}
+        if KINDS & values:
+            yield node.lineno
 
 
-@pytest.mark.parametrize("stage", ["smooth", "stack", "blend", "thresholds", "submit", "score"])
-def test_stages_after_the_networks_start_without_torch(stage):
-    assert "torch" not in reached(SOURCE / "stages" / f"{stage}.py", late=False)
-
-
-@pytest.mark.parametrize("path", sorted((SOURCE / "ensemble").rglob("*.py")), ids=relative)
-def test_the_ensemble_never_imports_torch(path):
-    assert "torch" not in reached(path, late=True)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "cli.py",
-        "recipe/loading.py",
-        "store/records.py",
-        "console/__init__.py",
-        "pipeline/graph.py",
-        "pipeline/plan.py",
-        "stages/status.py",
-    ],
-)
-def test_a_look_at_the_state_imports_nothing_heavy(name):
-    heavy = {
-        "torch",
-        "timm",
-        "pandas",
-        "numpy",
-        "sklearn",
-        "lightgbm",
-        "optuna",
-        "pydicom",
-        "pandera",
-        "cv2",
-        "albumentations",
-    }
-    assert not heavy & reached(SOURCE / name, late=False)
+@pytest.mark.parametrize("name", [n for n in FILES if not n.startswith(("models/", "recipe/", "cli.py"))])
+def test_no_kind_of_model_is_told_apart_by_its_name(name):
+    lines = list(kinds_compared(TREES[name]))
+    assert not lines, f"{name}: lines {lines} compare with the name of a kind"

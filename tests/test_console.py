@@ -1,145 +1,119 @@
-"""What is said: how far long work is, in a file now and then; more or less of it; and by processes side by side."""
+"""Console output: estimates, lines in a file, levels, and what worker processes print."""
 
-import json
 import os
 import re
-import subprocess
-import sys
+import signal
+import time
+from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ich import console
 from ich.cli import app
-from ich.console import work as working
-from ich.console.relay import Ear, Mouth
-from ich.console.work import Whole, Work, duration
+from ich.console.estimate import Estimate, Overall, duration
+from ich.errors import UserError
 from ich.processes import side_by_side
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock(monkeypatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(working, "clock", clock)
+def clock(monkeypatch) -> SimpleNamespace:
+    """Time passes only where a test sets `now`."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
     return clock
 
 
 @pytest.fixture(autouse=True)
-def _as_before():
+def _restore():
     yield
     console.set_level("normal")
     console._here.warned.clear()
 
 
-def controls(text: str) -> set[str]:
-    return {character for character in text if ord(character) < 32 or ord(character) in range(127, 160)} - {"\n"}
-
-
-# ---- how far, how fast, how long
+# ---- rate and remaining time
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
-    [
-        *[(0, "0 s"), (-1, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (200, "3 min 20 s"), (599.4, "9 min 59 s")],
-        *[(600, "10 min"), (3569, "59 min"), (3600, "1 h 00 min"), (11100, "3 h 05 min"), (187200, "2 d 4 h")],
-    ],
+    ("seconds", "text"),
+    [(-1, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (599.4, "9 min 59 s"), (600, "10 min"), (11100, "3 h 05 min")],
 )
-def test_a_duration_is_said_as_a_person_would(seconds, said):
-    assert duration(seconds) == said
+def test_duration(seconds, text):
+    assert duration(seconds) == text
 
 
-def test_rate_and_time_left_are_of_what_was_done_in_this_run(clock):
-    work = Work("net fold 0", 1000, "slices")
-    work.begin(600)
-    assert work.line() == "net fold 0: 600 of 1,000 slices"
-    clock.now += 10
-    work.at(700, "epoch 2 of 3")
-    assert (work.rate, work.left) == (10, 30)
-    assert work.line() == "net fold 0: epoch 2 of 3, 700 of 1,000 slices, 10 slices/s, 30 s left"
-    work(400)
-    assert (work.done, work.left) == (1000, 0), "never more than there is"
+def test_rate_and_remaining_time_ignore_items_of_an_earlier_run(clock, capsys):
+    with console.progress("net fold 0", 1000, inner=True) as work:
+        work.begin(600)
+        assert work.state() == "60%, 600 of 1,000 slices"
+        clock.now += 10
+        work.at(700, "epoch 2 of 3")
+        assert (work.rate, work.left) == (10, 30)
+        assert work.state() == "70%, 10 slices/s, 30 s left, epoch 2 of 3"
+        work(400)
+        assert (work.done, work.left) == (1000, 0), "never more than the total"
+    assert capsys.readouterr().out == ""
 
 
-@given(st.integers(0, 3), st.integers(0, 3), st.integers(0, 5), st.sampled_from([0.0, 1e-9, 1.0]))
-def test_nothing_is_divided_by_zero(total, first, count, seconds):
-    work = Work("work", total, "files")
-    work.begin(min(first, total))
-    work.started -= seconds
-    work(count)
-    whole = Whole("all", ["work"], 1)
-    whole.heard(work)
-    assert not controls(work.line() + work.short() + work.closing() + whole.line())
+@pytest.mark.parametrize(("total", "first", "done"), [(0, 0, 0), (3, 0, 0), (3, 3, 3), (1, 1, 6)])
+@pytest.mark.parametrize("seconds", [0.0, 1e-9])
+def test_estimates_never_divide_by_zero(total, first, done, seconds):
+    work = Estimate("work", total, "files", done=min(done, total), first=first, started=time.monotonic() - seconds)
+    overall = Overall("all", ["work"])
+    overall.update(work)
+    assert work.state() + work.closing() + overall.state()
 
 
-def test_the_time_left_in_all_counts_what_waits_and_who_is_free(clock):
-    whole = Whole("cnn", ["a", "b", "c"], 2)
-    for name in ("a", "b"):
-        whole.begun(name)
+def test_overall_remaining_time_is_that_of_the_remaining_shares_at_the_rate_so_far(clock):
+    overall = Overall("cnn", ["a", "b", "c"])
+    assert overall.pace() == ""
+    started = clock.now
     clock.now += 60
-    for name, done in (("a", 50), ("b", 25)):  # 120 s for 3/4 of a fold: each takes 160 s
-        whole.heard(Work(name, 100, "slices", done=done, started=clock.now - 60))
-    assert whole.share == pytest.approx(0.25)
-    assert whole.left == pytest.approx(80 + 160)  # a ends after 80 s, and then c takes its place; b ends after 120 s
-    clock.now += 100
-    whole.finished("a")
-    whole.finished("b")
-    assert whole.left == pytest.approx(160)
-    assert whole.line() == "cnn: 2 of 3 folds, 2 min 40 s left in all"
+    overall.update(Estimate("a", 100, "slices", done=75, first=25, started=started))  # resumed
+    overall.update(Estimate("b", 100, "slices", done=50, started=started))
+    overall.update(Estimate("something else", 100, "slices", done=50, started=started))
+    assert overall.share == pytest.approx((0.75 + 0.5) / 3)
+    assert overall.left == pytest.approx(1.75 * 60)  # one fold per minute
+    clock.now += 60
+    overall.finish("a")
+    overall.finish("b")
+    overall.update(Estimate("a", 100, "slices", done=50, started=started))  # comes too late
+    assert overall.left == pytest.approx(1 / 1.75 * 120)
+    overall.update(Estimate("c", 100, "slices", done=10, started=clock.now - 30))
+    assert overall.left == pytest.approx(270), "not less than what the running fold needs"
+    assert overall.state() == "70%, 4 min 30 s left in all, 2 of 3 folds"
 
 
-def test_the_time_left_in_all_counts_no_epochs_of_an_earlier_run(clock):
-    whole = Whole("cnn", ["a", "b"], 1)
-    whole.begun("a")
-    clock.now += 30
-    whole.heard(Work("a", 100, "slices", done=90, first=80, started=clock.now - 30))
-    assert whole.left == pytest.approx(30 + 300)  # a tenth takes 30 s
+# ---- lines in a file
 
 
-# ---- in a file
-
-
-def test_a_file_gets_a_line_now_and_then(clock, capsys):
-    with console.progress("prepare: headers", 200, "files") as advance:
-        for _ in range(200):
-            clock.now += 1
-            advance(1)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "prepare: headers: 15 of 200 files, 1 files/s, 3 min 05 s left"
-    assert len(lines) == 200 // 15 + 1
-    assert lines[-1] == "prepare: headers: 200 files in 3 min 20 s (1 files/s)"
-
-
-def test_the_longer_it_takes_the_fewer_lines(clock, capsys):
+def test_a_file_gets_progress_lines_at_growing_intervals_and_a_closing_one_only_at_success(clock, capsys):
     with console.progress("prepare: headers", 86_400, "files") as advance:
-        for _ in range(0, 86_400, 5):  # a day
+        for _ in range(0, 86_400, 5):
             clock.now += 5
             advance(5)
-    assert 300 < len(capsys.readouterr().out.splitlines()) < 500
-
-
-def test_short_parts_say_nothing_and_what_fails_has_no_last_line(clock, capsys):
-    with console.progress("net fold 0, predicting valid", 10, inner=True) as advance:
-        advance(10)
-    with pytest.raises(ValueError, match="no"), console.progress("prepare", 10) as advance:
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "prepare: headers: 0%, 1 files/s, 24 h 00 min left, 30 of 86,400 files"
+    assert 300 < len(lines) < 500
+    assert lines[-1] == "prepare: headers: 86,400 files in 24 h 00 min (1 files/s)"
+    with pytest.raises(ValueError, match="no"), console.progress("prepare", 10):
         raise ValueError("no")
-    assert capsys.readouterr().out == ""
-    assert not console._here.works
+    assert (capsys.readouterr().out, console._here.shown) == ("", {})
 
 
-def test_a_whole_and_its_parts_each_have_their_lines(clock, capsys):
-    with console.whole("cnn", ["a", "b"], 1) as finished:
+def test_only_inner_operations_that_take_a_moment_have_a_bar(clock, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(console, "_terminal", lambda: True)
+    monkeypatch.setattr(console, "_draw", lambda work: drawn.append((work.what, work.done)))
+    for seconds in (0.4, 0.6):
+        with console.progress(f"{seconds} s", 2, inner=True) as advance:
+            clock.now += seconds
+            advance(1)
+    assert drawn == [("0.6 s", 1)]
+
+
+def test_folds_and_all_of_them_have_their_own_lines(clock, capsys):
+    with console.whole("cnn", ["a", "b"]) as finished:
         for name in ("a", "b"):
-            console.begin(name)
             with console.progress(name, 100, inner=True) as advance:
                 for _ in range(100):
                     clock.now += 1
@@ -147,27 +121,24 @@ def test_a_whole_and_its_parts_each_have_their_lines(clock, capsys):
             finished(name)
             console.say(f"{name} finished{console.left_in_all()}")
     lines = capsys.readouterr().out.splitlines()
-    assert "cnn: 0 of 2 folds, 2 min 20 s left in all" in lines  # after 60 s
-    assert "  a: 15 of 100 slices, 1 slices/s, 1 min 25 s left" in lines
-    assert [line for line in lines if "finished" in line] == [
-        "a finished, 1 min 40 s left in all",
-        "b finished",
-    ]
+    assert "cnn: 30%, 2 min 20 s left in all, 0 of 2 folds" in lines  # after 60 s
+    assert "  a: 15%, 1 slices/s, 1 min 25 s left, 15 of 100 slices" in lines
+    assert [line for line in lines if "finished" in line] == ["a finished, 1 min 40 s left in all", "b finished"]
     assert len(lines) == 2 * 6 + 2 + 3
 
 
-# ---- how much
+# ---- levels
 
 
 @pytest.mark.parametrize(
-    ("level", "said"),
+    ("level", "printed"),
     [
         ("quiet", "asked\nwarning: careful\nx\n-\n"),
-        ("normal", "said\nasked\nwarning: careful\nx\n-\ny\n-\n"),
-        ("verbose", "said\nasked\nwhy\nwarning: careful\nx\n-\ny\n-\n"),
+        ("normal", "said\nasked\nwarning: careful\nx\n-\ny\n-\nwork: 1 slices"),
+        ("verbose", "said\nasked\nwhy\nwarning: careful\nx\n-\ny\n-\nwork: 1 slices"),
     ],
 )
-def test_each_level_says_what_it_should(level, said, capsys):
+def test_each_level_prints_its_lines(level, printed, capsys):
     console.set_level(level)
     console.say("said")
     console.say("asked", asked=True)
@@ -175,114 +146,80 @@ def test_each_level_says_what_it_should(level, said, capsys):
     console.warn("careful")
     console.table(["x"], [], asked=True)
     console.table(["y"], [])
-    with console.progress("work", 1) as advance:
+    with console.whole("cnn", ["a", "b"]), console.progress("work", 1) as advance:
         advance(1)
-    lines = [line for line in capsys.readouterr().out.splitlines(keepends=True) if not line.startswith("work: ")]
-    assert "".join(lines) == said
+    assert capsys.readouterr().out.partition(" in 0 s")[0] == printed
 
 
-def test_quiet_work_says_nothing(clock, capsys):
-    console.set_level("quiet")
-    with console.whole("cnn", ["a", "b"], 1) as finished, console.progress("a", 10) as advance:
-        clock.now += 100
-        advance(10)
-        finished("a")
-    assert capsys.readouterr().out == ""
-
-
-def test_a_warning_may_be_given_once(capsys):
-    for _ in range(3):
-        console.warn("tracker x: gone", once=True)
-    assert capsys.readouterr().out == "warning: tracker x: gone\n"
-
-
-def test_no_control_character_of_a_name_reaches_the_terminal(capsys):
+def test_control_characters_are_escaped(capsys):
     console.say("quarantined: \x1b[2Ja\rb\x9b\udc80.dcm")
     assert capsys.readouterr().out == "quarantined: \\x1b[2Ja\\x0db\\x9b\\udc80.dcm\n"
 
 
-@pytest.mark.parametrize("command", [command.callback.__name__ for command in app.registered_commands])
-def test_every_command_can_be_quiet_or_verbose_but_not_both(command, capsys):
+@pytest.mark.parametrize("command", [command.name or command.callback.__name__ for command in app.registered_commands])
+def test_quiet_and_verbose_exclude_each_other(command):
     words = [command, *([] if command == "thresholds" else ["none.yaml"]), "--quiet", "--verbose"]
-    with pytest.raises(Exception, match=r"^--quiet and --verbose: give one of the two$"):
+    with pytest.raises(UserError, match=r"^--quiet and --verbose: give one of the two$"):
         app(words, standalone_mode=False)
 
 
-# ---- processes side by side
+# ---- worker processes
+
+
+@pytest.fixture
+def _late_listener(monkeypatch):
+    """The thread that prints what workers send is late: only `catch_up` prints."""
+    monkeypatch.setattr(console, "_listen", lambda _: None)
+    monkeypatch.setattr(console._here, "workers", None)
 
 
 def speak(k: int) -> int:
-    console.begin(f"net fold {k}")
     console.say(f"net fold {k} says \x1b[31msomething")
     console.detail("why")
     console.warn("the same", once=True)
-    console.say("long " + "y" * 5000)
+    console.say("more than fits into a message" * 10_000)
     return k
 
 
-def test_what_processes_say_is_said_by_the_first_before_their_results(capsys, monkeypatch):
-    monkeypatch.setattr(Ear, "_listen", lambda _: None)  # the thread may come late
-    monkeypatch.setattr(console._here, "ear", None)
+@pytest.mark.usefixtures("_late_listener")
+def test_the_parent_prints_what_a_worker_says_before_its_result(capfd):
     console.set_level("verbose")
-    said = []
+    printed = ""
     for k in side_by_side(speak, [(k,) for k in range(4)], 2):
-        said.append(capsys.readouterr().out)
-        assert f"net fold {k} says \\x1b[31msomething\n" in "".join(said)
-    lines = "".join(said).splitlines()
-    assert lines.count("why") == 4
+        printed += capfd.readouterr().out
+        assert f"net fold {k} says \\x1b[31msomething\n" in printed
+    lines = printed.splitlines()
+    assert lines.count("why") == lines.count("more than fits into a message" * 10_000) == 4
     assert lines.count("warning: the same") == 1
 
 
-def test_a_level_reaches_processes_that_wait_for_work(capsys):
-    list(side_by_side(speak, [(0,), (1,)], 2))
-    console.set_level("quiet")
-    capsys.readouterr()
-    list(side_by_side(speak, [(0,), (1,)], 2))
-    assert "says" not in capsys.readouterr().out
+def die(seconds: float) -> None:
+    time.sleep(seconds)
+    console.say("last words")
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-TALKERS = """
-import os, signal, sys, time
-from ich.console import progress, say, table
-from ich.processes import side_by_side
-def talk(k):
+@pytest.mark.usefixtures("_late_listener")
+def test_a_line_is_printed_even_if_its_worker_dies_at_once(capfd):
+    with pytest.raises(UserError, match="was killed"):
+        list(side_by_side(die, [(0.1,), (60,)], 2))
+    assert capfd.readouterr().out == "last words\n"
+
+
+def talk(k: int) -> None:
     if k == 0:
-        time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGKILL)
-    for i in range(20000):
-        say(f"{k} {i} " + "z" * 100)
-if __name__ == "__main__":
-    try:
+        die(0.5)
+    for i in range(100_000):
+        console.say(f"{k} {i} " + "z" * 100)
+
+
+def test_killed_workers_lose_no_line_and_leave_no_part_of_one(capfd):
+    with pytest.raises(UserError, match="was killed"):
         list(side_by_side(talk, [(1,), (2,), (0,)], 3))
-    except Exception as error:
-        say("ended")
-"""
-
-
-def test_a_killed_process_leaves_no_half_of_a_line(tmp_path):
-    (tmp_path / "program.py").write_text(TALKERS)
-    done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, timeout=60)
-    lines = done.stdout.splitlines()
-    assert lines.pop() == "ended", done.stderr
+    lines = capfd.readouterr().out.splitlines()
+    lines.remove("last words")
     assert len(lines) > 100
     assert all(re.fullmatch(r"[12] \d+ z{100}", line) for line in lines)
     for k in "12":
         numbers = [int(line.split()[1]) for line in lines if line[0] == k]
-        assert numbers == list(range(len(numbers))), "all of them, in their order"
-
-
-def test_nobody_waits_for_a_first_process_that_does_not_listen():
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-
-    class End:
-        fileno = staticmethod(lambda: write)
-
-    mouth = Mouth(End())  # pyright: ignore[reportArgumentType]
-    sent = sum(mouth.send("say", "x" * 1000) for _ in range(1000))
-    lines = os.read(read, 1 << 20)
-    assert 10 < sent < 1000
-    assert all(json.loads(line) == ["say", "x" * 1000] for line in lines.splitlines())
-    os.close(read)
-    assert not mouth.send("say", "after its end")
-    os.close(write)
+        assert numbers == list(range(len(numbers))), "all of them, in order"

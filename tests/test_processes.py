@@ -1,4 +1,4 @@
-"""Fresh processes that end with their parent, and an interruption that ends everything soon and without a traceback."""
+"""Worker processes that end with their parent, and interruptions that end everything soon and without a traceback."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,9 @@ import pytest
 from ich.errors import UserError
 from ich.processes import side_by_side
 
-SOON = 10  # seconds; what is promised is two, on a machine with nothing else to do
+SOON = 10  # seconds; two on an idle machine
+SLEEPS = "time.sleep(60)"
+STUCK = "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"  # never returns to Python
 
 
 def square(x: int) -> int:
@@ -29,25 +31,31 @@ def refuse(name: str) -> None:
     raise UserError(f"{name} is refused")
 
 
+def blocked(_: int) -> set[signal.Signals]:
+    return signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.parametrize(("jobs", "ordered"), [(1, True), (2, True), (2, False)])
+def test_results_of_all_tasks(jobs, ordered):
+    results = list(side_by_side(square, ((x,) for x in range(20)), jobs, ordered=ordered))
+    assert (results if ordered else sorted(results)) == [x * x for x in range(20)]
+
+
+def test_a_killed_worker_is_an_error_with_advice():
+    with pytest.raises(UserError, match=r"one of 2 processes was killed.*run the same again, slowly$"):
+        list(side_by_side(killed, ((x,) for x in range(2)), 2, again="slowly"))
+    assert list(side_by_side(square, [(3,), (4,)], 2)) == [9, 16], "the next call has fresh workers"
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_results_come_in_the_order_of_the_tasks(jobs):
-    assert list(side_by_side(square, ((x,) for x in range(20)), jobs)) == [x * x for x in range(20)]
-
-
-def test_unordered_results_are_all_there():
-    assert sorted(side_by_side(square, ((x,) for x in range(20)), 2, ordered=False)) == [x * x for x in range(20)]
-
-
-def test_a_killed_process_is_said_in_one_line():
-    with pytest.raises(UserError, match=r"one of 2 processes was killed.*run the same again"):
-        list(side_by_side(killed, ((x,) for x in range(2)), 2))
-    assert list(side_by_side(square, [(3,), (4,)], 2)) == [9, 16], "the next call has fresh processes"
-
-
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_what_a_task_refuses_arrives_as_it_is(jobs):
+def test_errors_of_a_task_are_raised(jobs):
     with pytest.raises(UserError, match=r"^b is refused$"):
         list(side_by_side(refuse, [("b",), ("b",)], jobs))
+
+
+def test_ctrl_c_is_blocked_in_workers_only():
+    assert all(signal.SIGINT in mask for mask in side_by_side(blocked, [(0,), (1,)], 2))
+    assert signal.SIGINT not in blocked(0)
 
 
 BUSY = """
@@ -67,7 +75,7 @@ if __name__ == "__main__":
 
 @contextmanager
 def program(tmp_path: Path, text: str) -> Iterator[subprocess.Popen[str]]:
-    """The program at work, in a session of its own."""
+    """A running program in a session of its own."""
     path = tmp_path / "program.py"
     path.write_text(text)
     process = subprocess.Popen(
@@ -78,30 +86,27 @@ def program(tmp_path: Path, text: str) -> Iterator[subprocess.Popen[str]]:
     try:
         yield process
     finally:
-        if of_session(process.pid):
+        if running(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def of_session(session: int) -> list[int]:
-    """Processes of a session that have not ended."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split() if folder.name.isdigit() else None
-        except OSError:
-            continue
-        if fields and int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(folder.name))
+def running(session: int) -> int:
+    """Number of running processes of a session."""
+    found = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, _, its_session, *_ = path.read_text().rpartition(")")[2].split()
+            found += int(its_session) == session and state != "Z"
     return found
 
 
-def ends(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Exit code and output of the process once it and all that it started are gone."""
+def end_of(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Exit code and output of the process after it and all its children have ended."""
     deadline = time.monotonic() + SOON
-    while of_session(process.pid) and time.monotonic() < deadline:
+    while running(process.pid):
+        assert time.monotonic() < deadline, "a process is still running"
         process.poll()
         time.sleep(0.02)
-    assert not of_session(process.pid), "something goes on"
     out, err = process.communicate()
     return process.returncode, out, err
 
@@ -109,26 +114,40 @@ def ends(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 @pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_ends_everything_without_a_traceback(tmp_path, jobs, number):
-    with program(tmp_path, BUSY.format(work="time.sleep(60)", jobs=jobs)) as process:
+    with program(tmp_path, BUSY.format(work=SLEEPS, jobs=jobs)) as process:
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-        code, out, err = ends(process)
+        code, out, err = end_of(process)
     assert code == 128 + number
     assert err == "\nthat was all\n"
     assert out.endswith("tidied up\n")
 
 
-def test_a_call_that_never_returns_to_python_is_ended_too(tmp_path):
-    with program(tmp_path, BUSY.format(work="hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)", jobs=1)) as process:
+@pytest.mark.parametrize(("work", "listening"), [(STUCK, True), (STUCK, False), (SLEEPS, False)])
+def test_calls_that_never_return_to_python_and_a_closed_stderr_do_not_prevent_the_end(tmp_path, work, listening):
+    with program(tmp_path, BUSY.format(work=work, jobs=1)) as process:
+        if not listening:
+            assert process.stderr is not None
+            process.stderr.close()
+            process.stderr = None
         time.sleep(0.5)  # until the call has begun
         process.send_signal(signal.SIGINT)
-        code, out, err = ends(process)
-    assert (code, out, err) == (130, "", "\nthat was all\n")
+        code, out, err = end_of(process)
+    assert code == 130
+    assert (err or "") == ("\nthat was all\n" if listening else "")
+    assert out == ("" if work == STUCK else "tidied up\n")
+
+
+def test_workers_of_a_killed_process_end(tmp_path):
+    with program(tmp_path, BUSY.format(work=SLEEPS, jobs=2)) as process:
+        process.kill()
+        code, _, err = end_of(process)
+    assert (code, err) == (-signal.SIGKILL, "")
 
 
 LOADER = """
 import os, time
 import torch
-from ich.data.batches import Batches, EpochBatches, loader
+from ich.data.batches import Batches, epoch_loader
 from ich.processes import interruptible
 class Slow(Batches):
     seed = 0
@@ -137,7 +156,7 @@ class Slow(Batches):
         time.sleep({seconds})
         return (torch.zeros(1),)
 with interruptible("that was all"):
-    batches = iter(loader(Slow(), EpochBatches(4, 1, 0, 0, shuffle=False, drop_last=False), 2))
+    batches = iter(epoch_loader(Slow(), 0, 1, shuffle=False, workers=2))
     os.write(1, b"working\\n")
     print(len(list(batches)), "batches", flush=True)
     time.sleep(2.5)
@@ -145,31 +164,12 @@ with interruptible("that was all"):
 """
 
 
-def test_processes_that_load_batches_and_end_are_no_interruption(tmp_path):
-    with program(tmp_path, LOADER.format(seconds=0)) as process:
-        assert ends(process) == (0, "4 batches\nsurvived\n", "")
-
-
-def test_processes_that_load_batches_end_with_the_interrupted_one_and_say_nothing(tmp_path):
-    with program(tmp_path, LOADER.format(seconds=60)) as process:
-        time.sleep(0.5)  # until they have begun
-        os.killpg(process.pid, signal.SIGINT)
-        assert ends(process) == (130, "", "\nthat was all\n")
-
-
-@pytest.mark.parametrize("work", ["time.sleep(60)", "hashlib.pbkdf2_hmac('sha256', b'', b'', 6 * 10**6)"])
-def test_the_exit_code_tells_of_the_interruption_even_if_nobody_listens_any_more(tmp_path, work):
-    with program(tmp_path, BUSY.format(work=work, jobs=1)) as process:
-        assert process.stderr is not None
-        process.stderr.close()
-        process.stderr = None
-        time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
-        assert ends(process)[0] == 130
-
-
-def test_children_of_a_killed_process_end(tmp_path):
-    with program(tmp_path, BUSY.format(work="time.sleep(60)", jobs=2)) as process:
-        process.kill()
-        code, _, err = ends(process)
-    assert (code, err) == (-signal.SIGKILL, "")
+@pytest.mark.parametrize(
+    ("seconds", "ending"), [(0, (0, "4 batches\nsurvived\n", "")), (60, (130, "", "\nthat was all\n"))]
+)
+def test_the_end_of_loader_processes_is_no_interruption_but_an_interruption_is_theirs(tmp_path, seconds, ending):
+    with program(tmp_path, LOADER.format(seconds=seconds)) as process:
+        if seconds:
+            time.sleep(0.5)  # until they have begun
+            os.killpg(process.pid, signal.SIGINT)
+        assert end_of(process) == ending

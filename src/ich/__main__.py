@@ -1,4 +1,4 @@
-"""`python -m ich` is `ich`, for those who begin it by a module's name, as `accelerate launch --module` does."""
+"""`python -m ich` runs `ich`."""
 
 from ich.cli import main
 

@@ -6,17 +6,16 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` knows better: no traceback out of the imports
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `main` handles it: no traceback out of the imports
 
 import typer  # noqa: E402
 
 from ich import console  # noqa: E402
-
-if TYPE_CHECKING:
-    from ich.pipeline.plan import Plan
+from ich.errors import ADVICE, UserError, refused  # noqa: E402
 
 app = typer.Typer(
     name="ich",
@@ -33,23 +32,21 @@ Set = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="override a key, as cnn.resnet.epochs=8"),
 ]
 Force = Annotated[bool, typer.Option("--force", help="redo what is named, even if it is done")]
-Model = Annotated[str | None, typer.Option("--model", help="only this member")]
+Model = Annotated[str | None, typer.Option("--model", help="only this model")]
 Fold = Annotated[int | None, typer.Option("--fold", help="only this fold, counted from 0")]
 LEVELS = {
-    "quiet": Annotated[bool, typer.Option("--quiet", help="say only warnings, errors and what was asked for")],
-    "verbose": Annotated[bool, typer.Option("--verbose", help="say also what is decided, and why")],
+    "quiet": Annotated[bool, typer.Option("--quiet", help="print warnings, errors and results only")],
+    "verbose": Annotated[bool, typer.Option("--verbose", help="print also what is decided, and why")],
 }
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """A command of its function's name and options, and of --quiet and --verbose, which all of them have."""
+def command(function: Callable[..., None], name: str = "", help: str = "") -> None:
+    """Add a command with the options of the function, --quiet and --verbose."""
     signature = inspect.signature(function)
 
     @wraps(function)
     def called(quiet: bool, verbose: bool, **given: Any) -> None:
         if quiet and verbose:
-            from ich.errors import UserError
-
             raise UserError("--quiet and --verbose: give one of the two")
         console.set_level("quiet" if quiet else "verbose" if verbose else "normal")
         function(**given)
@@ -59,139 +56,77 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         for name, kind in LEVELS.items()
     ]
     called.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *more])  # pyright: ignore
-    app.command(function.__name__)(called)
-    return function
+    app.command(name or function.__name__, help=help or None)(called)
 
 
-def _plan(recipe: Path, overrides: list[str] | None) -> "Plan":
-    from ich.pipeline.plan import Plan
+def _plan(recipe: Path, overrides: list[str] | None) -> Any:
+    from ich.pipeline.state import Plan
     from ich.recipe import load
 
     return Plan(load(recipe, overrides or []), Path.cwd())
 
 
-@command
-def status(recipe: RecipePath, overrides: Set = None) -> None:
-    """Every artefact: done | stale (and why) | missing | running | killed."""
-    from ich.stages import status as stage
+def _stage(name: str, text: str) -> None:
+    """A command that runs stages/<name>.py and has no options of its own."""
 
-    stage.run(_plan(recipe, overrides))
+    def run(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
+        import_module(f"ich.stages.{name}").run(_plan(recipe, overrides), force=force)
 
-
-@command
-def verify(recipe: RecipePath, overrides: Set = None) -> None:
-    """Read every artefact in full: its hashes, and what it promises. Exit code 0 sound, 2 not."""
-    from ich.stages import verify as stage
-
-    raise typer.Exit(stage.run(_plan(recipe, overrides)))
+    command(run, name, text)
 
 
-@command
-def demo(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
-    """Write the synthetic competition."""
-    from ich.stages import demo as stage
+def _look(name: str, module: str, text: str) -> None:
+    """A command that changes nothing; what it returns is the exit code."""
 
-    stage.run(_plan(recipe, overrides), force=force)
+    def run(recipe: RecipePath, overrides: Set = None) -> None:
+        raise typer.Exit(import_module(module).run(_plan(recipe, overrides)) or 0)
 
-
-@command
-def check(recipe: RecipePath, overrides: Set = None) -> None:
-    """Read every file and table, change nothing, say what is wrong. Exit code 0 clean, 1 warnings, 2 errors."""
-    from ich.stages import check as stage
-
-    raise typer.Exit(stage.run(_plan(recipe, overrides)))
+    command(run, name, text)
 
 
-@command
-def prepare(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
-    """Raw files -> Hounsfield cache, slice table and quarantine list."""
-    from ich.stages import prepare as stage
+def _models(stage: str, text: str) -> None:
+    """A command that fits the models of one section of the recipe."""
 
-    stage.run(_plan(recipe, overrides), force=force)
+    def run(
+        recipe: RecipePath, model: Model = None, fold: Fold = None, overrides: Set = None, force: Force = False
+    ) -> None:
+        from ich.pipeline.runner import run_stage
 
+        run_stage(_plan(recipe, overrides), stage, model=model, fold=fold, force=force)
 
-@command
-def folds(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
-    """Folds by patient, balanced over the classes."""
-    from ich.stages import folds as stage
-
-    stage.run(_plan(recipe, overrides), force=force)
+    command(run, stage, text)
 
 
-@command
-def pretrain(recipe: RecipePath, model: Model = None, overrides: Set = None, force: Force = False) -> None:
-    """SimCLR on all slices, without labels: weights that a backbone may start from."""
-    from ich.stages import pretrain as stage
-
-    stage.run(_plan(recipe, overrides), model=model, force=force)
-
-
-@command
-def cnn(
-    recipe: RecipePath, model: Model = None, fold: Fold = None, overrides: Set = None, force: Force = False
-) -> None:
-    """Stage 1: train backbones, save out-of-fold and test embeddings and logits."""
-    from ich.stages import cnn as stage
-
-    stage.run(_plan(recipe, overrides), model=model, fold=fold, force=force)
-
-
-@command
-def end_to_end(
-    recipe: RecipePath, model: Model = None, fold: Fold = None, overrides: Set = None, force: Force = False
-) -> None:
-    """Train backbones and recurrent heads as one network, whole studies at a time."""
-    from ich.stages import end_to_end as stage
-
-    stage.run(_plan(recipe, overrides), model=model, fold=fold, force=force)
+_look("status", "ich.stages.status", "Every artifact: done | stale (and why) | missing | running | killed.")
+_look("verify", "ich.pipeline.verify", "Check every artifact against its hash and its rules. Exit code 0 sound, 2 not.")
+_look(
+    "check",
+    "ich.stages.check",
+    "Check every raw file and table, change nothing. Exit code 0 clean, 1 warnings, 2 errors.",
+)
+_stage("demo", "Write the synthetic competition.")
+_stage("prepare", "Raw files -> Hounsfield cache, slice table and quarantine list.")
+_stage("folds", "Folds by patient, balanced over the classes.")
+_models("pretrain", "SimCLR on all slices, without labels: weights that a backbone may start from.")
+_models("cnn", "Stage 1: train backbones, write out-of-fold and test embeddings and logits.")
+_models("end_to_end", "Train backbones and recurrent heads as one network, whole studies at a time.")
+_models("sequence", "Stage 2: train LSTM and GRU models over the slices of each study.")
+_models("smooth", "Mean logit of the inputs, smoothed along the study.")
+_models("stack", "LightGBM over the out-of-fold logits of the inputs.")
+_models("blend", "One prediction from all models, calibrated.")
 
 
-@command
-def sequence(
-    recipe: RecipePath, model: Model = None, fold: Fold = None, overrides: Set = None, force: Force = False
-) -> None:
-    """Stage 2: train LSTM and GRU models over each study."""
-    from ich.stages import sequence as stage
-
-    stage.run(_plan(recipe, overrides), model=model, fold=fold, force=force)
-
-
-@command
-def smooth(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
-    """The members' mean logit, smoothed along the study."""
-    from ich.stages import smooth as stage
-
-    stage.run(_plan(recipe, overrides), force=force)
-
-
-@command
-def stack(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
-    """LightGBM over the members' out-of-fold logits."""
-    from ich.stages import stack as stage
-
-    stage.run(_plan(recipe, overrides), force=force)
-
-
-@command
-def blend(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
-    """One prediction of the members, calibrated."""
-    from ich.stages import blend as stage
-
-    stage.run(_plan(recipe, overrides), force=force)
-
-
-@command
 def thresholds(
     recipe: Annotated[Path | None, typer.Argument(metavar="[RECIPE]", help="a YAML file below configs/")] = None,
     metric: Annotated[str | None, typer.Option(help="f1, f2, f0.5, ...: f and beta")] = None,
-    trials: Annotated[int | None, typer.Option(help="Optuna trials a class")] = None,
+    trials: Annotated[int | None, typer.Option(help="Optuna trials per class")] = None,
     table: Annotated[Path | None, typer.Option(help="not a recipe: <class>, prob_<class>, fold, patient_id")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="with --table: the JSON to write")] = None,
     overrides: Set = None,
     force: Force = False,
 ) -> None:
-    """Search a threshold a class that maximises an F score."""
-    from ich.errors import UserError
+    """Tune one threshold per class for an F score."""
+    from ich.recipe import table_thresholds
     from ich.stages import thresholds as stage
 
     if recipe is not None and out is not None:
@@ -203,39 +138,24 @@ def thresholds(
     if recipe is not None:
         stage.run(_plan(recipe, [*(overrides or []), *given]), force=force)
     elif table is not None:
-        from ich.recipe import table_thresholds
-
         stage.run_on_table(table, table_thresholds([*(overrides or []), *given]), out)
 
 
-@command
-def submit(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
-    """Write the submission, checked against the sample submission."""
-    from ich.stages import submit as stage
-
-    stage.run(_plan(recipe, overrides), force=force)
+command(thresholds)
+_stage("submit", "Write the submission, checked against the sample submission.")
 
 
-@command
 def score(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
-    """Scores of every member with intervals, out of fold and on the solution where there is one."""
-    from ich.stages import score as stage
-    from ich.stages import score_outside
-
+    """Scores of every model with 95 % confidence intervals, out of fold and on the solution where there is one."""
     plan = _plan(recipe, overrides)
     outside = plan.recipe.competition.trained_by is not None
-    (score_outside if outside else stage).run(plan, force=force)
+    import_module(f"ich.stages.{'score_outside' if outside else 'score'}").run(plan, force=force)
 
 
-@command
-def explain(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
-    """Pictures of what the networks look at, and the labels that look wrong."""
-    from ich.stages import explain as stage
-
-    stage.run(_plan(recipe, overrides), force=force)
+command(score)
+_stage("explain", "Grad-CAM of the networks, the embedding map, and labels that look wrong.")
 
 
-@command
 def report(
     recipe: RecipePath,
     study: Annotated[
@@ -244,14 +164,16 @@ def report(
     overrides: Set = None,
     force: Force = False,
 ) -> None:
-    """One page to look at: the scores, their figures, the worst mistakes, a viewer of studies."""
+    """One page: scores, plots, errors, and a viewer of studies."""
     from ich.stages import report as stage
 
     given = [f"report.studies={json.dumps(study)}"] if study else []
     stage.run(_plan(recipe, [*(overrides or []), *given]), force=force)
 
 
-@command
+command(report)
+
+
 def predict(
     recipe: RecipePath,
     path: Annotated[
@@ -262,7 +184,6 @@ def predict(
     force: Force = False,
 ) -> None:
     """Score a folder of DICOM files with the trained ensemble; without PATH, the scans of a recipe with trained_by."""
-    from ich.errors import UserError
     from ich.stages import predict as stage
 
     plan = _plan(recipe, overrides)
@@ -274,69 +195,40 @@ def predict(
         stage.run(plan, path, out)
 
 
-@command
-def ablate(recipe: RecipePath, overrides: Set = None) -> None:
-    """Run the systems that a recipe's ablation lists, with several seeds, and write one table. Goes on where it was."""
-    from ich.stages import ablate as stage
-    from ich.stages import (
-        blend,
-        cnn,
-        demo,
-        end_to_end,
-        folds,
-        prepare,
-        pretrain,
-        score,
-        sequence,
-        smooth,
-        stack,
-        thresholds,
-    )
+command(predict)
 
-    for plan in stage.runs(recipe, overrides or [], Path.cwd()):
-        console.say(f"\n== {plan.recipe.name}")
-        members = (pretrain, cnn, end_to_end, sequence, smooth, stack, blend)
-        for step in (demo, prepare, folds, *members, thresholds, score):
-            step.run(plan)
-    stage.table(recipe, overrides or [], Path.cwd())
+
+def ablate(recipe: RecipePath, overrides: Set = None) -> None:
+    """Train the systems of a recipe's ablation with several seeds, and write one table. Resumes where it was."""
+    from ich.stages import ablate as stage
+
+    stage.run(recipe, overrides or [], Path.cwd())
+
+
+command(ablate)
 
 
 def main() -> None:
-    """Run a command; what the user can mend is one line a fault, without a traceback."""
-    from ich import ranks
-    from ich.errors import ADVICE, UserError, refused
+    """Run a command; what the user can fix is one line per error, without a traceback."""
     from ich.processes import interruptible
 
     try:
-        with interruptible("interrupted; what was finished is kept: the same command goes on from there", ranks.heard):
-            if ranks.launched():
-                from ich.pipeline.plan import SHARED
-
-                ranks.run(app, shared=sys.argv[1:2] != [] and sys.argv[1] in {*SHARED, "ablate"})
-            else:
-                app()
+        with interruptible("interrupted; finished work is kept: rerun the same command to resume"):
+            app()
     except UserError as error:
-        _end(str(error))
-    except ValueError as error:
-        from ich.recipe import RecipeError  # not before: `ich --help` needs no recipe, and reads none
-
-        if not isinstance(error, RecipeError):
-            raise
         _end(str(error))
     except OSError as error:  # a full disk, a folder that may not be read, no file handles left
         if error.filename is None and error.errno not in ADVICE:
             raise
         _end(str(refused(error.filename or "this machine", error)))
     except MemoryError as error:
-        _end(f"out of memory ({error}); what was finished is kept: run the same again with less beside it")
+        _end(f"out of memory ({error}); finished work is kept: rerun with less beside it")
 
 
 def _end(message: str) -> None:
-    from ich import ranks
-
     for line in message.splitlines():
         print(f"error: {console.visible(line)}", file=sys.stderr)
-    ranks.leave(2)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

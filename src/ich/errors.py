@@ -1,6 +1,9 @@
 """Errors that the user can fix: printed as one line, without a traceback."""
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -23,3 +26,15 @@ def refused(path: object, error: OSError) -> UserError:
     reason = error.strerror or str(error)
     advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE else ""
     return UserError(f"{path}: {reason}{advice}; what was finished is kept: run the same again")
+
+
+@contextmanager
+def as_written(path: Path, remedy: str = "delete it and rerun the stage that wrote it") -> Iterator[None]:
+    """A block that only reads `path` and parses it. Raises UserError with the remedy where the file is malformed."""
+    try:
+        yield
+    except (UserError, OSError, MemoryError):  # they have a message of their own
+        raise
+    except Exception as error:  # errors of pyarrow, safetensors, torch and LightGBM have no common base
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{path} is malformed ({why}); {remedy}") from None

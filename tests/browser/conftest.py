@@ -1,4 +1,4 @@
-"""A headless Chromium, and pages opened in it: the tiny run's report, and one made of extreme and hostile blocks."""
+"""Headless Chromium with two pages: the report of the tiny recipe, and a page of extreme and hostile blocks."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from browser.made import hostile_page
+from browser.made import full_page
 
 NAMES = ("chromium-browser", "google-chrome")  # after $ICH_BROWSER or chromium, as in tests/run.sh
 FLAGS = [
@@ -21,13 +21,14 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--disable-accelerated-2d-canvas",  # which draws the same picture a little differently once its pixels were read
+    "--disable-accelerated-2d-canvas",  # it draws differently once pixels were read
 ]
 WIDE, NARROW = 1440, 390
+BAD = ("error", "warning")
 
 
 def until(true: Callable[[], bool]) -> None:
-    """Wait. (Playwright's own wait_for_function evaluates text, which the page's policy refuses.)"""
+    """Wait. (Playwright's wait_for_function evaluates text, which the policy of the page blocks.)"""
     end = time.monotonic() + 20
     while not true():
         assert time.monotonic() < end
@@ -36,27 +37,19 @@ def until(true: Callable[[], bool]) -> None:
 
 @dataclass
 class Opened:
-    """A page whose scripts have run, with all that it complained of and asked for."""
+    """A page whose scripts have run, with its errors, warnings and requests."""
 
     page: Page
+    path: Path
     complaints: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
-    path: Path = Path()
 
     def __post_init__(self) -> None:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", self._heard)
+        self.page.on("console", lambda said: self.complaints.append(said.text) if said.type in BAD else None)
         self.page.on("request", lambda request: self.asked.append(request.url))
-
-    def _heard(self, message) -> None:
-        if message.type in ("error", "warning"):
-            self.complaints.append(f"{message.type}: {message.text}")
-
-    def load(self, path: Path) -> "Opened":
-        self.path = path
-        self.page.goto(path.as_uri())
+        self.page.goto(self.path.as_uri())
         self.page.wait_for_selector("body[data-ready=true]", timeout=60_000)
-        return self
 
 
 Open = Callable[..., Opened]
@@ -73,25 +66,26 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def opening(browser) -> Open:
-    """Open a file in a context of its own: `opening(path, width, **what new_context takes)`."""
+    """Open a file in a new context; `script` runs before the scripts of the page, `options` are new_context's."""
 
-    def opened(path: Path, width: int = WIDE, **options) -> Opened:
+    def opened(path: Path, width: int = WIDE, script: str = "", **options) -> Opened:
         context = browser.new_context(viewport={"width": width, "height": 900}, reduced_motion="reduce", **options)
         context.set_default_timeout(20_000)
-        return Opened(context.new_page()).load(path)
+        context.add_init_script(script or ";")
+        return Opened(context.new_page(), path)
 
     return opened
 
 
 @pytest.fixture(scope="session")
 def made(opening, tmp_path_factory) -> Opened:
-    """The page of extreme and hostile blocks. Each test that uses it sets what it depends on."""
+    """The page of extreme and hostile blocks. Each test sets the state that it depends on."""
     path = tmp_path_factory.mktemp("made") / "page.html"
-    path.write_text(hostile_page(), encoding="utf-8")
+    path.write_text(full_page(), encoding="utf-8")
     return opening(path)
 
 
 @pytest.fixture(scope="session")
 def report(opening, finished) -> Opened:
-    """The page that the tiny recipe's run left."""
+    """The report of the tiny recipe."""
     return opening(finished.root / "submissions/tiny/report.html")

@@ -6,33 +6,32 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ich.report.page import (
+from ich.report.page import charts
+from ich.report.page.blocks import (
     Case,
     Cases,
     Chart,
     Code,
     Details,
+    Image,
     Notes,
     Page,
     Panels,
-    Picture,
     Section,
     Strip,
     Table,
     Tile,
     Tiles,
     Viewer,
-    charts,
-    render,
 )
-from ich.report.page.packing import packed
-from ich.stages.reporting.studies import BOUNDS, PRESETS
+from ich.report.page.document import render
+from ich.report.page.images import planes
+from ich.report.sections.viewer import BOUNDS, PRESETS
 
 EVIL = "</script><script>window.broken=1</script>"
 IMAGE = '"><img src=x onerror=window.broken=2>{{ 7*7 }}<b>bold</b>&amp;'
 LONG = "ID_" + "0123456789abcdef" * 16
-CLASSES = ["epidural", "any"]
-UNDEFINED = {"sensitivity": None, "specificity": 1.0}
+CLASSES = ["intraparenchymal", "any"]
 SIDE, PATCH = 64, 8  # pixels of a picture, and of its patches, each of one value
 PATCHES = SIDE // PATCH
 PNG = cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes()
@@ -47,90 +46,78 @@ def known_units() -> np.ndarray:
     return np.stack([rng.permutation(values).reshape(PATCHES, PATCHES) for values in slices])
 
 
-def study(name: str, patches: np.ndarray, *, known: bool, cam: bool) -> dict[str, Any]:
-    """What the viewer reads of a study; of one that is not `known` there are pictures alone."""
-    n, rng = len(patches), np.random.default_rng(6)
-    pixels = patches.repeat(PATCH, axis=1).repeat(PATCH, axis=2)
-    maps = rng.integers(0, 256, (n, len(CLASSES), 4, 4), dtype=np.uint8)
+def pixels_of(patches: np.ndarray) -> np.ndarray:
+    return patches.repeat(PATCH, axis=1).repeat(PATCH, axis=2)
+
+
+WHOLE = np.random.default_rng(7).permutation(np.arange(-1024, 3072, dtype=np.int16)).reshape(1, SIDE, SIDE)
+PIXELS = {"steps": pixels_of(known_units()), "turned": pixels_of(known_units()[::-1, ::-1]), EVIL: WHOLE}
+
+
+def study(name: str, pixels: np.ndarray, *, known: bool, cam: bool, evil: str, image: str) -> dict[str, Any]:
+    """A study as the viewer reads it; one that is not `known` has no labels, predictions or positions."""
+    n = len(pixels)
+    maps = np.random.default_rng(6).integers(0, 256, (n, len(CLASSES), 16), dtype=np.uint8)
     return {
         "id": name,
-        "group": f"Most wrong {EVIL}",
-        "reasons": [f"worst log loss {IMAGE}"],
+        "group": f"Most wrong {evil}",
+        "reasons": [f"worst log loss {image}"],
         "patient": name,
         "split": "train" if known else "test",
         "folds": [1] if known else [],
         "start": 0,
         "millimetres": 200.0 if known else None,
-        "pictures": f"{SIDE} x {SIDE} pixels",
+        "source": f"{SIDE} x {SIDE} pixels",
         "images": [f"{name}_{i}" for i in range(n)],
         "positions": [2.5 * i if known else None for i in range(n)],
         "labels": [[i % 2 if known else None] * 2 for i in range(n)],
         "probabilities": [[round(i / 10, 1) if known else None] * 2 for i in range(n)],
-        "pixels": packed(pixels, -1024),
-        "cam": packed(maps) if cam else None,
+        "side": SIDE,
+        "pixels": [planes(one, -1024) for one in pixels],
+        "sum": int((pixels.astype(int) + 1024).sum()),
+        "cam": {"height": 4, "width": 4, "cells": maps.tolist()} if cam else None,
     }
 
 
-def viewer_data() -> dict[str, Any]:
-    patches = known_units()
+def viewer_data(evil: str = EVIL, image: str = IMAGE) -> dict[str, Any]:
     studies = [
-        study("steps", patches, known=True, cam=True),
-        study("turned", patches[::-1, ::-1], known=True, cam=False),
-        study(EVIL, patches[:1], known=False, cam=False),
+        study(name, pixels, known=pixels is not WHOLE, cam=name == "steps", evil=evil, image=image)
+        for name, pixels in zip(("steps", "turned", evil), PIXELS.values(), strict=True)
     ]
-    return {
-        "classes": CLASSES,
-        "thresholds": [0.25, 0.5],
-        "presets": PRESETS["hu"],
-        **BOUNDS["hu"],
-        "studies": studies,
+    settings = {"classes": CLASSES, "thresholds": [0.25, 0.5], "presets": PRESETS["hu"], **BOUNDS["hu"]}
+    return {**settings, "studies": studies}
+
+
+def full_page(evil: str = EVIL, image: str = IMAGE, long: str = LONG) -> str:
+    """Every kind of block, with these texts in each place that shows text."""
+
+    def case(study_id: str, index: int) -> Case:
+        strip = Strip(f"intraparenchymal {evil}", [0.1, 0.9, 1.0], [0, None, 1], 1, 0.25)
+        images = [Image(PNG, f"a slice {image}", evil)] * 3
+        return Case(f"Error {evil}", [image, long], images, strip, study_id, index)
+
+    def chart(name: str, figure: Mapping[str, Any]) -> Chart:
+        return Chart(name, f"Figure {evil}", f"It says {image}", figure)
+
+    points, undefined = np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]), {"sensitivity": None, "specificity": 1.0}
+    matrix = charts.correlation(np.array([[1.0, 0.5], [0.5, 1.0]]), [f"net {evil}", f"net {image}"])
+    by_group = charts.map_by_group(points, ["a", evil, image], ["a", evil, image], [evil, image, long])
+    classes = {
+        f"first {evil}": [chart("correlation", matrix)],
+        f"second {image}": [chart("map", by_group), Table([evil, "n"], [[image, "1"], [long, "2"]], evil)],
+        "third, without positives": [
+            chart("confusion", charts.confusion(0, 0, 0, 10)),
+            chart("four", charts.four(undefined, {0: undefined})),
+        ],
     }
-
-
-def case(study_id: str, index: int) -> Case:
-    strip = Strip(f"epidural {EVIL}", [0.1, 0.9, 1.0], [0, None, 1], 1, 0.25)
-    pictures = [Picture(PNG, f"a slice {IMAGE}", EVIL)] * 3
-    return Case(f"Mistake {EVIL}", [IMAGE, LONG], pictures, strip, study_id, index)
-
-
-def chart(name: str, figure: Mapping[str, Any]) -> Chart:
-    return Chart(name, f"Figure {EVIL}", f"It says {IMAGE}", figure)
-
-
-def hostile_page() -> str:
-    matrix = np.array([[1.0, 0.5], [0.5, 1.0]])
-    points = np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
-    names = [f"net {EVIL}", f"net {IMAGE}"]
-    by_group = charts.map_by_group(points, ["a", EVIL, IMAGE], ["a", EVIL, IMAGE], [EVIL, IMAGE, LONG])
+    details = Details(evil, [Code(evil + "\n" + long), chart("roc", by_group)])
+    viewer = [Viewer(viewer_data(evil, image)), Notes([evil, image, long]), Notes([evil], "warning")]
     sections = [
-        Section("verdict", f"Verdict {EVIL}", [Tiles([Tile(EVIL, "0.9", IMAGE), Tile(LONG, LONG)])], f"Lead {IMAGE}"),
-        Section("studies", "Viewer", [Viewer(viewer_data()), Notes([EVIL, IMAGE, LONG]), Notes([EVIL], "warning")]),
-        Section(
-            "per-class",
-            "Class by class",
-            [
-                Panels(
-                    "classes",
-                    {
-                        f"first {EVIL}": [chart("correlation", charts.correlation(matrix, names))],
-                        f"second {IMAGE}": [
-                            chart("map", by_group),
-                            Table([EVIL, "n"], [[IMAGE, "1"], [LONG, "2"]], EVIL),
-                        ],
-                        "third, without a positive": [
-                            chart("confusion", charts.confusion(0, 0, 0, 10)),
-                            chart("four", charts.four(UNDEFINED, {0: UNDEFINED})),
-                        ],
-                    },
-                )
-            ],
-        ),
-        Section("mistakes", "Mistakes", [Cases([case("turned", 2), case("not held", 0)]), Cases([])]),
-        Section(
-            "provenance",
-            "Where this comes from",
-            [Table([], []), Table(["a"], []), Details(EVIL, [Code(EVIL + "\n" + LONG), chart("roc", by_group)])],
-        ),
+        Section("summary", f"Summary {evil}", [Tiles([Tile(evil, "0.9", image), Tile(long, long)])], f"Lead {image}"),
+        Section("studies", "Viewer", viewer),
+        Section("per-class", "Per class", [Panels("classes", classes)]),
+        Section("errors", "Errors", [Cases([case("turned", 2), case("not held", 0)]), Cases([])]),
+        Section("provenance", "Provenance", [Table([], []), Table(["a"], []), details]),
         Section("empty", "Nothing", []),
     ]
-    return render(Page(f"Hostile {EVIL}", IMAGE, sections))
+    return render(Page(f"Hostile {evil}", image, sections))

@@ -1,11 +1,11 @@
-"""The page by keyboard, by screen reader, in the dark and in the light, wide and narrow."""
+"""Keyboard, screen reader, light and dark theme, wide and narrow screens."""
 
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
 
 from browser.conftest import NARROW, WIDE, until
 
-# A stop of the keyboard: what it is, what it is called, whether it is seen to be the one, and where it stands.
+# The focused element: its number, markup and name, and whether it and its focus ring are visible.
 STOP = """() => {
   const e = document.activeElement;
   if (e === document.body) return null;
@@ -33,32 +33,42 @@ ALL_SEEN = """() => {
   const hidden = [...document.querySelectorAll(".panel[hidden], details:not([open])")];
   for (const e of hidden) { e.hidden = false; if (e.tagName === "DETAILS") e.open = true; }
 }"""
-AXE = """async () => (await axe.run(document, { resultTypes: ["violations"] })).violations
+AXE = """async (rules) => (await axe.run(document, { resultTypes: ["violations"], ...rules })).violations
   .filter(({ impact }) => impact === "serious" || impact === "critical")
   .map(({ id, nodes }) => [id, nodes.slice(0, 5).map((node) => [node.html.slice(0, 150), node.failureSummary])])"""
+STATES = """tabs => [...tabs.querySelectorAll("[role=tab]")].map(tab =>
+  [tab.ariaSelected, tab.tabIndex, document.getElementById(tab.getAttribute("aria-controls")).hidden])"""
 
 
-@pytest.fixture(scope="module")
-def audited(opening, finished):
-    """The report with all that is in it, and axe-core."""
-    opened = opening(finished.root / "submissions/tiny/report.html")
-    opened.page.evaluate(ALL_SEEN)
-    opened.page.evaluate(AXE_SCRIPT)
-    yield opened.page
-    opened.page.context.close()
+def test_axe_finds_no_serious_fault(opening, finished):
+    """By all rules in the light; the dark scheme has other colours only."""
+    page = opening(finished.root / "submissions/tiny/report.html").page
+    page.evaluate(ALL_SEEN)
+    page.evaluate(AXE_SCRIPT)
+    for width in (WIDE, NARROW):
+        page.set_viewport_size({"width": width, "height": 900})
+        for scheme, rules in ("light", {}), ("dark", {"runOnly": ["color-contrast"]}):
+            page.emulate_media(color_scheme=scheme)
+            page.wait_for_timeout(300)
+            assert page.evaluate(AXE, rules) == [], (width, scheme)
+    page.context.close()
+
+
+def test_arrow_keys_select_the_visible_panel(made):
+    page = made.page
+    for tabs in page.query_selector_all("[role=tablist]"):
+        names = tabs.eval_on_selector_all("[role=tab]", "all => all.map(tab => tab.id)")
+        tabs.query_selector("[role=tab]").click()
+        for key, at in (("ArrowRight", 1), ("End", len(names) - 1), ("ArrowRight", 0), ("ArrowLeft", len(names) - 1)):
+            page.keyboard.press(key)
+            assert page.evaluate("document.activeElement.id") == names[at]
+            expected = [["true", 0, False] if k == at else ["false", -1, True] for k in range(len(names))]
+            assert tabs.evaluate(STATES) == expected
+        page.keyboard.press("Home")
 
 
 @pytest.mark.parametrize("width", [WIDE, NARROW])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_serious_fault(audited, width, scheme):
-    audited.emulate_media(color_scheme=scheme)
-    audited.set_viewport_size({"width": width, "height": 900})
-    audited.wait_for_timeout(300)
-    assert audited.evaluate(AXE) == []
-
-
-@pytest.mark.parametrize("width", [WIDE, NARROW])
-def test_the_keyboard_reaches_everything_in_the_order_of_the_page_and_sees_where_it_is(made, width):
+def test_tab_reaches_everything_in_order_with_a_name_and_a_visible_focus(made, width):
     page = made.page
     page.set_viewport_size({"width": width, "height": 900})
     count, stops = page.evaluate(STOPS), []
@@ -74,17 +84,11 @@ def test_the_keyboard_reaches_everything_in_the_order_of_the_page_and_sees_where
     for _ in stops[1:]:
         page.keyboard.press("Shift+Tab")
     assert page.evaluate(STOP)["number"] in (0, 1), "and back"
-
-
-def test_the_way_past_the_menu_leads_to_the_content(made):
-    page = made.page
     page.evaluate(STOPS)
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    assert page.evaluate("document.activeElement.id") == "main"
+    assert page.evaluate("document.activeElement.id") == "main", "the first link skips the menu"
 
-
-# ---- light and dark
 
 GROUNDS = """() => {
   const brightness = (colour) => Number(colour.match(/\\d+/)[0]);
@@ -94,12 +98,12 @@ GROUNDS = """() => {
 
 
 def is_dark(page) -> bool:
-    """Waits until the ground and the text of a chart are of one scheme."""
+    """Wait until the background and the text of a chart have the same theme."""
     until(lambda: abs(page.evaluate(GROUNDS)[0] - page.evaluate(GROUNDS)[1]) > 100)
     return page.evaluate(GROUNDS)[0] < 100
 
 
-def test_the_page_and_its_charts_follow_the_system_and_the_button_overrules_it(made):
+def test_page_and_charts_follow_the_system_theme_and_the_button(made):
     page = made.page
     page.set_viewport_size({"width": WIDE, "height": 900})
     assert not is_dark(page)

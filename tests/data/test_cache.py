@@ -1,5 +1,8 @@
+import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -8,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ich.data import cache, dicom
+from ich.data import cache, dicom, slice_table
 from ich.data.competitions import Raw
-from ich.data.crop import edge_box, head_box, resized
+from ich.data.crop import box_around, edge_box, head_piece, resized
 from ich.data.dicom import Reason, SliceHeader, Unreadable
+from ich.errors import UserError
 from plain_slice import HEADER
 
 
@@ -32,6 +36,10 @@ def with_head_rest(picture: np.ndarray) -> np.ndarray:
     return result.astype(np.int16)
 
 
+def head_box(slices: list[np.ndarray]) -> tuple[int, int, int]:
+    return box_around([head_piece(one) for one in slices], slices[0].shape)
+
+
 def test_the_box_is_the_head_and_its_margin():
     row, column, side = head_box([head()])
     assert side == pytest.approx(72 * 1.04, abs=3)
@@ -41,16 +49,6 @@ def test_the_box_is_the_head_and_its_margin():
 def test_head_rest_and_table_do_not_fool_the_box():
     plain, real = head_box([head()]), head_box([with_head_rest(head())])
     assert np.abs(np.subtract(plain, real)).max() <= 3
-
-
-def test_the_box_holds_the_head_of_every_slice():
-    _, column, side = head_box([head(column=50, radius=30), head(column=78, radius=30), head(radius=5)])
-    assert column <= 20
-    assert column + side >= 108
-
-
-def test_without_a_head_the_whole_picture_is_kept():
-    assert head_box([np.full((100, 80), -1000, np.int16)]) == (0, 0, 100)
 
 
 def test_a_resize_by_area_is_the_mean_of_the_pixels():
@@ -107,14 +105,14 @@ def test_each_slice_has_edges_of_its_own(tmp_path):
         dicom.write(tmp_path / f"{i}.dcm", picture, replace(at(i), image_id=str(i)))
     files = pd.DataFrame([(str(i), "train", f"{i}.dcm") for i in range(3)], columns=["image_id", "split", "path"])
     raw = Raw(files, pd.DataFrame({"image_id": files["image_id"], "bleed": 1.0}), [], {"bleed": 1.0}, "", ())
-    geometries = cache.read_geometries(tmp_path, raw.files["path"].tolist(), 1, lambda _: None)
-    table, _ = cache.slice_table(raw, geometries)
+    geometries = slice_table.read_geometries(tmp_path, raw.files["path"].tolist(), 1, lambda _: None)
+    table, _ = slice_table.slice_table(raw, geometries)
     sides = {}
     for crop in ("head", "edges", "none"):
-        found, _ = cache.fill(tmp_path / "hu.npy", table, tmp_path, 64, crop, 1, lambda _: None)
+        found, hu, _ = filled(tmp_path / crop, table, tmp_path, 64, crop)
         sides[crop] = found["crop_side"].tolist()
         if crop == "edges":
-            tissue = np.load(tmp_path / "hu.npy", allow_pickle=False) > -300
+            tissue = hu > -300
             assert tissue.any(axis=1).sum(axis=1).min() >= 62
     assert sides["edges"] == pytest.approx([199, 119, 79], abs=1)
     assert sides["none"] == [256, 256, 256]
@@ -133,11 +131,11 @@ def test_grey_pictures_have_edges_too_and_no_head(tmp_path):
         "",
         (),
     )
-    geometries = cache.read_geometries(tmp_path, ["a.png"], 1, lambda _: None, "grey")
-    table, _ = cache.slice_table(raw, geometries)
+    geometries = slice_table.read_geometries(tmp_path, ["a.png"], 1, lambda _: None, "grey")
+    table, _ = slice_table.slice_table(raw, geometries)
     boxes = {}
     for crop in ("head", "edges", "none"):
-        found, _ = cache.fill(tmp_path / "hu.npy", table, tmp_path, 20, crop, 1, lambda _: None, "grey")
+        found, _, _ = filled(tmp_path / crop, table, tmp_path, 20, crop, values="grey")
         boxes[crop] = found[["crop_row", "crop_column", "crop_side"]].iloc[0].tolist()
     assert boxes == {"head": [0, 0, 100], "edges": [20, 30, 40], "none": [0, 0, 100]}
 
@@ -151,6 +149,12 @@ def test_a_slice_without_tissue_or_with_a_speck_of_it_keeps_the_whole_picture(va
 
 
 # ---- from files to the slice table and its rows
+
+
+def filled(folder: Path, table: pd.DataFrame, root: Path, size: int, crop: str, **more: Any):
+    """Table, pixels, and what could not be read."""
+    table, unread, _ = cache.write_shards(folder, table, root, size, crop, 1, lambda _: None, **more)
+    return table, cache.HuCache.open(folder, table)[:], unread
 
 
 def competition(tmp_path, headers: dict[str, SliceHeader], unlabelled=()) -> Raw:
@@ -167,19 +171,10 @@ def at(z: float, **changes) -> SliceHeader:
 
 
 def built(tmp_path, raw: Raw):
-    geometries = cache.read_geometries(tmp_path, raw.files["path"].tolist(), 1, lambda _: None)
-    table, refused = cache.slice_table(raw, geometries)
-    filled, unread = cache.fill(tmp_path / "hu.npy", table, tmp_path, 8, "none", 1, lambda _: None)
-    return filled, refused + unread, np.load(tmp_path / "hu.npy", allow_pickle=False)
-
-
-def test_slices_stand_in_order_of_position_whatever_their_names(tmp_path):
-    raw = competition(tmp_path, {"c": at(10), "a": at(20), "b": at(-5)})
-    table, _, hu = built(tmp_path, raw)
-    assert table["image_id"].tolist() == ["b", "c", "a"]
-    assert table["position"].tolist() == [-5, 10, 20]
-    assert table["index"].tolist() == [0, 1, 2]
-    assert hu[:, 0, 0].tolist() == [2, 0, 1]
+    geometries = slice_table.read_geometries(tmp_path, raw.files["path"].tolist(), 1, lambda _: None)
+    table, refused = slice_table.slice_table(raw, geometries)
+    table, hu, unread = filled(tmp_path / "cache", table, tmp_path, 8, "none")
+    return table, refused + unread, hu
 
 
 def test_a_tilted_series_is_ordered_along_its_normal_and_not_along_z(tmp_path):
@@ -194,6 +189,7 @@ def test_two_series_of_a_study_are_kept_apart(tmp_path):
     headers = {"a": at(0, series_id="r1"), "b": at(1, series_id="r2"), "c": at(2, series_id="r1")}
     table, _, _ = built(tmp_path, competition(tmp_path, headers))
     assert table["image_id"].tolist() == ["a", "c", "b"]
+    assert table["position"].tolist() == [0, 2, 1]
     assert table["index"].tolist() == [0, 1, 0]
     assert table["n_slices"].tolist() == [2, 2, 1]
 
@@ -203,19 +199,11 @@ def test_slices_at_one_place_stand_by_acquisition_then_instance_then_name(tmp_pa
     headers = [dicom.geometry(tmp_path / path) for path in raw.files["path"]]
     places = {"a": (2, 1), "b": (1, 9), "c": (1, 7), "d": (1, 7), "e": (3, 9), "f": (0, 0)}
     headers = [replace(h, acquisition=a, instance=i) for h, (a, i) in zip(headers, places.values(), strict=True)]
-    table, _ = cache.slice_table(raw, headers)
+    table, _ = slice_table.slice_table(raw, headers)
     assert table["image_id"].tolist() == ["e", "c", "d", "b", "a", "f"]
-    without_place = [replace(h, position=None) for h in headers]
-    table, _ = cache.slice_table(raw, without_place)
+    without_place = [headers[0], replace(headers[1], position=None), *headers[2:]]  # one of them is enough
+    table, _ = slice_table.slice_table(raw, without_place)
     assert table["image_id"].tolist() == ["f", "a", "c", "d", "b", "e"]  # 0, 1, 7, 7, 9 (first), 9
-
-
-def test_a_series_with_one_slice_of_unknown_place_is_ordered_by_instance_number(tmp_path):
-    raw = competition(tmp_path, {name: at(z) for name, z in zip("abc", (30, 20, 10), strict=True)})
-    headers = [replace(dicom.geometry(tmp_path / p), instance=i) for i, p in enumerate(raw.files["path"])]
-    headers[1] = replace(headers[1], position=None)
-    table, _ = cache.slice_table(raw, headers)
-    assert table["image_id"].tolist() == ["a", "b", "c"]
 
 
 def test_an_unreadable_slice_leaves_no_hole(tmp_path):
@@ -249,30 +237,27 @@ def test_a_refused_header_and_a_promised_image_without_file_are_listed(tmp_path)
     ]
 
 
-def test_a_file_without_label_is_kept_unlabelled(tmp_path):
-    table, _, _ = built(tmp_path, competition(tmp_path, {"a": at(0), "b": at(1)}, unlabelled=("b",)))
-    assert table["bleed"].isna().tolist() == [False, True]
-
-
 @pytest.mark.parametrize("crop", ["head", "edges"])
 def test_the_cache_is_the_same_whatever_the_number_of_processes(tmp_path, crop):
     raw = competition(tmp_path, {f"i{k}": at(k % 7, study_id=f"s{k // 7}") for k in range(40)})
-    geometries = cache.read_geometries(tmp_path, raw.files["path"].tolist(), 2, lambda _: None)
-    table, _ = cache.slice_table(raw, geometries)
+    geometries = slice_table.read_geometries(tmp_path, raw.files["path"].tolist(), 2, lambda _: None)
+    table, _ = slice_table.slice_table(raw, geometries)
     for jobs in (1, 2):
-        cache.fill(tmp_path / f"hu{jobs}.npy", table, tmp_path, 8, crop, jobs, lambda _: None)
-    assert (tmp_path / "hu1.npy").read_bytes() == (tmp_path / "hu2.npy").read_bytes()
+        cache.write_shards(tmp_path / str(jobs), table, tmp_path, 8, crop, jobs, lambda _: None)
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / str(jobs)).iterdir()} for jobs in (1, 2))
+    assert len(one) == 2 * 6  # a shard and its note per series: a small cache is divided as far as it goes
+    assert one == two
 
 
 def test_an_image_in_two_folders_is_refused(tmp_path):
     raw = competition(tmp_path, {"a": at(0)})
     twice = Raw(pd.concat([raw.files, raw.files.assign(split="test")]), raw.labels, [], {"bleed": 1.0}, "", ())
-    geometries = cache.read_geometries(tmp_path, twice.files["path"].tolist(), 1, lambda _: None)
+    geometries = slice_table.read_geometries(tmp_path, twice.files["path"].tolist(), 1, lambda _: None)
     with pytest.raises(ValueError, match="image a lies in two folders"):
-        cache.slice_table(twice, geometries)
+        slice_table.slice_table(twice, geometries)
 
 
-# ---- a kill on the way
+# ---- shards
 
 
 class Killed(BaseException):
@@ -280,17 +265,16 @@ class Killed(BaseException):
 
 
 class Scanner:
-    """Slices of four by four pixels in series of these lengths, some in one file with others, some of them refused."""
+    """Slices of four by four pixels in series of these lengths, some in one file with others, some unreadable."""
 
     def __init__(self, folder: Path, lengths: list[int], refused: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
-        self.target, self.refused, self.read, self.saved = folder / "hu.npy", refused, set(), []
+        self.folder, self.refused, self.read = folder, refused, set()
         series = np.repeat(np.arange(len(lengths)), lengths)
         names = pd.DataFrame({"image_id": [f"i{k}" for k in range(len(series))], "series_id": series.astype(str)})
         names = names.assign(split="train", study_id="s", path=(series + 1) // 2, frame=range(len(series)))
         self.table = names.astype({"path": str})
-        self.ends = np.cumsum(lengths)
         monkeypatch.setattr(cache, "read_frames", self.frames)
-        monkeypatch.setattr(cache, "SAVE_EVERY", 0)
+        monkeypatch.setattr(cache, "LEAST_SHARDS", 3)
 
     def frames(self, _path, frames, _values):
         self.read |= set(frames)
@@ -300,92 +284,134 @@ class Scanner:
             for k, picture in zip(frames, noise, strict=True)
         ]
 
-    def fill(self, kept: bytes = b"[]", killed_at: int | None = None):
-        """Bytes of the file, table, what was refused. Killed where so many slices are done."""
+    def fill(self, killed_after: int | None = None, fingerprint: str = "f"):
+        """Bytes of the shards, table, and what could not be read; killed once so many slices are done."""
         self.read.clear()
-        self.saved.clear()
         slices = 0
 
         def advance(count: int) -> None:
             nonlocal slices
             slices += count
-            if killed_at is not None and slices >= killed_at:
+            if killed_after is not None and slices >= killed_after:
                 raise Killed
 
-        done = cache.intact(self.target, 4, cache.from_bytes(kept), lambda _: None)
-        table, refused = cache.fill(
-            self.target,
-            self.table,
-            Path(),
-            4,
-            "none",
-            1,
-            advance,
-            done=done,
-            save=lambda series: self.saved.append(cache.to_bytes(series)),
+        table, unread, self.reused = cache.write_shards(
+            self.folder, self.table, Path(), 4, "none", 1, advance, fingerprint=fingerprint
         )
-        return self.target.read_bytes(), table.to_csv(), refused
+        return {path.name: path.read_bytes() for path in self.folder.iterdir()}, table.to_csv(), unread
 
 
 @settings(max_examples=40)
 @given(data=st.data(), lengths=st.lists(st.integers(1, 4), min_size=1, max_size=6))
-def test_a_killed_filling_goes_on_from_what_was_saved_and_leaves_the_same_bytes(tmp_path_factory, data, lengths):
+def test_a_killed_call_is_resumed_and_leaves_the_same_bytes(tmp_path_factory, data, lengths):
     total = sum(lengths)
     refused = data.draw(st.sets(st.integers(0, total - 1)))
     with pytest.MonkeyPatch.context() as patch:
         scanner = Scanner(tmp_path_factory.mktemp("fill"), lengths, refused, patch)
         whole = scanner.fill()
-        hu = np.load(scanner.target, allow_pickle=False)
-        assert hu.shape == (total - len(refused), 4, 4)
+        rows = [np.load(scanner.folder / name).shape for name in sorted(whole[0]) if name.endswith(".npy")]
+        assert sum(n for n, *_ in rows) == total - len(refused)
         assert [q.image_id for q in whole[2]] == [f"i{k}" for k in sorted(refused)]
-        scanner.target.unlink()
+        for path in scanner.folder.iterdir():
+            path.unlink()
         with pytest.raises(Killed):
-            scanner.fill(killed_at=data.draw(st.integers(1, total)))
-        saves = [b"[]", *scanner.saved]  # the progress file may be older than the rows
-        number = data.draw(st.integers(0, len(saves) - 1))
-        kept = len(cache.from_bytes(saves[number]))
-        assert scanner.fill(saves[number]) == whole
-        assert scanner.read == set(range(scanner.ends[kept - 1] if kept else 0, total))
+            scanner.fill(killed_after=data.draw(st.integers(1, total)))
+        assert scanner.fill() == whole
+        assert len(scanner.read) == total - scanner.reused
+        assert scanner.reused > 0
+        assert scanner.fill() == whole
+        assert not scanner.read
 
 
-def test_rows_that_are_not_as_they_were_written_are_made_again_with_all_after_them(tmp_path, monkeypatch):
+def test_shards_hold_whole_series_in_order_up_to_their_size(tmp_path, monkeypatch):
+    scanner = Scanner(tmp_path, [3, 1, 2, 5, 1, 1], {1, 4}, monkeypatch)
+    for least, most, expected in ((3, 1 << 27, [4, 2, 5, 2]), (1, 1 << 27, [13]), (1, 32 * 5, [4, 2, 5, 2])):
+        monkeypatch.setattr(cache, "LEAST_SHARDS", least)
+        monkeypatch.setattr(cache, "SHARD_BYTES", most)
+        table, _, _ = cache.write_shards(tmp_path, scanner.table, Path(), 4, "none", 1, lambda _: None)
+        shards = np.repeat(np.arange(len(expected)), expected)
+        assert table["shard"].tolist() == np.delete(shards, [1, 4]).tolist()
+        assert len(list(tmp_path.glob("*.npy"))) == len(expected)  # none is left of the division before
+
+
+@pytest.mark.parametrize(
+    "damage", ["flipped pixel", "cut shard", "lost shard", "flipped note", "cut note", "lost note"]
+)
+def test_a_damaged_shard_or_note_is_made_again_alone(tmp_path, monkeypatch, damage):
     scanner = Scanner(tmp_path, [2, 3, 1, 2], {3}, monkeypatch)
     whole = scanner.fill()
-    saved = scanner.saved[-1]
-    for row, first in ((0, 0), (1, 0), (2, 2), (3, 2), (4, 5), (6, 6)):  # of the file; slice 3 is not in it
-        data = bytearray(whole[0])
-        data[128 + 32 * row + 7] ^= 16
-        scanner.target.write_bytes(data)
-        assert scanner.fill(saved) == whole
-        assert min(scanner.read) == first
-    for length in (0, 100, len(whole[0]) - 1):
-        scanner.target.write_bytes(whole[0][:length])
-        assert scanner.fill(saved) == whole
-        assert max(scanner.read) == 7
-    scanner.target.unlink()
-    assert scanner.fill(saved) == whole
-    assert scanner.fill(saved) == whole
-    assert scanner.read == set()
+    what, which = damage.split()
+    path = tmp_path / ("hu-00001.npy" if which in ("pixel", "shard") else "hu-00001.json")
+    data = bytearray(path.read_bytes())
+    data[-7] ^= 1
+    path.unlink()
+    if what != "lost":
+        path.write_bytes(data if what == "flipped" else data[:-1])
+    assert scanner.fill() == whole
+    assert scanner.read == {2, 3, 4}
 
 
-def test_only_what_is_on_the_disk_is_saved(tmp_path, monkeypatch):
-    scanner = Scanner(tmp_path, [2, 3, 1], set(), monkeypatch)
-    monkeypatch.setattr(cache.rows, "keep", lambda _: scanner.saved.append(b"kept"))
+def test_a_shard_of_another_fingerprint_or_of_other_slices_is_made_again(tmp_path, monkeypatch):
+    scanner = Scanner(tmp_path, [2, 3], set(), monkeypatch)
     scanner.fill()
-    kept = [len(cache.from_bytes(saved)) if saved != b"kept" else 0 for saved in scanner.saved]
-    assert kept == [0, 1, 0, 2, 0, 3, 3]
+    scanner.fill(fingerprint="g")
+    assert scanner.read == set(range(5))
+    scanner.table = scanner.table.drop(index=3).reset_index(drop=True)
+    scanner.fill(fingerprint="g")
+    assert scanner.read == {2, 4}
 
 
-def test_what_is_saved_can_be_read_again():
-    series = [cache.Series(np.arange(10, dtype=np.int32).reshape(2, 5), {1: Unreadable(Reason.TRUNCATED, "a")}, 7)]
-    (one,) = cache.from_bytes(cache.to_bytes(series))
-    assert (one.boxes.tolist(), one.checksum, one.rows) == ([[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]], 7, 1)
-    assert [(i, why.reason, why.detail) for i, why in one.refused.items()] == [(1, Reason.TRUNCATED, "a")]
-
-
-def test_the_file_is_as_numpy_would_save_it(tmp_path, monkeypatch):
+def test_a_shard_is_as_numpy_would_save_it(tmp_path, monkeypatch):
     for refused in ({0, 5}, set()):
-        scanner = Scanner(tmp_path, [4, 3], refused, monkeypatch)
-        data, _, _ = scanner.fill()
-        np.save(tmp_path / "saved.npy", np.load(scanner.target, allow_pickle=False))
-        assert data == (tmp_path / "saved.npy").read_bytes()
+        Scanner(tmp_path, [4, 3], refused, monkeypatch).fill(fingerprint=str(refused))
+        for path in sorted(tmp_path.glob("hu-*.npy")):
+            np.save(tmp_path / "saved.npy", np.load(path, allow_pickle=False))
+            assert path.read_bytes() == (tmp_path / "saved.npy").read_bytes()
+
+
+def test_without_room_for_all_shards_it_says_so_before_it_begins(tmp_path, monkeypatch):
+    scanner = Scanner(tmp_path, [4, 3], set(), monkeypatch)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: Mock(free=200))
+    with pytest.raises(UserError, match=r"No space left.*2.24e-07 GB are needed.*make room"):
+        scanner.fill()
+    assert not scanner.read
+
+
+@pytest.fixture
+def opened(tmp_path, monkeypatch):
+    """A cache of five shards, of which the last has no readable slice; and its pixels as one array."""
+    scanner = Scanner(tmp_path, [3, 3, 3, 3, 1], {4, 12}, monkeypatch)
+    monkeypatch.setattr(cache, "LEAST_SHARDS", 5)
+    table, _, _ = cache.write_shards(tmp_path, scanner.table, Path(), 4, "none", 1, lambda _: None)
+    noise = [np.random.default_rng(k).integers(-1000, 1000, (4, 4)) for k in range(12) if k != 4]
+    return cache.HuCache.open(tmp_path, table), np.stack(noise).astype(np.int16)
+
+
+def test_the_cache_is_one_array_in_the_order_of_the_slice_table(opened):
+    hu, whole = opened
+    assert (len(hu), hu.shape, hu.dtype) == (11, whole.shape, whole.dtype)
+    for rows in (0, np.int64(10), -1, slice(2, 9), [10, 0, 5], np.array([[3, 3], [9, 1]]), slice(0, 0)):
+        np.testing.assert_array_equal(hu[rows], whole[rows])
+    assert not hu[3].flags.writeable
+
+
+def test_the_cache_maps_a_shard_when_it_is_read_and_another_process_maps_its_own(opened):
+    hu, whole = opened
+    assert list(hu._mapped) == [0]
+    np.testing.assert_array_equal(hu[10], whole[10])
+    assert list(hu._mapped) == [0, 3]
+    other = pickle.loads(pickle.dumps(hu))
+    assert not other._mapped  # their pixels would be sent along
+    np.testing.assert_array_equal(other[:], whole)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no array", np.zeros((3, 4, 4)), np.zeros((2, 4, 4), np.int16), np.zeros((3, 4, 5), np.int16)]
+)
+def test_a_damaged_shard_is_one_line_that_names_it(opened, content):
+    hu, _ = opened
+    path = hu.folder / "hu-00002.npy"
+    path.unlink()
+    path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
+    with pytest.raises(UserError, match=r"hu-00002.npy is not as this program writes it \(.*`ich prepare`"):
+        hu[6]

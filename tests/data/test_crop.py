@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ich.data.crop import head_box, head_piece, resize_all, resized
+from ich.data.crop import box_around, head_piece, resize_all, resized
 
 
 @settings(max_examples=150)
@@ -31,6 +31,10 @@ def test_a_whole_picture_is_resized_by_even_and_uneven_factors_together_as_alone
     into = np.empty((6, 256, 256), np.int16)
     resize_all(list(slices), (40, 50, side), -1024, into)
     np.testing.assert_array_equal(into, [resized(one, (40, 50, side), 256) for one in slices])
+
+
+def head_box(slices: list[np.ndarray]) -> tuple[int, int, int]:
+    return box_around([head_piece(one) for one in slices], slices[0].shape)
 
 
 def by_components(picture: np.ndarray) -> tuple[int, ...]:

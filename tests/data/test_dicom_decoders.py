@@ -12,7 +12,7 @@ import pytest
 from pydicom.encaps import encapsulate
 
 import plain_slice
-from ich.data import cache, decoders, dicom
+from ich.data import cache, decoders, dicom, slice_table
 from ich.data.competitions import Raw
 from ich.data.dicom import Reason, Unreadable
 
@@ -96,12 +96,12 @@ def test_a_series_with_such_files_is_prepared_without_them(folder):
     files = pd.DataFrame({"image_id": list(map(str, values)), "split": "test", "path": [f"{v}.dcm" for v in values]})
     labels = pd.DataFrame({"image_id": pd.Series(dtype="str"), "bleed": pd.Series(dtype="float")})
     raw = Raw(files, labels, [], {"bleed": 1.0}, "", ())
-    headers = cache.read_geometries(folder, files["path"].tolist(), 1, lambda _: None)
-    table, refused = cache.slice_table(raw, headers)
+    headers = slice_table.read_geometries(folder, files["path"].tolist(), 1, lambda _: None)
+    table, refused = slice_table.slice_table(raw, headers)
     assert not refused
-    table, refused = cache.fill(folder / "hu.npy", table, folder, 16, "none", 1, lambda _: None)
+    table, refused, _ = cache.write_shards(folder, table, folder, 16, "none", 1, lambda _: None)
     assert table["image_id"].tolist() == ["40", "41", "42"]
-    assert np.load(folder / "hu.npy", allow_pickle=False)[:, 0, 0].tolist() == [40, 41, 42]
+    assert cache.HuCache.open(folder, table)[:][:, 0, 0].tolist() == [40, 41, 42]
     assert [(q.image_id, q.reason) for q in refused] == [
         (str(CRASHING), "decoder_crashed"),
         (str(HANGING), "decoder_hung"),

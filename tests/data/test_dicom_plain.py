@@ -12,7 +12,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_16, EXPLICIT_VR_LENGTH_32, STANDARD_VR
 
 import plain_slice
-from ich.data import dicom
+from ich.data import cache, dicom
 from ich.data.dicom import Geometry, Unreadable, elements, plain, reading
 
 SHIPPED = Path(pydicom.__file__).parent / "data"
@@ -172,7 +172,7 @@ def outcome(path: Path) -> list[object]:
         first = refused
     frames = range(1 + len(first.further) if isinstance(first, Geometry) else 1)
     seen: list[object] = [repr(first) if isinstance(first, Geometry) else (first.reason, first.detail)]
-    pictures = dicom.hounsfields(path, frames)
+    pictures = cache.read_frames(path, frames)
     return seen + [(p.reason, p.detail) if isinstance(p, Unreadable) else (p.shape, p.tobytes()) for p in pictures]
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ich.data import dicom, files, pictures
+from ich.data import dicom, files, images
 from ich.data.dicom import plain
 from ich.data.refusal import Unreadable, exhausted
 from plain_slice import HEADER
@@ -29,7 +29,7 @@ def scans(tmp_path):
 
 READ = {
     "a.dcm": lambda folder: dicom.geometry(folder / "a.dcm"),
-    "a.png": lambda folder: pictures.grey(folder / "a.png"),
+    "a.png": lambda folder: images.grey(folder / "a.png"),
     "a.zip": lambda folder: files.members(folder / "a.zip"),
 }
 

@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ich.data import pictures
+from ich.data import images
 from ich.data.competitions import unibuc
 from ich.data.competitions.layout import LayoutError
 from ich.data.dicom import Reason, Unreadable
@@ -29,7 +29,7 @@ def test_both_label_tables_train_and_zeros_stay(root):
     ]
     assert raw.labels.values.tolist() == [["000001", 1], ["000002", 0]]
     assert (raw.test_ids, raw.values) == (["000003"], "grey")
-    assert "1 pictures are in no table and left aside" in raw.notes
+    assert "1 images are in no table and ignored" in raw.notes
 
 
 @pytest.mark.parametrize(
@@ -40,8 +40,8 @@ def test_both_label_tables_train_and_zeros_stay(root):
         ("train_labels.txt", "id;class\n", r"train_labels\.txt: "),
         ("train_labels.txt", "id,klass\n000001,1\n", "no column 'class'; it has 'id', 'klass'"),
         ("train_labels.txt", "id,class\n000001,1\n000001,0\n", r"000001 \(rows 2, 3\)"),
-        ("validation_labels.txt", "id,class\n000001,1\n", r"picture 000001 is in train_labels\.txt too"),
-        ("sample_submission.txt", "id,class\n000001,0\n", "picture 000001 is in the label tables too"),
+        ("validation_labels.txt", "id,class\n000001,1\n", r"image 000001 is in train_labels\.txt too"),
+        ("sample_submission.txt", "id,class\n000001,0\n", "image 000001 is in the label tables too"),
         ("sample_submission.txt", "id,class\n000003,0\n000003,0\n", "expected each id once"),
     ],
 )
@@ -71,10 +71,10 @@ def test_a_picture_has_its_grey_values_whatever_its_channels_and_bits(tmp_path, 
     expected = GREY.astype(int).tolist()
     if kind == "rgba":
         expected[1][1] = 0  # transparent is black
-    found = pictures.grey(tmp_path / "a.png")
+    found = images.grey(tmp_path / "a.png")
     assert found.dtype == np.int16
     assert found.tolist() == expected
-    header = pictures.geometry(tmp_path / "a.png")
+    header = images.geometry(tmp_path / "a.png")
     assert (header.patient_id, header.study_id, header.rows, header.columns) == ("a", "a", 2, 2)
 
 
@@ -93,5 +93,5 @@ def test_a_damaged_picture_is_refused_with_a_reason(tmp_path, change, reason):
     cv2.imwrite(str(path), np.arange(1600, dtype=np.uint8).reshape(40, 40))
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(Unreadable) as error:
-        pictures.grey(path)
+        images.grey(path)
     assert error.value.reason is reason

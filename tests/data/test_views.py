@@ -32,13 +32,6 @@ def test_every_value_lands_on_the_nearest_grey(values: list[int], level: float, 
         assert abs(float(found) - grey_of(value, window)) <= 0.5 + 1e-6
 
 
-def test_values_outside_the_scanner_range_count_as_its_limits():
-    wide = Window(0, 10000)
-    hu = np.array([[[-32768, -1024, 3071, 32767]]], dtype=np.int16)
-    low, at_low, at_high, high = render(hu, View("windows", (wide,)))[0, :, 0].tolist()
-    assert (low, high) == (at_low, at_high) == (101, 206)
-
-
 def test_windows_become_channels_in_their_order():
     hu = np.random.default_rng(0).integers(-1024, 3072, (1, 7, 7)).astype(np.int16)
     three = render(hu, View("windows", (BRAIN, SUBDURAL, BONE)))
@@ -46,14 +39,6 @@ def test_windows_become_channels_in_their_order():
     assert three.dtype == np.uint8
     for channel, window in enumerate((BRAIN, SUBDURAL, BONE)):
         np.testing.assert_array_equal(three[..., channel], render(hu, View("windows", (window,)))[..., 0])
-
-
-def test_neighbours_become_channels_in_order_of_position():
-    hu = np.random.default_rng(1).integers(-100, 200, (3, 5, 5)).astype(np.int16)
-    shown = render(hu, View("neighbours", (SUBDURAL,)))
-    for channel in range(3):
-        alone = render(hu[channel : channel + 1], View("windows", (SUBDURAL,)))
-        np.testing.assert_array_equal(shown[..., channel], alone[..., 0])
 
 
 def test_neighbours_in_several_windows_stand_slice_by_slice():
@@ -78,6 +63,8 @@ def test_a_view_refuses_what_it_cannot_show():
         render(np.zeros((1, 4, 4), np.float32), View("windows", (BRAIN,)))
     with pytest.raises(ValueError, match="above 0"):
         Window(40, 0)
+    with pytest.raises(ValueError, match="clip limit"):
+        View("grey", clahe=-1)
 
 
 def test_neighbours_by_hand():
@@ -119,6 +106,8 @@ def test_min_max_by_hand():
     assert render(hu, View("windows", (BRAIN,)))[0, :, 0].tolist() == [64, 96, 128, 159]
     assert render(hu, View("windows", (BRAIN,), minmax=True))[0, :, 0].tolist() == [0, 86, 172, 255]
     assert render(hu, View("grey", minmax=True))[0, :, 0].tolist() == [0, 85, 170, 255]
+    without_contrast = render(hu, View("windows", (Window(-500, 100),), minmax=True))
+    assert not without_contrast.any()
 
 
 @pytest.mark.parametrize(("kind", "windows"), SHOWN)
@@ -131,14 +120,6 @@ def test_min_max_stretches_each_channel_of_each_picture_by_itself(kind, windows)
             x = picture[..., channel]
             expected = np.rint((x - x.min()) / (x.max() - x.min()) * 255)
             np.testing.assert_array_equal(found[..., channel], expected)
-
-
-def test_a_channel_without_contrast_becomes_black_and_the_others_do_not_mind():
-    hu = np.full((1, 16, 16), 45, np.int16)
-    hu[0, 0] = 300  # white in the brain window, as 45 HU is not; both are white in a window around -500
-    shown = render(hu, View("windows", (Window(-500, 100), BRAIN), minmax=True))
-    assert shown[..., 0].max() == 0
-    assert sorted(np.unique(shown[..., 1])) == [0, 255]
 
 
 @pytest.mark.parametrize("minmax", [False, True])
@@ -171,8 +152,3 @@ def test_adjusted_pictures_are_the_same_alone_and_in_a_batch_of_any_memory(kind,
     for batch in (hu, mirrored, turned):
         assert render(batch, view).flags.c_contiguous
         np.testing.assert_array_equal(render(batch, view), alone)
-
-
-def test_a_clip_limit_below_zero_is_refused():
-    with pytest.raises(ValueError, match="clip limit"):
-        View("grey", clahe=-1)

@@ -1,14 +1,12 @@
 import math
-from html import unescape
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from markdown_it import MarkdownIt
 from scipy import stats
 
-from ich.ensemble.ablation import Claim, Order, Row, markdown, order, summary
+from ich.ensemble.ablation import Row, markdown, order, summary
 
 figures = st.lists(st.floats(-10, 10).map(lambda value: round(value, 3)), min_size=2, max_size=8)
 
@@ -16,6 +14,7 @@ figures = st.lists(st.floats(-10, 10).map(lambda value: round(value, 3)), min_si
 def test_an_interval_worked_out_by_hand():
     # three figures 0.1 apart: standard deviation 0.1, and 4.30265 is the 97.5 % point of t with 2 degrees
     assert summary([0.6, 0.7, 0.8]) == pytest.approx((0.7, 4.30265 * 0.1 / math.sqrt(3)), rel=1e-5)
+    assert summary([0.7]) == pytest.approx((0.7, math.nan), nan_ok=True)
 
 
 @given(figures)
@@ -29,15 +28,9 @@ def test_an_interval_is_scipys(values):
         assert half_width == pytest.approx(0, abs=1e-12)
 
 
-def test_one_seed_has_no_interval():
-    mean, half_width = summary([0.7])
-    assert mean == 0.7
-    assert math.isnan(half_width)
-
-
 @pytest.mark.parametrize("values", [[], [0.1, math.nan], [math.inf]])
 def test_no_figure_and_figures_that_are_no_numbers_are_refused(values):
-    with pytest.raises(ValueError, match="finite figure of each seed"):
+    with pytest.raises(ValueError, match="one finite score per seed"):
         summary(values)
 
 
@@ -54,38 +47,26 @@ def test_no_figure_and_figures_that_are_no_numbers_are_refused(values):
     ],
 )
 def test_verdicts_worked_out_by_hand(better, worse, verdict):
-    assert order(better, worse).verdict == verdict
-    assert order(worse, better, larger_is_better=False).verdict == verdict
-
-
-def test_the_difference_is_paired_by_seed():
-    found = order([0.71, 0.82, 0.93], [0.61, 0.71, 0.81])
-    assert (found.difference, found.half_width) == pytest.approx((0.11, 4.30265 * 0.01 / math.sqrt(3)), rel=1e-5)
-    with pytest.raises(ValueError, match="paired by seed, but there are 2 and 3"):
-        order([1, 2], [1, 2, 3])
+    assert order(better, worse)[2] == verdict
+    assert order(worse, better, larger_is_better=False)[2] == verdict
 
 
 @given(figures, st.data())
 def test_an_order_is_the_sign_of_its_interval(better, data):
     worse = data.draw(st.lists(st.floats(-10, 10), min_size=len(better), max_size=len(better)))
-    found, turned = order(better, worse), order(worse, better)
-    low, high = found.difference - found.half_width, found.difference + found.half_width
-    assert (low > 0) == (found.verdict == "reproduced") == (turned.verdict == "reversed")
-    assert (high < 0) == (found.verdict == "reversed") == (turned.verdict == "reproduced")
-    assert turned.difference == -found.difference
-    if found.verdict == "undecided, as claimed":
-        assert found.difference > 0
-        assert turned.verdict == "undecided, opposite"
+    (difference, half_width, verdict), (opposite, _, turned) = order(better, worse), order(worse, better)
+    assert (difference, half_width) == summary(np.subtract(better, worse)), "paired by seed"
+    assert opposite == -difference
+    assert (difference - half_width > 0) == (verdict == "reproduced") == (turned == "reversed")
+    assert (difference + half_width < 0) == (verdict == "reversed") == (turned == "reproduced")
+    if verdict == "undecided, as claimed":
+        assert difference > 0
+        assert turned == "undecided, opposite"
 
 
-@given(figures, st.data(), st.randoms(use_true_random=False))
-def test_the_order_of_the_seeds_decides_nothing(better, data, random):
-    worse = data.draw(st.lists(st.floats(-10, 10), min_size=len(better), max_size=len(better)))
-    pairs = list(zip(better, worse, strict=True))
-    random.shuffle(pairs)
-    found, shuffled = order(better, worse), order(*zip(*pairs, strict=True))
-    assert shuffled.difference == pytest.approx(found.difference, abs=1e-9)
-    assert shuffled.half_width == pytest.approx(found.half_width, abs=1e-9)
+def test_a_name_cannot_break_the_table():
+    text = markdown("Losses", [Row("a|b\n<c>*", 0.5, [0.5], [])], [])
+    assert r"| a\|b \<c>\* | 0.500 | 0.500 | - | 1 |" in text
 
 
 ROWS = [
@@ -97,68 +78,27 @@ ROWS = [
 
 def test_a_section_worked_out_by_hand():
     # two figures d apart have the half width 12.7062 * d / 2
-    claims = [Claim("asymmetric", "plain"), Claim("ours", "plain")]
+    claims = [("asymmetric", "plain"), ("ours", "plain")]
     rows = [*ROWS[:2], Row("ours", None, [0.7, 0.72], [])]
-    assert markdown("Losses", rows, claims).splitlines() == [
-        "## Losses",
-        "",
-        "| system | document | out of fold | hidden test | seeds |",
-        "|---|--:|--:|--:|--:|",
+    lines = markdown("Losses", rows, claims).splitlines()
+    assert [line for line in lines if line.startswith(("| plain", "| asymmetric", "| ours", "- "))] == [
         "| plain | 0.721 | 0.610 ± 0.127 | 0.510 ± 0.127 | 2 |",
         "| asymmetric | 0.745 | 0.620 ± 0.127 | 0.510 ± 0.254 | 2 |",
         "| ours | - | 0.710 ± 0.127 | - | 2 |",
-        "",
-        "Means over seeds ± half of their 95 % interval; larger is better.",
-        "Orders are judged by the differences at equal seeds.",
-        "",
         "- asymmetric over plain: document +0.024; here +0.010 ± 0.000 out of fold: reproduced; "
         "+0.000 ± 0.127 on the hidden test: undecided",
         "- ours over plain: document -; here +0.100 ± 0.000 out of fold: reproduced; - on the hidden test",
     ]
 
 
-def test_a_system_of_one_seed_is_shown_without_an_interval():
-    found = markdown("Loss", [ROWS[2], Row("not run", 0.05224, [], [])], [Claim("ours", "not run")], digits=4)
-    assert "| ours | - | 0.7000 | - | 1 |" in found
-    assert "| not run | 0.0522 | - | - | 0 |" in found
-    assert "- ours over not run: document -; here - out of fold; - on the hidden test" in found
-
-
-def test_a_smaller_log_loss_reproduces_a_claim():
-    rows = [Row("one", 0.06, [0.30, 0.32, 0.31], []), Row("other", 0.05, [0.20, 0.21, 0.22], [])]
-    found = markdown("Log loss", rows, [Claim("other", "one")], larger_is_better=False)
-    assert "smaller is better" in found
-    assert "- other over one: document -0.010; here -0.100 ± 0.025 out of fold: reproduced" in found
-
-
 @pytest.mark.parametrize(
     ("rows", "claims", "message"),
     [
-        (ROWS, [Claim("asymetric", "plain")], "names 'asymetric'; the systems are plain, asymmetric, ours"),
+        (ROWS, [("asymetric", "plain")], "names 'asymetric'; the systems are plain, asymmetric, ours"),
         ([ROWS[0], ROWS[0]], [], "two systems of one name"),
-        (ROWS, [Claim("ours", "plain")], "there are 1 and 2"),
+        (ROWS, [("ours", "plain")], "paired by seed, but there are 1 and 2"),
     ],
 )
 def test_a_table_that_cannot_be_right_is_refused(rows, claims, message):
     with pytest.raises(ValueError, match=message):
         markdown("Losses", rows, claims)
-
-
-words = st.lists(st.sampled_from([*"ab 1|\\`*<>[]()_\n&", "&lt;", "&#9;"]), min_size=1).map(
-    lambda parts: f"x{''.join(parts)}x"
-)
-
-
-@given(st.lists(words, min_size=2, max_size=4, unique_by=lambda name: " ".join(name.split())))
-def test_no_name_breaks_the_table_or_its_cells(names):
-    rows = [Row(name, 0.5, [0.5, 0.6], [0.4, 0.3]) for name in names]
-    html = MarkdownIt("commonmark").enable("table").render(markdown(names[0], rows, [Claim(*names[:2])]))
-    body = html.split("<tbody>")[1].split("</tbody>")[0]
-    assert [row.count("</td>") for row in body.split("</tr>")[:-1]] == [5] * len(names)
-    shown = [unescape(row.split("<td>")[1].split("</td>")[0]) for row in body.split("</tr>")[:-1]]
-    assert shown == [" ".join(name.split()) for name in names]
-    assert html.count("<li>") == 1
-
-
-def test_an_order_compares_by_value():
-    assert order([2, 2], [1, 1]) == Order(1.0, 0.0, "reproduced")

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 import warnings
 from itertools import product
 from typing import Any
@@ -10,14 +8,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata
-from sklearn.metrics import fbeta_score, log_loss
+from sklearn.metrics import fbeta_score
 
 from ich.ensemble import blend
 from ich.ensemble.blend import METHODS, Combination, fitting
-from ich.ensemble.blend.combination import Method, equal
+from ich.ensemble.blend.combination import equal
 from ich.ensemble.intervals import Bootstrap
-from ich.ensemble.members import sigmoid
 from ich.ensemble.metrics import LIMIT
+from ich.ensemble.predictions import sigmoid
 from ich.ensemble.thresholds import exact
 
 TUNED = ("ranks", "greedy", "weights")
@@ -41,10 +39,6 @@ def fit(method, z, y, *, metric="log_loss", trials=100, seed=7):
     return fitting.fit(method, fitting.Rows.sample(z, y, seed), metric, trials, seed)
 
 
-def mean_loss(z, y):
-    return log_loss(y, sigmoid(np.clip(z, -LIMIT, LIMIT)), labels=[0, 1])
-
-
 # ---- what a combination is
 
 
@@ -53,10 +47,7 @@ def test_means_of_logits_and_of_probabilities_by_hand():
     assert equal(2).apply(z) == pytest.approx([np.log(3) / 2, 0])
     assert equal(2, "probabilities").apply(z) == pytest.approx([np.log(0.625 / 0.375), 0])
     assert Combination("weights", (0.25, 0.75)).apply(z[:1]) == pytest.approx([0.75 * np.log(3)])
-
-
-def test_a_member_that_is_certain_counts_as_log_loss_counts_it():
-    assert equal(2).apply([[1e9, 0.0]]) == pytest.approx([LIMIT / 2])
+    assert equal(2).apply([[1e9, 0.0]]) == pytest.approx([LIMIT / 2]), "clipped where log loss clips"
 
 
 def test_ranks_are_the_mean_quantile_calibrated_by_platt_and_depend_on_no_other_row():
@@ -70,7 +61,7 @@ def test_ranks_are_the_mean_quantile_calibrated_by_platt_and_depend_on_no_other_
     assert fitted.apply(z[17:18]).tolist() == fitted.apply(z)[17:18].tolist()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @example(999999, 5, np.arctan)  # all rows have one mean quantile
 @given(st.integers(0, 10**6), st.integers(5, 60), st.sampled_from([np.arctan, np.cbrt, lambda x: 3 * x - 2, np.exp]))
 def test_ranks_ignore_any_strictly_rising_change_of_a_member(seed, n, change):
@@ -98,99 +89,46 @@ def test_the_ranks_of_many_rows_keep_a_few_hundred_steps_that_are_finest_at_both
         assert np.abs(np.log(found / (1 - found)) - np.log(exact / (1 - exact))).max() < 1.5 * step
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from(METHODS))
-def test_a_combination_read_from_json_predicts_the_same_bits(seed, method):
-    z, y, _ = simulated(seed, n=60)
-    fitted = fit(method, z, y)
-    read = Combination.from_dict(json.loads(json.dumps(fitted.as_dict())))
-    assert read == fitted
-    assert read.apply(z).tolist() == fitted.apply(z).tolist()
-
-
 RANKS = {"edges": [[0.0, 1.0]], "quantiles": [[0.2, 0.5, 0.8]], "slope": 1.0, "intercept": 0.0}
 
 
 @pytest.mark.parametrize(
-    "data",
+    "change",
     [
-        None,
-        [],
-        {},
-        {"method": "logits"},
-        {"method": "logits", "weights": [1.0], "more": 1},
-        {"method": "median", "weights": [1.0]},
-        {"method": ["logits"], "weights": [1.0]},
-        {"method": "logits", "weights": []},
-        {"method": "logits", "weights": "1"},
-        {"method": "logits", "weights": [0.5, 0.4]},
-        {"method": "logits", "weights": [1.5, -0.5]},
-        {"method": "logits", "weights": [float("nan")]},
-        {"method": "logits", "weights": [True]},
-        {"method": "logits", "weights": [10**400]},
-        {"method": "logits", "weights": [1.0], "ranks": RANKS},
-        {"method": "ranks", "weights": [1.0]},
-        {"method": "ranks", "weights": [1.0], "ranks": None},
-        {"method": "ranks", "weights": [0.5, 0.5], "ranks": RANKS},
-        *(
-            {"method": "ranks", "weights": [1.0], "ranks": RANKS | change}
-            for change in (
-                {"edges": [[1.0, 0.0]]},
-                {"edges": [[0.0, 0.0]]},
-                {"edges": [0.0, 1.0]},
-                {"edges": [[0.0]]},
-                {"quantiles": [[0.2, 0.5, 1.8]]},
-                {"quantiles": [[0.2, 0.6, 0.5]]},
-                {"quantiles": [[]], "edges": [[]]},
-                {"slope": -1.0},
-                {"slope": float("inf")},
-                {"intercept": "0"},
-            )
-        ),
+        *({"more": 1}, {"method": "median"}, {"method": "logits"}, {"ranks": None}),
+        *({"weights": weights} for weights in ([], "1", [0.5, 0.5], [1.5, -0.5], [float("nan")])),
+        *({"ranks": RANKS | {"edges": edges}} for edges in ([[1.0, 0.0]], [0.0, 1.0], [[0.0]])),
+        *({"ranks": RANKS | {"quantiles": quantiles}} for quantiles in ([[0.2, 0.5, 1.8]], [[0.2, 0.6, 0.5]])),
+        *({"ranks": RANKS | {"slope": slope}} for slope in (-1.0, float("inf"), "0")),
     ],
 )
-def test_data_that_is_no_combination_is_refused_in_a_sentence(data):
+def test_data_that_is_no_combination_is_refused_in_a_sentence(change):
     with pytest.raises(ValueError, match=r"^[^\n]{20,200}\.$"):
-        Combination.from_dict(data)
-
-
-@pytest.mark.parametrize("z", [[1.0], [[1.0]], [[1.0, np.nan]], [[1.0, np.inf]]])
-def test_logits_that_do_not_fit_a_combination_are_refused(z):
-    with pytest.raises(ValueError, match="logits"):
-        equal(2).apply(z)
+        Combination.from_dict({"method": "ranks", "weights": [1.0], "ranks": RANKS} | change)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"y": [0, 1, 2]}, "labels must be 0 or 1"),
-        ({"y": [0, 1]}, "labels"),
         ({"z": [[np.nan, 0], [0, 0], [0, 0]]}, "finite"),
         ({"fold": [0, 1]}, "fold"),
         ({"method": "median"}, "one of logits"),
         ({"metric": "f2"}, "beta"),
-        ({"metric": 0.0}, "beta"),
     ],
 )
 def test_what_cannot_be_blended_is_refused(change, message):
     data = {"z": np.zeros((3, 2)), "y": [0, 1, 1], "fold": [0, 1, 1]} | change
     with pytest.raises(ValueError, match=message):
         blend.choose(bootstrap=Bootstrap([0, 1, 2]), **data)
+    with pytest.raises(ValueError, match="logits"):
+        equal(2).apply([[1.0, np.nan]])
 
 
 # ---- how it is tuned
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_two_weights_are_the_best_of_a_fine_grid(seed):
-    z, y, _ = simulated(seed, n=150, noise=(1.0, 2.0))
-    grid = np.linspace(0, 1, 2001)
-    blended = z[:, :1] * grid + z[:, 1:] * (1 - grid)
-    best = grid[np.logaddexp(0, np.where(y == 1, -blended.T, blended.T)).mean(axis=1).argmin()]
-    assert fit("weights", z, y).weights == pytest.approx([best, 1 - best], abs=1e-3)
-
-
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 8), st.integers(-5, 2), st.sampled_from([0.1, 1.0, 10.0]))
 def test_no_weights_have_a_lower_log_loss(seed, members, centre, scale):
     noise = np.random.default_rng(seed).uniform(0, 4, members)
@@ -205,36 +143,17 @@ def test_no_weights_have_a_lower_log_loss(seed, members, centre, scale):
     assert slope @ weights - slope.min() < 1e-5 * scale
 
 
-def test_identical_members_share_their_weight():
-    z, y, _ = simulated(3, n=200, noise=(0.5, 5.0))
-    first, second, _ = fit("weights", z[:, [0, 0, 1]], y).weights
-    assert first == pytest.approx(second, abs=2e-6)
-
-
 def test_greedy_selection_by_hand():
     # Losses per row, softplus of -+z. Alone: a 0.2201 (rows 0.127, 0.313), b as a with the rows exchanged, c 0.6931.
     # a comes first; then (a + b) / 2 has 1.5 in both rows, 0.2014, and no later share of a and b is better than halves.
     z, y = np.array([[2.0, 1.0, 0.0], [-1.0, -2.0, 0.0]]), np.array([1.0, 0.0])
     assert fitting._greedy(fitting.Rows(z, y, np.ones(2)), "log_loss") == (0.5, 0.5, 0.0)
-
-
-def test_greedy_selection_takes_the_earlier_of_equal_members_and_the_fewer_picks():
-    z, y, _ = simulated(0, n=100, noise=(1.0,))
+    z, y, _ = simulated(0, n=100, noise=(1.0,))  # of equal members the first, and alone; their weights are equal
     assert fit("greedy", np.repeat(z, 3, axis=1), y).weights == (1.0, 0.0, 0.0)
+    assert fit("weights", np.repeat(z, 3, axis=1), y).weights == pytest.approx([1 / 3] * 3, abs=2e-6)
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from(["log_loss", 1.0, 2.0]))
-def test_greedy_selection_is_never_worse_than_the_best_member_on_its_own_rows(seed, metric):
-    rng = np.random.default_rng(seed)
-    z, y, _ = simulated(seed, n=40, noise=rng.uniform(0, 5, 3))
-    y[:4] = 0, 0, 1, 1
-    rows = fitting.Rows(z, y, np.ones(len(y)))
-    alone = [fitting._loss(rows, column, metric) for column in z.T]
-    assert fitting._loss(rows, fit("greedy", z, y, metric=metric).apply(z), metric) <= min(alone) + 1e-9
-
-
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(-4, 4), st.integers(0, 1), st.integers(1, 4)), min_size=2, max_size=20),
     st.sampled_from([0.5, 1, 2]),
@@ -250,14 +169,16 @@ def test_the_best_threshold_is_that_of_trying_all_with_each_row_written_out(rows
 
 
 @pytest.mark.parametrize("metric", ["log_loss", 2.0])
-@pytest.mark.parametrize("method", ["greedy", "weights"])
-def test_a_member_that_is_noise_is_dropped_and_the_others_win(method, metric):
+def test_a_member_that_is_noise_is_dropped_and_the_others_win(metric):
     z, y, fold = simulated(1, n=1500, noise=(0.5, 0.5, 9.0))
-    choice = chosen(z, y, fold, method=method, metric=metric, trials=40)
-    assert choice.combination.weights[2] < 0.05
-    scores = choice.scores[method]["cross_fitted"], choice.scores["logits"]["cross_fitted"]
-    assert scores[0] < scores[1] if metric == "log_loss" else scores[0] > scores[1]
-    assert chosen(z, y, fold, metric=metric, trials=40).combination.method in {"greedy", "weights", "ranks"}
+    choice = chosen(z, y, fold, metric=metric, trials=40)
+    assert choice.combination.method in TUNED
+    for method in ("greedy", "weights"):
+        assert fit(method, z, y, metric=metric, trials=40).weights[2] < 0.05
+        scores = choice.scores[method]["cross_fitted"], choice.scores["logits"]["cross_fitted"]
+        assert scores[0] < scores[1] if metric == "log_loss" else scores[0] > scores[1]
+        low, high = choice.scores[method]["difference"]
+        assert low <= scores[0] - scores[1] <= high
 
 
 def test_f_is_searched_by_seeded_trials_that_begin_with_equal_weights():
@@ -265,12 +186,6 @@ def test_f_is_searched_by_seeded_trials_that_begin_with_equal_weights():
     first, again, one = (fit("weights", z, y, metric=2.0, trials=t, seed=3) for t in (25, 25, 1))
     assert first == again
     assert one.weights == pytest.approx([1 / 3] * 3, abs=1e-6)
-
-
-@pytest.mark.parametrize("package", ["blend", "thresholds"])
-def test_what_searches_nothing_does_not_import_optuna(package):
-    code = f"import sys; import ich.ensemble.{package}; print('optuna' in sys.modules or 'sklearn' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_a_sample_of_many_rows_weighs_its_labels_back(monkeypatch):
@@ -310,46 +225,27 @@ def test_cross_fitted_f_counts_the_decisions_of_the_other_folds_thresholds():
         decided[fold == k] = sigmoid(mean[fold == k]) >= threshold
     found = chosen(z, y, fold, method="logits", metric=2.0).scores["logits"]
     assert found["cross_fitted"] == pytest.approx(fbeta_score(y, decided, beta=2), abs=1e-12)
-    assert found["own"] == pytest.approx(max(fbeta_score(y, mean >= t, beta=2) for t in mean), abs=1e-12)
+    assert found["in_sample"] == pytest.approx(max(fbeta_score(y, mean >= t, beta=2) for t in mean), abs=1e-12)
 
 
 def test_a_score_is_the_log_loss_after_platts_scaling_so_that_overconfidence_chooses_nothing():
     z, y, fold = simulated(7, n=900, noise=(0.5, 0.5, 0.5))
     usual, sure = chosen(z, y, fold), chosen(3 * z, y, fold)
     assert sure.combination.method == usual.combination.method == "logits"
-    assert sure.scores["logits"]["own"] == pytest.approx(usual.scores["logits"]["own"], abs=1e-3)
-    assert usual.scores["logits"]["own"] <= mean_loss(z.mean(axis=1), y)
-
-
-def test_differences_are_intervals_to_the_mean_over_draws_of_patients():
-    z, y, fold = simulated(8, n=300, noise=(0.5, 4.0))
-    patients = np.arange(300) // 10
-    scores = blend.choose(z, y, fold, Bootstrap(patients)).scores
-    assert list(scores) == list(METHODS)
-    assert scores["logits"]["difference"] is None
-    for name in METHODS[1:]:
-        low, high = scores[name]["difference"]
-        assert low <= scores[name]["cross_fitted"] - scores["logits"]["cross_fitted"] <= high
+    assert sure.scores["logits"]["in_sample"] == pytest.approx(usual.scores["logits"]["in_sample"], abs=1e-3)
 
 
 def test_equally_good_members_and_shuffled_labels_end_at_the_mean():
     methods, gains = [], []
-    for seed in range(12):
+    for seed in range(6):
         z, y, fold = simulated(seed, n=300)
         methods.append(chosen(z, y, fold).combination.method)
         choice = chosen(z, np.random.default_rng(seed).permutation(y), fold)
         methods.append(choice.combination.method)
         scores = {name: score["cross_fitted"] for name, score in choice.scores.items()}
         gains += [scores["logits"] - scores[name] for name in TUNED]
-    assert methods.count("logits") >= 21
+    assert methods.count("logits") >= 10
     assert np.mean(gains) <= 0.001
-
-
-def test_weights_tuned_on_noise_look_better_than_they_are():
-    rng = np.random.default_rng(3)
-    z, y, fold = rng.normal(0, 2, (60, 6)), (rng.random(60) < 0.5).astype(float), np.arange(60) % 3
-    scores = chosen(z, y, fold, method="weights", metric=1.0, trials=40).scores["weights"]
-    assert scores["own"] > scores["cross_fitted"]
 
 
 @pytest.mark.parametrize("metric", ["log_loss", 2.0])
@@ -357,52 +253,36 @@ def test_the_order_of_the_rows_changes_nothing(metric):
     z, y, fold = simulated(9, n=240, noise=(0.5, 1.0, 6.0))
     order = np.random.default_rng(0).permutation(len(y))
     for method in ("auto", *METHODS):
+        options = {"method": method, "metric": metric, "trials": 12}
         one, other = (
-            blend.choose(
-                z[rows], y[rows], fold[rows], Bootstrap(rows, resamples=300), method=method, metric=metric, trials=12
-            )
+            blend.choose(z[rows], y[rows], fold[rows], Bootstrap(rows, resamples=300), **options)
             for rows in (np.arange(len(y)), order)
         )
         assert other.combination.method == one.combination.method
         assert other.combination.weights == pytest.approx(one.combination.weights, abs=2e-6)
         assert other.out_of_fold == pytest.approx(one.out_of_fold[order], abs=1e-4)
-        assert other.scores[one.combination.method]["own"] == pytest.approx(
-            one.scores[one.combination.method]["own"], abs=1e-6
-        )
 
 
-def test_a_named_method_is_taken_without_a_contest_and_is_compared_with_the_mean():
+def test_a_named_method_is_only_compared_with_the_mean_and_a_single_model_is_taken_as_it_is():
     z, y, fold = simulated(10, n=200, noise=(1.0, 1.0))
     for method in METHODS:
         choice = chosen(z, y, fold, method=method)
         assert choice.combination == fit(method, z, y)
         assert list(choice.scores) == list(dict.fromkeys(("logits", method)))
         assert json.loads(json.dumps(choice.as_dict()))["method"] == method
+        alone = chosen(z[:, :1], y, fold, method=method)
+        assert (alone.combination, alone.out_of_fold.tolist()) == (equal(1), z[:, 0].tolist())
 
 
-def test_one_member_is_taken_as_it_is():
-    z, y, fold = simulated(0, n=60, noise=(1.0,))
-    for method in ("auto", *METHODS):
-        choice = chosen(z, y, fold, method=method)
-        assert choice.combination == equal(1)
-        assert choice.out_of_fold.tolist() == z[:, 0].tolist()
-        assert list(choice.scores) == ["logits"]
-
-
-ONE_FOLD: list[tuple[Any, Method]] = [
-    ("auto", "logits"),
-    ("weights", "logits"),
-    ("probabilities", "probabilities"),
-]
-
-
-def test_one_fold_judges_nothing_so_that_a_mean_is_taken():
+@pytest.mark.parametrize(
+    ("method", "expected"), [("auto", "logits"), ("weights", "logits"), ("probabilities", "probabilities")]
+)
+def test_with_one_fold_only_methods_without_tuning_are_taken(method, expected):
     z, y, _ = simulated(0, n=60)
-    for method, expected in ONE_FOLD:
-        choice = chosen(z, y, np.zeros(60), method=method)
-        assert choice.combination == equal(3, expected)
-        assert choice.out_of_fold.tolist() == choice.combination.apply(z).tolist()
-        assert choice.scores[expected]["cross_fitted"] is None
+    choice = chosen(z, y, np.zeros(60), method=method)
+    assert choice.combination == equal(3, expected)
+    assert choice.out_of_fold.tolist() == choice.combination.apply(z).tolist()
+    assert choice.scores[expected]["cross_fitted"] is None
 
 
 LABELS = {"none": [], "one": [4], "two": [4, 5], "all": range(30), "all but one": range(1, 30)}
@@ -414,8 +294,8 @@ MEMBERS = {
 }
 
 
-@pytest.mark.parametrize("metric", ["log_loss", 2.0])
-@pytest.mark.parametrize(("labels", "members"), list(product(LABELS, MEMBERS)))
+@pytest.mark.parametrize(("labels", "metric"), list(product(LABELS, ["log_loss", 2.0])))
+@pytest.mark.parametrize("members", MEMBERS)
 def test_degenerate_classes_and_members_have_an_answer_without_a_warning(labels, members, metric):
     y, fold = np.zeros(30), np.arange(30) % 3
     y[list(LABELS[labels])] = 1
@@ -426,7 +306,7 @@ def test_degenerate_classes_and_members_have_an_answer_without_a_warning(labels,
             choice = chosen(z, y, fold, method=method, metric=metric, trials=3)
             assert np.isfinite(choice.out_of_fold).all()
             assert np.isfinite(choice.combination.apply(z)).all()
-            assert Combination.from_dict(choice.combination.as_dict()) == choice.combination
-            assert all(np.isfinite([s["own"], s["cross_fitted"]]).all() for s in choice.scores.values())
+            assert Combination.from_dict(json.loads(json.dumps(choice.combination.as_dict()))) == choice.combination
+            assert all(np.isfinite([s["in_sample"], s["cross_fitted"]]).all() for s in choice.scores.values())
             if labels not in {"two"} and method in {"auto", *TUNED}:
                 assert choice.combination == equal(3)

@@ -41,9 +41,11 @@ def test_the_maps_by_hand():
     knots = Calibrator("isotonic", knots=((-1.0, -3.0), (1.0, 1.0), (2.0, 1.0)))
     assert knots.apply([-9.0, -1.0, 0.0, 1.5, 9.0]).tolist() == [-3.0, -3.0, -1.0, 1.0, 1.0]
     assert Calibrator("isotonic", knots=((0.0, 0.5),)).apply([[-1.0, 1.0]]).tolist() == [[0.5, 0.5]]
+    near = Calibrator("isotonic", knots=((0.0, -1e6), (5e-324, 1e6)))
+    assert near.apply([-1.0, 0.0, 5e-324, 1.0]).tolist() == [-1e6, -1e6, 1e6, 1e6]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(logits, labels, st.sampled_from(METHODS))
 def test_every_fitted_map_rises_stays_finite_and_survives_json(z, y, method):
     found = fit(method, z, y[: len(z)])
@@ -60,16 +62,12 @@ def test_the_fit_is_the_optimum_that_a_general_solver_finds(method, seed):
     rng = np.random.default_rng(seed)
     z, y, _, _ = simulated(seed, 200, slope=[1, 0.3, -1, 3, 0, 1][seed], intercept=rng.normal())
 
-    def columns(theta):
-        ln_p, ln_q = -np.logaddexp(0, -z), -np.logaddexp(0, z)
-        return {"temperature": lambda: theta[0] * z, "platt": lambda: theta[0] * z + theta[1]}.get(
-            method, lambda: theta[0] * ln_p - theta[1] * ln_q + theta[2]
-        )()
-
     start = np.array({"temperature": [1.0], "platt": [1.0, 0.0], "beta": [1.0, 1.0, 0.0]}[method])
+    ones, ln_p, ln_q = np.ones_like(z), -np.logaddexp(0, -z), -np.logaddexp(0, z)
+    columns = {"temperature": [z], "platt": [z, ones], "beta": [ln_p, -ln_q, ones]}[method]
 
     def objective(theta):
-        line = columns(theta)
+        line = theta @ np.stack(columns)
         return float((np.logaddexp(0, line) - y * line).sum() + calibration.RIDGE / 2 * ((theta - start) ** 2).sum())
 
     slopes = 2 if method == "beta" else 1
@@ -79,13 +77,6 @@ def test_the_fit_is_the_optimum_that_a_general_solver_finds(method, seed):
     theta = 1 / found if method == "temperature" else found
     assert objective(theta) <= objective(solved.x) + 1e-8
     assert theta == pytest.approx(solved.x, abs=2e-3)
-
-
-@pytest.mark.parametrize("method", FITTED)
-def test_a_known_distortion_is_undone(method):
-    z, y, _, _ = simulated(0, 20_000, slope=0.5)
-    found = fit(method, z, y).apply([-3.0, -1.0, 0.0, 1.0])
-    assert found == pytest.approx([-1.5, -0.5, 0.0, 0.5], abs=0.35 if method == "isotonic" else 0.12)
 
 
 def test_rows_in_cells_give_the_parameters_of_the_rows(monkeypatch):
@@ -115,10 +106,7 @@ def test_isotonic_knots_are_the_steps_of_scikit_learn_with_one_pseudo_row_at_eit
     values = np.unique(steps.round(12))
     assert expit(found[:, 1]) == pytest.approx(values)
     assert found[:, 0] == pytest.approx([z[np.isclose(steps, value, atol=1e-11)].mean() for value in values])
-
-
-def test_isotonic_by_hand():
-    # pseudo-rows: a positive at 0, a negative at 3. Shares 1/2 (0), 0 (1), 1 (2), 1/2 (3) -> pools {0, 1}, {2, 3}
+    # by hand: a positive at 0, a negative at 3. Shares 1/2 (0), 0 (1), 1 (2), 1/2 (3) -> pools {0, 1}, {2, 3}
     found = fit("isotonic", [0.0, 1.0, 2.0, 3.0], [0, 0, 1, 1])
     assert np.array(found.knots) == pytest.approx(np.array([[0.5, logit(1 / 3)], [2.5, logit(2 / 3)]]))
 
@@ -141,13 +129,6 @@ def test_labels_that_a_threshold_separates_and_single_positives_have_a_moderate_
     assert log_loss(1.0 * (z == z[150]), single) < log_loss(1.0 * (z == z[150]), z)
 
 
-@pytest.mark.parametrize("method", FITTED)
-def test_on_its_own_rows_a_fit_never_loses_to_none(method):
-    for seed in range(5):
-        z, y, _, _ = simulated(seed, 300, slope=0.6)
-        assert log_loss(y, fit(method, z, y).apply(z)) <= log_loss(y, z) + 1e-12
-
-
 def test_cross_fitted_rows_come_from_the_fit_of_the_other_folds():
     z, y, fold, patients = simulated(4, slope=0.6, intercept=-0.4)
     for method in FITTED:
@@ -157,16 +138,12 @@ def test_cross_fitted_rows_come_from_the_fit_of_the_other_folds():
             assert choice.logits[fold == k] == pytest.approx(apart, abs=1e-9)
         assert choice.calibrator.apply(z) == pytest.approx(fit(method, z, y).apply(z), abs=1e-9)
         assert choice.losses[method]["cross_fitted"] == pytest.approx(log_loss(y, choice.logits))
-        assert choice.losses[method]["own"] == pytest.approx(log_loss(y, choice.calibrator.apply(z)))
-        assert choice.losses["none"]["own"] == choice.losses["none"]["cross_fitted"] == pytest.approx(log_loss(y, z))
-
-
-def test_labels_of_a_fold_do_not_move_its_own_calibrated_logits():
-    z, y, fold, patients = simulated(5, slope=0.6)
-    changed = np.where(fold == 2, 1 - y, y)
-    for method in METHODS:
-        before, after = (choose(z, labels, fold, patients, method).logits for labels in (y, changed))
-        assert np.array_equal(before[fold == 2], after[fold == 2])
+        assert choice.losses[method]["in_sample"] == pytest.approx(log_loss(y, choice.calibrator.apply(z)))
+        assert choice.losses["none"]["in_sample"] == choice.losses["none"]["cross_fitted"]
+        assert choice.losses["none"]["in_sample"] == pytest.approx(log_loss(y, z))
+        assert choice.losses[method]["in_sample"] <= choice.losses["none"]["in_sample"] + 1e-12
+        shared = choose(z, y, fold, Bootstrap(patients), method)
+        assert (shared.differences, shared.calibrator) == (choice.differences, choice.calibrator)
 
 
 @pytest.mark.parametrize(
@@ -175,20 +152,17 @@ def test_labels_of_a_fold_do_not_move_its_own_calibrated_logits():
 def test_the_simplest_sufficient_method_is_chosen(slope, intercept, expected):
     choice = choose(*simulated(6, 20_000, slope, intercept))
     assert choice.calibrator.method == expected
-    assert set(choice.losses) == set(METHODS)
-    assert choice.warning == ""
+    assert (set(choice.losses), choice.warning) == (set(METHODS), "")
     difference, low, high = choice.differences["platt"]
     assert low <= difference <= high
-    assert difference == pytest.approx(
-        choice.losses["platt"]["cross_fitted"] - choice.losses["none"]["cross_fitted"], abs=1e-12
-    )
+    losses = choice.losses["platt"]["cross_fitted"], choice.losses["none"]["cross_fitted"]
+    assert difference == pytest.approx(losses[0] - losses[1], abs=1e-12)
 
 
 def test_what_no_line_can_undo_gets_a_bent_map():
     z, y, fold, patients = simulated(7, 20_000)
-    skewed = (np.random.default_rng(7).random(20_000) < expit(Calibrator("beta", (0.4, 1.6, 0.0)).apply(z))).astype(
-        float
-    )
+    bent = expit(Calibrator("beta", (0.4, 1.6, 0.0)).apply(z))
+    skewed = (np.random.default_rng(7).random(20_000) < bent).astype(float)
     chosen = choose(z, skewed, fold, patients).calibrator
     assert chosen.method == "beta"
     assert chosen.parameters == pytest.approx((0.4, 1.6, 0.0), abs=0.2)
@@ -197,82 +171,43 @@ def test_what_no_line_can_undo_gets_a_bent_map():
 
 def test_noise_alone_is_not_calibrated():
     methods = []
-    for seed in range(20):
+    for seed in range(10):
         z, y, fold, patients = simulated(seed, 2000)
         methods.append(choose(z, y, fold, Bootstrap(patients, resamples=200)).calibrator.method)
-    assert methods.count("none") >= 18
+    assert methods.count("none") >= 9
 
 
-def test_few_positives_leave_out_what_they_cannot_carry():
+def test_few_positives_or_folds_leave_out_what_they_cannot_carry():
     z, y, fold, patients = simulated(9, 6000)
     few = np.where(np.cumsum(y) <= 60, y, 0)
     assert set(choose(z, few, fold, patients).losses) == {"none", "temperature", "platt", "beta"}
     assert set(choose(z, np.zeros(6000), fold, patients).losses) == {"none"}
-
-
-def test_with_one_fold_left_nothing_is_chosen_but_a_named_method_is_fitted():
-    z, y, _, patients = simulated(10, slope=0.5)
-    fold = np.zeros(len(z))
-    choice = choose(z, y, fold, patients)
-    assert choice.calibrator == Calibrator()
-    assert np.array_equal(choice.logits, z)
-    named = choose(z, y, fold, patients, "platt")
-    assert named.calibrator.method == "platt"
-    assert np.array_equal(named.logits, z)
-
-
-def test_a_named_method_that_cannot_be_fitted_warns():
-    choice = choose([1.0, 2.0, 3.0], [0, 0, 0], [0, 1, 2], [0, 1, 2], "platt")
-    assert choice.calibrator == Calibrator()
-    assert choice.logits.tolist() == [1.0, 2.0, 3.0]
-    assert "platt" in choice.warning
-
-
-def test_draws_may_be_shared():
-    z, y, fold, patients = simulated(11, slope=0.6)
-    own, shared = choose(z, y, fold, patients), choose(z, y, fold, Bootstrap(patients))
-    assert own.differences == shared.differences
-    assert own.calibrator == shared.calibrator
+    one_label = choose(z, np.zeros(6000), fold, patients, "platt")
+    assert (one_label.calibrator, one_label.logits.tolist()) == (Calibrator(), z.tolist())
+    assert "platt" in one_label.warning
+    one_fold = choose(z, y, np.zeros(6000), patients)
+    assert (one_fold.calibrator, one_fold.logits.tolist()) == (Calibrator(), z.tolist())
+    assert choose(z, y, np.zeros(6000), patients, "platt").calibrator.method == "platt"
 
 
 def test_logits_beyond_the_clip_of_the_metric_neither_break_nor_rule_a_fit():
     z, y, fold, patients = simulated(12, slope=0.6)
     wild = z.copy()
     wild[0], y[0] = 1e4, 1
-    choice = choose(wild, y, fold, patients)
-    assert np.isfinite(choice.logits).all()
-    assert all(np.isfinite(loss) for losses in choice.losses.values() for loss in losses.values())
+    assert np.isfinite(choose(wild, y, fold, patients).logits).all()
     assert fit("platt", wild, y).parameters == pytest.approx(fit("platt", z, y).parameters, abs=0.05)
-    charged = choose([1e4, 0.0], [0, 0], [0, 1], [0, 1]).losses["none"]["own"]
+    charged = choose([1e4, 0.0], [0, 0], [0, 1], [0, 1]).losses["none"]["in_sample"]
     assert charged == pytest.approx((-np.log(1e-7) + np.log(2)) / 2)
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        None,
-        [],
-        {},
-        {"method": "magic"},
-        {"method": ["platt"]},
-        {"method": "none", "slope": 1.0},
-        {"method": "platt", "slope": 1.0},
-        {"method": "platt", "slope": "1", "intercept": 0.0},
-        {"method": "platt", "slope": True, "intercept": 0.0},
-        {"method": "platt", "slope": float("nan"), "intercept": 0.0},
-        {"method": "platt", "slope": 1e300, "intercept": 0.0},
-        {"method": "platt", "slope": -1.0, "intercept": 0.0},
-        {"method": "temperature", "temperature": 0.0},
-        {"method": "temperature", "temperature": -1.0},
-        {"method": "beta", "a": 1.0, "b": -0.1, "c": 0.0},
-        {"method": "isotonic", "knots": []},
-        {"method": "isotonic", "knots": "ab"},
-        {"method": "isotonic", "knots": ["ab"]},
-        {"method": "isotonic", "knots": [[0.0, 1.0, 2.0]]},
-        {"method": "isotonic", "knots": [[0.0, 1.0], [0.0, 2.0]]},
-        {"method": "isotonic", "knots": [[0.0, 1.0], [1.0, 0.0]]},
-        {"method": "isotonic", "knots": [[0.0, [1.0]]]},
-        {"method": "isotonic", "knots": [[0.0, float("inf")]]},
+        *(None, {"method": "magic"}, {"method": "none", "slope": 1.0}, {"method": "platt", "slope": 1.0}),
+        *({"method": "platt", "slope": slope, "intercept": 0.0} for slope in ("1", float("nan"), -1.0)),
+        *({"method": "temperature", "temperature": 0.0}, {"method": "beta", "a": 1.0, "b": -0.1, "c": 0.0}),
+        *({"method": "isotonic", "knots": knots} for knots in ([], "ab", [[0.0, 1.0, 2.0]], [[0.0, float("inf")]])),
+        *({"method": "isotonic", "knots": [[0.0, 1.0], knot]} for knot in ([0.0, 2.0], [1.0, 0.0])),
     ],
 )
 def test_what_as_dict_does_not_write_is_refused(data):
@@ -281,19 +216,11 @@ def test_what_as_dict_does_not_write_is_refused(data):
     assert "\n" not in str(refused.value)
 
 
-def test_knots_as_near_as_numbers_get_stay_finite():
-    knots = Calibrator("isotonic", knots=((0.0, -1e6), (5e-324, 1e6)))
-    assert knots.apply([-1.0, 0.0, 5e-324, 1.0]).tolist() == [-1e6, -1e6, 1e6, 1e6]
-
-
 @pytest.mark.parametrize(
     ("z", "y"), [([], []), ([1.0], [0, 1]), ([[1.0]], [[0]]), ([np.nan], [0]), ([1.0], [2]), ([1.0], [np.nan])]
 )
 def test_columns_that_do_not_fit_are_refused(z, y):
     with pytest.raises(ValueError, match="logits"):
         fit("platt", z, y)
-
-
-def test_folds_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="fold"):
         choose([1.0, 2.0], [0, 1], [0], [0, 1])

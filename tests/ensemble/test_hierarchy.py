@@ -25,9 +25,8 @@ def test_any_is_pooled_with_the_subtypes_above_it_at_the_weighted_mean():
     # any 0 (weight 2), subtypes 3 and 2: (2 * 0 + 3) / 3 = 1, 2 is above it, (0 + 3 + 2) / 4 = 1.25; 1.1 is not above
     projected = project_any([[2.0, 1.1, 3.0, 0.0]], CLASSES, WEIGHTS)
     assert projected.tolist() == [[1.25, 1.1, 1.25, 1.25]]
-
-
-def test_a_subtype_between_any_and_the_pool_stays():
+    turned = project_any([[0.0, 3.0, 2.0, 1.1]], ["any", *CLASSES[:3]], (2, 1, 1, 1))
+    assert turned.tolist() == [[1.25, 1.25, 1.25, 1.1]], "any may be in any column"
     # (2 * 0 + 3) / 3 = 1; 0.5 is above "any", but not above the pool
     assert project_any([[3.0, 0.5, -1.0, 0.0]], CLASSES, WEIGHTS).tolist() == [[1.0, 0.5, -1.0, 1.0]]
 
@@ -56,41 +55,16 @@ def test_tables_without_any_and_rows_in_order_stay_bit_by_bit():
     assert np.array_equal(project_any([[1.0], [2.0]], ["any"], [1]), [[1.0], [2.0]])
 
 
-def test_any_may_stand_anywhere():
-    table = np.random.default_rng(1).normal(0, 3, (50, 4))
-    turned = [3, 1, 0, 2]
-    there = project_any(table, CLASSES, (1, 2, 3, 4))[:, turned]
-    assert np.allclose(project_any(table[:, turned], [CLASSES[i] for i in turned], (4, 2, 1, 3)), there, atol=1e-12)
-
-
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(tables, weights)
-def test_no_row_loses_whatever_its_labels(table, share):
+def test_no_row_loses_and_a_second_projection_changes_nothing(table, share):
     projected = project_any(table, CLASSES, share)
     for before, after in zip(table, projected, strict=True):
         for labels in LABELS:
             assert row_loss(labels, after, share) <= row_loss(labels, before, share) + 1e-9
-
-
-@settings(max_examples=200, deadline=None)
-@given(tables, weights)
-def test_the_order_holds_exactly_and_a_second_projection_changes_nothing(table, share):
-    projected = project_any(table, CLASSES, share)
     assert (projected[:, 3:] >= projected[:, :3]).all()
     assert np.array_equal(project_any(projected, CLASSES, share), projected)
     assert np.array_equal(project_any(projected.astype(np.float32), CLASSES, share), projected.astype(np.float32))
-
-
-def test_a_row_that_changes_gains_at_least_its_distance():
-    random = np.random.default_rng(2)
-    table = random.normal(0, 3, (100, 4))
-    projected, share = project_any(table, CLASSES, WEIGHTS), np.array(WEIGHTS) / 5
-    p, r = expit(table), expit(projected)
-    distance = (share * (r * np.log(r / p) + (1 - r) * np.log((1 - r) / (1 - p)))).sum(axis=1)
-    for i in range(100):
-        for labels in LABELS:
-            gain = row_loss(labels, table[i], WEIGHTS) - row_loss(labels, projected[i], WEIGHTS)
-            assert gain >= distance[i] - 1e-10
 
 
 def test_it_is_the_nearest_point_that_a_general_solver_finds():
@@ -121,12 +95,13 @@ def test_certain_logits_cost_no_more_than_the_metric_charges():
     assert pytest.approx(logit(1 - 1e-7)) == LIMIT
 
 
-@pytest.mark.parametrize("bad", [np.zeros(4), np.zeros((2, 3)), [[0, 0, 0, np.nan]]])
-def test_tables_that_do_not_fit_are_refused(bad):
-    with pytest.raises(ValueError, match="table"):
-        project_any(bad, CLASSES, WEIGHTS)
-
-
-def test_weights_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="class weights"):
-        project_any(np.zeros((1, 4)), CLASSES, (1, 1))
+@pytest.mark.parametrize(
+    ("table", "share", "message"),
+    [
+        *((bad, WEIGHTS, "table") for bad in (np.zeros(4), np.zeros((2, 3)), [[0, 0, 0, np.nan]])),
+        (np.zeros((1, 4)), (1, 1), "class weights"),
+    ],
+)
+def test_tables_and_weights_that_do_not_fit_are_refused(table, share, message):
+    with pytest.raises(ValueError, match=message):
+        project_any(table, CLASSES, share)

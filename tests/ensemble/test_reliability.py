@@ -26,6 +26,9 @@ def test_two_bins_worked_out_by_hand():
     assert table["probability"].tolist() == pytest.approx([0.2, 0.7])
     assert table["observed"].tolist() == [0.5, 1.0]
     assert expected_calibration_error([0, 1, 1, 1], [0.1, 0.3, 0.6, 0.8], bins=2) == pytest.approx((0.3 + 0.3) / 2)
+    for y, p, bins, message in (([0, 2], [0, 1], 2, "0 or 1"), ([0, 1], [0, 1.2], 2, "0..1"), ([0], [0], 0, "bins")):
+        with pytest.raises(ValueError, match=message):
+            reliability(y, p, bins)
 
 
 def test_wilsons_interval_of_a_textbook():
@@ -48,7 +51,7 @@ def test_rows_that_patients_repeat_do_not_narrow_the_interval():
     assert balanced["observed_low"][0] == reliability([1, 0, 1, 0], [0.5] * 4)["observed_low"][0]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(pairs, st.integers(1, 8))
 def test_bins_and_error_are_those_of_a_plain_loop(rows, bins):
     y, p = np.array([a for a, _ in rows]), np.array([b for _, b in rows])
@@ -64,20 +67,3 @@ def test_bins_and_error_are_those_of_a_plain_loop(rows, bins):
         assert 0 <= table["observed_low"][k] <= share <= table["observed_high"][k] <= 1
         error += len(group) / len(y) * abs(mean - share)
     assert expected_calibration_error(y, p, bins) == pytest.approx(error, abs=1e-12)
-
-
-def test_calibrated_probabilities_have_a_small_error_and_others_a_large_one():
-    rng = np.random.default_rng(0)
-    p = rng.random(50_000) * 0.2
-    y = rng.random(50_000) < p
-    assert expected_calibration_error(y, p) < 0.005
-    assert expected_calibration_error(y, p / 2) == pytest.approx(0.05, abs=0.005)
-
-
-def test_what_is_no_label_or_probability_is_refused():
-    with pytest.raises(ValueError, match="0 or 1"):
-        reliability([0, 2], [0.1, 0.2])
-    with pytest.raises(ValueError, match=r"0\.\.1"):
-        expected_calibration_error([0, 1], [0.1, 1.2])
-    with pytest.raises(ValueError, match="bins"):
-        reliability([0, 1], [0.1, 0.2], bins=0)

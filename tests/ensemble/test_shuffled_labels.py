@@ -1,11 +1,11 @@
-"""With labels that mean nothing, stacker, blend and thresholds are at chance on rows that they were not fitted on."""
+"""With labels that mean nothing, blend and thresholds are at chance on rows that they were not fitted on."""
 
 import numpy as np
 import pytest
 
-from ich.ensemble import blend, calibration, metrics, stacker, thresholds
+from ich.ensemble import blend, calibration, metrics, thresholds
 from ich.ensemble.intervals import Bootstrap
-from ich.ensemble.members import sigmoid
+from ich.ensemble.predictions import sigmoid
 
 STUDIES, SLICES, MEMBERS, FOLDS = 240, 12, 4, 3
 SHARE = (0.05, 0.2)  # of positive slices a class
@@ -24,19 +24,8 @@ def shuffled():
     return logits, labels, study, study % FOLDS
 
 
-def stacked(logits, labels, study, fold):
-    index = np.tile(np.arange(SLICES), STUDIES)
-    x, _ = stacker.features(logits, study, index, 5.0 * index, neighbours=2)
-    base, found = logits.mean(axis=1), np.empty(labels.shape)
-    for k in range(FOLDS):
-        train = fold != k
-        texts = stacker.fit(x[train], labels[train], base[train], seeds=[1] * len(CLASSES), threads=1, rounds=60)
-        for c, text in enumerate(texts):
-            found[~train, c] = stacker.predict(text, x[~train], base[~train, c])
-    return found
-
-
-def blended(logits, labels, study, fold):
+def test_a_calibrated_blend_is_at_chance_and_its_loss_is_that_of_the_prevalence(shuffled):
+    logits, labels, study, fold = shuffled
     found = np.empty(labels.shape)
     for k in range(FOLDS):
         train = fold != k
@@ -46,27 +35,13 @@ def blended(logits, labels, study, fold):
             made = blend.choose(z, y, fold[train], patients)
             calibrated = calibration.choose(made.out_of_fold, y, fold[train], patients)
             found[~train, c] = calibrated.calibrator.apply(made.combination.apply(logits[~train][:, :, c]))
-    return found
-
-
-@pytest.mark.parametrize("member", [stacked, blended])
-def test_a_member_that_reads_others_is_at_chance(shuffled, member):
-    logits, labels, study, fold = shuffled
-    found = member(logits, labels, study, fold)
-    draws = Bootstrap(study, resamples=300)
+    found, draws = sigmoid(found), Bootstrap(study, resamples=300)
     for c in range(len(CLASSES)):
-        auc, _ = draws.ranks(labels[:, c], sigmoid(found[:, c]))
-        value = metrics.class_auc(labels[:, [c]], found[:, [c]])[0]
-        assert abs(value - 0.5) < 3.5 * auc.std(), f"{CLASSES[c]}: {value:.3f}, {auc.std():.3f}"
-
-
-def test_calibration_finds_that_the_prevalence_is_all_there_is_to_know(shuffled):
-    _, labels, _, fold = shuffled
-    found = sigmoid(blended(*shuffled))
+        auc, _ = draws.ranks(labels[:, c], found[:, c])
+        assert metrics.class_auc(labels[:, [c]], found[:, [c]])[0] == pytest.approx(0.5, abs=3.5 * auc.std())
     prevalence = np.stack([labels[fold != k].mean(axis=0) for k in range(FOLDS)])[fold]
-    assert (
-        metrics.weighted_log_loss(labels, found, [1, 1]) < metrics.weighted_log_loss(labels, prevalence, [1, 1]) + 0.01
-    )
+    loss, least = (metrics.weighted_log_loss(labels, p, [1, 1]) for p in (found, prevalence))
+    assert loss < least + 0.01
 
 
 @pytest.mark.parametrize("beta", [1, 2])

@@ -1,7 +1,7 @@
 """`python -m tests.faults [kills|flips|full_disk|two_runs|one_fold ...]`: faults injected into runs of the tiny recipe.
 
 Without a name, all of them. Results of topics go to one JSON file, beside those of other topics there. Exit code 1 if
-anything failed. A failed trial's house is left where it is said.
+anything failed. The workspace of a failed trial is kept.
 """
 
 import argparse
@@ -19,28 +19,23 @@ from tests.faults.trials import Outcome, conducted, side_by_side
 
 COUNTS = {"kills": 100, "flips": 600, "full_disk": full_disk.REAL, "two_runs": 20, "one_fold": one_fold.CASES}
 
-WRITES = 250  # of a run, about: for the time left
+TRIALS = {module.__name__.rpartition(".")[2]: module.trial for module in (kills, flips, full_disk, two_runs, one_fold)}
 
 
-def outcomes(topic: str, given: argparse.Namespace, folder: Path, whole: Reference) -> tuple[Iterable[Outcome], int]:
-    """The outcomes of a topic as they come, and how many there will be, about."""
-    count = given.count or COUNTS[topic]
-    numbers = range(count) if given.only is None else [given.only]
-    common = {"folder": folder, "reference": whole}
-    seeded, done = {**common, "seed": given.seed}, {"finished": folder / "finished"}
-    if topic == "flips":
-        found = partial(flips.trial, **seeded, houses=flips.houses(folder / "finished", folder))
-    elif topic == "full_disk":
-        found = partial(full_disk.trial, **seeded, **done)
-        real = side_by_side(found, [n for n in numbers if n < full_disk.FIRST], given.jobs)
-        if given.only is not None and given.only < full_disk.FIRST:
-            return real, 1
-        return chain(real, full_disk.writes(seed=given.seed, folder=folder, **done, only=given.only)), count + WRITES
-    elif topic == "one_fold":
-        found = partial(one_fold.trial, **common, **done)
-    else:
-        found = partial({"kills": kills.trial, "two_runs": two_runs.trial}[topic], **seeded)
-    return side_by_side(found, numbers, given.jobs), len(numbers)
+def outcomes(topic: str, given: argparse.Namespace, folder: Path, whole: Reference) -> Iterable[Outcome]:
+    """The outcomes of a topic as they come."""
+    numbers = range(given.count or COUNTS[topic]) if given.only is None else [given.only]
+    finished = folder / "finished"
+    shared = {"folder": folder, "reference": whole}
+    shared |= {"seed": given.seed} if topic != "one_fold" else {}
+    shared |= {"targets": flips.targets(finished, folder)} if topic == "flips" else {"finished": finished}
+    found = side_by_side(partial(TRIALS[topic], **shared), numbers, given.jobs)
+    if topic != "full_disk" or (given.only is not None and given.only < full_disk.FIRST):
+        return found
+    injected = full_disk.writes(seed=given.seed, folder=folder, finished=finished)
+    if given.only is not None:  # one write of the run that all of them are tried in
+        return (one for one in injected if one.trial == given.only)
+    return chain(found, injected)
 
 
 def main() -> int:
@@ -60,7 +55,7 @@ def main() -> int:
     whole, failed = reference(folder, given.jobs), False
     print(f"{whole.seconds:.0f} s", flush=True)
     for topic in given.topics or COUNTS:
-        found = conducted(topic, *outcomes(topic, given, folder, whole), given.seed, folder)
+        found = conducted(topic, outcomes(topic, given, folder, whole), given.seed, folder)
         print(f"{topic}: {found['passed']} of {found['tried']} in {found['seconds']} s", flush=True)
         failed |= bool(found["failures"])
         if given.only is None:

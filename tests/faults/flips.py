@@ -1,7 +1,7 @@
-"""A bit flipped or a tail cut off in any artefact: it is named, and refused before anything is made from it.
+"""A bit flipped or a tail cut off in any artifact: the file is named, and nothing is made from it.
 
-Each kind of artefact is damaged once with the commands as a user types them, in a copy of the house; the other trials
-look through fresh plans in this process, and put the file back as it was.
+Some trials damage a copy of the workspace and run the commands that a user types. The others read it through fresh
+plans in this process, and restore the file.
 """
 
 import contextlib
@@ -18,90 +18,83 @@ from pathlib import Path
 from random import Random
 
 from ich.errors import UserError
-from ich.pipeline.graph import BLEND, CHECKPOINT, SMOOTH, WEIGHTS, Task
-from ich.pipeline.plan import Plan
-from ich.stages import verify
+from ich.pipeline import verify
+from ich.pipeline.graph import CHECKPOINT, Task
+from ich.pipeline.state import Plan
 from ich.store import hashes
 from tests.conftest import House
-from tests.faults.house import Reference, copied, differences, ich, picture, plan_of, sha256, unfinished
+from tests.faults.house import Reference, as_expected, copied, ich, plan_of
 from tests.faults.trials import Outcome
 
-EVERY = 6  # one trial of so many cuts off a tail; the others flip a bit
+CUTS = 6  # one trial of so many cuts off a tail; the others flip a bit
+COMMANDS = 3  # one kind of so many is damaged with commands in the first round
 POINTER = "prepare pointer"
-GOES_ON = {  # what a killed run left -> the command that goes on
+RESUMED = {  # written by a killed run -> the command that resumes it, and the stages that have not run
     "checkpoint": ("cnn", "--model", "resnet", "--fold", "0"),
-    "journal": ("thresholds", "--set", "thresholds.trials=60"),
+    "shard": ("prepare",),
+    "note of a shard": ("prepare",),
 }
-PREDICTS = re.compile(rf"{WEIGHTS}|model_.*\.txt|{BLEND}|{SMOOTH}")  # what `ich predict` reads
 Damage = Callable[[Path, Random], str]  # damages a file and says how
-_LOOKING = threading.Lock()  # one trial at a time looks at the house in this process
+_READING = threading.Lock()  # one trial at a time reads the workspace in this process
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A file of the house, and the task whose record names it; None: left by a killed run."""
+    """A file of the workspace, and the task whose record lists it; None: written by a killed run."""
 
     path: str
     task: str | None
 
 
 @dataclass(frozen=True)
-class Houses:
-    """The finished house, and one for each kind of file that a killed run leaves."""
+class Targets:
+    """The finished workspace, one for each killed run, and the files of each kind."""
 
     finished: Path
     killed: dict[str, Path]
-    tuned: str  # hash of thresholds.json with more trials than the tiny recipe's
     kinds: dict[str, list[Piece]]
 
+    def kind_of(self, number: int, seed: int) -> str:
+        """All kinds in turn."""
+        names = list(self.kinds)
+        Random(f"{seed} flips").shuffle(names)
+        return names[number % len(names)]
 
-# ---- what there is to damage
+
+def targets(finished: Path, folder: Path) -> Targets:
+    """Kill a training and a preparation beside the finished workspace."""
+    training, preparing = copied(finished, folder / "killed_training"), copied(finished, folder / "killed_prepare")
+    checkpoint = f"oof/tiny/resnet/fold0/{CHECKPOINT}"
+    (training / "oof/tiny/resnet/fold0/run.json").unlink()
+    _kill_when(training, RESUMED["checkpoint"], (training / checkpoint).is_file)
+    cache = plan_of(preparing).prepared.folder
+    shutil.rmtree(cache)
+    _kill_when(preparing, RESUMED["shard"], lambda: len([*cache.glob("hu-*.json")]) > 2)
+    kinds = kinds_of(finished)
+    kinds["checkpoint"] = [Piece(checkpoint, None)]
+    for kind, suffix in (("shard", "npy"), ("note of a shard", "json")):
+        paths = [path.with_suffix(f".{suffix}") for path in sorted(cache.glob("hu-*.json"))]
+        kinds[kind] = [Piece(path.relative_to(preparing).as_posix(), None) for path in paths]
+    return Targets(finished, {"checkpoint": training, "shard": preparing, "note of a shard": preparing}, kinds)
 
 
-def kinds(root: Path) -> dict[str, list[Piece]]:
-    """Kind of artefact -> its files. Members of one stage, folds and classes are of one kind."""
+def kinds_of(root: Path) -> dict[str, list[Piece]]:
+    """Kind of artifact -> its files. Models of one stage, folds, classes and shards are of one kind."""
     plan, found = plan_of(root), defaultdict[str, list[Piece]](list)
     for task in plan.all():
-        for name in (task.record.path.name, *(task.record.read() or {})["files"]):
+        stage, *rest = task.name.split("/")
+        what = " ".join([stage, *({1: ["model"]}.get(len(rest), ["fold"]) if rest else []), *rest[2:]])
+        for name in (task.record.path.name, *plan.files_of(task)):
+            kind = re.sub(r"hu-\d+", "hu-N", re.sub(r"_[a-z]+\.txt", "_CLASS.txt", name))
             path = (task.folder / name).relative_to(root).as_posix()
-            found[f"{_kind(task)} {re.sub('_[a-z]+.txt', '_CLASS.txt', name)}"].append(Piece(path, task.name))
+            found[f"{what} {kind}"].append(Piece(path, task.name))
     found[POINTER].append(Piece(plan.workspace.cache_pointer.relative_to(root).as_posix(), "prepare"))
-    found["checkpoint"].append(Piece(f"oof/tiny/resnet/fold0/{CHECKPOINT}", None))
-    found["journal"].append(Piece("oof/tiny/thresholds.journal", None))
     return dict(sorted(found.items()))
 
 
-def _kind(task: Task) -> str:
-    stage, *rest = task.name.split("/")
-    if len(rest) == 1:
-        return "member" if stage != "pretrain" else stage
-    return " ".join([stage, *(["fold"] if rest else []), *rest[2:]])
-
-
-def houses(finished: Path, folder: Path) -> Houses:
-    """Beside the finished house, one killed while it trained and one killed while it searched thresholds."""
-    training = copied(finished, folder / "killed_checkpoint")
-    (training / "oof/tiny/resnet/fold0/run.json").unlink()
-    _killed_when(training, GOES_ON["checkpoint"], lambda: (training / f"oof/tiny/resnet/fold0/{CHECKPOINT}").is_file())
-    tuned = copied(finished, folder / "tuned")
-    journal = Path("oof/tiny/thresholds.journal")
-    (tuned / journal).unlink()
-    ich(tuned, *GOES_ON["journal"])
-    lines = (tuned / journal).read_bytes().count(b"\n")
-    searching = copied(finished, folder / "killed_journal")
-    (searching / journal).unlink()
-
-    def half_way() -> bool:
-        return (searching / journal).is_file() and (searching / journal).read_bytes().count(b"\n") > lines // 2
-
-    _killed_when(searching, GOES_ON["journal"], half_way)
-    killed = {"checkpoint": training, "journal": searching}
-    return Houses(finished, killed, sha256(tuned / "oof/tiny/thresholds.json"), kinds(finished))
-
-
-def _killed_when(root: Path, words: tuple[str, ...], so_far: Callable[[], bool]) -> None:
+def _kill_when(root: Path, words: tuple[str, ...], reached: Callable[[], bool]) -> None:
     process = House(root).start(*words)
-    while not so_far():
+    while not reached():
         if process.poll() is not None:
             raise RuntimeError(f"ich {' '.join(words)} ended before it could be killed: {process.communicate()[1]}")
         time.sleep(0.001)
@@ -109,78 +102,78 @@ def _killed_when(root: Path, words: tuple[str, ...], so_far: Callable[[], bool])
     process.communicate()
 
 
-# ---- damaging it
+# ---- damage
 
 
 def trial(
-    number: int, *, seed: int, folder: Path, houses: Houses, reference: Reference, real: bool | None = None
+    number: int, *, seed: int, folder: Path, targets: Targets, reference: Reference, commands: bool | None = None
 ) -> Outcome:
-    """Damage a file. real: by commands in a copy of the house, else by a look in this process; None: each kind once."""
-    kind, random = kind_of(number, seed, houses), Random(f"{seed} flips {number}")
-    piece = random.choice(houses.kinds[kind])
-    damage = _cut if number % EVERY == EVERY - 1 else _flip
-    if kind in GOES_ON:
-        what, faults = _goes_on(kind, piece, damage, random, houses, folder / f"flips{number}", reference)
-    elif number < len(houses.kinds) if real is None else real:
-        what, faults = _by_commands(kind, piece, damage, random, houses, folder / f"flips{number}", reference)
+    """Damage a file. commands: run commands in a copy, or read it in this process; None: some kinds by commands."""
+    kind, random = targets.kind_of(number, seed), Random(f"{seed} flips {number}")
+    piece, root = random.choice(targets.kinds[kind]), folder / f"flips{number}"
+    damage = _cut if number % CUTS == CUTS - 1 else _flip
+    if commands is None:
+        commands = number < len(targets.kinds) and number % COMMANDS == 0
+    if kind in RESUMED or commands:
+        copied(targets.killed.get(kind, targets.finished), root)
+        what = damage(root / piece.path, random)
+        said = _says(root, RESUMED[kind], 0, "") if kind in RESUMED else _by_commands(kind, piece, random, root)
+        faults = [*said, *as_expected(root, reference)]
     else:
-        what, faults = _by_a_look(kind, piece, damage, random, houses)
-    return Outcome(number, kind, f"{piece.path}, {what}", tuple(faults[:10]))
-
-
-def kind_of(number: int, seed: int, houses: Houses) -> str:
-    """All kinds in turn."""
-    names = list(houses.kinds)
-    Random(f"{seed} flips").shuffle(names)
-    return names[number % len(names)]
+        with _READING, _restored(targets.finished / piece.path):
+            what = damage(targets.finished / piece.path, random)
+            hashes._HASHES.clear()  # a new process has none
+            faults = [*_named(kind, piece, targets.finished), *_refused(piece, targets.finished)]
+    if not faults:
+        shutil.rmtree(root, ignore_errors=True)
+    return Outcome(number, kind, f"{piece.path}, {what}{', by commands' * commands}", tuple(faults[:10]))
 
 
 def _flip(path: Path, random: Random) -> str:
-    """Flip a bit; the file keeps its times, as when a disk forgets."""
-    data, stat = bytearray(path.read_bytes()), path.stat()
+    data = bytearray(path.read_bytes())
     byte, bit = random.randrange(len(data)), random.randrange(8)
     data[byte] ^= 1 << bit
-    path.write_bytes(data)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    _rewrite(path, bytes(data))
     return f"bit {bit} of byte {byte} of {len(data)}"
 
 
 def _cut(path: Path, random: Random) -> str:
-    """Cut off the tail, or all; the file keeps its times."""
-    data, stat = path.read_bytes(), path.stat()
+    """Cut off the tail, or all."""
+    data = path.read_bytes()
     length = 0 if random.random() < 0.2 else random.randrange(len(data))
-    path.write_bytes(data[:length])
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    _rewrite(path, data[:length])
     return f"{length} of {len(data)} bytes"
 
 
-def _by_a_look(kind: str, piece: Piece, damage: Damage, random: Random, houses: Houses) -> tuple[str, list[str]]:
-    with _LOOKING, _restored(houses.finished / piece.path):
-        what = damage(houses.finished / piece.path, random)
-        hashes._HASHES.clear()  # a new process has none
-        return what, [*_named(kind, piece, houses.finished), *_refused(kind, piece, houses.finished)]
+def _rewrite(path: Path, data: bytes) -> None:
+    """Keep the file's times, as a faulty disk does."""
+    stat = path.stat()
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 @contextlib.contextmanager
 def _restored(path: Path) -> Iterator[None]:
-    data, stat = path.read_bytes(), path.stat()
+    data = path.read_bytes()
     try:
         yield
     finally:
-        path.write_bytes(data)
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        _rewrite(path, data)
         hashes._HASHES.clear()
 
 
+# ---- reading it in this process
+
+
 def _named(kind: str, piece: Piece, root: Path) -> Iterator[str]:
-    """Whether the plan's look and `ich verify` name the file."""
+    """The state of its task and `ich verify` have to name the file."""
     plan, name = plan_of(root), Path(piece.path).name
     if kind != POINTER:
         state = plan.state(_task(plan, piece))
         if state.done:
-            yield "its task is called done"
+            yield "its task is done"
         elif name not in state.why:
-            yield f"its task is called {state.kind} ({state.why}), without its name"
+            yield f"its task is {state.kind} ({state.why}), without its name"
     with contextlib.redirect_stdout(io.StringIO()) as said:
         code = verify.run(plan_of(root))
     errors = [line for line in said.getvalue().splitlines() if line.startswith("error: ")]
@@ -190,8 +183,8 @@ def _named(kind: str, piece: Piece, root: Path) -> Iterator[str]:
         yield f"ich verify does not name it: {errors[:2]}"
 
 
-def _refused(kind: str, piece: Piece, root: Path) -> Iterator[str]:
-    """Whether every task that reads of the damaged one is refused, by its name."""
+def _refused(piece: Piece, root: Path) -> Iterator[str]:
+    """Every task that reads the damaged one has to be refused, by its name."""
     plan = plan_of(root)
     for task in _readers(plan, piece):
         try:
@@ -213,61 +206,35 @@ def _readers(plan: Plan, piece: Piece) -> list[Task]:
 # ---- with commands
 
 
-def _by_commands(
-    kind: str, piece: Piece, damage: Damage, random: Random, houses: Houses, root: Path, reference: Reference
-) -> tuple[str, list[str]]:
-    copied(houses.finished, root)
-    task = _task(plan_of(root), piece)
-    readers = {reader.stage for reader in _readers(plan_of(root), piece)} - {task.stage}
-    what, name = damage(root / piece.path, random), Path(piece.path).name
-    faults = [*_said(root, ("verify",), 2, piece.path)]
+def _by_commands(kind: str, piece: Piece, random: Random, root: Path) -> Iterator[str]:
+    """The commands that look, one that reads it, and the one that makes it again."""
+    plan, name = plan_of(root), Path(piece.path).name
+    task = _task(plan, piece)
+    readers = sorted({reader.stage for reader in _readers(plan, piece)} - {task.stage})
+    yield from _says(root, ("verify",), 2, piece.path)
     if kind != POINTER and House(root).states().get(task.name) == "done":
-        faults.append(f"ich status: {task.name} is done")
-    for stage in sorted(readers, key=lambda stage: random.random())[:1]:
-        faults += _said(root, (stage,), 2, task.name)
-    if PREDICTS.fullmatch(name):
-        faults += _said(root, ("predict", "input/tiny/stage_2_test", "-o", "out.csv"), 2, task.name)
-    if name == "tiny.csv":  # people make fold files too: it is not made anew unasked
-        faults += _said(root, ("folds",), 2, name)
-        faults += _said(root, ("folds", "--force"), 0, "")
+        yield f"ich status: {task.name} is done"
+    if readers:
+        yield from _says(root, (random.choice(readers),), 2, task.name)
+    if task.fold is not None and (name in plan.settings_of(task.model).files or name.endswith(".txt")):
+        yield from _says(root, ("predict", "input/tiny/stage_2_test", "-o", "out.csv"), 2, task.name)
+    if task.stage == "folds" and name.endswith(".csv"):  # it may be the user's own: it is not replaced unasked
+        yield from _says(root, ("folds",), 2, name)
+        yield from _says(root, ("folds", "--force"), 0, "")
     else:
-        faults += _said(root, (task.stage,), 0, "")
-    if task.stage == "demo":  # its files have other times now, and the cache is named after those
+        yield from _says(root, (task.stage,), 0, "")
+    if task.stage == "demo":  # its files have new times, after which the cache is named
         shutil.rmtree(plan_of(root).prepared.folder)
-        faults += _said(root, ("prepare",), 0, "")
-    faults += differences(reference.picture, picture(root)) + unfinished(root)
-    if not faults:
-        shutil.rmtree(root)
-    return f"{what}, by commands", faults
+        yield from _says(root, ("prepare",), 0, "")
 
 
-def _said(root: Path, words: tuple[str, ...], code: int, wanted: str) -> Iterator[str]:
-    """What is wrong with the end of a command that should end so, and say this."""
+def _says(root: Path, words: tuple[str, ...], code: int, text: str) -> Iterator[str]:
+    """What is wrong with the end of a command that has to end with this code and text."""
     done = ich(root, *words)
+    said = done.stderr or done.stdout
     if done.returncode != code:
-        yield f"ich {' '.join(words)}: exit code {done.returncode}: {(done.stderr or done.stdout)[-300:]}"
+        yield f"ich {' '.join(words)}: exit code {done.returncode}: {said[-300:]}"
     if "Traceback" in done.stderr:
         yield f"ich {' '.join(words)}: a traceback: {done.stderr.splitlines()[-1]}"
-    elif wanted not in done.stdout + done.stderr:
-        yield f"ich {' '.join(words)} does not say {wanted}: {(done.stderr or done.stdout)[-300:]}"
-
-
-def _goes_on(
-    kind: str, piece: Piece, damage: Damage, random: Random, houses: Houses, root: Path, reference: Reference
-) -> tuple[str, list[str]]:
-    """What a killed run left is used where it is whole and left aside where it is not; the bytes are the same."""
-    path = copied(houses.killed[kind], root) / piece.path
-    whole = path.read_bytes()
-    what = damage(path, random)
-    foreign = set(path.read_bytes().splitlines()) - set(whole.splitlines())
-    faults = [*_said(root, GOES_ON[kind], 0, "")]
-    if kind == "journal":
-        if sha256(root / "oof/tiny/thresholds.json") != houses.tuned:
-            faults.append("thresholds.json has other bytes")
-        if foreign & set(path.read_bytes().splitlines()):
-            faults.append("the damaged line of the journal was used")
-    else:
-        faults += differences(reference.picture, picture(root)) + unfinished(root)
-    if not faults:
-        shutil.rmtree(root)
-    return what, faults
+    elif text not in done.stdout + done.stderr:
+        yield f"ich {' '.join(words)} does not say {text}: {said[-300:]}"

@@ -1,5 +1,6 @@
-"""A clone in which the tiny recipe is run, and what is compared of it: bytes, records that stood, what is left."""
+"""A clone in which the tiny recipe runs, and what is compared: bytes, records that stood, leftovers."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -8,111 +9,95 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
-from ich.pipeline.plan import Plan
-from ich.recipe import load
+from ich.pipeline.state import Plan
 from ich.store.records import read_record
 from tests.conftest import RECIPE, House, cloned
+from tests.conftest import copied as copied_into
+from tests.conftest import plan_of as plan_of_recipe
 
-ARTEFACTS = ("input", "folds", "oof", "submissions")
-MEASURED = ("seconds", "peak_memory_mib")  # what a record says of the run and not of what was made
+FOLDERS = ("input", "folds", "oof", "submissions")
+MEASURED = ("seconds", "peak_memory_mib")  # record entries that differ between runs
 PER_RUN = ("fingerprint", "settings", "key")  # of the cache: they hold the raw files' modification times
-NOT_COMPARED = (".lock", ".journal")  # the journal holds times and process numbers
-ALONE = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
+ENVIRONMENT = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
 
 
-@dataclass(frozen=True)
-class Stamp:
-    """What tells a file from one of the same content that was written anew."""
-
-    content: str
-    inode: int
-    modified: int
+Stamp = tuple[str, int, int]  # hash, inode and time: tell a file from one of the same content that was written again
 
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def artefacts(root: Path) -> list[Path]:
-    """Every file that the stages wrote, locks and the journal aside."""
-    found = (path for folder in ARTEFACTS for path in sorted((root / folder).rglob("*")))
-    return [path for path in found if path.is_file() and path.suffix not in NOT_COMPARED]
+def artifacts(root: Path) -> list[Path]:
+    """Every file that the stages wrote, except locks."""
+    found = (path for folder in FOLDERS for path in sorted((root / folder).rglob("*")))
+    return [path for path in found if path.is_file() and path.suffix != ".lock"]
 
 
 def contents(root: Path) -> dict[str, str]:
     """Relative path -> hash."""
-    return {path.relative_to(root).as_posix(): sha256(path) for path in artefacts(root)}
+    return {path.relative_to(root).as_posix(): sha256(path) for path in artifacts(root)}
 
 
-def picture(root: Path) -> dict[str, str]:
-    """As `contents`, the same for two runs of one recipe: without what a run measures, and with one name of the cache.
+def snapshot(root: Path) -> dict[str, str]:
+    """As `contents`, but equal for two runs of a recipe: without measured values, and with one name of the cache.
 
-    The cache is named after the raw files' modification times, which the demo's are anew in each run.
+    The cache is named after the raw files' modification times, which differ between two runs of `ich demo`.
     """
     pointer = read_record(root / "input/cache/tiny.json")
     key = pointer["key"] if pointer else "none"
     found = {}
-    for path in artefacts(root):
+    for path in artifacts(root):
         name = path.relative_to(root).as_posix()
         record = read_record(path) if path.suffix == ".json" else None
-        if record is not None:
-            dropped = MEASURED + (PER_RUN if name.startswith("input/cache/") else ())
-            rest = {key: value for key, value in record.items() if key not in dropped}
-            found[name.replace(key, "KEY")] = json.dumps(rest, sort_keys=True)
-        else:
-            found[name.replace(key, "KEY")] = sha256(path)
+        dropped = MEASURED + (PER_RUN if name.startswith("input/cache/") else ())
+        plain = record and json.dumps({k: v for k, v in record.items() if k not in dropped}, sort_keys=True)
+        found[name.replace(key, "KEY")] = plain or sha256(path)
     return found
 
 
-def differences(reference: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    """What of `found` is not as in the reference, one line a file."""
-    lines = [f"{name} is missing" for name in reference.keys() - found.keys()]
-    lines += [f"{name} should not be there" for name in found.keys() - reference.keys()]
-    lines += [f"{name} has other bytes" for name in reference.keys() & found.keys() if reference[name] != found[name]]
+def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """What differs between two snapshots, one line per file."""
+    lines = [f"{name} is missing" for name in expected.keys() - found.keys()]
+    lines += [f"{name} should not exist" for name in found.keys() - expected.keys()]
+    lines += [f"{name} has other bytes" for name in expected.keys() & found.keys() if expected[name] != found[name]]
     return sorted(lines)
 
 
 def records(root: Path) -> dict[str, Stamp]:
-    """Relative path -> stamp of every run record that stands."""
-    found = {}
-    for path in artefacts(root):
-        if path.suffix == ".json" and read_record(path) is not None:
-            stat = path.stat()
-            found[path.relative_to(root).as_posix()] = Stamp(sha256(path), stat.st_ino, stat.st_mtime_ns)
-    return found
+    """Relative path -> stamp of every sound run record."""
+    sound = [path for path in artifacts(root) if path.suffix == ".json" and read_record(path) is not None]
+    return {
+        path.relative_to(root).as_posix(): (sha256(path), path.stat().st_ino, path.stat().st_mtime_ns) for path in sound
+    }
 
 
 def made_again(stood: Mapping[str, Stamp], root: Path) -> list[str]:
-    """The records that stood and are not the same file any more."""
+    """The records that stood and are not the same file any more. Notes of shards go when the cache is complete."""
     now = records(root)
-    return [f"{name} stood and was made again" for name, stamp in stood.items() if now.get(name) != stamp]
+    kept = {name: stamp for name, stamp in stood.items() if not Path(name).name.startswith("hu-")}
+    return [f"{name} stood and was made again" for name, stamp in kept.items() if now.get(name) != stamp]
 
 
-def left_behind(root: Path, *, ended: bool = True) -> list[str]:
-    """Temporary files and folders that nobody removed. ended: those too that an unfinished run goes on with."""
-    found = (path for folder in ARTEFACTS for path in (root / folder).rglob(".*"))
-    kept = (".locks",) if ended else (".locks", ".begun.part")
-    return [f"{path.relative_to(root)} is left behind" for path in found if not path.name.endswith(kept)]
+def left_behind(root: Path) -> list[str]:
+    """Temporary files and folders that were not removed."""
+    found = (path for folder in FOLDERS for path in (root / folder).rglob(".*"))
+    return [f"{path.relative_to(root)} is left behind" for path in found if path.name != ".locks"]
 
 
 def plan_of(root: Path, *overrides: str) -> Plan:
-    """A fresh look at the recipe's artefacts."""
-    return Plan(load(root / RECIPE, list(overrides)), root)
+    return plan_of_recipe(root, *overrides, recipe=RECIPE)
 
 
-def unfinished(root: Path) -> list[str]:
-    """What `ich status` calls anything but done, and whoever lives."""
-    return [f"ich status: {name} is {state}" for name, state in House(root).states().items() if state != "done"]
-
-
-def tracebacks(said: Iterable[Path]) -> list[str]:
-    """The standard errors that hold a traceback, with its last line."""
-    texts = {path.name: path.read_text(errors="replace") for path in said}
-    return [f"{name}: traceback, {text.splitlines()[-1]}" for name, text in texts.items() if "Traceback" in text]
+def as_expected(root: Path, reference: "Reference") -> list[str]:
+    """What differs from an uninterrupted run; nothing may be unfinished or left behind."""
+    unfinished = [f"ich status: {name} is {state}" for name, state in House(root).states().items() if state != "done"]
+    return differences(reference.snapshot, snapshot(root)) + left_behind(root) + unfinished
 
 
 # ---- making and copying
@@ -126,11 +111,10 @@ def fresh(root: Path) -> Path:
 
 
 def copied(source: Path, root: Path) -> Path:
-    """A copy of a house; modification times are kept, for they judge the raw data."""
+    """A copy of a workspace, in place of what is at `root`."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
-    subprocess.run(["cp", "-a", f"{source}/.", str(root)], check=True)
-    return root
+    return copied_into(source, root)
 
 
 def stages(root: Path) -> list[str]:
@@ -138,22 +122,36 @@ def stages(root: Path) -> list[str]:
     return [line.split()[1] for line in (root / "run_all.sh").read_text().splitlines() if line.startswith("ich ")]
 
 
-def undone(root: Path, names: Iterable[str]) -> None:
-    """Remove what these stages made."""
-    plan = plan_of(root)
+def without(source: Path, root: Path, names: Sequence[str]) -> Path:
+    """A copy of a finished workspace in which these stages have not run; its run_all.sh runs them alone."""
+    plan = plan_of(copied(source, root))
     for task in [task for task in plan.all() if task.stage in names]:
-        for name in (task.record.read() or {"files": {}})["files"]:
-            (task.folder / name).unlink()
+        for name in plan.files_of(task):
+            (task.folder / name).unlink(missing_ok=True)
         task.record.path.unlink(missing_ok=True)
-    if "thresholds" in names:
-        plan.workspace.thresholds.with_suffix(".journal").unlink(missing_ok=True)
+    script = root / "run_all.sh"
+    lines = script.read_text().splitlines()
+    kept = [line for line in lines if not line.startswith("ich ") or line.split()[1] in names]
+    script.write_text("\n".join(kept) + "\n")
+    return root
 
 
-def only_stages(root: Path, names: Iterable[str]) -> None:
-    """Leave these commands alone in run_all.sh."""
-    path = root / "run_all.sh"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join(line for line in lines if not line.startswith("ich ") or line.split()[1] in names) + "\n")
+def begin(
+    random: Random, root: Path, finished: Path, length: int | None, names: Sequence[str] | None = None
+) -> Sequence[str]:
+    """A workspace at `root` for a run of these stages, or so many consecutive ones; None: of all, in a fresh clone.
+
+    `ich demo` runs in fresh clones only: the cache is named after the times of its files.
+    """
+    if names is None:
+        names = stages(finished)
+        if length is None:
+            fresh(root)
+            return names
+        first = random.randint(1, len(names) - length)
+        names = names[first : first + length]
+    without(finished, root, names)
+    return names
 
 
 # ---- running
@@ -166,12 +164,20 @@ class Running:
     process: subprocess.Popen
     errors: Path
 
-    def living(self) -> list[tuple[int, int]]:
-        """(process, parent) of what lives in the session."""
-        return session(self.process.pid)
+    def living(self) -> dict[int, int]:
+        """Process -> parent of all that lives in the session; Linux only."""
+        found = {}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, parent, _, leader = path.read_text().rpartition(")")[2].split()[:4]
+            except (OSError, ValueError):
+                continue
+            if int(leader) == self.process.pid and state not in "ZX":
+                found[int(path.parent.name)] = int(parent)
+        return found
 
     def gone(self, timeout: float = 120) -> bool:
-        """Wait for the end of everything in the session. False: something goes on."""
+        """Wait for the end of all that lives in the session. False: something still runs."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             if self.process.poll() is not None and not self.living():
@@ -180,85 +186,68 @@ class Running:
         return False
 
     def kill(self) -> None:
-        """Every process at once, as when the power goes."""
-        for pid, _ in self.living():
+        """Every process at once, as in a power cut."""
+        for pid in self.living():
             killed(pid)
         self.process.wait()
 
+    def ended(self, timeout: float) -> Iterator[str]:
+        """Wait for the end, and yield what was wrong with it."""
+        name = self.errors.name
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            yield f"{name}: hung, ended after {timeout:.0f} s"
+            return
+        if code:
+            yield f"{name}: exit code {code}: {self.errors.read_text(errors='replace').strip()[-300:]}"
+        if not self.gone():
+            yield f"{name}: a process of it still runs"
+        yield from self.tracebacks()
+
+    def tracebacks(self) -> Iterator[str]:
+        text = self.errors.read_text(errors="replace")
+        if "Traceback" in text:
+            yield f"{self.errors.name}: traceback, {text.splitlines()[-1]}"
+
 
 def run_all(root: Path, words: Iterable[str] = (), name: str = "run", *, logs: Path | None = None) -> Running:
-    """Begin `bash run_all.sh tests/tiny.yaml words`; what it says goes to files in the root (or `logs`), by `name`."""
+    """Start `bash run_all.sh tests/tiny.yaml words`; its output goes to files in the root (or `logs`)."""
     errors = (logs or root) / f"{name}.err"
     with errors.with_suffix(".out").open("wb") as out, errors.open("wb") as err:
         command = ["bash", "run_all.sh", RECIPE, *words]
-        process = subprocess.Popen(command, cwd=root, env=ALONE, stdout=out, stderr=err, start_new_session=True)
+        process = subprocess.Popen(command, cwd=root, env=ENVIRONMENT, stdout=out, stderr=err, start_new_session=True)
     return Running(process, errors)
 
 
-def ended(running: Running, timeout: float, code: int = 0) -> list[str]:
-    """Wait for the end; what was wrong with it."""
-    try:
-        returned = running.process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        running.kill()
-        return [f"{running.errors.name}: hung, ended after {timeout:.0f} s"]
-    text = running.errors.read_text(errors="replace").strip()
-    faults = [] if returned == code else [f"{running.errors.name}: exit code {returned}: {text[-300:]}"]
-    return faults + tracebacks([running.errors])
-
-
-def ich(root: Path, *words: str, environment: Mapping[str, str] = ALONE) -> subprocess.CompletedProcess:
+def ich(root: Path, *words: str, environment: Mapping[str, str] = ENVIRONMENT) -> subprocess.CompletedProcess:
     """`ich command tests/tiny.yaml arguments`, to its end."""
     command = [sys.executable, "-m", "ich.cli", words[0], RECIPE, *words[1:]]
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
 def killed(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
-def session(leader: int) -> list[tuple[int, int]]:
-    """(process, parent) of what lives in the session of `leader`; Linux only."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent, _, of = path.read_text().rpartition(")")[2].split()[:4]
-        except (OSError, ValueError):
-            continue
-        if int(of) == leader and state not in "ZX":
-            found.append((int(path.parent.name), int(parent)))
-    return found
-
-
-def words_of(pid: int) -> list[str]:
-    """The command line of a process."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
-        return []
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What an uninterrupted run leaves, and how long it takes with as many beside it as trials will have."""
+    """An uninterrupted run: its snapshot, and its seconds with as many runs beside it as trials will have."""
 
-    picture: dict[str, str]
+    snapshot: dict[str, str]
     seconds: float
 
 
 def reference(folder: Path, jobs: int) -> Reference:
-    """Run the recipe in `jobs` fresh clones at once; refused where they differ. The first is left as `finished`."""
+    """Run the recipe in `jobs` fresh clones at once, which must not differ. The first is left as `finished`."""
     started = time.monotonic()
     runs = [run_all(fresh(folder / name)) for name in ("finished", *(f"beside{i}" for i in range(1, jobs)))]
-    for running in runs:
-        faults = ended(running, 3600)
-        if faults:
-            raise RuntimeError(f"the uninterrupted run failed: {faults}")
+    if faults := [fault for running in runs for fault in running.ended(3600)]:
+        raise RuntimeError(f"the uninterrupted run failed: {faults}")
     seconds = time.monotonic() - started
-    first, *others = (picture(running.errors.parent) for running in runs)
+    first, *others = (snapshot(running.errors.parent) for running in runs)
     for other in others:
         if lines := differences(first, other):
             raise RuntimeError(f"two uninterrupted runs differ: {lines[:5]}")

@@ -1,35 +1,21 @@
-"""SIGKILL at a random moment of a run, then a plain re-run: the same bytes, and nothing made twice."""
+"""SIGKILL at a random moment of a run, then a plain rerun: the same bytes, and nothing made twice."""
 
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from tests.faults.house import (
-    Reference,
-    Running,
-    differences,
-    ended,
-    fresh,
-    killed,
-    left_behind,
-    made_again,
-    picture,
-    records,
-    run_all,
-    tracebacks,
-    unfinished,
-    words_of,
-)
+from tests.faults.house import Reference, Running, as_expected, begin, killed, made_again, records, run_all
 from tests.faults.trials import Outcome
 
 MODES = (
-    "all",  # every process at once, as when the power goes
-    "deepest",  # the deepest Python that works, as when memory runs out
-    "shell",  # the shell alone: what it started goes on, and the re-run meets it
+    "all",  # every process at once, as in a power cut
+    "deepest",  # the Python process that was started last, often a worker, as when memory runs out
+    "shell",  # the shell alone: the stage that it started goes on, and the rerun meets it
 )
 PATIENCE = 10  # times the reference's seconds: a run that takes longer hangs
+WHOLE = 20  # one trial of so many is of a whole run in a fresh clone; the others run two stages
+STAGES = 15.0  # of a whole run
 
 
 def trial(
@@ -37,80 +23,60 @@ def trial(
     *,
     seed: int,
     folder: Path,
+    finished: Path,
     reference: Reference,
+    names: tuple[str, ...] | None = None,
     kills: int = 1,
-    begin: Callable[[Path], object] = fresh,
 ) -> Outcome:
-    """Kill a run, and its re-runs, so many times in all; let the last re-run end. begin(root) makes the house.
+    """Kill a run, and its reruns, so many times in all; the last rerun ends. names: its stages, drawn where None.
 
-    A run that was quicker than the moment drawn is no kill: the trial begins anew.
+    A run that is faster than the moment drawn is no kill: the trial begins again.
     """
     random, root = Random(f"{seed} kills {number}"), folder / f"kills{number}"
-    processes = random.choice((1, 2))
-    words = ("--set", f"compute.processes={processes}")
-    stood, what, ran = {}, [], []
-    modes = set()
+    words = ("--set", f"compute.processes={random.choice((1, 2))}")
+    stood, what, ran, modes = {}, [], [], set()
     while len(what) < kills:
         if not what:
-            begin(root)
             stood, ran = {}, []
+            run = begin(random, root, finished, None if number % WHOLE == 0 else 2, names)
         ran.append(run_all(root, words, f"run{len(ran)}"))
-        mode = random.choice(MODES)  # the later ones come later: a re-run has to get past what is done
-        moment = (random.random() + len(what) / 4) * reference.seconds / kills
+        mode = random.choice(MODES)  # later kills come later: a rerun has to get past what is done
+        seconds = reference.seconds * len(run) / STAGES
+        moment = (random.random() + len(what) / 4) * seconds / kills
         try:
             ran[-1].process.wait(moment)
             what.clear()
         except subprocess.TimeoutExpired:
             stood |= records(root)
-            what.append(f"{mode} after {moment:.1f} s in {_stage(ran[-1])}, {len(stood)} records stood")
+            what.append(f"{mode} after {moment:.1f} s, {len(stood)} records stood")
             modes.add(mode)
             _kill(ran[-1], mode)
-    ran.append(run_all(root, words, "last"))
-    faults = ended(ran[-1], PATIENCE * reference.seconds)
-    faults += [f"{one.errors.name}: goes on without end" for one in ran if not one.gone()]
-    faults += tracebacks(one.errors for one in ran[:-1])
-    faults += made_again(stood, root) + differences(reference.picture, picture(root))
-    faults += left_behind(root) + unfinished(root)
+    last = run_all(root, words, "last")
+    faults = [*last.ended(PATIENCE * reference.seconds)]
+    faults += [f"{one.errors.name}: a process of it still runs" for one in ran if not one.gone()]
+    faults += [fault for one in ran for fault in one.tracebacks()]
+    faults += made_again(stood, root) + as_expected(root, reference)
     if not faults:
         shutil.rmtree(root)
-    return Outcome(number, " ".join(sorted(modes)), f"processes={processes}, {', '.join(what)}", tuple(faults[:10]))
-
-
-def _stage(running: Running) -> str:
-    """The `ich` command that runs."""
-    words = [words_of(pid) for pid, _ in running.living()]
-    commands = (line[line.index(script) + 1] for line in words for script in line if script.endswith("/ich"))
-    return next(commands, "the shell")
+    return Outcome(number, " ".join(sorted(modes)), f"{words[1]}, {', '.join(what)}", tuple(faults[:10]))
 
 
 def _kill(running: Running, mode: str) -> None:
-    living = dict(running.living())
-    if mode == "shell":
+    if mode == "all":
+        running.kill()
+        return
+    pythons = [pid for pid in running.living() if pid != running.process.pid and not _is_tracker(pid)]
+    if mode == "shell" or not pythons:
         killed(running.process.pid)
         running.process.wait()
-    elif mode == "deepest":
-        pythons = [pid for pid in living if pid != running.process.pid and not _keeps_count(pid)]
-        if pythons:
-            killed(max(pythons, key=lambda pid: (_depth(pid, living), _memory(pid))))
-        else:
-            killed(running.process.pid)
-        running.gone()
     else:
-        running.kill()
+        killed(max(pythons))
+        running.gone()
 
 
-def _keeps_count(pid: int) -> bool:
-    """Whether this is the little process that removes loky's semaphores; it has no memory worth taking."""
-    return any("resource_tracker" in word for word in words_of(pid))
-
-
-def _depth(pid: int, parents: dict[int, int]) -> int:
-    return 0 if pid not in parents else 1 + _depth(parents[pid], parents)
-
-
-def _memory(pid: int) -> int:
-    """Pages in use."""
+def _is_tracker(pid: int) -> bool:
+    """Whether this is the small process that removes loky's semaphores."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return b"resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
-        return 0
+        return False

@@ -1,60 +1,58 @@
-"""One fold trained again: what does not depend on it is left alone, and what does is stale until it is made again.
+"""One fold trained again: what does not depend on it stays, and what does is stale until it is made again.
 
-What depends on what is worked out here from what the tasks read, and not from their states.
+What depends on what is computed here from what the tasks read, and not from their states.
 """
 
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ich.pipeline.plan import Plan
+from ich.pipeline.state import Plan
 from tests.faults.house import (
     Reference,
     Stamp,
+    as_expected,
     contents,
     copied,
-    differences,
-    ended,
     ich,
     left_behind,
     made_again,
-    picture,
     plan_of,
     records,
     run_all,
-    unfinished,
 )
 from tests.faults.trials import Outcome
 
-CASES = 8  # the same settings or another rate, two backbones, two folds
+CASES = 8  # the same settings or another learning rate, two backbones, two folds
 
 
 def trial(number: int, *, folder: Path, finished: Path, reference: Reference, thorough: bool = True) -> Outcome:
-    """Train a fold of a finished house again. thorough: run all after that, as the recipe is and with another rate."""
-    other, member, fold = number % 2 == 1, ("resnet", "resnext")[number // 2 % 2], number // 4 % 2
-    rate = ("--set", f"cnn.{member}.learning_rate=0.001") if other else ()
-    this, both = f"cnn/{member}/fold{fold}", {f"cnn/{member}/fold{k}" for k in (0, 1)}
+    """Train a fold of a finished workspace again. thorough: run all stages after that, with both learning rates."""
+    other, model, fold = number % 2 == 1, ("resnet", "resnext")[number // 2 % 2], number // 4 % 2
+    rate = ("--set", f"cnn.{model}.learning_rate=0.001") if other else ()
+    this, both = f"cnn/{model}/fold{fold}", {f"cnn/{model}/fold{k}" for k in (0, 1)}
     root = copied(finished, folder / f"one_fold{number}")
     before, stood = contents(root), records(root)
 
-    done = ich(root, "cnn", "--model", member, "--fold", str(fold), "--force", *rate)
+    done = ich(root, "cnn", "--model", model, "--fold", str(fold), "--force", *rate)
     faults = [] if done.returncode == 0 else [f"ich cnn: exit code {done.returncode}: {done.stderr[-300:]}"]
     changed = {name for name, content in contents(root).items() if before.get(name) != content}
-    own = f"oof/tiny/{member}/fold{fold}/"
+    own = f"oof/tiny/{model}/fold{fold}/"
     faults += [f"{name} was changed" for name in changed if not name.startswith(own)]
     if other:
         if f"{own}model.safetensors" not in changed:
-            faults.append("another rate made the same network")
-        faults += _stale(plan_of(root), {this}, ())
-        faults += _stale(plan_of(root, *rate[1:]), both, {this, f"{this}/train"})
+            faults.append("another learning rate gave the same network")
+        faults += _states(plan_of(root), {this}, ())
+        faults += _states(plan_of(root, *rate[1:]), both, {this, f"{this}/train"})
+    else:
+        faults += [f"{name} has other bytes" for name in changed if not name.endswith("run.json")]
     if other and thorough:
         faults += _run_again(root, stood, {this}, ())
     if thorough or not other:
-        faults += [f"{name} has other bytes" for name in changed if not other and not name.endswith("run.json")]
-        faults += differences(reference.picture, picture(root)) + unfinished(root)
+        faults += as_expected(root, reference)
     if other and thorough:
         faults += _run_again(root, records(root), both, rate)
-        faults += _stale(plan_of(root, *rate[1:]), (), ())
+        faults += _states(plan_of(root, *rate[1:]), (), ())
     faults += left_behind(root)
     if not faults:
         shutil.rmtree(root)
@@ -62,7 +60,7 @@ def trial(number: int, *, folder: Path, finished: Path, reference: Reference, th
 
 
 def dependants(plan: Plan, names: Iterable[str]) -> set[str]:
-    """These tasks and all that read of them, at any distance."""
+    """These tasks and all that read them, directly or not."""
     found = set(names)
     for task in plan.all():  # in the order of the flow
         if any(upstream.name in found for upstream, _ in task.upstream):
@@ -70,17 +68,17 @@ def dependants(plan: Plan, names: Iterable[str]) -> set[str]:
     return found
 
 
-def _stale(plan: Plan, changed: Iterable[str], made: Iterable[str]) -> list[str]:
-    """What is called done and depends on what was changed, `made` aside; and what is called stale and does not."""
+def _states(plan: Plan, changed: Iterable[str], made: Iterable[str]) -> list[str]:
+    """Tasks that depend on the changed ones, except those made since, must be stale; all others done."""
     expected = dependants(plan, changed) - set(made)
     wrong = [task.name for task in plan.all() if plan.state(task).done == (task.name in expected)]
     return [f"{name} should{'' if name in expected else ' not'} be stale" for name in wrong]
 
 
 def _run_again(root: Path, stood: Mapping[str, Stamp], changed: Iterable[str], words: tuple[str, ...]) -> list[str]:
-    """Run all stages; records of what does not depend on the changed tasks have to be the same files afterwards."""
+    """Run all stages. Records of what does not depend on the changed tasks must stay the same files."""
     plan = plan_of(root, *words[1:])
     away = dependants(plan, changed)
     kept = {task.record.path.relative_to(root).as_posix() for task in plan.all() if task.name not in away}
-    faults = ended(run_all(root, words, f"again{len(words)}"), 3600)
+    faults = [*run_all(root, words, f"again{len(words)}").ended(3600)]
     return faults + made_again({name: stamp for name, stamp in stood.items() if name in kept}, root)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.race import machine
+from benchmarks.harness import machine
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def side_by_side(trial: Callable[[int], Outcome], numbers: Iterable[int], jobs: 
             yield future.result()
 
 
-def conducted(topic: str, outcomes: Iterable[Outcome], total: int, seed: int, folder: Path) -> dict[str, Any]:
+def conducted(topic: str, outcomes: Iterable[Outcome], seed: int, folder: Path) -> dict[str, Any]:
     """Go through the outcomes, say each, and give the topic's part of the results, without this machine's paths."""
 
     def portable(text: str) -> str:
@@ -47,10 +47,8 @@ def conducted(topic: str, outcomes: Iterable[Outcome], total: int, seed: int, fo
     started, done, failed = time.monotonic(), list[Outcome](), list[Outcome]()
     for outcome in outcomes:
         done.append(outcome)
-        seconds = time.monotonic() - started
-        left = seconds / len(done) * max(total - len(done), 0)
         said = "; ".join(outcome.faults) or "as it should be"
-        print(f"{topic} {outcome.trial}: {outcome.kind}, {outcome.what}: {said} ({left / 60:.0f} min left)", flush=True)
+        print(f"{topic} {outcome.trial}: {outcome.kind}, {outcome.what}: {said}", flush=True)
         if outcome.faults:
             failed.append(outcome)
     tried, passed = Counter(o.kind for o in done), Counter(o.kind for o in done if not o.faults)

@@ -1,16 +1,12 @@
-import copy
-import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from ich.networks import cnn
-from ich.networks.cnn import Cnn, CnnSpec, timm
+from ich.networks.cnn import Cnn, CnnSpec
 from ich.networks.losses import build
 
 RESNET = {"channels": [32, 64, 128, 256], "stem_width": 16}
@@ -36,106 +32,14 @@ def net(spec: CnnSpec) -> Cnn:
 @pytest.mark.parametrize("name", DEMO)
 def test_demo_backbones_train_and_embed(name: str):
     model = net(DEMO[name])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    targets, loss = torch.eye(6)[:4], build("bce")
-    values = []
-    for _ in range(4):
-        values.append(loss(model(images()), targets))
-        optimizer.zero_grad()
-        values[-1].backward()
-        optimizer.step()
-    assert values[-1] < values[0]
+    torch.nn.init.normal_(model.classifier.weight)
+    build("bce")(model(images()), torch.eye(6)[:4]).backward()
     assert all(value.grad is not None for value in model.parameters())
     model.eval()
     embeddings, logits = model.embed(images())
     assert embeddings.shape == (4, model.embedding_size)
     assert torch.equal(logits, model(images()))
     assert torch.equal(logits, model.classifier(embeddings))
-
-
-@pytest.mark.parametrize("name", DEMO)
-def test_activations_computed_anew_change_no_byte_and_count_no_batch_twice(name: str):
-    plain, saving = net(replace(DEMO[name], dropout=0.3)), net(replace(DEMO[name], dropout=0.3))
-    saving.checkpoint()
-    kept: dict[Cnn, int] = {}
-    for model in (plain, saving):
-        sizes: list[int] = []
-        for _ in range(2):
-            torch.manual_seed(2)  # of the weights above and the dropout
-            torch.nn.init.normal_(model.classifier.weight)
-            with torch.autograd.graph.saved_tensors_hooks(lambda x, to=sizes: to.append(x.numel()) or x, lambda x: x):
-                value = model.train()(images()).square().mean()
-            value.backward()
-        kept[model] = sum(sizes)
-    assert kept[saving] < 0.8 * kept[plain]
-    assert list(plain.state_dict()) == list(saving.state_dict())
-    for (where, ours), theirs in zip(saving.named_parameters(), plain.parameters(), strict=True):
-        assert ours.grad is not None, where
-        assert theirs.grad is not None, where
-        assert torch.equal(ours.grad, theirs.grad), where
-    for (where, ours), theirs in zip(saving.named_buffers(), plain.buffers(), strict=True):
-        assert torch.equal(ours, theirs), where
-        assert "tracked" not in where or ours == 2, where
-
-
-def test_a_backbone_that_cannot_compute_anew_is_refused():
-    with pytest.raises(ValueError, match="of legacy_seresnet18 anew; leave checkpointing out"):
-        net(CnnSpec("legacy_seresnet18", 3, 6)).checkpoint()
-
-
-def test_a_compiled_network_trains_the_same_weights_and_its_copies_their_own(monkeypatch):
-    calls: list[Any] = []
-
-    def traced(function: Any) -> Any:  # the C++ of so small a network takes a minute
-        def run(*arguments: Any) -> Any:
-            calls.append(arguments[0])
-            return function(*arguments)
-
-        return run
-
-    monkeypatch.setattr(torch, "compile", traced)
-    cnn._compiled.cache_clear()
-    try:
-        plain, compiled = net(SMALL), net(SMALL)
-        compiled.compile_training()
-        calls.clear()
-        copied = copy.deepcopy(compiled)
-        assert list(compiled.state_dict()) == list(plain.state_dict())
-        assert torch.equal(compiled.train()(images()), plain.train()(images()))
-        assert calls == [compiled.backbone]
-        copied.train()(images())
-        assert calls[1] is copied.backbone
-        compiled.eval()(images())
-        assert len(calls) == 2  # predictions are those of whoever loads the weights
-    finally:
-        cnn._compiled.cache_clear()
-
-
-def test_a_network_that_torch_traces_has_the_same_logits_and_gradients(monkeypatch):
-    """By the tracing alone: torch.compile's own C++ takes minutes, and rounds otherwise."""
-    traced = torch.compile(cnn._embeddings, backend="eager")
-    monkeypatch.setattr(cnn, "_compiled", lambda: traced)
-    plain, compiled = net(SMALL), net(SMALL)
-    compiled.compiled = True
-    for model in (plain, compiled):
-        torch.manual_seed(2)
-        torch.nn.init.normal_(model.classifier.weight)
-        model.train()(images()).square().mean().backward()
-    for (where, ours), theirs in zip(compiled.named_parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, msg=where)
-    for ours, theirs in zip(compiled.buffers(), plain.buffers(), strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-def test_a_machine_without_a_compiler_is_told_in_one_line(monkeypatch):
-    def fails(_function: Any) -> Any:
-        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1")
-
-    monkeypatch.setattr(torch, "compile", lambda _function: fails)
-    network = net(SMALL)
-    with pytest.raises(ValueError, match=r"^compile: true needs a compiler \(.* found\); install g\+\+, or leave .*$"):
-        network.compile_training()
-    assert not network.compiled
 
 
 def test_a_real_backbone_by_its_name_has_its_published_size():
@@ -148,15 +52,7 @@ def test_a_real_backbone_by_its_name_has_its_published_size():
 
 @pytest.mark.parametrize(
     ("name", "width"),
-    [
-        ("resnet10t", 512),
-        ("resnet14t", 2048),
-        ("resnet50", 2048),
-        ("seresnet50", 2048),
-        ("densenet121", 1024),
-        ("vgg16_bn", 512),
-        ("legacy_seresnet18", 512),
-    ],
+    [("resnet10t", 512), ("seresnet50", 2048), ("densenet121", 1024), ("vgg11_bn", 512), ("legacy_seresnet18", 512)],
 )
 def test_backbones_by_name_embed_and_show_maps_of_the_size_asked_for(name: str, width: int):
     kwargs = {"mlp_ratio": 0.01} if name.startswith("vgg") else {}  # VGG's fully connected layers, made and dropped
@@ -169,38 +65,24 @@ def test_backbones_by_name_embed_and_show_maps_of_the_size_asked_for(name: str, 
         embeddings = model.embed(images(n=1, size=64))[0]
         hook.remove()
         assert embeddings.shape == (1, model.embedding_size) == (1, width)
-        assert maps[0].shape[-1] == maps[0].shape[-2]
         if side is None:  # no map is that large: the first
             assert layer is model.backbone.get_submodule(model.backbone.feature_info[0]["module"])
         else:
-            assert maps[0].shape[-1] == side
+            assert maps[0].shape[-2:] == (side, side)
         torch.nn.init.ones_(model.classifier.weight)
         gradient = torch.autograd.grad(model.classifier(embeddings).sum(), maps[0])[0]
         assert gradient.any()
+    transformer = {"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    assert net(CnnSpec("vit_tiny_patch16_224", 3, 6, transformer)).feature_layer(32) is None
 
 
-def test_a_transformer_has_no_map():
-    kwargs = {"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 2}
-    model = net(CnnSpec("vit_tiny_patch16_224", 3, 6, kwargs)).train()
-    assert model.feature_layer(32) is None
-    assert model.training
-
-
-@pytest.mark.parametrize("size", [64, 224])
-def test_vgg_embeds_the_mean_of_its_512_maps(size: int):
+def test_vgg_embeds_the_mean_of_its_512_maps():
     model = net(CnnSpec("vgg11", 1, 6, {"mlp_ratio": 0.01})).eval()
-    pictures = images(1, n=2, size=size)
     maps = []
     model.backbone.features.register_forward_hook(lambda _module, _inputs, output: maps.append(output))
-    embeddings, logits = model.embed(pictures)
+    embeddings, _ = model.embed(images(1, n=2, size=64))
     torch.testing.assert_close(embeddings, maps[0].mean(dim=(-2, -1)))
-    assert maps[0].shape == (2, 512, size // 32, size // 32)
-    assert logits.shape == (2, 6)
-
-
-@pytest.mark.parametrize("channels", [1, 2, 5])
-def test_any_number_of_channels_will_do(channels: int):
-    assert net(replace(SMALL, in_channels=channels))(images(channels)).shape == (4, 6)
+    assert maps[0].shape == (2, 512, 2, 2)
 
 
 def test_pictures_are_scaled_to_the_backbones_mean_and_deviation():
@@ -212,22 +94,11 @@ def test_pictures_are_scaled_to_the_backbones_mean_and_deviation():
     torch.testing.assert_close(seen[0], (images() / 255 - mean) / std, rtol=1e-5, atol=1e-5)
 
 
-def test_the_first_loss_is_the_entropy_of_the_prevalence():
-    prevalence = np.array([0.01, 0.2, 0.3, 0.1, 0.05, 0.5])
+def test_the_first_predictions_are_the_prevalence_and_finite_for_a_class_that_never_occurs():
     model = net(SMALL)
-    model.output_bias(prevalence)
-    logits = model(images(n=100))
-    targets = torch.zeros(100, 6)
-    for c, share in enumerate(prevalence):
-        targets[: round(100 * share), c] = 1
-    entropy = np.mean([-(p * math.log(p) + (1 - p) * math.log(1 - p)) for p in prevalence])
-    assert build("bce")(logits, targets).item() == pytest.approx(entropy, rel=1e-5)
-
-
-def test_a_class_that_never_occurs_gets_a_finite_bias():
-    model = net(SMALL)
-    model.output_bias(np.array([0.0, 1.0, 0.5, 0.5, 0.5, 0.5]))
-    assert torch.isfinite(model.classifier.bias).all()
+    model.output_bias(np.array([0.0, 1.0, 0.2, 0.3, 0.05, 0.5]))
+    expected = torch.tensor([1e-4, 1 - 1e-4, 0.2, 0.3, 0.05, 0.5]).expand(4, 6)
+    torch.testing.assert_close(model(images()).sigmoid(), expected)
 
 
 def test_logits_of_half_precision_are_not_rounded_to_half_precision():
@@ -237,12 +108,6 @@ def test_logits_of_half_precision_are_not_rounded_to_half_precision():
         logits = model(images())
     assert logits.dtype == torch.float32
     assert not torch.equal(logits, logits.bfloat16().float())
-
-
-def test_dropout_spares_the_embedding():
-    model = net(replace(SMALL, dropout=0.9)).eval()
-    plain = net(SMALL).eval()
-    assert torch.equal(model.embed(images())[0], plain.embed(images())[0])
 
 
 def test_weights_from_a_file_are_used_and_new_channels_are_fitted(tmp_path: Path):
@@ -255,6 +120,7 @@ def test_weights_from_a_file_are_used_and_new_channels_are_fitted(tmp_path: Path
     grey = Cnn(replace(SMALL, in_channels=1, weights=path))
     first = donor.backbone.state_dict()["conv1.0.weight"].sum(1, keepdim=True)
     torch.testing.assert_close(grey.backbone.state_dict()["conv1.0.weight"], first)
+    assert Cnn(replace(SMALL, in_channels=5, weights=path))(images(5)).shape == (4, 6)
 
 
 @pytest.mark.parametrize("nesting", ["", "cnn."])
@@ -283,18 +149,6 @@ def test_a_backbone_that_does_not_fit_is_refused_and_changes_nothing():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_lists_reach_timm_as_tuples(monkeypatch: pytest.MonkeyPatch):
-    given, create = [], timm.create_model
-
-    def watch(name: str, **kwargs: Any) -> torch.nn.Module:
-        given.append(kwargs["channels"])
-        return create(name, **kwargs)
-
-    monkeypatch.setattr(timm, "create_model", watch)
-    net(SMALL)
-    assert given == [(8, 8, 16, 16)]
-
-
 def test_errors_say_what_to_type_instead(tmp_path: Path):
     with pytest.raises(ValueError, match="resnet34"):
         Cnn(CnnSpec("resnet_34", 3, 6))
@@ -304,26 +158,19 @@ def test_errors_say_what_to_type_instead(tmp_path: Path):
         Cnn(replace(SMALL, weights=str(tmp_path / "absent.safetensors")))
 
 
-@pytest.mark.parametrize(("size", "precise"), [(16, True), (32, True), (64, False), (96, False)])
+@pytest.mark.parametrize(("size", "precise"), [(16, True), (32, True), (64, False)])
 def test_pictures_too_small_for_their_kernels_are_computed_in_full_precision_on_a_cpu(size, precise):
     """In bfloat16 oneDNN leaves the gradient of what lies beyond a map as memory happened to be."""
     network = Cnn(CnnSpec("resnet10t", 3, 2, {"channels": [8, 8, 8, 8], "stem_width": 8})).train()
     seen: list[torch.dtype] = []
     network.backbone.layer4.register_forward_hook(lambda _layer, _inputs, output: seen.append(output.dtype))
-    before = {name: value.clone() for name, value in network.state_dict().items() if "running" in name}
-    network.backbone.layer4[0].bn1.eval()  # as where norms are frozen
-    images = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8)
     with torch.autocast("cpu", torch.bfloat16):
-        embeddings, _ = network.embed(images)
-        network.embed(images)
+        embeddings, _ = network.embed(images(size=size))
     assert seen[-1] == (torch.float32 if precise else torch.bfloat16)
-    assert len(seen) == 3, "one black picture, and two batches"
     assert embeddings.requires_grad
-    frozen = "backbone.layer4.0.bn1.running_mean"
-    assert torch.equal(network.state_dict()[frozen], before[frozen])
     assert network.training
-    assert not network.backbone.layer4[0].bn1.training
-    assert any(not torch.equal(network.state_dict()[name], value) for name, value in before.items())
+    tracked = network.backbone.layer4[0].bn1.num_batches_tracked
+    assert int(tracked) == 1, "the picture that finds the sizes leaves the statistics as they are"
 
 
 def test_the_gradient_of_a_kernel_beyond_the_map_is_zero():

@@ -1,7 +1,8 @@
-"""Every figure of the page: what is drawn, by other means; that plotly takes it; that no text of the data is markup."""
+"""Every figure of the page: values computed in another way, validity for plotly, and escaped names."""
 
 import json
 import math
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,7 +10,7 @@ import plotly.graph_objects as go
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import fbeta_score, precision_recall_curve, roc_auc_score
+from sklearn.metrics import fbeta_score, roc_auc_score
 
 from ich.report.page import charts, curves, traces
 
@@ -40,9 +41,6 @@ def distance(points: np.ndarray, line: np.ndarray) -> float:
     return worst
 
 
-# ---- curves
-
-
 def test_the_curves_of_four_slices_are_those_drawn_by_hand():
     y, p = np.array([1, 0, 1, 0.0]), np.array([0.9, 0.64, 0.36, 0.04])
     _, predicted, true = steps(y, p)
@@ -64,16 +62,6 @@ def test_the_area_below_the_thinned_roc_curve_is_the_auc(n, share):
     assert np.trapezoid(points[:, 1], points[:, 0]) == pytest.approx(roc_auc_score(y, p), abs=1e-3)
 
 
-def test_no_corner_of_a_precision_recall_curve_is_lost():
-    y, p = drawn(300, 0.1)
-    _, predicted, true = steps(y, p)
-    points = curves.precision_recall(predicted, true)
-    precision, recall, _ = precision_recall_curve(y, p)
-    everything = np.column_stack([recall, precision])[:-1]  # the last point there is made up
-    assert len(points) < len(everything)
-    assert distance(everything, points) < 2 * curves.ALIKE
-
-
 def test_the_top_of_the_f_curve_is_the_best_f_of_all_thresholds():
     y, p = drawn(5000, 0.03)
     scores, predicted, true = steps(y, p)
@@ -84,14 +72,11 @@ def test_the_top_of_the_f_curve_is_the_best_f_of_all_thresholds():
     assert points[:, 1].max() == values.max() >= best
     top = points[points[:, 1].argmax(), 0] ** 2
     assert fbeta_score(y, p >= top - 1e-12, beta=2) == pytest.approx(values.max(), abs=1e-12)
-
-
-def test_a_top_too_low_to_be_seen_is_kept_all_the_same():
-    assert curves.by_threshold([0.9, 0.5, 0.1], [0.5, 0.5002, 0.5])[:, 1].max() == 0.5002
+    assert curves.by_threshold([0.9, 0.5, 0.1], [0.5, 0.5002, 0.5])[:, 1].max() == 0.5002  # even a tiny peak is kept
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=40), st.integers(2, 60))
-def test_a_thinned_line_keeps_its_ends_and_departs_from_no_point_that_it_had_room_for(points, most):
+def test_a_thinned_line_keeps_its_ends_and_stays_close(points, most):
     line = np.array(points)
     thin = curves.thinned(line, most)
     assert len(thin) <= most
@@ -105,11 +90,8 @@ def test_a_thinned_line_keeps_its_ends_and_departs_from_no_point_that_it_had_roo
 
 
 def cell(value: float | None, half: float = 0.1) -> dict[str, float | None]:
-    return {
-        "value": value,
-        "low": None if value is None else value - half,
-        "high": None if value is None else value + half,
-    }
+    low, high = (None, None) if value is None else (value - half, value + half)
+    return {"value": value, "low": low, "high": high}
 
 
 def line() -> charts.Curves:
@@ -139,51 +121,39 @@ FIGURES = {
 }
 
 
-def texts(part: object) -> Iterator[str]:
+def strings(part: object) -> Iterator[str]:
     if isinstance(part, str):
         yield part
-    elif isinstance(part, dict):
-        for value in part.values():
-            yield from texts(value)
-    elif isinstance(part, list | tuple):
-        for value in part:
-            yield from texts(value)
+    elif isinstance(part, dict | list | tuple):
+        for value in part.values() if isinstance(part, dict) else part:
+            yield from strings(value)
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_plotly_takes_each_figure_and_json_holds_it(name):
+def test_each_figure_is_valid_for_plotly_and_json_and_escapes_names(name):
     figure = FIGURES[name]()
-    go.Figure(figure)  # raises for a property that does not exist, and for a value that it cannot have
+    go.Figure(figure)  # raises for unknown properties and invalid values
     again = json.loads(json.dumps(figure, allow_nan=False))
     assert again["data"]
     assert "color" not in {key for trace in again["data"] for key in (*trace, *trace.get("line", ()))}
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_no_name_of_the_data_is_read_as_markup(name):
-    said = " ".join(texts(FIGURES[name]()))
-    for ours in ("<br>", "<extra>", "</extra>"):
-        said = said.replace(ours, "")
-    assert not {"<", ">"} & set(said)
-    if "onerror" in said:
-        assert "&lt;img src=x onerror=alert(1)&gt; &amp;" in said
+    text = re.sub("<br>|</?extra>", "", " ".join(strings(figure)))
+    assert not {"<", ">"} & set(text)
+    if "onerror" in text:
+        assert "&lt;img src=x onerror=alert(1)&gt; &amp;" in text
 
 
 def test_names_that_look_like_numbers_or_dates_stay_names():
-    layout = FIGURES["weights"]()["layout"]
-    assert layout["yaxis"]["tickvals"] == [0, 1, 2]
-    assert layout["yaxis"]["ticktext"][1:] == ["1e3", "2020-01-01"]
+    axis = FIGURES["weights"]()["layout"]["yaxis"]
+    assert axis["tickvals"] == [0, 1, 2]
+    assert axis["ticktext"][1:] == ["1e3", "2020-01-01"]
 
 
-def test_a_threshold_that_nothing_reaches_is_not_marked():
-    assert [trace["name"] for trace in FIGURES["f, never"]()["data"]] == ["each fold", "each fold", "all folds"]
-
-
-def test_the_chosen_threshold_stands_at_its_square_root_with_both_of_its_figures():
+def test_the_chosen_threshold_is_marked_at_its_square_root_with_both_scores():
     marks = {trace["name"]: trace for trace in FIGURES["f"]()["data"]}
-    assert marks["own rows"]["x"] == marks["cross-fitted"]["x"] == [pytest.approx(math.sqrt(0.2), abs=1e-6)]
-    assert (marks["own rows"]["y"], marks["cross-fitted"]["y"]) == ([0.7], [0.6])
+    assert marks["in-sample"]["x"] == marks["cross-fitted"]["x"] == [pytest.approx(math.sqrt(0.2), abs=1e-6)]
+    assert (marks["in-sample"]["y"], marks["cross-fitted"]["y"]) == ([0.7], [0.6])
     assert marks["cross-fitted"]["error_y"]["array"] == marks["cross-fitted"]["error_y"]["arrayminus"] == [0.1]
+    assert [trace["name"] for trace in FIGURES["f, never"]()["data"]] == ["each fold", "each fold", "all folds"]
 
 
 def test_bins_stand_at_square_roots_with_intervals_that_end_where_they_should():
@@ -194,37 +164,28 @@ def test_bins_stand_at_square_roots_with_intervals_that_end_where_they_should():
     assert bins["text"][1] == "9 slices<br>predicted 0.2000<br>positive 0.3000 0.2000-0.4000"
 
 
-def test_the_cells_of_a_confusion_matrix_hold_counts_and_the_share_of_their_row():
+def test_cells_hold_counts_with_shares_of_their_row_and_mean_weights_over_folds():
     (cells,) = FIGURES["confusion"]()["data"]
-    assert cells["text"][0] == ["found<br>5<br>83.3%", "missed<br>1<br>16.7%"]
-    assert cells["text"][1] == ["false alarm<br>10<br>1.0%", "rightly left<br>1,000<br>99.0%"]
-
-
-def test_losses_are_best_where_low_and_other_figures_where_high():
-    assert charts.best_epoch(HISTORY, "loss") == 2
-    assert charts.best_epoch(HISTORY, "valid_loss") == 0  # of equals the first
-    assert charts.best_epoch(HISTORY, "inner_f1") == 2
-    (kept,) = [trace for trace in FIGURES["learning"]()["data"] if trace["name"] == "epoch kept"]
-    assert (kept["x"], kept["y"], kept["yaxis"]) == ([3, 1], [0.2, 0], "y2")
-
-
-def test_folds_differ_in_more_than_their_colour():
-    data = charts.learning(dict.fromkeys(range(6), HISTORY), {"loss": "loss"}, None)["data"]
-    assert len({trace["line"]["dash"] for trace in data}) == len({trace["marker"]["symbol"] for trace in data}) == 6
-
-
-def test_weights_in_the_cells_are_means_over_folds():
+    assert cells["text"][0] == ["true positive<br>5<br>83.3%", "false negative<br>1<br>16.7%"]
+    assert cells["text"][1] == ["false positive<br>10<br>1.0%", "true negative<br>1,000<br>99.0%"]
     by_fold = np.array([[[0.2], [0.8]], [[0.4], [0.6]]])
     (cells,) = charts.weights(by_fold, [0, 1], ["a", "b"], ["any"])["data"]
     assert cells["text"] == [["0.30"], ["0.70"]]
     assert cells["customdata"][0] == ["a, any<br>fold 0 0.20, fold 1 0.40"]
 
 
-def test_plots_below_each_other_do_not_overlap():
+def test_the_best_epoch_has_the_lowest_loss_or_the_highest_score():
+    assert charts.best_epoch(HISTORY, "loss") == 2
+    assert charts.best_epoch(HISTORY, "valid_loss") == 0  # the first of equals
+    assert charts.best_epoch(HISTORY, "inner_f1") == 2
+    (kept,) = [trace for trace in FIGURES["learning"]()["data"] if trace["name"] == "epoch kept"]
+    assert (kept["x"], kept["y"], kept["yaxis"]) == ([3, 1], [0.2, 0], "y2")
+
+
+def test_stacked_plots_do_not_overlap():
     layout: dict = {}
     names = [traces.stacked(layout, place, 3, 0.1) for place in range(3)]
     assert names == [("x", "y"), ("x2", "y2"), ("x3", "y3")]
     ends = [end for name in ("yaxis3", "yaxis2", "yaxis") for end in layout[name]["domain"]]
     assert ends == sorted(ends)
-    assert ends[0] == 0
-    assert ends[-1] == 1
+    assert (ends[0], ends[-1]) == (0, 1)

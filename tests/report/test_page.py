@@ -1,40 +1,20 @@
-"""The page as a file: what stands in it is text, its scripts are its own, and it asks nobody for anything."""
+"""The page as a file: data are shown as text, its scripts are its own, and it requests nothing."""
 
 import base64
 import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from html.parser import HTMLParser
-from typing import Any
 
-import numpy as np
 import pytest
 
-from ich.report.page import (
-    Block,
-    Case,
-    Cases,
-    Chart,
-    Code,
-    Details,
-    Notes,
-    Page,
-    Panels,
-    Picture,
-    Section,
-    Strip,
-    Table,
-    Tile,
-    Tiles,
-    Viewer,
-    render,
-)
+from browser.made import full_page
+from ich.report.page.blocks import Block, Chart, Details, Page, Panels, Section, Table, Viewer
+from ich.report.page.document import render
 
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)><!--{{ 7 * 7 }}</style></title>&amp;"
 VOID = {"meta", "img", "input", "br", "link", "hr"}
-CASE = Case("a case", ["a line"], [], Strip("any", [0.1, 0.9], [0, None], 1, 0.5), "ID_1", 1)
 
 
 class Parsed(HTMLParser):
@@ -66,67 +46,34 @@ class Parsed(HTMLParser):
         return ["".join(text) for name, has, text in self.found if name == tag and attributes.items() <= has.items()]
 
 
-def figure(name: str) -> dict[str, Any]:
-    return {"data": [{"type": "scatter", "x": np.arange(3), "y": [1.0, float("nan"), 2.0], "name": name}], "layout": {}}
+@pytest.fixture(scope="module")
+def harmless() -> Parsed:
+    return Parsed(full_page("text", "text", "text"))
 
 
-def every_block(text: str) -> list[Block]:
-    """Each kind of block, each text in it the one given."""
-    case = Case(text, [text], [Picture(b"png", text, text)], replace(CASE.strip, name=text), text, 1)
-    table = Table([text, text], [[text, text], [text, ""], ["", text]], text)
-    chart = Chart("curve", text, text, figure(text))
-    return [
-        *(Notes([text], "text"), Notes([text], "warning"), Code(text), Tiles([Tile(text, text, text)]), table, chart),
-        *(Panels("panels", {text: [Notes([text])], "other": [replace(chart, id="other")]}), Details(text, [table])),
-        *(Cases([case]), Viewer({"studies": [{"id": text}]})),
-    ]
+def page(blocks: Sequence[Block]) -> str:
+    return render(Page("A page", "", [Section("first", "", blocks)]))
 
 
-def page(blocks: Sequence[Block], text: str = "A page") -> str:
-    return render(Page(text, text, [Section("first", text, blocks, text)]))
+def scripts(parsed: Parsed) -> list[str]:
+    """The scripts that a browser would run."""
+    return ["".join(text) for tag, a, text in parsed.found if tag == "script" and a.get("type") != "application/json"]
 
 
-def scripts(html: str) -> list[str]:
-    """What a browser would run."""
-    return [
-        "".join(text)
-        for tag, attributes, text in Parsed(html).found
-        if tag == "script" and attributes.get("type") != "application/json"
-    ]
+def test_hostile_text_creates_no_element_and_no_script(harmless) -> None:
+    hostile = Parsed(full_page(EVIL, EVIL, EVIL))
+    shape = [[(tag, sorted(attributes)) for tag, attributes, _ in one.found] for one in (hostile, harmless)]
+    assert shape[0] == shape[1]
+    assert scripts(hostile) == scripts(harmless) == scripts(Parsed(page([])))
 
 
-def test_hostile_text_makes_no_element_and_no_script() -> None:
-    harmless, hostile = Parsed(page(every_block("text"), "text")), Parsed(page(every_block(EVIL), EVIL))
-    assert [tag for tag, _, _ in hostile.found] == [tag for tag, _, _ in harmless.found]
-    names = [sorted(attributes) for _, attributes, _ in hostile.found]
-    assert names == [sorted(attributes) for _, attributes, _ in harmless.found]
-    assert scripts(page(every_block(EVIL))) == scripts(page([]))
-
-
-def test_hostile_text_is_shown_as_it_is() -> None:
-    html = Parsed(page(every_block(EVIL), EVIL))
-    for tag in ("title", "h1", "h2", "h3", "dt", "dd", "td", "caption", "summary", "code", "figcaption", "p"):
-        inner = "span" if tag == "caption" else tag
-        assert EVIL in " ".join(html.texts(inner)), tag
-    assert any(attributes.get("alt") == EVIL for _, attributes, _ in html.found)
-
-
-def test_hostile_text_reaches_the_scripts_as_data() -> None:
-    html = Parsed(page(every_block(EVIL)))
-    (charts,) = html.texts("script", id="charts-data")
-    (viewer,) = html.texts("script", id="viewer-data")
-    assert json.loads(charts)["curve"]["data"][0]["name"] == EVIL
-    assert json.loads(viewer)["studies"][0]["id"] == EVIL
-
-
-def test_the_policy_names_the_scripts_that_stand_in_the_page_and_no_others() -> None:
-    html = page(every_block("text"))
-    (policy,) = [a["content"] for _, a, _ in Parsed(html).found if a.get("http-equiv") == "Content-Security-Policy"]
-    digests = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts(html)]
+def test_the_policy_allows_the_scripts_of_the_page_and_no_others(harmless) -> None:
+    (policy,) = [a["content"] for _, a, _ in harmless.found if a.get("http-equiv") == "Content-Security-Policy"]
+    digests = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts(harmless)]
     assert policy is not None
     assert len(digests) == 3
     assert re.findall(r"'sha256-([^']*)'", policy) == digests
-    assert "\r" not in "".join(scripts(html)), "a browser would change the line's end, and so the hash"
+    assert "\r" not in "".join(scripts(harmless)), "a browser would change the line ending, and so the hash"
     named = dict(part.split(None, 1) for part in policy.split(";"))
     assert named.pop("script-src").count("'") == 2 * len(digests)
     assert named == {
@@ -135,23 +82,15 @@ def test_the_policy_names_the_scripts_that_stand_in_the_page_and_no_others() -> 
     }
 
 
-def test_the_page_loads_nothing_from_anywhere() -> None:
-    html = page(every_block("text"))
-    addresses = [a[name] or "" for _, a, _ in Parsed(html).found for name in ("src", "href", "action") if name in a]
+def test_the_page_loads_nothing_and_its_ids_are_unique_and_complete(harmless) -> None:
+    found = harmless.found
+    addresses = [a[name] or "" for _, a, _ in found for name in ("src", "href", "action") if name in a]
     assert addresses
     assert [address for address in addresses if not address.startswith(("data:", "#"))] == []
-    style = "".join(Parsed(html).texts("style"))
+    style = "".join(harmless.texts("style"))
     assert "@import" not in style
     assert "url(" not in style
-    assert not [a for _, a, _ in Parsed(html).found if any(name.startswith("on") for name in a)]
-
-
-def test_the_same_page_twice_is_the_same_text() -> None:
-    assert page(every_block("text")) == page(every_block("text"))
-
-
-def test_ids_are_unique_and_all_that_is_pointed_at_is_there() -> None:
-    found = Parsed(page(every_block("text"))).found
+    assert not [a for _, a, _ in found if any(name.startswith("on") for name in a)]
     ids = [attributes["id"] for _, attributes, _ in found if "id" in attributes]
     assert len(ids) == len(set(ids))
     names = ("for", "aria-controls", "aria-labelledby", "aria-describedby")
@@ -160,32 +99,33 @@ def test_ids_are_unique_and_all_that_is_pointed_at_is_there() -> None:
     assert pointed <= set(ids)
 
 
+def test_the_same_page_has_the_same_bytes() -> None:
+    assert full_page() == full_page()
+
+
 @pytest.mark.parametrize("name", ["", "Upper", "1st", "a b", 'a"', "a<b", "é"])
-def test_an_id_that_a_page_cannot_carry_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="cannot be an id"):
-        Chart(name, "", "", {})
-    with pytest.raises(ValueError, match="cannot be an id"):
-        Panels(name, {})
-    with pytest.raises(ValueError, match="cannot be an id"):
-        Section(name, "", [])
+def test_an_invalid_id_is_rejected(name: str) -> None:
+    for block, rest in ((Chart, ("", "", {})), (Panels, ({},)), (Section, ("", []))):
+        with pytest.raises(ValueError, match="cannot be an id"):
+            block(name, *rest)
 
 
 @pytest.mark.parametrize(
     ("blocks", "twice"),
     [
-        ([Chart("a", "", "", figure("")), Panels("p", {"x": [Chart("a", "", "", figure(""))]})], "chart-a"),
+        ([Chart("a", "", "", {}), Panels("p", {"x": [Chart("a", "", "", {})]})], "chart-a"),
         ([Panels("p", {}), Details("", [Panels("p", {})])], "p"),
         ([Panels("first", {})], "first"),
         ([Panels("theme", {})], "theme"),
         ([Viewer({"studies": []}), Viewer({"studies": []})], "viewer"),
     ],
 )
-def test_an_id_given_twice_is_refused(blocks: list[Block], twice: str) -> None:
+def test_a_duplicate_id_is_rejected(blocks: list[Block], twice: str) -> None:
     with pytest.raises(ValueError, match=f"more than one {twice}:"):
         page(blocks)
 
 
-def test_columns_of_numbers_stand_right_aligned_and_others_do_not() -> None:
+def test_columns_of_numbers_are_right_aligned() -> None:
     columns = {
         "value": ["0.91", "-0.002", "1e-5"],
         "interval": ["0.1884 0.1520-0.2270", "-0.0018 -0.0077 to 0.0029", ""],
@@ -204,49 +144,26 @@ def test_columns_of_numbers_stand_right_aligned_and_others_do_not() -> None:
     assert len(html.texts("td", **{"class": "number"})) == 5 * 3
 
 
-def test_an_interval_is_set_apart_from_its_value_but_the_cell_reads_the_same() -> None:
+def test_intervals_stay_in_their_cell_and_a_row_with_a_name_only_is_a_heading() -> None:
     apart = ["0.1533 0.1175-0.1946", "-0.0018 -0.0077 to 0.0029", "0.9 (0.8 to 1.0)"]
     whole = ["0.02 to 0.05", "9 min 15 s", "2026-01-02", "5 of 24", "1,234"]
-    html = page([Table(["", "loss"], [["", cell] for cell in apart + whole])])
+    html = page([Table(["", "loss"], [["cnn", ""], *([f"row {cell}", cell] for cell in apart + whole)])])
     for cell in apart:
         value, interval = cell.split(" ", 1)
         assert f'<td class="number">{value} <span class="interval">{interval}</span></td>' in html
     for cell in whole:
         assert f'<td class="number">{cell}</td>' in html
-
-
-def test_a_row_with_nothing_but_a_name_is_a_heading_over_the_table() -> None:
-    html = Parsed(page([Table(["", "loss"], [["cnn", ""], ["resnet", "0.2"]])]))
-    assert html.texts("th", **{"class": "group", "colspan": "2"}) == ["cnn"]
-    assert html.texts("th", scope="row") == ["resnet"]
+    assert Parsed(html).texts("th", **{"class": "group", "colspan": "2"}) == ["cnn"]
+    assert Parsed(html).texts("th", scope="row") == [f"row {cell}" for cell in apart + whole]
 
 
 def test_a_gap_in_a_figure_is_null() -> None:
-    (charts,) = Parsed(page([Chart("a", "", "", figure("n"))])).texts("script", id="charts-data")
+    figure = {"data": [{"y": [1.0, float("nan"), 2.0]}], "layout": {}}
+    (charts,) = Parsed(page([Chart("a", "", "", figure)])).texts("script", id="charts-data")
     assert json.loads(charts)["a"]["data"][0]["y"] == [1.0, None, 2.0]
-    assert "NaN" not in charts
 
 
-def test_only_a_case_whose_study_the_viewer_holds_leads_there() -> None:
-    cases = Cases([CASE, replace(CASE, study="ID_2")])
-    buttons = [a for tag, a, _ in Parsed(page([Viewer({"studies": [{"id": "ID_1"}]}), cases])).found if tag == "button"]
-    assert [(a["data-study"], a["data-index"]) for a in buttons if "data-study" in a] == [("ID_1", "1")]
-    assert "data-study" not in page([cases]).split("<script")[0]
-
-
-def test_the_strip_of_a_case_says_in_words_what_it_draws() -> None:
-    svg = next(a for tag, a, _ in Parsed(page([Cases([CASE])])).found if tag == "svg")
-    assert svg["role"] == "img"
-    said = "Probability of any along the study, slice 2 of 2 has 0.90, the threshold is 0.50"
-    assert svg["aria-label"] == said
-
-
-def test_the_first_panel_is_open_and_the_only_one_in_the_order_of_the_keyboard() -> None:
-    found = Parsed(page([Panels("p", {"x": [], "y": [], "z": []})])).found
-    tabs = [a for _, a, _ in found if a.get("role") == "tab"]
-    assert [(a["aria-selected"], a["tabindex"]) for a in tabs] == [("true", "0"), ("false", "-1"), ("false", "-1")]
-    assert ["hidden" in a for _, a, _ in found if a.get("role") == "tabpanel"] == [False, True, True]
-
-
-def test_the_page_says_that_it_is_not_for_diagnosis() -> None:
-    assert "For research and teaching, not for diagnosis." in Parsed(page([])).texts("p", **{"class": "notice"})
+def test_the_strip_of_a_case_has_a_text_alternative(harmless) -> None:
+    svg = next(a for tag, a, _ in harmless.found if tag == "svg" and a.get("role") == "img")
+    alternative = "along the study, slice 2 of 3 has 0.90, the threshold is 0.25"
+    assert svg["aria-label"] == f"Probability of intraparenchymal text {alternative}"

@@ -1,4 +1,3 @@
-import csv
 import os
 import shutil
 import subprocess
@@ -11,9 +10,10 @@ import pandas as pd
 import pytest
 
 from ich.data import dicom
+from ich.data.cache import HuCache
 from ich.data.competitions.rsna2019 import CLASSES
 from ich.errors import UserError
-from ich.pipeline.plan import Plan
+from ich.pipeline.state import Plan
 from ich.recipe import load
 from ich.stages import check, prepare
 from plain_slice import HEADER
@@ -99,13 +99,6 @@ def complaints(found: pd.DataFrame) -> set[str]:
     return set(found.loc[found["severity"] != "info", "rule"])
 
 
-def test_a_sound_competition_is_clean(competition):
-    code, found = competition.check()
-    assert code == 0
-    assert complaints(found) == set()
-    assert set(found["rule"]) == {"study_lengths", "prevalence"}
-
-
 def break_everything(competition: Competition) -> None:
     """One fault of each kind that leaves the tables readable."""
     add, folder = competition.add, competition.root / "stage_2_train"
@@ -166,15 +159,6 @@ def test_warnings_alone_give_code_1(competition):
     assert "errors: 0, warnings: 1" in out
 
 
-def test_files_that_cannot_be_read_at_all_are_findings_too(competition):
-    for path in competition.root.glob("stage_2_*/*.dcm"):
-        path.write_bytes(b"no")
-    code, found = competition.check()
-    assert code == 2
-    assert found.loc[found["rule"] == "nothing_to_read", "name"].tolist() == ["train", "test"]
-    assert set(found.loc[found["rule"] == "quarantined", "detail"].str.partition(":")[0]) == {"not_dicom"}
-
-
 def test_what_the_adapter_dropped_is_noted(competition):
     path = competition.root / "stage_2_train.csv"
     path.write_text(path.read_text() + path.read_text().partition("\n")[2])
@@ -191,23 +175,8 @@ def truncated(c: Competition) -> None:
     path.write_text(path.read_text()[:-15])
 
 
-def misspelt(c: Competition) -> None:
-    path = c.root / "stage_2_train.csv"
-    path.write_text(path.read_text().replace("ID_00_subdural", "ID_00_subdurl"))
-
-
-def label_of_two(c: Competition) -> None:
-    path = c.root / "stage_2_train.csv"
-    path.write_text(path.read_text().replace("ID_00_any,0", "ID_00_any,2"))
-
-
 def missing_folder(c: Competition) -> None:
     shutil.rmtree(c.root / "stage_2_test")
-
-
-def empty_folder(c: Competition) -> None:
-    for path in (c.root / "stage_2_test").iterdir():
-        path.unlink()
 
 
 def nothing_there(c: Competition) -> None:
@@ -216,10 +185,7 @@ def nothing_there(c: Competition) -> None:
 
 BREAKS = {
     truncated: ("stage_2_train.csv", "row 72", "expected"),
-    misspelt: ("stage_2_train.csv", "row 6", "ID_00_subdurl", "expected"),
-    label_of_two: ("stage_2_train.csv", "row 7", "'2'", "expected"),
     missing_folder: ("no folder of test slices", "expected stage_2_test"),
-    empty_folder: ("stage_2_test", "no .dcm file in it", "unpack"),
     nothing_there: ("input/small", "no such folder", "input/README.md"),
 }
 
@@ -297,17 +263,6 @@ def test_exclude_overlap_leaves_their_training_studies_out_and_says_so(competiti
         "test": ["p1", "p4"],
         "train": ["p0", "p2", "p3"],
     }
-    hu = np.load(without.prepare().folder / "hu.npy", allow_pickle=False)
-    assert len(hu) == len(left) == 13
-
-
-def test_check_csv_has_a_row_an_instance(competition):
-    for name in ("a.bak", "b.bak"):
-        (competition.root / "stage_2_train" / name).write_text("")
-    competition.check()
-    with (competition.house / "submissions/small/check.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["rule"] == "extra_file"]
-    assert rows == [
-        {"severity": "warning", "rule": "extra_file", "name": f"stage_2_train/{name}", "row": "", "detail": ""}
-        for name in ("a.bak", "b.bak")
-    ]
+    hu = HuCache.open(without.prepare().folder, left)
+    assert len(hu) == 13
+    assert hu[:].std() > 0

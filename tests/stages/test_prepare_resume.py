@@ -17,11 +17,9 @@ from pydicom.uid import RLELossless
 from ich.data import cache, dicom
 from ich.data.competitions.rsna2019 import CLASSES
 from ich.errors import UserError
-from ich.pipeline.graph import PROGRESS
-from ich.pipeline.plan import Plan
+from ich.pipeline.state import Plan
 from ich.recipe import load
 from ich.stages import prepare
-from ich.store.atomic import part_of
 from ich.store.records import Record
 from plain_slice import HEADER
 
@@ -32,8 +30,8 @@ image: {size: 16, crop: head}
 folds: {n: 2}
 cnn: {net: {backbone: resnet10t}}
 """
-FILES = ("hu.npy", "slices.parquet", "quarantine.csv")
-SLICES = 22  # with the frames of ID_20
+SHARDS = [3, 3, 4, 3, 3, 3, 3]  # slices: one series each
+SLICES = sum(SHARDS)
 
 
 class Killed(BaseException):
@@ -75,24 +73,25 @@ class House:
     def prepare(self, *overrides: str, force: bool = False) -> dict[str, bytes]:
         plan = self.plan(*overrides)
         prepare.run(plan, force=force)
-        folder = plan.prepared.folder
-        assert sorted(path.name for path in folder.iterdir()) == sorted((*FILES, "run.json"))
+        files = {path.name: path.read_bytes() for path in plan.prepared.folder.iterdir()}
         assert plan.state(plan.prepare()).done
-        return {name: (folder / name).read_bytes() for name in FILES}
+        del files["run.json"]
+        assert sorted(files) == [*map(cache.shard_name, range(len(SHARDS))), "quarantine.csv", "slices.parquet"]
+        return files
 
     @property
     def folder(self) -> Path:
         return self.plan().prepare().folder
 
-    def cached(self) -> list[str]:
-        """What lies beside the caches that are whole: locks aside."""
-        return sorted(path.name for path in self.folder.parent.glob(".*") if path.name != ".locks")
+    def forget(self) -> None:
+        """Remove the cache."""
+        for path in self.folder.iterdir():
+            path.unlink()
 
 
 @pytest.fixture
 def house(tmp_path, monkeypatch) -> House:
     monkeypatch.setattr(Plan, "cores", 1)
-    monkeypatch.setattr(cache, "SAVE_EVERY", 0)
     return House(tmp_path)
 
 
@@ -110,8 +109,8 @@ def read(monkeypatch) -> list[str]:
 
 
 def killed(house: House, monkeypatch, *, after: int, force: bool = False, overrides: tuple[str, ...] = ()) -> None:
-    """`ich prepare` that is killed where it writes its progress file for so many times and once more."""
-    real, left = prepare.write_sealed, after
+    """`ich prepare` that is killed where it has written so many shards, and the next one without its note."""
+    real, left = cache.write_record, after
 
     def write(*arguments):
         nonlocal left
@@ -121,189 +120,138 @@ def killed(house: House, monkeypatch, *, after: int, force: bool = False, overri
         real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "write_sealed", write)
+        patch.setattr(cache, "write_record", write)
         with pytest.raises(Killed):
             prepare.run(house.plan(*overrides), force=force)
 
 
-def forgotten(house: House) -> None:
-    """Remove the cache."""
-    os.rename(house.folder, house.root / "before")
-
-
-def test_a_killed_prepare_goes_on_where_it_was(house, monkeypatch, read, capsys):
+def test_a_killed_prepare_is_resumed_from_its_shards(house, monkeypatch, read, capsys):
     whole = house.prepare()
     assert len(read) == SLICES
     assert b"not_decoded" in whole["quarantine.csv"]
-    for series in (1, 2, 4, 7):
-        forgotten(house)
-        killed(house, monkeypatch, after=series)
-        (part_of(house.folder) / f".{PROGRESS}.x.tmp").touch()  # the kill came while it was written
-        assert house.plan().standing(house.plan().prepare()).why.endswith("goes on from the last slices kept")
+    for shards in (1, 4, 6):
+        house.forget()
+        killed(house, monkeypatch, after=shards)
+        (house.folder / ".hu-00005.npy.x.tmp").touch()  # the kill came while it was written
+        assert house.plan().standing(house.plan().prepare()).why.endswith("resumes after the finished shards")
         read.clear()
         capsys.readouterr()
         assert house.prepare() == whole
-        there = {1: 3, 2: 6, 4: 13, 7: 22}[series]
+        there = sum(SHARDS[:shards])
         assert len(read) == SLICES - there
-        assert not any(name[3] < str(series) for name in read)
-        assert f"prepare: goes on, {there} of {SLICES} slices are there\n" in capsys.readouterr().out
-        assert not house.cached()
-        (house.root / "before").rename(house.root / f"before{series}")
+        assert not any(name[3] < str(shards) for name in read)
+        said = f"prepare: resumed, {there} of {SLICES} slices were in finished shards\n"
+        assert said in capsys.readouterr().out
 
 
-def test_killed_again_and_again_it_comes_to_the_same_end(house, monkeypatch, read):
+def test_a_kill_by_the_system_loses_no_finished_shard(house, capsys):
     whole = house.prepare()
-    forgotten(house)
-    read.clear()
-    for _ in range(4):
-        killed(house, monkeypatch, after=1)
-    assert house.prepare() == whole
-    assert len(read) <= SLICES + 4 * 4  # no more than the series after the one saved
-
-
-def test_a_kill_by_the_system_loses_nothing_that_was_saved(house, monkeypatch, capsys):
-    whole = house.prepare()
-    forgotten(house)
+    house.forget()
     script = """
-import sys, time
+import time
 from pathlib import Path
 from ich.data import cache
 from ich.recipe import load
 from ich.stages import prepare
-from ich.pipeline.plan import Plan
-cache.SAVE_EVERY, real = 0, prepare.write_sealed
-prepare.write_sealed = lambda *arguments: (real(*arguments), time.sleep(0.1))
+from ich.pipeline.state import Plan
 Plan.cores = 2
+real = cache.side_by_side
+cache.side_by_side = lambda *arguments: (time.sleep(0.1) or result for result in real(*arguments))
 prepare.run(Plan(load(Path("small.yaml")), Path.cwd()))
 """
     process = subprocess.Popen(
         [sys.executable, "-c", script], cwd=house.root, stdout=subprocess.DEVNULL, start_new_session=True
     )
-    progress = part_of(house.folder) / PROGRESS
     until = time.monotonic() + 60
-    while not progress.is_file() and process.poll() is None and time.monotonic() < until:
+    while not cache.notes(house.folder) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.01)
     time.sleep(random.uniform(0, 0.6))
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert progress.is_file()
+    assert cache.notes(house.folder)
     capsys.readouterr()
     assert house.prepare() == whole
-    assert "prepare: goes on, " in capsys.readouterr().out
-    assert not house.cached()
+    assert "prepare: resumed, " in capsys.readouterr().out
 
 
-def test_killed_before_its_record_is_written_it_reads_no_pixel_again(house, monkeypatch, read):
+@pytest.mark.parametrize("killed_at", ["its record", "the removal of its notes"])
+def test_killed_at_the_end_it_reads_no_pixel_again(house, monkeypatch, read, killed_at):
     def kill(*_, **__):
         raise Killed
 
     whole = house.prepare()
-    forgotten(house)
+    house.forget()
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Record, "write", kill)
+        patch.setattr(*((Record, "write", kill) if killed_at == "its record" else (Plan, "point_to", kill)))
         prepare.run(house.plan())
-    assert (house.folder / PROGRESS).is_file()
-    assert house.plan().standing(house.plan().prepare()).why.endswith("goes on from the last slices kept")
+    assert len(cache.notes(house.folder)) == len(SHARDS)
     read.clear()
     assert house.prepare() == whole
     assert not read
-    (house.folder / PROGRESS).write_text("killed before it was removed")
-    assert house.prepare() == whole
-    assert not read
-
-
-@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "of another"])
-def test_a_damaged_progress_file_begins_anew(house, monkeypatch, read, damage):
-    whole = house.prepare()
-    forgotten(house)
-    killed(house, monkeypatch, after=3)
-    path = part_of(house.folder) / PROGRESS
-    data = bytearray(path.read_bytes())
-    if damage == "flipped":
-        data[-20] ^= 1
-    elif damage == "of another":
-        data = data.replace(b'"fingerprint": "', b'"fingerprint": "0')
-    path.write_bytes({"cut": data[:-1], "empty": b""}.get(damage, data))
-    read.clear()
-    assert house.prepare() == whole
-    assert len(read) == SLICES
-
-
-def test_a_flipped_bit_in_the_kept_pixels_is_found(house, monkeypatch, read):
-    whole = house.prepare()
-    forgotten(house)
-    killed(house, monkeypatch, after=4)
-    path = part_of(house.folder) / "hu.npy"
-    data = bytearray(path.read_bytes())
-    data[128 + 512 * 4] ^= 1  # ID_12, for ID_11 is not there
-    path.write_bytes(data)
-    read.clear()
-    assert house.prepare() == whole
-    assert len(read) == SLICES - 3
 
 
 def test_other_settings_and_other_files_begin_anew_and_name_what_is_left(house, monkeypatch, read, capsys):
     whole = house.prepare()
-    forgotten(house)
+    house.forget()
     killed(house, monkeypatch, after=3)
-    left = part_of(house.folder)
+    left = house.folder
     capsys.readouterr()
     read.clear()
     house.prepare("image.crop=none")
     assert len(read) == SLICES
-    assert f"prepare: {left} is left of another killed prepare" in capsys.readouterr().out
+    assert f"prepare: {left} was left by a killed prepare" in capsys.readouterr().out
     read.clear()
     os.utime(house.raw / "stage_2_train" / "ID_00.dcm", ns=(1, 1))
     assert house.prepare() == whole
     assert len(read) == SLICES
-    assert house.cached() == [left.name]
+    assert cache.notes(left)
+    assert not cache.notes(house.folder)
 
 
-def test_a_header_that_cannot_be_read_this_time_begins_anew(house, monkeypatch, read):
+def test_a_header_that_cannot_be_read_this_time_makes_its_shard_again(house, monkeypatch, read):
     whole = house.prepare()
-    forgotten(house)
+    house.forget()
     with monkeypatch.context() as patch:
-        broken, real = house.raw / "stage_2_train" / "ID_02.dcm", cache.read_header
+        broken, real = house.raw / "stage_2_train" / "ID_02.dcm", dicom.geometry
 
-        def header(path, values):
+        def geometry(path):
             if path == broken:
                 raise dicom.Unreadable(dicom.Reason.UNREADABLE)
-            return real(path, values)
+            return real(path)
 
-        patch.setattr(cache, "read_header", header)
+        patch.setattr(dicom, "geometry", geometry)
         killed(house, monkeypatch, after=3)
     read.clear()
     assert house.prepare() == whole
-    assert len(read) == SLICES
+    assert len(read) == SLICES - sum(SHARDS[1:3])
 
 
-def test_force_begins_anew_and_its_leftovers_are_named(house, monkeypatch, read, capsys):
+def test_force_begins_anew(house, monkeypatch, read):
     whole = house.prepare()
     killed(house, monkeypatch, after=3, force=True)
-    capsys.readouterr()
-    assert house.prepare() == whole
-    assert "is left of another killed prepare" in capsys.readouterr().out
     read.clear()
     assert house.prepare(force=True) == whole
     assert len(read) == SLICES
-    assert not house.cached()
 
 
 def test_on_a_full_disk_it_ends_in_one_line_and_goes_on_later(house, monkeypatch, read):
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    real, left = cache.resize_all, 4
+
+    def full(*arguments):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(*arguments)
 
     whole = house.prepare()
-    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"No space left.*GB are needed.*make room"):
-        patch.setattr(os, "posix_fallocate", full)
-        prepare.run(house.plan(), force=True)
-    assert not house.cached()  # and the place is free again
-    assert house.prepare() == whole
-    forgotten(house)
-    killed(house, monkeypatch, after=3)
-    with monkeypatch.context() as patch, pytest.raises(UserError):
-        patch.setattr(os, "posix_fallocate", full)
+    house.forget()
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"hu-0000\d.npy: No space left.*make room"):
+        patch.setattr(cache, "resize_all", full)
         prepare.run(house.plan())
+    done = len(cache.notes(house.folder))
+    assert 0 < done < len(SHARDS)
+    assert len(list(house.folder.iterdir())) == 2 * done  # nothing of the unfinished shard takes space
     read.clear()
     assert house.prepare() == whole
-    assert len(read) == SLICES - 10
+    assert len(read) == SLICES - sum(SHARDS[:done])

@@ -64,13 +64,9 @@ def test_columns_of_any_numeric_type_are_read(tmp_path):
     plain = tuned(tmp_path, table)
     other = table.astype({"epidural": bool, "any": "Int64", "fold": str})
     assert tuned(tmp_path, other)["thresholds"] == plain["thresholds"]
+    assert tuned(tmp_path, table.set_index(["patient_id", "fold"])) == plain, "columns that pandas wrote as the index"
     narrow = tuned(tmp_path, table.astype({"prob_any": "float32", "prob_epidural": "float32"}))
     assert narrow["score"] == pytest.approx(plain["score"])
-
-
-def test_columns_that_pandas_wrote_as_the_index_are_read(tmp_path):
-    table = brought()
-    assert tuned(tmp_path, table.set_index(["patient_id", "fold"])) == tuned(tmp_path, table)
 
 
 def test_patients_named_by_numbers_and_by_words_are_read_however_long_the_table_is(tmp_path):
@@ -78,13 +74,6 @@ def test_patients_named_by_numbers_and_by_words_are_read_however_long_the_table_
     table = pd.DataFrame({"any": random.integers(0, 2, 300_000), "prob_any": random.random(300_000).round(2)})
     table["patient_id"] = [str(k // 1000) if k < 200_000 else f"p{k // 1000}" for k in range(len(table))]
     assert tuned(tmp_path, table, "table.csv", trials=1)["patients"] == 300
-
-
-def test_an_archive_that_ends_too_early_is_refused(tmp_path):
-    path = written(tmp_path, pd.concat([brought(seed=seed) for seed in range(20)]), "table.csv.gz")
-    path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(UserError, match="not a readable table"):
-        run_on_table(path, Thresholds(trials=5), None)
 
 
 def test_without_folds_and_patients_there_is_less_and_it_is_said(tmp_path):
@@ -145,14 +134,6 @@ def test_a_table_that_cannot_be_used_is_refused_in_one_line(tmp_path, table, mes
     assert "table.csv" in str(refused.value)
 
 
-def test_a_column_that_stands_twice_is_refused(tmp_path):
-    path = written(tmp_path, brought(), "table.csv")
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([f"{lines[0]},any", *(f"{line},0" for line in lines[1:])]))
-    with pytest.raises(UserError, match="column 'any' stands twice"):
-        run_on_table(path, Thresholds(trials=5), None)
-
-
 @pytest.mark.parametrize("content", ["", "no table at all", "\0\1\2"])
 @pytest.mark.parametrize("name", ["table.csv", "table.csv.gz", "table.parquet", "nothing.parquet"])
 def test_a_file_that_is_no_table_is_refused(tmp_path, name, content):
@@ -160,6 +141,20 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, name, content):
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=name):
         run_on_table(tmp_path / name, Thresholds(trials=5), None)
+
+
+def test_cut_archives_duplicate_columns_and_unknown_classes_are_refused(tmp_path):
+    path = written(tmp_path, pd.concat([brought(seed=seed) for seed in range(20)]), "table.csv.gz")
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(UserError, match="not a readable table"):
+        run_on_table(path, Thresholds(trials=5), None)
+    path = written(tmp_path, brought(), "table.csv")
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([f"{header},any", *(f"{line},0" for line in lines)]))
+    with pytest.raises(UserError, match="column 'any' stands twice"):
+        run_on_table(path, Thresholds(trials=5), None)
+    with pytest.raises(UserError, match="there is no class 'epdural'; the classes are epidural, any"):
+        tuned(tmp_path, brought(), min_recall={"epdural": 0.9})
 
 
 def test_patients_of_one_row_each_are_rows_and_many_of_them_fit_into_memory(tmp_path):
@@ -181,12 +176,6 @@ def test_a_shift_is_applied_where_the_predictions_are_sure_of_one(share, applied
     slices = SimpleNamespace(
         table=table, labels=y[:, None], labelled=rows < 2000, test_rows=rows[2000:], classes=["any"], class_weights=[1]
     )
-    plan = SimpleNamespace(recipe=SimpleNamespace(thresholds=Thresholds(metric="f1", prevalence="apply")))
-    found = _prevalence(plan, slices, z[:2000], z[2000:], {"any": 0.4})
+    found = _prevalence(slices, Thresholds(metric="f1", prevalence="apply"), z[:2000], z[2000:], {"any": 0.4})
     assert found["applied"] == applied
     assert (found["classes"]["any"]["threshold"] == 0.4) != applied
-
-
-def test_a_recall_of_an_unknown_class_is_refused(tmp_path):
-    with pytest.raises(UserError, match="there is no class 'epdural'; the classes are epidural, any"):
-        tuned(tmp_path, brought(), min_recall={"epdural": 0.9})

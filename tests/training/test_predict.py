@@ -8,104 +8,66 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ich.training import predict
-from ich.training.predict import predict_study_pictures
+from ich.training.predict import predict
+from tests.training.small import Batch, batches
 
 
-class Batch(NamedTuple):
-    images: Tensor
-    geometry: Tensor
-    lengths: Tensor
-    targets: Tensor | None
-    rows: Tensor
-
-
-def batch(studies: list[list[int]], beyond: float = 0.0) -> Batch:
-    """Studies of slices given by row; a row's picture and geometry say which it is, and padding is `beyond`."""
-    lengths = torch.tensor([len(study) for study in studies])
-    rows = torch.full((len(studies), max(map(len, studies))), -1)
-    for line, study in zip(rows, studies, strict=True):
-        line[: len(study)] = torch.tensor(study)
-    inside = rows >= 0
-    images = rows[inside].to(torch.uint8)[:, None, None, None] * torch.ones(1, 3, 2, 2, dtype=torch.uint8)
-    geometry = torch.where(inside, rows.float() / 8, beyond)[..., None] * torch.ones(2)
-    return Batch(images, geometry, lengths, None, rows)
-
-
-class Fake(nn.Module):
-    """Logits [its row, its row / 8, the mean row of its study]; NaN beyond a study's end."""
-
+class Embedder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.drop, self.scale = nn.Dropout(0.5), nn.Parameter(torch.ones(1))
+        self.drop, self.scale = nn.Dropout(0.5), nn.Parameter(torch.tensor(2.0))
 
-    def forward(self, images: Tensor, geometry: Tensor, lengths: Tensor) -> Tensor:
-        logits = torch.full((*geometry.shape[:2], 3), torch.nan)
-        own = self.drop(images.float().mean(dim=(1, 2, 3)) * self.scale)
-        for k, part in enumerate(own.split(lengths.tolist())):
-            logits[k, : len(part), 0] = part
-            logits[k, : len(part), 1] = geometry[k, : len(part), 0]
-            logits[k, : len(part), 2] = part.mean()
-        return logits
+    def embed(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return self.drop(features), self.scale * features[:, :2]
 
 
-def test_every_real_slice_stands_with_its_row():
-    found = predict_study_pictures(Fake(), [batch([[4, 2, 7], [5]]), batch([[0], [6, 1, 3]])], 8, "fp32")
-    assert {name: value.dtype for name, value in found.items()} == {"rows": np.int64, "logits": np.float32}
-    np.testing.assert_array_equal(found["rows"], [4, 2, 7, 5, 0, 6, 1, 3])
-    np.testing.assert_array_equal(found["logits"][:, 0], found["rows"])  # no dropout, nothing of the padding
-    np.testing.assert_array_equal(found["logits"][:, 1], found["rows"] / 8)
-    np.testing.assert_allclose(found["logits"][:, 2], np.repeat([13 / 3, 5, 0, 10 / 3], [3, 1, 1, 3]), rtol=1e-6)
+def slices(sizes: list[int]) -> list[Batch]:
+    """Slices in a random order; the features are the row number."""
+    rows = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(0))
+    return [Batch(part[:, None] * torch.ones(3), None, part) for part in rows.split(sizes)]
 
 
-class Afterwards:
-    """A column that is fetched later: it says when it was waited for."""
-
-    def __init__(self, values: Tensor, asked: list[int]) -> None:
-        self.values, self.asked = values, asked
-
-    def __call__(self) -> Tensor:
-        self.asked.append(int(self.values[0]))
-        return self.values
-
-
-def test_a_batch_is_waited_for_when_the_next_one_is_under_way(monkeypatch):
-    asked, begun = list[int](), list[list[int]]()
-    monkeypatch.setattr(predict, "fetch", lambda values: Afterwards(values, asked))
-
-    class Rows(nn.Module):
-        def forward(self, images: Tensor, geometry: Tensor, lengths: Tensor) -> Tensor:
-            begun.append(list(asked))
-            return images[None, :, :1, 0, 0].float()
-
-    batches = [batch([[0, 1]]), batch([[2, 3]]), batch([[4, 5]])]
-    found = predict_study_pictures(Rows(), batches, 6, "fp32")
-    np.testing.assert_array_equal(found["logits"][:, 0], range(6))
-    assert begun == [[], [], [0, 0]]  # rows and logits of the first batch, once the second had been begun
+def test_predictions_are_in_the_order_of_their_rows():
+    advanced: list[int] = []
+    found = predict(Embedder(), slices([4, 4, 1]), 9, "fp32", advanced.append)
+    assert {name: value.dtype for name, value in found.items()} == {"logits": np.float32, "embeddings": np.float16}
+    np.testing.assert_array_equal(found["logits"], 2 * np.arange(9)[:, None] * np.ones(2))
+    np.testing.assert_array_equal(found["embeddings"], np.arange(9)[:, None] * np.ones(3))  # no dropout
+    assert advanced == [4, 4, 1]
+    assert predict(nn.Linear(3, 2), slices([5]), 5, "fp32").keys() == {"logits"}
+    assert predict(Embedder(), [], 0) == {}
 
 
-@pytest.mark.parametrize("announced", [3, 5])
-def test_too_many_or_too_few_slices_are_refused(announced):
-    with pytest.raises(ValueError, match=f"the {announced}"):
-        predict_study_pictures(Fake(), [batch([[0, 1, 2], [3]])], announced, "fp32")
+@pytest.mark.parametrize(("n", "message"), [(31, "more than 31 slices"), (33, "hold 32 slices, not 33")])
+def test_too_many_or_too_few_slices_are_refused(n, message):
+    with pytest.raises(ValueError, match=message):
+        predict(nn.Linear(4, 2), batches(0), n)
 
 
-@st.composite
-def shared_out(draw):
-    """The rows 0..n-1 in a random order, cut into studies, these into batches."""
-    lengths = draw(st.lists(st.integers(1, 6), min_size=1, max_size=8))
-    rows = iter(draw(st.permutations(range(sum(lengths)))))
-    studies = [[next(rows) for _ in range(length)] for length in lengths]
-    ends = draw(st.sets(st.integers(0, len(studies)))) | {0, len(studies)}
-    return [studies[start:end] for start, end in pairwise(sorted(ends))]
+class Padded(NamedTuple):
+    features: Tensor
+    rows: Tensor
+
+    @property
+    def inputs(self) -> tuple[Tensor]:
+        return (self.features,)
+
+    def real(self, values: Tensor) -> Tensor:
+        return values[self.rows >= 0]
+
+    @property
+    def real_rows(self) -> Tensor:
+        return self.rows[self.rows >= 0]
 
 
-@settings(max_examples=50)
-@given(shared_out(), st.sampled_from([0.0, -9.0, float("nan")]))
-def test_batches_and_padding_never_change_a_study(batches, beyond):
-    n = sum(len(study) for studies in batches for study in studies)
-    found = predict_study_pictures(Fake(), [batch(studies, beyond) for studies in batches], n, "fp32")
-    alone = predict_study_pictures(Fake(), [batch([study]) for studies in batches for study in studies], n, "fp32")
-    assert sorted(found["rows"]) == list(range(n))
-    np.testing.assert_array_equal(found["rows"], alone["rows"])
-    np.testing.assert_array_equal(found["logits"], alone["logits"])
+@settings(max_examples=25)
+@given(st.permutations(range(12)), st.sets(st.integers(1, 11)), st.sampled_from([-9.0, float("nan")]))
+def test_batches_and_padding_never_change_a_row(order, ends, beyond):
+    network, divided = nn.Linear(1, 1), []
+    for start, end in pairwise([0, *sorted(ends), 12]):
+        studies = torch.tensor(order[start:end]).tensor_split(2)  # the first may be one slice longer
+        rows = nn.utils.rnn.pad_sequence([*studies, torch.full((7,), -1)], batch_first=True, padding_value=-1)
+        divided.append(Padded(torch.where(rows < 0, beyond, rows.float())[..., None], rows))
+    found = predict(network, divided, 12, "fp32")["logits"]
+    expected = network(torch.arange(12.0)[:, None]).detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

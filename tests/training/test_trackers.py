@@ -1,9 +1,7 @@
-"""Training curves in TensorBoard and other trackers: as history.csv has them, and whatever happens to the tracker."""
+"""Training curves in TensorBoard and other trackers: the rows of the history, whatever happens to the tracker."""
 
-import csv
 import importlib.util
-from collections.abc import Iterator
-from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +10,30 @@ import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.util.tensor_util import make_ndarray
+from torch import nn
 
-from conftest import RECIPE, House
 from ich import console
-from ich.cli import app
-from ich.recipe import RecipeError, load
 from ich.recipe.types import TRACKERS
-from ich.stages.member import Checkpoint
 from ich.training import trackers
-from ich.training.device import default_device
+from ich.training.fit import fit
+from ich.training.run import Run, Trackers
+from tests.training.small import SETTINGS, Killed, Loader, killed_in, loss_of
 
 ROWS = [{"epoch": k, "learning_rate": 0.1 / (k + 1), "loss": 1.0 - 0.25 * k} for k in range(3)]
-SETTINGS = {"epochs": 3, "loss": {"name": "bce"}, "kwargs": [1, 2], "ema": None}
+HYPERPARAMETERS = {"epochs": 3, "loss": {"name": "bce"}, "kwargs": [1, 2], "ema_decay": None}
 
 
 @pytest.fixture(autouse=True)
-def _state():
-    default_device()
+def _nothing_warned_yet():
+    console._here.warned.clear()
     yield
     console._here.warned.clear()
 
 
 def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every scalar of all event files of a run, as they are in the files: nothing is left out for being there twice."""
+    """Every scalar of all event files of a run, duplicates too."""
     found: dict[str, list[tuple[int, float]]] = {}
-    for path in sorted(folder.glob("events.*")):
+    for path in sorted((folder / "tensorboard/net/fold0").glob("events.*")):
         for event in EventFileLoader(str(path)).Load():
             for value in event.summary.value:
                 if (value.HasField("tensor") and value.tensor.float_val) or value.tensor.tensor_content:
@@ -44,8 +41,9 @@ def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def curve(history: list[dict[str, Any]], key: str) -> list[tuple[int, Any]]:
-    return [(int(row["epoch"]), pytest.approx(float(row[key]), rel=1e-6)) for row in history]
+def curves(history: list[dict[str, Any]]) -> dict[str, list[tuple[int, Any]]]:
+    keys = [key for key in history[0] if key != "epoch"]
+    return {key: [(int(row["epoch"]), pytest.approx(row[key], rel=1e-6)) for row in history] for key in keys}
 
 
 class Fake:
@@ -78,158 +76,70 @@ class Fake:
 
 
 @pytest.fixture
-def fake(monkeypatch) -> Iterator[type[Fake]]:
-    """Weights & Biases, as far as anybody can tell."""
+def fake(monkeypatch) -> type[Fake]:
+    """Stands for Weights & Biases."""
     real = importlib.util.find_spec
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", Fake)
     monkeypatch.setattr(trackers, "find_spec", lambda name: True if name == "wandb" else real(name))
-    Fake.fails, Fake.calls = None, []
-    yield Fake
-    Fake.fails, Fake.calls = None, []
+    monkeypatch.setattr(Fake, "fails", None)
+    monkeypatch.setattr(Fake, "calls", [])
+    return Fake
 
 
-def follow(folder: Path, names: list[str], *histories: list[dict[str, Any]]) -> list[str]:
-    """Send these histories, one after each epoch; the warnings."""
-    said: list[str] = []
-    with trackers.Curves(names, folder, "demo", "net/fold0", SETTINGS, said.append) as sent:
+def send(folder: Path, names: list[str], *histories: list[dict[str, Any]]) -> None:
+    settings = Trackers(tuple(names), folder, "demo", "net/fold0", HYPERPARAMETERS)
+    with trackers.Curves(settings) as sent:
         for history in histories:
-            sent(history)
-    return said
-
-
-# ---- what is sent
+            sent.log(history)
 
 
 def test_the_names_are_those_that_accelerate_knows():
     assert sorted(TRACKERS) == sorted(LOGGER_TYPE_TO_CLASS)
 
 
-def test_tensorboard_reads_the_history_back(tmp_path):
-    assert follow(tmp_path, ["tensorboard"], ROWS[:1], ROWS[:2], ROWS) == []
-    folder = tmp_path / "tensorboard/net/fold0"
-    found = points(folder)
-    assert found == {key: curve(ROWS, key) for key in ("learning_rate", "loss")}
-    [settings] = folder.glob("*/hparams.yml")
-    assert "loss.name: bce" in settings.read_text()
-
-
-def test_training_that_goes_on_continues_its_curve(tmp_path):
-    follow(tmp_path, ["tensorboard"], ROWS[:1], ROWS[:2])
-    follow(tmp_path, ["tensorboard"], ROWS)
-    folder = tmp_path / "tensorboard/net/fold0"
-    assert points(folder)["loss"] == curve(ROWS, "loss")
-    assert len(list(folder.glob("*/hparams.yml"))) == 1
-
-
 def test_a_service_gets_the_settings_once_and_each_epoch_once(tmp_path, fake):
     random = torch.get_rng_state()
-    assert follow(tmp_path, ["wandb"], ROWS[:2], ROWS, ROWS) == []
-    assert torch.equal(torch.get_rng_state(), random), "training draws what it would have drawn"
-    plain = {"epochs": 3, "loss.name": "bce", "kwargs": "[1, 2]", "ema": "None"}
+    send(tmp_path, ["wandb"], ROWS[:2], ROWS, ROWS)
+    assert torch.equal(torch.get_rng_state(), random), "the training draws the same random numbers"
+    plain = {"epochs": 3, "loss.name": "bce", "kwargs": "[1, 2]", "ema_decay": "None"}
     folder = str(tmp_path / "wandb")
     sent = [("log", (row["epoch"], {"learning_rate": row["learning_rate"], "loss": row["loss"]})) for row in ROWS]
     began = [("init", ("demo", {"name": "net/fold0", "dir": folder})), ("start", None), ("settings", plain)]
     assert fake.calls == [*began, *sent, ("finish", None)]
 
 
-# ---- what fails
-
-
-@pytest.mark.parametrize("where", ["init", "start", "settings", "log", "finish"])
-def test_a_tracker_that_fails_is_given_up_with_one_warning_and_the_others_go_on(tmp_path, fake, where):
-    fake.fails = where
-    said = follow(tmp_path, ["wandb", "tensorboard"], ROWS[:1], ROWS)
-    why = "SystemExit: 3" if where == "finish" else f"OSError: no {where} at all"
-    assert said == [f"tracker wandb: {why}; training goes on without it"]
-    assert points(tmp_path / "tensorboard/net/fold0")["loss"] == curve(ROWS, "loss")
-
-
-def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path):
+def test_a_tracker_that_is_not_installed_or_cannot_write_is_a_warning(tmp_path, monkeypatch, capsys):
     (tmp_path / "tensorboard").write_text("in the way")
-    [said] = follow(tmp_path, ["tensorboard"], ROWS)
-    assert said.startswith("tracker tensorboard: FileExistsError: ")
-
-
-def test_a_tracker_that_is_not_installed_says_what_to_install(tmp_path, monkeypatch):
+    send(tmp_path, ["tensorboard"], ROWS)
+    assert capsys.readouterr().out.startswith("warning: tracker tensorboard: FileExistsError: ")
     monkeypatch.setattr(trackers, "find_spec", lambda _: None)
-    said = follow(tmp_path, ["mlflow"], ROWS[:1], ROWS)
-    assert said == ["tracker mlflow: not installed (pip install mlflow); training goes on without it"]
+    send(tmp_path, ["mlflow"], ROWS[:1], ROWS)
+    assert capsys.readouterr().out.startswith("warning: tracker mlflow: not installed (pip install mlflow)")
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ("compute.trackers=[tensorbord]", "compute.trackers: no tracker 'tensorbord': did you mean tensorboard?"),
-        ("compute.trackers=[wandb,wandb]", "compute.trackers: 'wandb' stands twice"),
-        ("cnn.trackers={backbone: resnet10t, epochs: 1}", "member name 'trackers': use .* not blend or trackers"),
-    ],
-)
-def test_the_recipe_is_refused(change, says):
-    with pytest.raises(RecipeError, match=says):
-        load(Path(__file__).parents[2] / RECIPE, [change])
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 2))
 
 
-# ---- with a fold
+@pytest.mark.parametrize("fails", [None, "init", "start", "settings", "log", "finish"])
+def test_a_tracker_that_fails_is_dropped_with_one_warning_and_changes_nothing(fake, fails, tmp_path, capsys):
+    plain, tracked, fake.fails = network(), network(), fails
+    settings = Trackers(("wandb", "tensorboard"), tmp_path, "demo", "net/fold0", HYPERPARAMETERS)
+    history = fit(plain, Loader(), loss_of, SETTINGS, Run("net fold 0"))
+    assert fit(tracked, Loader(), loss_of, SETTINGS, Run("net fold 0", trackers=settings)) == history
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    reason = "SystemExit: 3" if fails == "finish" else f"OSError: no {fails} at all"
+    assert warnings == [f"warning: tracker wandb: {reason}; training continues without it"] * bool(fails)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), tracked.parameters(), strict=True))
+    assert points(tmp_path) == curves(history)
 
 
-FOLD = ("cnn", RECIPE, "--model", "resnet", "--fold", "1", "--force")
-TRACKED = ("--set", "compute.trackers=[wandb, tensorboard]")
-
-
-def made(house: House) -> dict[str, str]:
-    """Hashes of all that a fold leaves, but its record, which holds the time."""
-    files = {path: content for path, (_, content) in house.files().items()}
-    return {
-        path: files[path] for path in files if "/resnet/" in path and "/trackers/" not in path and "run." not in path
-    }
-
-
-@pytest.fixture
-def inside(house: House, monkeypatch) -> Iterator[House]:
-    monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
-    monkeypatch.setattr("ich.pipeline.plan.Plan.cores", 1)
-    with chdir(house.root):
-        yield house
-
-
-def history(house: House) -> list[dict[str, Any]]:
-    with (house.root / "oof/tiny/resnet/fold1/history.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-@pytest.mark.parametrize("fails", [None, "start", "log", "finish"])
-def test_a_fold_leaves_the_same_bytes_whatever_its_trackers_do(inside, fake, fails, capfd):
-    before, fake.fails = made(inside), fails
-    app([*FOLD, *TRACKED, "--quiet"], standalone_mode=False)
-    assert made(inside) == before
-    said = capfd.readouterr().out
-    assert said.count("\n") == said.count("warning: tracker wandb: ") == (fails is not None)
-    found = points(inside.root / "oof/tiny/trackers/tensorboard/resnet/fold1")
-    rows = history(inside)
-    assert found == {key: curve(rows, key) for key in rows[0] if key != "epoch"}
-    app(["cnn", RECIPE, "--quiet"], standalone_mode=False)
-    assert capfd.readouterr().out == "", "without trackers the fold is done, too"
-
-
-class Killed(BaseException):
-    """What nobody catches."""
-
-
-def test_a_killed_fold_goes_on_with_its_curve(inside, monkeypatch, capfd):
-    before, save = made(inside), Checkpoint.save
-    (inside.root / "oof/tiny/resnet/fold1/run.json").unlink()
-
-    def killed(self: Checkpoint, state: dict[str, Any]) -> None:
-        save(self, state)
-        if len(state.get("history", ())) == 2:
-            raise Killed
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Checkpoint, "save", killed)
-        app([*FOLD[:-1], *TRACKED], standalone_mode=False)
-    folder = inside.root / "oof/tiny/trackers/tensorboard/resnet/fold1"
-    assert [step for step, _ in points(folder)["loss"]] == [0], "the state was saved, and the curve was not"
-    app([*FOLD[:-1], *TRACKED], standalone_mode=False)
-    assert points(folder)["loss"] == curve(history(inside), "loss")
-    assert made(inside) == before
-    assert capfd.readouterr().out.count("tracker wandb: not installed") == 1
+def test_a_killed_fit_continues_its_curve(tmp_path):
+    settings = Trackers(("tensorboard",), tmp_path, "demo", "net/fold0", HYPERPARAMETERS)
+    run = replace(Run("net fold 0", trackers=settings), folder=tmp_path)
+    with pytest.raises(Killed):
+        fit(network(), killed_in(2), loss_of, SETTINGS, run)
+    assert [step for step, _ in points(tmp_path)["loss"]] == [0, 1]
+    history = fit(network(), Loader(), loss_of, SETTINGS, run)
+    assert points(tmp_path) == curves(history)

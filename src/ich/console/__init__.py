@@ -1,57 +1,51 @@
-"""What the stages say: lines, tables, and how far long work is. Bars on a terminal, plain lines in a file.
+"""Console output: lines, tables and progress. Bars on a terminal, plain lines in a file.
 
-`quiet` keeps back everything but warnings and what was asked for; `verbose` adds what is decided and why. What is said
-in a process that was started by `ich.processes` is printed by the one that started it.
+Level `quiet` prints only warnings and what the command is for. `verbose` also prints what is decided and why. Worker
+processes (`ich.processes`) send their output to the parent process, which alone prints.
 """
 
+import json
 import os
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Literal
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from typing import Any, Literal
 
-from ich.console import work as working
-from ich.console.bars import Bars
-from ich.console.relay import PATIENCE, Ear, Message, Mouth
-from ich.console.work import Whole, Work, duration
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
+from ich.console.estimate import Estimate, Overall, duration
 
-__all__ = ["Level", "Work", "detail", "duration", "progress", "say", "table", "warn", "whole"]
+__all__ = ["Level", "Work", "detail", "duration", "left_in_all", "progress", "say", "table", "visible", "warn", "whole"]
 
 Level = Literal["quiet", "normal", "verbose"]
-BRIEF = 0.5  # seconds that a part has lasted before it is shown
-BETWEEN_MESSAGES = 0.2  # seconds
+BRIEF = 0.5  # seconds after which an inner operation is shown
+LIVE_EVERY = 0.1  # seconds between two updates of a bar
+LONGEST = 1 << 16  # bytes of a message
 SHOW_CURSOR = b"\x1b[?25h"
 CONTROL = {i: f"\\x{i:02x}" for i in (*range(32), *range(127, 160)) if i != ord("\n")}
 
 
-def between_lines(elapsed: float, *, all_parts: bool = False) -> float:
-    """Seconds between two lines of one work in a file: the longer it takes, the fewer."""
-    return min(300.0, max(60.0 if all_parts else 15.0, elapsed / 40))
+class _Here:
+    """Console state of this process."""
+
+    def __init__(self) -> None:
+        self.level: Level = "normal"
+        self.lock = threading.RLock()
+        self.warned: set[str] = set()
+        self.overall: Overall | None = None
+        self.shown: dict[str, float] = {}  # when each running operation was last shown
+        self.bars: Progress | None = None
+        self.tasks: dict[str, TaskID] = {}
+        self.parent: socket.socket | None = None  # in a worker
+        self.workers: tuple[socket.socket, socket.socket] | None = None  # in the parent: receiver, sender
 
 
-@dataclass
-class _State:
-    """Of this process."""
-
-    level: Level = "normal"
-    lock: threading.RLock = field(default_factory=threading.RLock)
-    bars: Bars | None = None
-    works: dict[str, float] = field(default_factory=dict)
-    """The works that are shown, and when the last line was said of each."""
-    whole: Whole | None = None
-    ear: Ear | None = None
-    mouth: Mouth | None = None
-    of_others: set[str] = field(default_factory=set)
-    """The works of other processes."""
-    warned: set[str] = field(default_factory=set)
-
-
-_here = _State()
+_here = _Here()
 
 
 # ---- lines
@@ -62,33 +56,34 @@ def set_level(level: Level) -> None:
 
 
 def visible(text: str) -> str:
-    """The text without control characters, which a file name or an id may hold: as \\x1b."""
+    """Escape control characters, such as those in file names or ids."""
     return text.encode("utf-8", "backslashreplace").decode().translate(CONTROL)
 
 
 def say(text: str, *, asked: bool = False) -> None:
-    """What happens. asked: it is what the command is for, so that `quiet` keeps it too."""
+    """Print a line. asked: it is what the command is for, so print it at level `quiet` too."""
     if asked or _here.level != "quiet":
-        _print(visible(text))
+        _print(text)
 
 
 def warn(text: str, *, once: bool = False) -> None:
-    """What the user should know, whatever the level. once: however often it is said, also by other processes."""
-    if once and _here.mouth is not None and _here.mouth.send("warn", text, patience=PATIENCE):
+    """Print a warning at any level. once: only the first time, over all processes."""
+    if once and _send("warn", text):
         return
     if not once or text not in _here.warned:
-        _print(f"warning: {visible(text)}")
-    _here.warned |= {text} if once else set()
+        _print(f"warning: {text}")
+    if once:
+        _here.warned.add(text)
 
 
 def detail(text: str) -> None:
-    """What is decided, and why."""
+    """Print what is decided and why, at level `verbose`."""
     if _here.level == "verbose":
-        _print(visible(text))
+        _print(text)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", *, asked: bool = False) -> None:
-    """Print a table; every column but the first is aligned to the right if its cells are numbers. asked: as of say."""
+    """Print a table; columns of numbers are aligned to the right. asked: see `say`."""
     widths = [max(len(str(row[i])) for row in [columns, *rows]) for i in range(len(columns))]
     numeric = [all(_is_number(row[i]) for row in rows) for i in range(len(columns))]
     if title:
@@ -103,111 +98,128 @@ def _is_number(cell: str) -> bool:
 
 
 def _print(text: str) -> None:
-    if _here.mouth is not None and _here.mouth.send("say", text, patience=PATIENCE):
+    text = visible(text)
+    if _send("say", text):
         return
     with _here.lock:
         if _here.bars is None:
-            print(f"{text}\n", end="", flush=True)  # written as a whole
+            print(f"{text}\n", end="", flush=True)  # one write, which other processes cannot split
         else:
-            _here.bars.say(text)
+            _here.bars.console.print(text, soft_wrap=True)
 
 
-# ---- long work
+# ---- progress
 
 
-class _Told(Work):
-    """Work of this process."""
+class Work(Estimate):
+    """An operation of this process. Call it with the number of items finished since the last call."""
 
-    sent = 0.0
+    def __call__(self, count: int) -> None:
+        self.at(int(self.done) + count)
 
-    def changed(self) -> None:
-        if _here.mouth is None:
-            _show(self)
-        elif _here.level != "quiet" and working.clock() - self.sent >= BETWEEN_MESSAGES:
-            self.sent = working.clock()
-            _here.mouth.send("work", asdict(self))
+    def at(self, done: int, note: str | None = None) -> None:
+        """Set the number of finished items, and a note to show beside it."""
+        self.done = min(done, self.total)
+        self.note = self.note if note is None else note
+        _show(self)
+
+    def begin(self, done: int) -> None:
+        """Start now, with items that were finished in an earlier run."""
+        self.first, self.done, self.started = done, done, time.monotonic()
 
 
 @contextmanager
 def progress(what: str, total: int, unit: str = "slices", *, inner: bool = False) -> Iterator[Work]:
-    """Yield what is to be called with how many more are done.
+    """Show the progress of an operation.
 
-    inner: a part of something else, which says itself when it ends; it is shown once it has lasted for a moment.
+    inner: part of another operation, which reports its own end. It is shown only if it takes a moment.
     """
-    work = _Told(what, total, unit, inner)
-    work.changed()
+    work = Work(what, total, unit, inner)
+    _show(work)
     try:
         yield work
-    except BaseException:
+    finally:
         _end(what)
-        raise
-    _end(what)
     if total and not inner:
         say(work.closing())
 
 
 @contextmanager
-def whole(what: str, parts: Sequence[str], at_once: int) -> Iterator[Callable[[str], None]]:
-    """Show how far all parts are together, each a work of that name; yield what is called with each that is finished.
+def whole(what: str, parts: Sequence[str]) -> Iterator[Callable[[str], None]]:
+    """Show the progress of all parts together. Yields a function to call with the name of each finished part.
 
-    at_once: how many of them are worked on side by side.
+    The progress of a running part is that of the operation of the same name, in whatever process.
     """
-    _here.whole = made = Whole(what, parts, at_once)
+    overall = Overall(what, parts)
 
     def finished(part: str) -> None:
         with _here.lock:
-            made.finished(part)
-            _show(made)
+            overall.finish(part)
+            _show(overall)
 
-    _show(made)
+    _here.overall = overall
+    _show(overall)
     try:
         yield finished
     finally:
-        _here.whole = None
+        _here.overall = None
         _end(what)
 
 
-def begin(part: str) -> None:
-    """A part of what is whole is begun."""
-    if _here.mouth is not None:
-        _here.mouth.send("begin", part)
-    elif _here.whole is not None:
-        _here.whole.begun(part)
-
-
 def left_in_all() -> str:
-    """`, 25 min left in all`, where something whole is under way and it is known."""
-    return _here.whole.pace() if _here.whole is not None and _here.whole.done < _here.whole.total else ""
+    """Return `, 25 min left in all` while the parts of a `whole` are running, if known."""
+    overall = _here.overall
+    return overall.pace() if overall is not None and len(overall.finished) < overall.total else ""
 
 
-def _show(work: Work) -> None:
+def _show(work: Estimate) -> None:
+    """Draw a bar on a terminal; print a line in a file, the fewer the longer it takes; send it to the parent if any."""
     with _here.lock:
-        if _here.whole is not None and work is not _here.whole:
-            _here.whole.heard(work)
-            _show(_here.whole)
-        now = working.clock()
-        alone = isinstance(work, Whole) and work.total < 2
-        if _here.level == "quiet" or alone or (work.inner and now - work.started < BRIEF):
+        if _here.overall is not None and work is not _here.overall:
+            _here.overall.update(work)
+            _show(_here.overall)
+        now, of_all = time.monotonic(), isinstance(work, Overall)
+        if _here.level == "quiet" or (of_all and work.total < 2) or (work.inner and now - work.started < BRIEF):
             return
-        said = _here.works.setdefault(work.what, work.started)
-        if _terminal():
-            _here.bars = _here.bars or Bars()
-            _here.bars.show(work)
-        elif now - said >= between_lines(now - work.started, all_parts=isinstance(work, Whole)):
-            _here.works[work.what] = now
-            _print(work.line())
+        live = _here.parent is not None or _terminal()
+        pause = LIVE_EVERY if live else min(300.0, max(60.0 if of_all else 15.0, (now - work.started) / 40))
+        if now - _here.shown.get(work.what, 0.0 if live else work.started) < pause:
+            return
+        _here.shown[work.what] = now
+        if _here.parent is not None:
+            _send("work", asdict(work))
+        elif live:
+            _draw(work)
+        else:
+            _print(f"{'  ' if work.inner else ''}{work.what}: {work.state()}")
+
+
+def _draw(work: Estimate) -> None:
+    if _here.bars is None:
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[state]}", markup=False),
+        )
+        console = Console(markup=False, emoji=False, highlight=False)
+        # No refresh thread: a process that is forked while it draws would inherit its locks.
+        _here.bars = Progress(*columns, console=console, auto_refresh=False, transient=True, expand=True)
+        _here.bars.start()
+    if work.what not in _here.tasks:
+        _here.tasks[work.what] = _here.bars.add_task(visible(work.what), total=1.0, state="")
+    task = _here.tasks[work.what]
+    _here.bars.update(task, completed=work.share, state=visible(work.state()), refresh=True)
 
 
 def _end(what: str) -> None:
-    """The work is not shown any more."""
-    if _here.mouth is not None:
-        _here.mouth.send("end", what)
-        return
+    """Show an operation no longer."""
     with _here.lock:
-        _here.works.pop(what, None)
-        if _here.bars is not None:
-            _here.bars.end(what)
-            if not _here.works:
+        if _here.shown.pop(what, None) is not None:
+            _send("end", what)
+        if _here.bars is not None and what in _here.tasks:
+            _here.bars.remove_task(_here.tasks.pop(what))
+            _here.bars.refresh()
+            if not _here.tasks:
                 _here.bars.stop()
                 _here.bars = None
 
@@ -218,54 +230,66 @@ def _terminal() -> bool:
 
 
 def show_cursor() -> None:
-    """Before a sudden end: bars hide the cursor."""
+    """Undo what bars do to the terminal, before a sudden end."""
     if _here.bars is not None:
         os.write(sys.stdout.fileno(), SHOW_CURSOR)
 
 
-# ---- what other processes say
+# ---- workers: datagrams arrive whole or not at all, and without locks, whenever a worker is killed
 
 
-def for_others() -> "tuple[Connection, Level]":
-    """What a process that is started by this one needs for `speak_through`."""
-    if _here.ear is None:
-        _here.ear = Ear(_heard, _here.lock)
-    return _here.ear.writer, _here.level
+def for_workers() -> tuple[socket.socket, Level]:
+    """Return the arguments of `speak_to` for worker processes, and start to print what they send."""
+    if _here.workers is None:
+        _here.workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        threading.Thread(target=_listen, args=_here.workers[:1], name="console", daemon=True).start()
+    return _here.workers[1], _here.level
 
 
-def speak_through(writer: "Connection", level: Level) -> None:
-    """Let what is said in this process be printed by the one that started it."""
-    _here.mouth, _here.level = Mouth(writer), level
+def speak_to(parent: socket.socket, level: Level) -> None:
+    """Send the output of this process to its parent."""
+    _here.parent, _here.level = parent, level
+
+
+def _send(kind: str, content: Any) -> bool:
+    """Send a message to the parent. Returns False if this process is no worker, or if the message cannot be sent."""
+    if _here.parent is None:
+        return False
+    data = json.dumps([kind, content]).encode()
+    if len(data) > LONGEST:
+        return False
+    try:
+        _here.parent.send(data, socket.MSG_DONTWAIT if kind == "work" else 0)
+    except OSError:  # no room, which only progress does not wait for; or the parent has ended
+        return False
+    return True
+
+
+def _listen(receiver: socket.socket) -> None:
+    while True:
+        receiver.recv(1, socket.MSG_PEEK)  # waits for a message, and leaves it to `catch_up`
+        with suppress(Exception):  # such as a closed stdout, which the main thread will find too
+            catch_up()
 
 
 def catch_up() -> None:
-    """Print what others have said until now."""
-    if _here.ear is not None:
-        _here.ear.catch_up()
+    """Print what workers have sent until now."""
+    with _here.lock, suppress(BlockingIOError):
+        while _here.workers is not None:
+            kind, content = json.loads(_here.workers[0].recv(LONGEST, socket.MSG_DONTWAIT))
+            match kind:
+                case "say":
+                    _print(content)
+                case "warn":
+                    warn(content, once=True)
+                case "work":
+                    _show(Estimate(**content))
+                case "end":
+                    _end(content)
 
 
-def others_ended() -> None:
-    """Whatever others were at."""
+def workers_ended() -> None:
+    """Print what workers have sent, and remove their bars. Operations of this process reappear when they go on."""
     catch_up()
-    for what in list(_here.of_others):
+    for what in list(_here.shown):
         _end(what)
-    _here.of_others.clear()
-
-
-def _heard(message: Message) -> None:
-    if _here.mouth is not None:
-        _here.mouth.send(*message)
-        return
-    match message:
-        case ["say", text]:
-            _print(text)
-        case ["warn", text]:
-            warn(text, once=True)
-        case ["begin", part]:
-            begin(part)
-        case ["end", what]:
-            _here.of_others.discard(what)
-            _end(what)
-        case ["work", state]:
-            _here.of_others.add(state["what"])
-            _show(Work(**state))

@@ -6,16 +6,15 @@ A rule takes tables and gives findings (see `ich.data.findings`). Nothing is rep
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
+import numpy as np
 import pandas as pd
 
-from ich.data import cache
 from ich.data import folds as folding
-from ich.data.cache import Quarantined
+from ich.data import rules
 from ich.data.dicom import Reason
-from ich.data.findings import findings
-from ich.data.schemas import broken, fold_schema
-
-SERIES = ["split", "study_id", "series_id"]
+from ich.data.findings import findings, joined
+from ich.data.rules import Fault
+from ich.data.slice_table import SERIES, Quarantined
 
 TILTED = 1.0  # degrees from which a series counts as tilted
 NOT_AXIAL = 45.0
@@ -27,17 +26,22 @@ LONG_GAP = 2.0  # median gaps: a slice may be missing
 # ---- columns and values that do not belong
 
 
-def misfits(table: pd.DataFrame, cases: pd.DataFrame, where: str, *, rows: bool = False) -> pd.DataFrame:
-    """What of `table` breaks its schema; `cases` is `schemas.broken`'s answer.
+def misfits(table: pd.DataFrame, faults: Iterable[Fault], where: str, *, lines: bool = False) -> pd.DataFrame:
+    """The cells of `table` that break a rule of `ich.data.rules`.
 
-    `where` names the table; with `rows` it is a file, whose rows are counted as an editor does.
+    `where` names the table; with `lines` it is a file, whose rows are counted as an editor does.
     """
     key = "image_id" if "image_id" in table else table.columns[0]
-    cells = cases[cases["index"] >= 0]
-    at = cells["index"].to_numpy()
-    names = [where] * (len(cases) - len(at)) + (where + ": " + table[key].iloc[at].astype(str)).tolist()
-    lines = [1] * (len(cases) - len(at)) + (at + 2).tolist()
-    return findings("value_out_of_place", names, cases["told"], lines if rows else "")
+    found = [findings("value_out_of_place", [])]
+    for fault in faults:
+        rows, column, expected = fault
+        if len(rows):
+            names, cells = where + ": " + table[key].iloc[rows].astype(str), table[column].iloc[rows].astype(str)
+            told = column + ": " + cells + "; " + expected
+        else:
+            names, told, rows = [where], [f"{column}: {expected}"], np.array([-1])  # the line of the names
+        found.append(findings("value_out_of_place", names, told, rows + 2 if lines else ""))
+    return joined(*found)
 
 
 # ---- files, labels and what was promised
@@ -46,7 +50,7 @@ def misfits(table: pd.DataFrame, cases: pd.DataFrame, where: str, *, rows: bool 
 def extra_files(present: Iterable[str], known: Iterable[str]) -> pd.DataFrame:
     """Files below the competition's folder that its format does not read.
 
-    Tables, notes and archives beside the folders of pictures are nobody's concern.
+    Tables, notes and archives beside the folders of images are nobody's concern.
     """
 
     def concerns(name: str) -> bool:
@@ -69,7 +73,7 @@ def quarantined(refused: Sequence[Quarantined]) -> pd.DataFrame:
     for rule, split in (("label_without_file", "train"), ("test_image_without_file", "test")):
         names = [q.image_id for q in refused if q.reason == missing and q.split == split]
         parts.append(findings(rule, names))
-    return pd.concat(parts, ignore_index=True)
+    return joined(*parts)
 
 
 def promises(
@@ -88,45 +92,35 @@ def promises(
     ]
     if train.any() and missing[train].any(axis=1).all():
         parts.append(findings("nothing_to_read", ["train"], "not one readable slice has a label"))
-    return pd.concat(parts, ignore_index=True)
+    return joined(*parts)
 
 
 # ---- the same thing twice
 
 
-def duplicate_ids(files: pd.DataFrame) -> pd.DataFrame:
-    """Files [image_id, path] that share an image id."""
-    return _shared("duplicate_id", files, "image_id")
-
-
-def duplicate_pictures(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    """Slices that share SOPInstanceUID or pixels; table: the slice table with instance_uid, digest and blank."""
-    named = table[table["instance_uid"] != ""]
-    shown = table[~table["blank"]]
-    groups = shown.groupby("digest", sort=False)
-    differ = (groups[list(classes)].transform("min") != groups[list(classes)].transform("max")) & shown[
-        list(classes)
-    ].notna()
-    remarks = pd.Series("", index=shown.index)
-    remarks[groups["patient_id"].transform("nunique") > 1] += "; of another patient"
-    remarks[groups["split"].transform("nunique") > 1] += "; in train and test"
-    remarks[differ.any(axis=1)] += "; with other labels"
-    return pd.concat(
-        [
-            _shared("duplicate_uid", named, "instance_uid"),
-            _shared("duplicate_pixels", shown, "digest", remarks),
-            findings("blank_picture", table.loc[table["blank"], "path"]),
-        ],
-        ignore_index=True,
-    )
-
-
-def _shared(rule: str, table: pd.DataFrame, column: str, remarks: pd.Series | None = None) -> pd.DataFrame:
-    """An instance for each row of which `column` was there before; it names the row that it repeats."""
+def duplicates(rule: str, table: pd.DataFrame, column: str, remarks: pd.Series | None = None) -> pd.DataFrame:
+    """Rows whose value of `column` was there before, with the path that they repeat."""
     first = table.groupby(column, sort=False)["path"].transform("first")
     again = table[column].duplicated()
     detail = "the same as " + first + ("" if remarks is None else remarks)
     return findings(rule, table.loc[again, "path"], detail[again])
+
+
+def duplicate_images(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """Slices that share SOPInstanceUID or pixels; table: the slice table with instance_uid, digest and blank."""
+    named = table[table["instance_uid"] != ""]
+    shown = table[~table["blank"]]
+    groups, names = shown.groupby("digest", sort=False), list(classes)
+    differ = (groups[names].transform("min") != groups[names].transform("max")) & shown[names].notna()
+    remarks = pd.Series("", index=shown.index)
+    remarks[groups["patient_id"].transform("nunique") > 1] += "; of another patient"
+    remarks[groups["split"].transform("nunique") > 1] += "; in train and test"
+    remarks[differ.any(axis=1)] += "; with other labels"
+    return joined(
+        duplicates("duplicate_uid", named, "instance_uid"),
+        duplicates("duplicate_pixels", shown, "digest", remarks),
+        findings("blank_picture", table.loc[table["blank"], "path"]),
+    )
 
 
 # ---- patients and classes
@@ -140,12 +134,9 @@ def patients(table: pd.DataFrame, *, left_out: bool) -> pd.DataFrame:
     detail = both["train"].astype(str) + " training studies, " + both["test"].astype(str) + " test studies"
     owners = table.groupby("study_id")["patient_id"].agg(["nunique", "min", "max"])
     owners = owners[owners["nunique"] > 1]
-    return pd.concat(
-        [
-            findings("overlap_left_out" if left_out else "patient_in_train_and_test", both.index, detail),
-            findings("study_of_two_patients", owners.index, owners["min"] + ", " + owners["max"]),
-        ],
-        ignore_index=True,
+    return joined(
+        findings("overlap_left_out" if left_out else "patient_in_train_and_test", both.index, detail),
+        findings("study_of_two_patients", owners.index, owners["min"] + ", " + owners["max"]),
     )
 
 
@@ -160,13 +151,10 @@ def prevalence(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
         f"{slices[c]} of {n} slices ({slices[c] / n:.2%}), {int(studies[c].sum())} of {len(studies)} studies"
         for c in classes
     ]
-    return pd.concat(
-        [
-            findings("class_without_positives", [c for c in classes if slices[c] == 0]),
-            findings("class_without_negatives", [c for c in classes if slices[c] == n]),
-            findings("prevalence", classes, detail),
-        ],
-        ignore_index=True,
+    return joined(
+        findings("class_without_positives", [c for c in classes if slices[c] == 0]),
+        findings("class_without_negatives", [c for c in classes if slices[c] == n]),
+        findings("prevalence", classes, detail),
     )
 
 
@@ -175,26 +163,19 @@ def _labelled(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
 
 
 def folds(assigned: pd.DataFrame, table: pd.DataFrame, classes: Sequence[str], n: int, where: str) -> pd.DataFrame:
-    """The fold table (all columns as text) against its schema and the slices, and prevalence a class and fold."""
-    wrong = broken(assigned, fold_schema(classes, n))
-    if len(wrong):
-        return misfits(assigned, wrong, where, rows=True)
+    """The fold table (all columns as text) against its rules and the slices, and prevalence per class and fold."""
+    if faults := list(rules.fold_cells(assigned, classes, n)):
+        return misfits(assigned, faults, where, lines=True)
     assigned = assigned.astype({"fold": int} | dict.fromkeys(classes, int))
-    labelled = _labelled(table, classes)
-    try:
-        folding.check(assigned, labelled, n)
-    except ValueError as error:
-        return findings("folds", [where], [str(error)])
-    fold = labelled["study_id"].map(assigned.set_index("study_id")["fold"])
-    shares = labelled.groupby(fold)[list(classes)].mean()
+    labelled, key = _labelled(table, classes), rules.fold_key(assigned)
+    if faults := list(rules.folds(assigned, labelled, n)):
+        return findings("folds", [where] * len(faults), [rules.described(one, assigned, key) for one in faults])
+    shares = labelled.groupby(labelled[key].map(assigned.set_index(key)["fold"]))[list(classes)].mean()
     gaps = folding.missing_classes(assigned, list(classes), n)
     told = [", ".join(f"fold {k} {share:.2%}" for k, share in shares[c].items()) for c in classes]
-    return pd.concat(
-        [
-            findings("fold_without_class", [c for _, c in gaps], [f"fold {k} has no positive study" for k, _ in gaps]),
-            findings("fold_prevalence", classes, told),
-        ],
-        ignore_index=True,
+    return joined(
+        findings("fold_without_class", [c for _, c in gaps], [f"fold {k} has no positive study" for k, _ in gaps]),
+        findings("fold_prevalence", classes, told),
     )
 
 
@@ -211,10 +192,7 @@ def lengths(table: pd.DataFrame) -> pd.DataFrame:
         f"{len(sizes)} studies of {sizes.min()} to {sizes.max()} slices, median {sizes.median():g};"
         f" shortest {short}, longest {long}"
     )
-    return pd.concat(
-        [findings("single_slice", sizes.index[sizes == 1]), findings("study_lengths", ["all studies"], detail)],
-        ignore_index=True,
-    )
+    return joined(findings("single_slice", sizes.index[sizes == 1]), findings("study_lengths", ["all studies"], detail))
 
 
 def places(table: pd.DataFrame) -> pd.DataFrame:
@@ -225,7 +203,7 @@ def places(table: pd.DataFrame) -> pd.DataFrame:
     placed = table["position"].notna().groupby(code).all()
     tilt = table["tilt"].groupby(code).agg(["min", "max"])
     step = series["position"].diff().abs().where(code.map(placed))
-    same = step < cache.SAME_PLACE
+    same = step < rules.SAME_PLACE
     gaps = step[~same].groupby(code).agg(["min", "median", "max"])
     long = gaps["max"] > LONG_GAP * gaps["median"] * 0.99  # a hundredth less: positions are rounded
     uneven = ~long & (gaps["max"] - gaps["min"] > IRREGULAR * gaps["median"])
@@ -235,17 +213,14 @@ def places(table: pd.DataFrame) -> pd.DataFrame:
     leaning = ~mixed & ~across & (tilt["max"] > TILTED)
     angle = _rounded(tilt["min"]) + " to " + _rounded(tilt["max"]) + " degrees"
     before = table["image_id"].shift()
-    return pd.concat(
-        [
-            findings("no_position", of[~placed & (code.value_counts(sort=False) > 1)]),
-            findings("duplicate_position", table.loc[same, "path"], "at the place of " + before[same].astype(str)),
-            findings("gap", of[long], spread[long]),
-            findings("irregular_spacing", of[uneven], spread[uneven]),
-            findings("mixed_tilt", of[mixed], angle[mixed]),
-            findings("not_axial", of[across], angle[across]),
-            findings("tilted", of[leaning], angle[leaning]),
-        ],
-        ignore_index=True,
+    return joined(
+        findings("no_position", of[~placed & (code.value_counts(sort=False) > 1)]),
+        findings("duplicate_position", table.loc[same, "path"], "at the place of " + before[same].astype(str)),
+        findings("gap", of[long], spread[long]),
+        findings("irregular_spacing", of[uneven], spread[uneven]),
+        findings("mixed_tilt", of[mixed], angle[mixed]),
+        findings("not_axial", of[across], angle[across]),
+        findings("tilted", of[leaning], angle[leaning]),
     )
 
 
@@ -254,17 +229,14 @@ def _rounded(values: pd.Series) -> pd.Series:
 
 
 def mixtures(table: pd.DataFrame) -> pd.DataFrame:
-    """Studies of several series, or of pictures of several sizes (rows and columns)."""
+    """Studies of several series, or of images of several sizes (rows and columns)."""
     studies = table.groupby(["split", "study_id"], sort=False)
     series = studies["series_id"].nunique()
     size = table["rows"].astype(str) + " x " + table["columns"].astype(str)
     sizes = size.groupby([table["split"], table["study_id"]], sort=False).agg(["nunique", "min", "max"])
     sizes = sizes[sizes["nunique"] > 1]
     series = series[series > 1]
-    return pd.concat(
-        [
-            findings("mixed_series", series.index.get_level_values(1), series.astype(str) + " series"),
-            findings("mixed_sizes", sizes.index.get_level_values(1), sizes["min"] + ", " + sizes["max"]),
-        ],
-        ignore_index=True,
+    return joined(
+        findings("mixed_series", series.index.get_level_values(1), series.astype(str) + " series"),
+        findings("mixed_sizes", sizes.index.get_level_values(1), sizes["min"] + ", " + sizes["max"]),
     )

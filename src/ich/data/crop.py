@@ -10,7 +10,7 @@ from ich.data.units import HU_LOW
 
 AIR = HU_LOW
 BLACK = {"hu": -300, "grey": 10}  # of Raw.values: the highest value that is no tissue
-SMALLEST = 0.02  # share of the picture that a head has at least
+SMALLEST = 0.02  # share of the image that a head has at least
 
 
 class Piece(NamedTuple):
@@ -23,21 +23,21 @@ class Piece(NamedTuple):
     area: int
 
 
-def resized(picture: np.ndarray, box: tuple[int, int, int], size: int, beyond: int = AIR) -> np.ndarray:
+def resized(image: np.ndarray, box: tuple[int, int, int], size: int, beyond: int = AIR) -> np.ndarray:
     """The square `box` (row, column, side) of a slice, `beyond` where it reaches beyond, at size x size by area."""
-    return _resize(_square(picture, box, beyond), size)
+    return _resize(_square(image, box, beyond), size)
 
 
-def resize_all(pictures: Sequence[np.ndarray], box: tuple[int, int, int], beyond: int, into: np.ndarray) -> None:
+def resize_all(slices: Sequence[np.ndarray], box: tuple[int, int, int], beyond: int, into: np.ndarray) -> None:
     """Write slices of one shape, each `resized` to the square `box`, into the rows of `into`, int16 [n, size, size].
 
     By an uneven factor OpenCV takes hardly longer for four channels than for one, and adds up each in the same order:
-    four slices are made the channels of one picture.
+    four slices are made the channels of one image.
     """
     side, size = box[2], into.shape[1]
     together = 4 if side > size and side % size else 1
-    for start in range(0, len(pictures), together):
-        squares = [_square(picture, box, beyond) for picture in pictures[start : start + together]]
+    for start in range(0, len(slices), together):
+        squares = [_square(image, box, beyond) for image in slices[start : start + together]]
         rows = list(into[start : start + together])
         if len(squares) > 1:
             channels = cv2.merge((squares * 2)[:4])
@@ -52,29 +52,24 @@ def _resize(square: np.ndarray, size: int, into: np.ndarray | None = None) -> np
     return cv2.resize(square, (size, size), into, interpolation=method)
 
 
-def _square(picture: np.ndarray, box: tuple[int, int, int], beyond: int) -> np.ndarray:
+def _square(image: np.ndarray, box: tuple[int, int, int], beyond: int) -> np.ndarray:
     row, column, side = box
     top, left = max(row, 0), max(column, 0)
-    inside = picture[top : row + side, left : column + side]
+    inside = image[top : row + side, left : column + side]
     below, right = side - (top - row) - inside.shape[0], side - (left - column) - inside.shape[1]
     if below or right or top > row or left > column:
         return cv2.copyMakeBorder(inside, top - row, below, left - column, right, cv2.BORDER_CONSTANT, value=[beyond])
     return inside
 
 
-def head_box(slices: Sequence[np.ndarray], margin: float = 0.02) -> tuple[int, int, int]:
-    """A square (row, column, side) around the head in all slices of a series, not fooled by head-rest and table.
+def head_piece(image: np.ndarray) -> Piece:
+    """The head in a slice: its largest piece of tissue, on a coarse grid, not fooled by head-rest and table.
 
-    The head is the largest piece of tissue once thin things are worn away: opening with a disc of 5 % of the picture
-    removes the shells of head-rest and table, and where they touch the scalp, cuts them off.
+    Thin things are worn away first: opening with a disc of 5 % of the image removes the shells of head-rest and table,
+    and cuts them off where they touch the scalp.
     """
-    return box_around([head_piece(picture) for picture in slices], slices[0].shape, margin)
-
-
-def head_piece(picture: np.ndarray) -> Piece:
-    """The largest piece of tissue in a slice, on its coarse grid."""
-    step = _step(picture.shape)
-    opened = _worn((picture[::step, ::step] > BLACK["hu"]).view(np.uint8))
+    step = _step(image.shape)
+    opened = _worn((image[::step, ::step] > BLACK["hu"]).view(np.uint8))
     total = cv2.countNonZero(opened)
     if total == 0:
         return Piece(0, 0, 0, 0, 0)
@@ -88,7 +83,7 @@ def head_piece(picture: np.ndarray) -> Piece:
 
 
 def box_around(pieces: Sequence[Piece], shape: tuple[int, ...], margin: float = 0.02) -> tuple[int, int, int]:
-    """`head_box` of slices of this shape, from the piece of each."""
+    """A square (row, column, side) around the head in all slices of a series, from `head_piece` of each."""
     step, (rows, columns) = _step(shape), shape
     most = max(piece.area for piece in pieces)
     if most < max(1, SMALLEST * (rows // step) * (columns // step)):
@@ -100,16 +95,16 @@ def box_around(pieces: Sequence[Piece], shape: tuple[int, ...], margin: float = 
     return (top + below - side) // 2, (left + right - side) // 2, side
 
 
-def edge_box(picture: np.ndarray, black: int) -> tuple[int, int, int]:
+def edge_box(image: np.ndarray, black: int) -> tuple[int, int, int]:
     """A square (row, column, side) around the largest piece of one slice that is above `black`, its black edges aside.
 
-    Rows and columns that are not black would be all of them: the table reaches across the picture and the head-rest
-    stands below the head. So the piece is looked for as in `head_box`, on a coarse grid, and its edges are then read
-    from the pixels. The whole picture where no piece has 2 % of it. (docs/seeds.md, dual path)
+    Rows and columns that are not black would be all of them: the table reaches across the image and the head-rest
+    stands below the head. So the piece is looked for as in `head_piece`, on a coarse grid, and its edges are then read
+    from the pixels. The whole image where no piece has 2 % of it. (docs/seeds.md, dual path)
     """
-    rows, columns = picture.shape
-    step = _step(picture.shape)
-    lit = picture > black
+    rows, columns = image.shape
+    step = _step(image.shape)
+    lit = image > black
     piece = _largest(lit[::step, ::step])
     if piece.sum() < SMALLEST * piece.size:
         return 0, 0, max(rows, columns)

@@ -1,36 +1,38 @@
-"""Slices out of the HU cache as pictures: what the networks that read single slices read."""
+"""Slices of the HU cache as images: the training and prediction data of networks that read single slices."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ich.data.augment import Augment, cutmix_box, drawn, sample_seed
-from ich.data.batches import Batches, cuts
-from ich.data.views import View, render, render_rows
+from ich.data.batches import Batches
+from ich.data.views import Slices, View, render_rows
+
+Augment = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
+"""Changes one image [S, S, C] by a seed; see `ich.data.augment`."""
 
 
 class SliceBatch(NamedTuple):
     images: torch.Tensor
-    """uint8 [B, C, S, S], in channels_last memory; with draws, what `ich.data.on_device` makes such pictures of:
-    int16 [B, m, k, S, S] Hounsfield units of `View.depth` slices, or uint8 [B, m, C, S, S], m of a picture"""
+    """uint8 [B, C, S, S], in channels_last memory"""
     targets: torch.Tensor | None
     """float32 [B, c]"""
     rows: torch.Tensor
     """int64 [B]: row numbers in the HU cache"""
-    draws: torch.Tensor | None = None
-    """float32 [B, m, ...]: how each is to be changed, see `ich.data.augment.drawn`; None: the loader has done it"""
 
-    def pieces(self, parts: int) -> list[tuple["SliceBatch", float]]:
-        """The batch cut into `parts`, or single slices if these are fewer; with each piece its share of the slices."""
-        n = len(self.rows)
-        cut: list[tuple[SliceBatch, float]] = []
-        for k in cuts(n, parts):
-            targets, draws = (None if part is None else part[k] for part in (self.targets, self.draws))
-            cut.append((SliceBatch(self.images[k], targets, self.rows[k], draws), (k.stop - k.start) / n))
-        return cut
+    @property
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        return (self.images,)
+
+    @property
+    def real_rows(self) -> torch.Tensor:
+        return self.rows
+
+    def real(self, values: torch.Tensor) -> torch.Tensor:
+        return values
 
 
 class TwoViewBatch(NamedTuple):
@@ -40,21 +42,35 @@ class TwoViewBatch(NamedTuple):
     """the same slices, changed in another way"""
     rows: torch.Tensor
     """int64 [B]: row numbers in the HU cache"""
+    targets: None = None
+
+    @property
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        return (self.first, self.second)
+
+    @property
+    def real_rows(self) -> torch.Tensor:
+        return self.rows
+
+    def real(self, values: torch.Tensor) -> torch.Tensor:
+        return values
 
 
 class SliceDataset(Batches[SliceBatch]):
-    """Slices of the HU cache as pictures.
+    """Slices of the HU cache as images.
 
-    hu: int16 [N, S, S], usually a memory map. rows: int64 [n], the rows of `hu` this set consists of.
+    hu: int16 [N, S, S], usually a `HuCache`. rows: int64 [n], the rows of `hu` this set consists of.
     neighbours: int64 [N, 3] of `ich.data.views.neighbour_rows`. image_ids: the n ids of `rows`.
-    targets: float32 [n, c] or None. augment: None leaves the pictures as they are.
-    cutmix: alpha of CutMix, 0 for none: a box of every picture shows the same place of another slice of the set, and
+    targets: float32 [n, c] or None. augment: None leaves the images as they are.
+    cutmix: alpha of CutMix, 0 for none: a box of every image shows the same place of another slice of the set, and
     the targets are mixed by the share of the area. (Yun et al., ICCV 2019, arXiv:1905.04899)
     """
 
+    drops_last = True
+
     def __init__(
         self,
-        hu: NDArray[np.int16],
+        hu: Slices,
         rows: NDArray[np.int64],
         neighbours: NDArray[np.int64],
         image_ids: Sequence[str],
@@ -69,118 +85,55 @@ class SliceDataset(Batches[SliceBatch]):
                 f"{len(rows)} rows, {len(image_ids)} image ids and "
                 f"{'no' if targets is None else len(targets)} targets do not belong together"
             )
-        self.hu, self.rows, self.neighbours, self.image_ids = hu, rows, neighbours, image_ids
         if cutmix and (targets is None or len(rows) < 2):
             raise ValueError("CutMix mixes a slice and its targets with another's: it needs targets and two slices")
+        self.hu, self.rows, self.neighbours, self.image_ids = hu, rows, neighbours, image_ids
         self.targets, self.view, self.augment, self.seed = targets, view, augment, seed
         self.cutmix = cutmix
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def on_device(self) -> bool:
-        """Whether pictures are changed after the loader, by the draws that come with them."""
-        return self.augment is not None and self.augment.settings.on == "device"
-
     def __getitems__(self, items: list[tuple[int, int]]) -> SliceBatch:
         chosen = np.array([i for _, i in items])
-        shown = self.pictures(chosen, [sample_seed(self.seed, epoch, self.image_ids[i]) for epoch, i in items])
+        ids = [(epoch, self.image_ids[i]) for epoch, i in items]
+        images = self.images(chosen, [sample_seed(self.seed, *of) for of in ids])
         targets = None if self.targets is None else self.targets[chosen]
-        if self.cutmix and targets is not None:
-            shown = self._mix(shown, targets, items)
-        images, draws = shown.tensors()
+        if self.cutmix and self.targets is not None and targets is not None:
+            seeds = [sample_seed(self.seed, *of, "cutmix") for of in ids]
+            size, n = self.hu.shape[-1], len(self)
+            draws = [cutmix_draw(seed, i, n, size, self.cutmix) for seed, i in zip(seeds, chosen.tolist(), strict=True)]
+            partners = np.array([partner for partner, _ in draws])
+            others = self.images(partners, [sample_seed(self.seed, *of, "partner") for of in ids])
+            for k, (partner, box) in enumerate(draws):
+                paste(images[k], others[k], box)
+                share = covered(box, size)
+                if share:
+                    targets[k] = (1 - share) * targets[k] + share * self.targets[partner]
         return SliceBatch(
-            images=images,
+            images=as_tensor(images),
             targets=None if targets is None else torch.from_numpy(targets),
             rows=torch.from_numpy(self.rows[chosen]),
-            draws=draws,
         )
 
-    def pictures(self, chosen: NDArray[np.integer], seeds: Sequence[int]) -> "Shown":
-        """The slices `chosen` (numbers in this set, [m]), each changed by its own seed, here or later."""
+    def images(self, chosen: NDArray[np.integer], seeds: Sequence[int]) -> NDArray[np.uint8]:
+        """uint8 [m, S, S, C] of the slices `chosen` (numbers in this set, [m]), each changed by its own seed."""
         rows = self.rows[chosen]
         needed = self.neighbours[rows] if self.view.kind == "neighbours" else rows[:, None]
-        if self.on_device:
-            material = np.asarray(self.hu[needed])
-            if self.view.minmax or self.view.clahe:
-                material = np.moveaxis(render(material, self.view), -1, 1)
-            return Shown(material[:, None], self.draws(seeds))
         images = render_rows(self.hu, needed, self.view)
         if self.augment is not None:
             for image, seed in zip(images, seeds, strict=True):
                 image[:] = self.augment(image, seed)
-        return Shown(images, None)
-
-    def draws(self, seeds: Sequence[int]) -> NDArray[np.float32]:
-        """What the augmentation does with each seed, [m, 1, ...]; the slices of a study share one."""
-        if self.augment is None:
-            raise ValueError("there is no augmentation to draw for")
-        drawn_of = {seed: self.augment.draw(self.hu.shape[-1], seed) for seed in seeds}
-        return np.stack([drawn_of[seed] for seed in seeds])[:, None]
-
-    def _mix(self, shown: "Shown", targets: NDArray[np.float32], items: list[tuple[int, int]]) -> "Shown":
-        """CutMix of pictures and, in place, of their targets [B, c]."""
-        size, ids = self.hu.shape[-1], [(epoch, self.image_ids[i]) for epoch, i in items]
-        draws = [
-            cutmix_draw(sample_seed(self.seed, *of, "cutmix"), i, len(self), size, self.cutmix)
-            for of, (_, i) in zip(ids, items, strict=True)
-        ]
-        partners = np.array([partner for partner, _ in draws])
-        others = self.pictures(partners, [sample_seed(self.seed, *of, "partner") for of in ids])
-        for place, (partner, box) in enumerate(draws):
-            share = covered(box, size)
-            if share and self.targets is not None:
-                targets[place] = (1 - share) * targets[place] + share * self.targets[partner]
-        return shown.with_boxes_of(others, [box for _, box in draws])
+        return images
 
 
-Box = tuple[int, int, int, int]
+class TwoViews(Batches[TwoViewBatch]):
+    """Each slice of a data set under two independent changes, for contrastive learning. Targets are not read.
 
-
-class Shown(NamedTuple):
-    """Pictures, changed; or, with draws, what the device makes them of."""
-
-    images: NDArray[Any]
-    """uint8 [m, S, S, C]; with draws as in SliceBatch"""
-    draws: NDArray[np.float32] | None
-
-    def with_boxes_of(self, others: "Shown", boxes: Sequence[Box]) -> "Shown":
-        """These pictures, each with another's in a box of it."""
-        if self.draws is None or others.draws is None:
-            for image, other, (top, bottom, left, right) in zip(self.images, others.images, boxes, strict=True):
-                image[top:bottom, left:right] = other[top:bottom, left:right]
-            return self
-        drawn(self.draws)["box"][:, 0] = boxes
-        pairs = ((self.images, others.images), (self.draws, others.draws))
-        return Shown(*(np.concatenate(pair, axis=1) for pair in pairs))
-
-    def tensors(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Pictures, uint8 [m, C, S, S] in channels_last memory, and None; or as they are."""
-        if self.draws is None:
-            return torch.from_numpy(self.images).permute(0, 3, 1, 2), None
-        return torch.from_numpy(self.images), torch.from_numpy(self.draws)
-
-
-def cutmix_draw(seed: int, i: int, n: int, size: int, alpha: float) -> tuple[int, Box]:
-    """The partner, any of `n` but `i`, and the box of one CutMix."""
-    rng = np.random.default_rng(seed)
-    partner = int(rng.integers(n - 1))
-    return partner + (partner >= i), cutmix_box(size, alpha, rng)
-
-
-def covered(box: Box, size: int) -> float:
-    """The box's share of a picture."""
-    top, bottom, left, right = box
-    return (bottom - top) * (right - left) / size**2
-
-
-class TwoViews(Batches[TwoViewBatch | SliceBatch]):
-    """Each slice of a data set under two independent changes, as contrastive learning wants them.
-
-    Where the device makes the changes, a batch holds each slice once, with two draws. Targets are not read. (SimCLR:
-    Chen et al., ICML 2020, arXiv:2002.05709)
+    (SimCLR: Chen et al., ICML 2020, arXiv:2002.05709)
     """
+
+    drops_last = True
 
     def __init__(self, dataset: SliceDataset) -> None:
         if dataset.augment is None or dataset.cutmix:
@@ -190,11 +143,62 @@ class TwoViews(Batches[TwoViewBatch | SliceBatch]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitems__(self, items: list[tuple[int, int]]) -> TwoViewBatch | SliceBatch:
+    def __getitems__(self, items: list[tuple[int, int]]) -> TwoViewBatch:
         chosen = np.array([i for _, i in items])
-        rows, ids = torch.from_numpy(self.dataset.rows[chosen]), [(e, self.dataset.image_ids[i]) for e, i in items]
-        one, other = ([sample_seed(self.seed, *of, view) for of in ids] for view in ("first", "second"))
-        first, draws = self.dataset.pictures(chosen, one).tensors()
-        if draws is None:
-            return TwoViewBatch(first, self.dataset.pictures(chosen, other).tensors()[0], rows)
-        return SliceBatch(first, None, rows, torch.cat([draws, torch.from_numpy(self.dataset.draws(other))], dim=1))
+        ids = [(epoch, self.dataset.image_ids[i]) for epoch, i in items]
+        first, second = (
+            as_tensor(self.dataset.images(chosen, [sample_seed(self.seed, *of, use) for of in ids]))
+            for use in ("first", "second")
+        )
+        return TwoViewBatch(first, second, torch.from_numpy(self.dataset.rows[chosen]))
+
+
+def as_tensor(images: NDArray[np.uint8]) -> torch.Tensor:
+    """Images [m, S, S, C] as [m, C, S, S] in channels_last memory."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def sample_seed(seed: int, epoch: int, image_id: str, use: str = "") -> int:
+    """Hash (seed, epoch, image_id, use) to an integer of 63 bits, the same on every machine.
+
+    use: tells the draws of one image apart where there are several.
+    """
+    text = f"{seed}/{epoch}/{image_id}/{use}" if use else f"{seed}/{epoch}/{image_id}"
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+# ---- CutMix
+
+Box = tuple[int, int, int, int]
+"""top, bottom, left, right; the ends exclusive"""
+
+
+def cutmix_draw(seed: int, i: int, n: int, size: int, alpha: float) -> tuple[int, Box]:
+    """The partner, any of `n` but `i`, and the box of one CutMix."""
+    rng = np.random.default_rng(seed)
+    partner = int(rng.integers(n - 1))
+    return partner + (partner >= i), cutmix_box(size, alpha, rng)
+
+
+def cutmix_box(size: int, alpha: float, rng: np.random.Generator) -> Box:
+    """A random box of an image of size x size.
+
+    It covers 1 - Beta(alpha, alpha) of the area where it lies inside; the centre is uniform, and what reaches beyond
+    the image is cut off, so the box may also be empty. (Yun et al., ICCV 2019, arXiv:1905.04899)
+    """
+    side = int(size * np.sqrt(1 - rng.beta(alpha, alpha)))
+    top, left = (int(centre) - side // 2 for centre in rng.integers(size, size=2))
+    return max(top, 0), min(top + side, size), max(left, 0), min(left + side, size)
+
+
+def covered(box: Box, size: int) -> float:
+    """The box's share of an image."""
+    top, bottom, left, right = box
+    return (bottom - top) * (right - left) / size**2
+
+
+def paste(image: NDArray[np.uint8], other: NDArray[np.uint8], box: Box) -> None:
+    """Show the box of another image in `image`, both [..., S, S, C]."""
+    top, bottom, left, right = box
+    image[..., top:bottom, left:right, :] = other[..., top:bottom, left:right, :]

@@ -1,87 +1,72 @@
-"""Every file read once, header and pixels, for `ich check`: nothing is kept of a picture but its hash."""
+"""Every file read once, header and pixels, for `ich check`: of each image only a hash is kept."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from ich.data import dicom, pictures
-from ich.data.cache import CHUNK, Progress, Quarantined
-from ich.data.dicom import Geometry, Reason, Unreadable
-from ich.data.files import BadArchive, located
-from ich.processes import side_by_side
+from ich.data import dicom, images
+from ich.data.dicom import Geometry, Unreadable
+from ich.data.files import located
+from ich.data.slice_table import Progress, Quarantined, quarantined, read_each
 
 
-@dataclass(frozen=True)
-class Picture:
-    """What is kept of the pixels of one slice: a hash of its units, and whether they are all the same."""
+class Image(NamedTuple):
+    """What is kept of the pixels of one slice."""
 
     digest: str
-    blank: bool
+    blank: bool  # all values are the same
 
 
-File = tuple[Geometry | Unreadable, list[Picture | Unreadable]]  # the header, and the picture of each frame
+File = tuple[Geometry | Unreadable, list[Image | Unreadable]]  # the header, and the image of each frame
 
 
 def examine(root: Path, paths: Sequence[str], jobs: int, on_done: Progress, values: str = "hu") -> list[File]:
     """Read header and pixels of each file, in order, once; `values` as in Raw. What prepare refuses is refused."""
-    chunks = [paths[i : i + CHUNK] for i in range(0, len(paths), CHUNK)]
-    found: list[File] = []
-    for part in side_by_side(_examined, ((root, chunk, values) for chunk in chunks), jobs):
-        found += part
-        on_done(len(part))
-    return found
+    return read_each(read_file, root, paths, values, jobs, on_done)
 
 
-def _examined(root: Path, paths: Sequence[str], values: str) -> list[File]:
-    found: list[File] = []
-    for path in paths:
-        try:
-            with located(root / path) as file:
-                if values == "hu":
-                    found.append(dicom.survey(file, _picture))
-                else:
-                    found.append((pictures.geometry(file), [_picture(pictures.grey(file))]))
-        except Unreadable as refusal:
-            found.append((refusal, []))
-        except BadArchive as error:
-            found.append((Unreadable(Reason.UNREADABLE, str(error)), []))
-    return found
+def read_file(path: Path, values: str) -> File:
+    try:
+        with located(path) as file:
+            if values == "grey":
+                return images.geometry(file), [_hashed(images.grey(file))]
+            with dicom.opened(file) as ct:
+                return ct.geometry(), [_hashed(ct.hounsfield(frame)) for frame in range(ct.frames)]
+    except Unreadable as refusal:
+        return refusal, []
 
 
-def _picture(units: np.ndarray) -> Picture:
-    # The shape belongs to the picture; and units, not stored values: a copy in another encoding is found too.
+def _hashed(units: np.ndarray | Unreadable) -> Image | Unreadable:
+    if isinstance(units, Unreadable):
+        return units
+    # The shape is hashed too; and units, not stored values: a copy in another encoding is found.
     digest = hashlib.sha256(repr(units.shape).encode() + units.tobytes()).hexdigest()[:32]
-    return Picture(digest, bool((units == units.flat[0]).all()))
+    return Image(digest, bool((units == units.flat[0]).all()))
 
 
-def with_pictures(
+def with_images(
     table: pd.DataFrame, paths: Iterable[str], examined: Sequence[File]
 ) -> tuple[pd.DataFrame, list[Quarantined]]:
     """The slices whose pixels could be read, with instance_uid, rows, columns, digest and blank; and the others.
 
     A frame of a multi-frame file gets its number behind path and instance_uid, so that each slice has its own.
     """
-    read = [
-        (path, header.frame, header.instance_uid, header.rows, header.columns, *_kept(seen), len(shown) > 1)
-        for path, (first, shown) in zip(paths, examined, strict=True)
-        if isinstance(first, Geometry)
-        for header, seen in zip((first, *first.further), shown, strict=True)
-    ]
-    columns = ["path", "frame", "instance_uid", "rows", "columns", "digest", "blank", "refusal", "several"]
-    known = pd.DataFrame(read, columns=pd.Index(columns))
-    table = table.merge(known, on=["path", "frame"], how="left", validate="one_to_one")
-    lost = table["refusal"].notna()
-    said = table.loc[lost, ["image_id", "split", "path", "refusal"]].itertuples(index=False)
-    refused = [Quarantined(i, split, path, why.reason.name.lower(), why.detail) for i, split, path, why in said]
-    number = ("#" + table["frame"].astype(str)).where(table["several"], "")
+    read = []
+    for path, (first, shown) in zip(paths, examined, strict=True):
+        for header, image in zip((first, *first.further) if isinstance(first, Geometry) else (), shown, strict=True):
+            kept = ("", False, image) if isinstance(image, Unreadable) else (*image, None)
+            number = f"#{header.frame}" if len(shown) > 1 else ""
+            read.append((path, header.frame, number, header.instance_uid, header.rows, header.columns, *kept))
+    columns = ["path", "frame", "number", "instance_uid", "rows", "columns", "digest", "blank", "refusal"]
+    table = table.merge(
+        pd.DataFrame(read, columns=pd.Index(columns)), on=["path", "frame"], how="left", validate="one_to_one"
+    )
+    refused = quarantined(table, {i: why for i, why in enumerate(table["refusal"]) if isinstance(why, Unreadable)})
     named = table["instance_uid"] != ""
-    table = table.assign(path=table["path"] + number, instance_uid=(table["instance_uid"] + number).where(named, ""))
-    return table[~lost].drop(columns=["refusal", "several"]).reset_index(drop=True), refused
-
-
-def _kept(seen: Picture | Unreadable) -> tuple[str, bool, Unreadable | None]:
-    return ("", False, seen) if isinstance(seen, Unreadable) else (seen.digest, seen.blank, None)
+    table["instance_uid"] += table["number"].where(named, "")
+    table["path"] += table["number"]
+    return table[table["refusal"].isna()].drop(columns=["refusal", "number"]).reset_index(drop=True), refused

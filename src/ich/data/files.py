@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from ich.data.refusal import exhausted
+from ich.data.refusal import Reason, Unreadable, exhausted
 
 INSIDE = "!/"
 SUFFIXES = (".dcm", ".dicom", ".ima", ".png")  # others belong to the name: 1.2.840.17 is a whole one
@@ -89,13 +89,16 @@ def members(archive: Path) -> tuple[list[str], list[str]]:
 
 @contextmanager
 def located(path: Path) -> Iterator[Path]:
-    """The file itself, or a temporary copy of it where `path` is `<archive>.zip!/<member>`. Raises BadArchive."""
+    """The file itself, or a temporary copy of it where `path` is `<archive>.zip!/<member>`. Raises Unreadable."""
     archive, inside, name = str(path).partition(INSIDE)
     if not inside or not archive.lower().endswith(".zip"):
         yield path
         return
     with tempfile.NamedTemporaryFile(prefix="ich-member-") as copy:
-        _extract(Path(archive), name, copy)
+        try:
+            _extract(Path(archive), name, copy)
+        except BadArchive as error:
+            raise Unreadable(Reason.UNREADABLE, str(error)) from None
         copy.flush()
         yield Path(copy.name)
 
@@ -126,17 +129,17 @@ def _fetch(path: Path) -> None:
 def _extract(archive: Path, name: str, target: IO[bytes]) -> None:
     opened, entries = _open(archive)
     if name not in entries:
-        raise BadArchive(f"{archive}: no member {name[:80]!r}")
+        raise BadArchive(f"{archive.name}: no member {name[:80]!r}")
     fault = _fault(entries[name])
     if fault:
-        raise BadArchive(f"{archive}: member {name[:80]!r}: {fault}")
+        raise BadArchive(f"{archive.name}: member {name[:80]!r}: {fault}")
     try:
         with opened.open(entries[name]) as member:
             shutil.copyfileobj(member, target, BLOCK)  # zipfile itself stops at the size that the entry names
     except Exception as error:  # zipfile's errors, and those of zlib, bz2 and lzma, which have no common base
         if exhausted(error):
             raise
-        raise BadArchive(f"{archive}: member {name[:80]!r} is damaged ({type(error).__name__})") from None
+        raise BadArchive(f"{archive.name}: member {name[:80]!r} is damaged ({type(error).__name__})") from None
 
 
 def _open(archive: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:

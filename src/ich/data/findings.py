@@ -1,6 +1,6 @@
 """Findings of `ich check`: the closed list of rules with severity and advice, their instances, the table to print.
 
-Findings are a frame with the columns `COLUMNS`, one row an instance.
+Findings are a frame with the columns `COLUMNS`, one row per instance.
 """
 
 import re
@@ -46,7 +46,7 @@ RULES: Mapping[str, Rule] = {
     "duplicate_position": Rule("warning", "nothing: acquisition, then instance number decide; look for copies"),
     "gap": Rule("warning", "look whether slices are missing there"),
     "mixed_series": Rule("warning", "nothing: each series is a sequence of its own"),
-    "mixed_sizes": Rule("warning", "look at the study: pictures of several sizes are resized alike"),
+    "mixed_sizes": Rule("warning", "look at the study: images of several sizes are resized alike"),
     "mixed_tilt": Rule("warning", "look at the series: its slices do not lie in parallel"),
     "not_axial": Rule("warning", "take the reformatted series out: the rest is axial"),
     "irregular_spacing": Rule("info", "nothing: gaps are given to the sequence models"),
@@ -63,12 +63,16 @@ RULES: Mapping[str, Rule] = {
 
 
 def findings(rule: str, names: Iterable[Any] = ("",), detail: Any = "", row: Any = None) -> pd.DataFrame:
-    """Instances of a rule: names of files, images, studies or classes; detail and row are one value or one a name."""
-    names = pd.Series(list(names), dtype="object")
-    columns = {"severity": RULES[rule].severity, "rule": rule, "name": names.astype(str)}
-    given = {key: value if isinstance(value, str) or value is None else list(value) for key, value in
-             (("row", row), ("detail", detail))}  # fmt: skip
-    return pd.DataFrame({**columns, **given}, index=names.index, columns=pd.Index(COLUMNS))
+    """Instances of a rule: names of files, images, studies or classes; detail and row are one value or one per name."""
+    names = pd.Series(list(names), dtype="object").astype(str)
+    found = pd.DataFrame({"severity": RULES[rule].severity, "rule": rule, "name": names})
+    found["row"] = row if isinstance(row, str) or row is None else list(row)
+    found["detail"] = detail if isinstance(detail, str) else list(detail)
+    return found
+
+
+def joined(*parts: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat(parts, ignore_index=True)
 
 
 def layout(text: str) -> pd.DataFrame:

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ich.data.batches import EpochBatches, cuts, shortened
+from ich.data.batches import EpochBatches, real_slices
 
 
 class StudyBatch(NamedTuple):
+    """B studies of n slices in all, padded to the longest, of T slices."""
+
     features: torch.Tensor
     """float32 [B, T, D], 0 beyond a study's end"""
     base: torch.Tensor
@@ -22,20 +24,21 @@ class StudyBatch(NamedTuple):
     lengths: NDArray[np.int64]
     """[B]: slices of each study; not a tensor, for the network has to know them before a GPU has got that far"""
     targets: torch.Tensor | None
-    """float32 [B, T, c]"""
+    """float32 [n, c]: of the real slices, one study after the other"""
     rows: torch.Tensor
-    """int64 [B, T]: row numbers in the packed arrays, -1 beyond a study's end"""
+    """int64 [n]: row numbers in the packed arrays"""
 
-    def slices(self, values: torch.Tensor) -> torch.Tensor:
-        """[N, ...] of [B, T, ...]: the slices without the padding, study after study."""
-        inside = np.arange(values.shape[1]) < self.lengths[:, None]
-        numbers = torch.from_numpy(np.flatnonzero(inside)).to(values.device, non_blocking=True)
-        return values.flatten(0, 1).index_select(0, numbers)
+    @property
+    def inputs(self) -> tuple[torch.Tensor | NDArray[np.int64], ...]:
+        return (self.features, self.base, self.geometry, self.lengths)
 
-    def pieces(self, parts: int) -> list[tuple["StudyBatch", float]]:
-        """The batch cut into `parts`, or single studies if these are fewer; with each piece its share of the slices."""
-        cut = [StudyBatch(*(shortened(part, k, self.lengths) for part in self)) for k in cuts(len(self.rows), parts)]
-        return [(piece, int(piece.lengths.sum()) / int(self.lengths.sum())) for piece in cut]
+    @property
+    def real_rows(self) -> torch.Tensor:
+        return self.rows
+
+    def real(self, values: torch.Tensor) -> torch.Tensor:
+        """[n, ...] of [B, T, ...]."""
+        return real_slices(values, self.lengths)
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,14 @@ def study_batch(studies: Studies, chosen: NDArray[np.integer]) -> StudyBatch:
     starts = studies.offsets[chosen]
     lengths = studies.offsets[chosen + 1] - starts
     place = np.arange(lengths.max())
-    rows = np.where(place < lengths[:, None], starts[:, None] + place, -1)
-    numbers = torch.from_numpy(rows.astype(np.int64)).to(studies.device, non_blocking=True)
-    within, beyond = numbers.clamp(min=0).flatten(), (numbers < 0)[..., None]
+    inside = place < lengths[:, None]
+    numbers = starts[:, None] + place
+    within = torch.from_numpy(np.where(inside, numbers, 0).ravel()).to(studies.device, non_blocking=True)
+    beyond = torch.from_numpy(~inside)[..., None].to(studies.device, non_blocking=True)
+    rows = torch.from_numpy(numbers[inside]).to(studies.device, non_blocking=True)
 
     def pad(table: torch.Tensor) -> torch.Tensor:
-        found = table.index_select(0, within).float().unflatten(0, numbers.shape)
+        found = table.index_select(0, within).float().unflatten(0, inside.shape)
         return found.masked_fill_(beyond, 0)
 
     features, base, geometry, targets = studies.tables
@@ -108,28 +113,27 @@ def study_batch(studies: Studies, chosen: NDArray[np.integer]) -> StudyBatch:
         features=pad(features),
         base=pad(base),
         geometry=pad(geometry),
-        lengths=lengths.astype(np.int64),
-        targets=None if targets is None else pad(targets),
-        rows=numbers,
+        lengths=lengths,
+        targets=None if targets is None else targets.index_select(0, rows),
+        rows=rows,
     )
 
 
 def from_the_other_end(batch: StudyBatch) -> StudyBatch:
     """The same studies with their slices numbered from the other end, as the scanner might have numbered them."""
-    lengths = torch.from_numpy(batch.lengths).to(batch.rows.device, non_blocking=True)[:, None]
-    place = torch.arange(batch.rows.shape[1], device=batch.rows.device)
-    turned = torch.where(place < lengths, lengths - 1 - place, place)
-
-    def turn(values: torch.Tensor) -> torch.Tensor:
-        return values.take_along_dim(turned.reshape(*turned.shape, *[1] * (values.ndim - 2)), dim=1)
-
+    device, lengths = batch.rows.device, torch.from_numpy(batch.lengths)[:, None]
+    place = torch.arange(batch.features.shape[1])
+    turned = torch.where(place < lengths, lengths - 1 - place, place).to(device, non_blocking=True)[..., None]
+    ends = batch.lengths.cumsum()
+    last = np.repeat(2 * ends - batch.lengths - 1, batch.lengths)  # first and last slice of each study, added up
+    flat = torch.from_numpy(last - np.arange(ends[-1])).to(device, non_blocking=True)
     # a gap lies between two slices, and the one after which it stands is now the other
-    before = torch.nn.functional.pad(batch.geometry[:, :-1, 0], (1, 0))
+    before = torch.nn.functional.pad(batch.geometry[:, :-1, :1], (0, 0, 1, 0))
     return StudyBatch(
-        features=turn(batch.features),
-        base=turn(batch.base),
-        geometry=torch.stack([turn(before), -turn(batch.geometry[..., 1])], dim=-1),
+        features=batch.features.take_along_dim(turned, dim=1),
+        base=batch.base.take_along_dim(turned, dim=1),
+        geometry=torch.cat([before, -batch.geometry[..., 1:]], dim=-1).take_along_dim(turned, dim=1),
         lengths=batch.lengths,
-        targets=None if batch.targets is None else turn(batch.targets),
-        rows=turn(batch.rows),
+        targets=None if batch.targets is None else batch.targets[flat],
+        rows=batch.rows[flat],
     )

@@ -2,13 +2,24 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-HU_MIN, HU_MAX = -1024, 3071
+from ich.data.units import HU_HIGH, HU_LOW
+
+
+class Slices(Protocol):
+    """An array int16 [N, S, S], or a `HuCache`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> NDArray[np.int16]: ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ def table(window: Window) -> NDArray[np.uint8]:
     Values outside -1024..3071 HU count as those limits. 0 is level - width / 2 and below, 255 is
     level + width / 2 and above; linear and rounded in between.
     """
-    hu = np.arange(65536, dtype=np.uint16).view(np.int16).astype(np.float64).clip(HU_MIN, HU_MAX)
+    hu = np.arange(65536, dtype=np.uint16).view(np.int16).astype(np.float64).clip(HU_LOW, HU_HIGH)
     grey = (hu - (window.level - window.width / 2)) / window.width * 255
     return np.rint(grey.clip(0, 255)).astype(np.uint8)
 
@@ -87,10 +98,10 @@ def render(hu: NDArray[np.int16], view: View) -> NDArray[np.uint8]:
     return shown.reshape(*batch, height, width, view.channels)
 
 
-def render_rows(hu: NDArray[np.int16], rows: NDArray[np.integer], view: View) -> NDArray[np.uint8]:
+def render_rows(hu: Slices, rows: NDArray[np.integer], view: View) -> NDArray[np.uint8]:
     """As `render` of hu[rows], uint8 [n, S, S, channels]; hu: int16 [N, S, S], rows: [n, k].
 
-    A picture at a time, which stays in the processor's cache. A slice that serves its successor too, as in pictures in
+    One image at a time, which stays in the processor's cache. A slice that serves its successor too, as in images in
     order of position, is read and shown in each window once.
     """
     shown, tables = np.empty((len(rows), *hu.shape[1:], view.channels), np.uint8), [*map(table, view.windows)]
@@ -112,7 +123,7 @@ def render_rows(hu: NDArray[np.int16], rows: NDArray[np.integer], view: View) ->
 
 
 def _adjusted(shown: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
-    """Adjust the contrast of pictures [..., S, S, channels] in place, a channel of a picture at a time."""
+    """Adjust the contrast of images [..., S, S, channels] in place, one channel of an image at a time."""
     if view.minmax or view.clahe:
         equaliser = cv2.createCLAHE(clipLimit=view.clahe, tileGridSize=(8, 8))
         for picture in shown.reshape(-1, *shown.shape[-3:]):

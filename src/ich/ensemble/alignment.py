@@ -1,8 +1,7 @@
-"""Bring the embeddings of different folds' models into one space.
+"""Align the embeddings of networks trained on different folds.
 
-Two networks trained on different folds may see the same things along other axes, so a model that reads embeddings of
-several folds meets several languages. Where both have looked at the same slices (the test set, without its labels),
-the best rotation from one to the other is known in closed form.
+Such networks may represent the same features along different axes. The best rotation from one embedding to the other
+has a closed form, given slices that both have embedded (the test set, without its labels).
 """
 
 from collections.abc import Callable, Iterable
@@ -15,12 +14,12 @@ Embeddings = NDArray[np.floating]
 
 
 def into_space_of(shared: Callable[[], Iterable[tuple[Embeddings, Embeddings]]]) -> Callable[[Embeddings], Embeddings]:
-    """A function that moves embeddings [n, d] of one model into the space of another, as float32 [n, d].
+    """A function that maps embeddings [n, d] of one network into the space of another, as float32 [n, d].
 
-    shared(): blocks of rows that both have looked at, what the other model and what this one says of them, each [b, d];
-    it is called twice. The map is a shift between the means and the rotation or reflection that minimises the squared
+    shared(): blocks of rows that both have embedded, the other network's and this one's embeddings, each [b, d]; it is
+    called twice. The map is a shift between the means and the rotation or reflection that minimises the squared
     distance over these rows (Schoenemann, "A generalized solution of the orthogonal Procrustes problem", Psychometrika
-    31, 1966); with fewer rows than dimensions, what they do not determine stays arbitrary but orthogonal. Memory: a
+    31, 1966); with fewer rows than dimensions, the undetermined part is arbitrary but orthogonal. Memory: a
     block and [d, d], a few times in float64.
     """
     rows, sums = 0, np.zeros((2, 1))

@@ -1,4 +1,4 @@
-"""Calibration of a class: logits that mean what they say, by the simplest map that is surely better on unseen folds."""
+"""Calibration of one class's logits, by the simplest method that is significantly better when cross-fitted."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,10 +7,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import isotonic_regression
 from scipy.special import expit, logit
 
 from ich.ensemble.intervals import Bootstrap, interval, simplest
-from ich.ensemble.metrics import LIMIT, limited, logit_losses
+from ich.ensemble.metrics import limited, logit_cells, logit_losses
 
 Method = Literal["none", "temperature", "platt", "beta", "isotonic"]
 METHODS: tuple[Method, ...] = get_args(Method)  # the simplest first
@@ -21,15 +22,15 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "beta": ("a", "b", "c"),
     "isotonic": (),
 }
-# Fewest rows of the rarer label with which a method takes part in a choice. In simulations isotonic regression, with
-# lines instead of steps and taken only where it is surely better, gains from 200 positives on (steps need about
-# 1,000: Niculescu-Mizil and Caruana, ICML 2005).
+# Minimum rows of the rarer label for a method to be considered. In simulations isotonic regression, with lines instead
+# of steps and chosen only if significantly better, gains from 200 positives on (steps need about 1,000:
+# Niculescu-Mizil and Caruana, ICML 2005).
 FEWEST = {"none": 0, "temperature": 1, "platt": 1, "beta": 50, "isotonic": 200}
 
-# A fitted map rises everywhere, so that calibration never undoes the order of the slices.
+# A fitted map rises everywhere, so that calibration keeps the order of the slices.
 _LEAST_SLOPE = 1e-3
 _LARGEST = 1e6
-# What a parameter's squared distance from the identity costs, in halves of a nat: on 5 to 50 positives 1 loses least on
+# Penalty of a parameter's squared distance from the identity, in halves of a nat: with 5 to 50 positives 1 is best on
 # new rows, among 0.01, 0.1 and 1; above 100 it makes no difference.
 RIDGE = 1.0
 # With more rows than this, rows are counted in as many cells of equal width in the logit: 0.002 wide. Measured
@@ -51,7 +52,21 @@ class Calibrator:
     knots: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
-        problem = _problem(self)
+        method, parameters, knots = self.method, self.parameters, self.knots
+        numbers = [*parameters, *(value for knot in knots for value in knot)]
+        problem = ""
+        if method not in METHODS or len(parameters) != len(_NAMES[method]) or (method == "isotonic") != bool(knots):
+            problem = f"method {method!r} does not fit {len(parameters)} parameters and {len(knots)} knots"
+        elif any(len(knot) != 2 for knot in knots):
+            problem = "its knots must be pairs"
+        elif not all(type(value) in {int, float} and abs(value) <= _LARGEST for value in numbers):
+            problem = f"its numbers must be finite and no larger than {_LARGEST:g}"
+        elif method == "temperature" and parameters[0] < 1 / _LARGEST:
+            problem = f"the temperature is {parameters[0]}, and must be above 0"
+        elif (method == "platt" and parameters[0] < 0) or (method == "beta" and min(parameters[:2]) < 0):
+            problem = "a slope below 0 would reverse the order of the slices"
+        elif any(not (a[0] < b[0] and a[1] <= b[1]) for a, b in pairwise(knots)):
+            problem = "its knots must rise"
         if problem:
             raise ValueError(f"a calibrator cannot be used: {problem}.")
 
@@ -73,25 +88,20 @@ class Calibrator:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; from_dict reads it."""
-        named = dict(zip(_NAMES[self.method], self.parameters, strict=True))
-        return {
-            "method": self.method,
-            **named,
-            **({"knots": [list(knot) for knot in self.knots]} if self.knots else {}),
-        }
+        knots = {"knots": [list(knot) for knot in self.knots]} if self.knots else {}
+        return {"method": self.method, **dict(zip(_NAMES[self.method], self.parameters, strict=True)), **knots}
 
     @classmethod
     def from_dict(cls, data: Any) -> "Calibrator":
         """Raises ValueError in one sentence for anything that as_dict does not write."""
         if not isinstance(data, Mapping) or data.get("method") not in METHODS:
             raise ValueError(f"a calibrator is an object whose method is one of {', '.join(METHODS)}.")
-        method = data["method"]
-        names = _NAMES[method] + (("knots",) if method == "isotonic" else ())
+        method, knots = data["method"], data.get("knots", [])
+        names = (*_NAMES[method], "knots") if method == "isotonic" else _NAMES[method]
         if set(data) != {"method", *names}:
             raise ValueError(
                 f"a calibrator of method {method} has the keys {', '.join(('method', *names))}, no others."
             )
-        knots = data.get("knots", [])
         if not isinstance(knots, list) or not all(isinstance(knot, list) for knot in knots):
             raise ValueError("a calibrator's knots are a list of pairs [logit, calibrated logit].")
         return cls(method, tuple(data[name] for name in _NAMES[method]), tuple(tuple(knot) for knot in knots))
@@ -99,12 +109,11 @@ class Calibrator:
 
 @dataclass(frozen=True)
 class Choice:
-    """A calibrator fitted on all rows, and what chose it.
+    """A calibrator fitted on all rows, and the losses that it was chosen by.
 
-    logits [n]: each row calibrated by the chosen method, fitted on the other folds; as it was where there is no other.
-    losses: method -> mean log loss, "own": fitted on all rows and judged on them; "cross_fitted": each row judged by
-    the fit of the other folds. differences: method -> cross-fitted loss minus that of no calibration, and the interval
-    of that over patients: (difference, low, high). warning: "" or one sentence.
+    logits [n]: each row calibrated by the chosen method, fitted on the other folds; uncalibrated if there are none.
+    losses: method -> mean log loss, "in_sample" and "cross_fitted". differences: method -> cross-fitted loss minus that
+    without calibration, and its interval over patients: (difference, low, high). warning: "" or one sentence.
     """
 
     calibrator: Calibrator
@@ -115,18 +124,19 @@ class Choice:
 
 
 def fit(method: Method, z: ArrayLike, y: ArrayLike, copies: NDArray | None = None) -> Calibrator:
-    """The map of logits z [n] that fits labels y [n] of 0 and 1 best, by log loss.
+    """The calibrator of logits z [n] with the lowest log loss for labels y [n] of 0 and 1.
 
     Temperature, Platt and beta scaling are logistic regressions; a ridge towards the identity (half the squared
-    distance of each parameter, in nats over all rows) keeps them finite on labels that a threshold separates, and close
-    to the identity on few positives. Isotonic regression gets one positive row at the lowest logit and one negative
-    at the highest, so that no step is 0 or 1, and becomes straight lines between the steps' mean logits: the order of
-    the slices within a step stays, and new rows pay about half as much for the noise of the fit as with steps.
+    distance of each parameter, in nats over all rows) keeps them finite on separable labels, and close to the identity
+    with few positives. Isotonic regression gets one positive pseudo-row at the lowest logit and one negative at the
+    highest, so that no step is 0 or 1; straight lines connect the steps' mean logits, which keeps the order of slices
+    within a step and halves the overfitting of steps on new rows.
 
-    copies [n], > 0: how many rows each one stands for, where they are a sample. The identity where only one label or
-    only one logit occurs.
+    copies [n], > 0: the number of rows that each one represents. Returns the identity if only one label or only one
+    logit occurs.
     """
-    return _fit(method, _cells(*_checked(z, y), copies=copies))
+    scores, labels = _checked(z, y)
+    return _fit(method, _cells(scores, labels, np.zeros(len(labels), dtype=np.int64), copies)[0])
 
 
 def choose(
@@ -136,11 +146,11 @@ def choose(
     patients: ArrayLike | Bootstrap,
     method: Method | Literal["auto"] = "auto",
 ) -> Choice:
-    """The calibrator of logits z [n] of a class with labels y [n], chosen by log loss on folds it did not see.
+    """Choose the calibrator of logits z [n] of a class with labels y [n] by cross-fitted log loss.
 
-    `auto`: of none, temperature, platt, beta and isotonic, as far as there are positives for them, a later one only
-    where its cross-fitted log loss is surely lower (intervals.simplest over patients [n], or draws of them). With
-    one fold nothing can be judged: `auto` is none then. A method by name is taken as it is, unless it cannot be fitted.
+    `auto` considers the METHODS for which there are enough positives; a later one is taken only if its cross-fitted log
+    loss is significantly lower (intervals.simplest over patients [n], or draws of them). With one fold `auto` is none.
+    A named method is taken as it is, unless it cannot be fitted.
     """
     scores, labels = _checked(z, y)
     folds = np.asarray(fold)
@@ -155,11 +165,11 @@ def choose(
     elif method != "none":
         names.append(method)
     fitted = {name: _fit(name, cells.sum(axis=0)) for name in names}
-    crossed = {name: scores if name == "none" else _cross_fitted(name, scores, cells, parts) for name in names}
+    crossed = {name: _cross_fitted(name, scores, cells, parts) for name in names}
     row_losses = {name: logit_losses(limited(crossed[name]), labels) for name in names}
     losses = {
         name: {
-            "own": float(logit_losses(limited(fitted[name].apply(scores)), labels).mean()),
+            "in_sample": float(logit_losses(limited(fitted[name].apply(scores)), labels).mean()),
             "cross_fitted": float(row_losses[name].mean()),
         }
         for name in names
@@ -174,12 +184,12 @@ def choose(
         taken = simplest(draws) if method == "auto" else names[-1]
     warning = ""
     if method not in {"auto", "none"} and fitted[taken].method == "none":
-        warning = f"there is no {method} calibration of one label or one logit only; the logits stay as they are"
+        warning = f"{method} calibration needs both labels and two different logits; the logits stay uncalibrated"
     return Choice(fitted[taken], crossed[taken].copy(), losses, differences, warning)
 
 
 def _fit(method: Method, cells: NDArray) -> Calibrator:
-    """As fit, of the sums over the rows of each cell."""
+    """As fit, from the sums over the rows of each cell [3, g]."""
     count, total, positives = cells[:, cells[0] > 0]
     if method == "none" or len(count) < 2 or not 0 < positives.sum() < count.sum():
         return Calibrator()
@@ -197,29 +207,28 @@ def _fit(method: Method, cells: NDArray) -> Calibrator:
 
 
 def _cross_fitted(method: Method, z: NDArray, cells: NDArray, parts: NDArray) -> NDArray[np.float64]:
-    """Each row by the map of the other folds' cells; rows without another fold stay as they are."""
+    """Each row calibrated by the fit on the other folds' cells; unchanged if there is no other fold."""
     calibrated = z.copy()
-    for part in range(len(cells) if len(cells) > 1 else 0):
+    if len(cells) == 1:
+        return calibrated
+    for part in range(len(cells)):
         inside = parts == part
         calibrated[inside] = _fit(method, np.delete(cells, part, axis=0).sum(axis=0)).apply(z[inside])
     return calibrated
 
 
-def _cells(z: NDArray, y: NDArray, parts: NDArray | None = None, copies: NDArray | None = None) -> NDArray[np.float64]:
-    """Rows by (nearly) equal logits, rising: count, sum of logits and positives [3, g]; of each part [parts, 3, g]."""
+def _cells(z: NDArray, y: NDArray, parts: NDArray, copies: NDArray | None = None) -> NDArray[np.float64]:
+    """Sums over (nearly) equal logits, rising, by part: count, sum of logits and positives [parts, 3, g]."""
     z = limited(z)
     if len(z) <= _CELLS:
         values, cell = np.unique(z, return_inverse=True)
         g = len(values)
     else:
-        g = _CELLS
-        cell = np.minimum(((z + LIMIT) * (g / (2 * LIMIT))).astype(np.int64), g - 1)
-    n = 1 if parts is None else int(parts.max()) + 1
-    index = cell if parts is None else parts * g + cell
+        cell, g = logit_cells(z, _CELLS), _CELLS
+    n, index = int(parts.max()) + 1, parts * g + cell
     columns = (None, z, y) if copies is None else (copies, copies * z, copies * y)
     sums = [np.bincount(index, weights=weights, minlength=n * g).reshape(n, g) for weights in columns]
-    stacked = np.stack(sums, axis=1).astype(np.float64)
-    return stacked[0] if parts is None else stacked
+    return np.stack(sums, axis=1).astype(np.float64)
 
 
 def _newton(
@@ -257,8 +266,6 @@ def _newton(
 
 def _isotonic(z: NDArray, share: NDArray, count: NDArray) -> tuple[tuple[float, float], ...]:
     """Knots of the isotonic regression: each step's mean logit and the logit of its share."""
-    from scipy.optimize import isotonic_regression
-
     weight, positives = count.copy(), share * count
     weight[[0, -1]] += 1
     positives[0] += 1
@@ -275,24 +282,6 @@ def _between(z: NDArray, knots: NDArray) -> NDArray[np.float64]:
     x, value = knots.T
     right = np.clip(np.searchsorted(x, z), 1, len(x) - 1) if len(x) > 1 else np.zeros(z.shape, dtype=np.int64)
     return np.clip(np.interp(z, x, value), value[np.maximum(right - 1, 0)], value[right])
-
-
-def _problem(calibrator: Calibrator) -> str:
-    """Why a calibrator's numbers cannot be used; "" if they can."""
-    method, parameters, knots = calibrator.method, calibrator.parameters, calibrator.knots
-    fits = method in METHODS and len(parameters) == len(_NAMES[method]) and (method == "isotonic") == bool(knots)
-    if not fits or any(len(knot) != 2 for knot in knots):
-        return f"method {method!r} does not go with {len(parameters)} parameters and {len(knots)} knots"
-    numbers = [*parameters, *(value for knot in knots for value in knot)]
-    if not all(type(value) in {int, float} and abs(value) <= _LARGEST for value in numbers):
-        return f"its numbers must be finite and no larger than {_LARGEST:g}"
-    if method == "temperature" and parameters[0] < 1 / _LARGEST:
-        return f"the temperature is {parameters[0]}, and must be above 0"
-    if (method == "platt" and parameters[0] < 0) or (method == "beta" and min(parameters[:2]) < 0):
-        return "a slope below 0 would turn the order of the slices round"
-    if any(not (a[0] < b[0] and a[1] <= b[1]) for a, b in pairwise(knots)):
-        return "its knots must rise"
-    return ""
 
 
 def _checked(z: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

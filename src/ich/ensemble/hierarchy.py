@@ -1,4 +1,4 @@
-""" "any" is at least its largest subtype: a projection that raises the log loss of no slice."""
+"""Project predictions so that "any" is at least its largest subtype, without raising any slice's log loss."""
 
 from collections.abc import Sequence
 
@@ -43,7 +43,7 @@ def project_any(logits: ArrayLike, classes: Sequence[str], weights: ArrayLike) -
 
 
 def _pooled(z: NDArray, column: int, share: NDArray) -> NDArray[np.float64]:
-    """The logit [n] of the pool that each row's "any" ends in."""
+    """The logit [n] of the pool that contains "any" in each row."""
     subtypes = np.delete(np.arange(z.shape[1]), column)
     order = subtypes[np.argsort(-z[:, subtypes], axis=1, kind="stable")]
     falling = np.take_along_axis(z, order, axis=1)

@@ -1,4 +1,4 @@
-"""How sure a score is: percentile intervals of the bootstrap over patients.
+"""Confidence intervals of scores: percentile intervals of the bootstrap over patients.
 
 Patients are drawn with replacement, with all their rows, because rows of one patient are not independent (Efron and
 Tibshirani, "An introduction to the bootstrap", 1993, chapter 13).
@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csc_array
 
 from ich.ensemble.metrics import class_auc
 
@@ -25,6 +26,7 @@ class Bootstrap:
     def __init__(self, patients: ArrayLike, *, resamples: int = 1000, seed: int = 7) -> None:
         self.owner, names = pd.factorize(np.asarray(patients), sort=True)
         random, g = np.random.default_rng(seed), len(names)
+        self._patients = g
         self.counts = np.empty((resamples, g))
         for draw in self.counts:
             draw[:] = np.bincount(random.integers(g, size=g), minlength=g)
@@ -46,20 +48,14 @@ class Bootstrap:
         a bin of them holds at most 2 / BINS of the positives and of the negatives, equal scores aside, so an AUC moves
         by less than 1 / BINS. Measured: an AUC by 1e-6, an average precision by 1e-4.
         """
-        from scipy import sparse
-
         positive, ranks = np.asarray(labels) > 0, _bins(np.asarray(labels, dtype=np.float64), np.asarray(scores))
         bins = int(ranks.max()) + 1
         # how often each patient has each bin, the positives' bins above the negatives': whole numbers, exact in float32
         entry = (np.where(positive, ranks, ranks + bins), self.owner)
-        table = sparse.csc_array((np.ones(len(ranks), np.float32), entry), shape=(2 * bins, self._patients))
+        table = csc_array((np.ones(len(ranks), np.float32), entry), shape=(2 * bins, self._patients))
         found = [_rank_scores(table @ block, bins) for block in self._blocks]
         auc, precision = np.concatenate(found, axis=1)
         return auc, precision
-
-    @property
-    def _patients(self) -> int:
-        return self.counts.shape[1]
 
     @cached_property
     def _blocks(self) -> list[NDArray[np.float32]]:
@@ -78,14 +74,12 @@ def interval(draws: NDArray[np.float64], level: float = 0.95) -> tuple[float, fl
 
 
 def simplest(losses: Mapping[str, NDArray[np.float64]], level: float = 0.95) -> str:
-    """The candidate to take: `losses` holds each one's draws [b], the simplest first, lower is better.
+    """The candidate to choose: `losses` holds the draws [b] of each, the simplest first, lower is better.
 
-    A later candidate takes the place of the one chosen so far only where the interval of their difference lies below
-    0: an advantage that may be chance is none.
+    A later candidate replaces the current choice only if the interval of their difference lies below 0.
     """
-    names = list(losses)
-    chosen = names[0]
-    for name in names[1:]:
+    chosen = next(iter(losses))
+    for name in losses:
         if interval(losses[name] - losses[chosen], level)[1] < 0:
             chosen = name
     return chosen
@@ -107,8 +101,8 @@ def auc_interval(
 def _bins(labels: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.intp]:
     """Each row's bin, 0 for the highest scores; equal scores share one.
 
-    Scores of negatives with no positive between them are told apart by nobody: they share a bin at no cost. Where that
-    leaves more than BINS, a bin ends where another 2 / BINS of the positives or of the negatives is full.
+    Scores of negatives with no positive between them share a bin, which changes neither score. If that leaves more
+    than BINS, a bin ends where another 2 / BINS of the positives or of the negatives is full.
     """
     order = np.argsort(-scores, kind="stable")
     starts = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))

@@ -1,9 +1,9 @@
-"""Scores of slice-level predictions: log loss, AUC, average precision, F-beta, confusion; numpy only.
+"""Metrics of slice-level predictions: log loss, AUC, average precision, F-beta, confusion matrix; numpy only.
 
-Shapes: n slices, c classes. Labels are 0 or 1 and complete: a table with an unlabelled (NaN) row is refused,
-because a score over whatever happened to be labelled is not comparable with any other.
+Shapes: n slices, c classes. Labels are 0 or 1 without NaN: scores of different subsets of rows are not comparable.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -43,19 +43,32 @@ def limited(z: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.clip(z, -LIMIT, LIMIT)
 
 
+def logit_cells(z: NDArray[np.float64], cells: int) -> NDArray[np.int64]:
+    """Each logit's cell, 0..cells-1, of equal width over -LIMIT..LIMIT."""
+    return np.minimum(((limited(z) + LIMIT) * (cells / (2 * LIMIT))).astype(np.int64), cells - 1)
+
+
 def class_auc(y: ArrayLike, p: ArrayLike) -> NDArray[np.float64]:
     """Area under the ROC curve of each class [c], ties counted half; NaN where a class has one label only."""
-    labels, scores = checked_pair(y, p)
-    return np.array([_auc(labels[:, c], scores[:, c]) for c in range(labels.shape[1])])
+
+    def area(predicted: NDArray, true: NDArray) -> float:
+        hits = np.concatenate([[0.0], true]) / true[-1]
+        alarms = np.concatenate([[0.0], predicted - true]) / (predicted[-1] - true[-1])
+        return float(np.trapezoid(hits, alarms))
+
+    return _by_class(area, y, p)
 
 
 def class_average_precision(y: ArrayLike, p: ArrayLike) -> NDArray[np.float64]:
     """Average precision of each class [c], sum of (recall step x precision) without interpolation.
 
-    NaN for a class with one label value only, so that it leaves the macro mean together with its AUC.
+    NaN for a class with one label only, so that it is left out of the macro mean together with its AUC.
     """
-    labels, scores = checked_pair(y, p)
-    return np.array([_average_precision(labels[:, c], scores[:, c]) for c in range(labels.shape[1])])
+
+    def sum_of_steps(predicted: NDArray, true: NDArray) -> float:
+        return float(np.sum(np.diff(true, prepend=0.0) / true[-1] * (true / predicted)))
+
+    return _by_class(sum_of_steps, y, p)
 
 
 def f_beta(y: ArrayLike, positive: ArrayLike, beta: float, average: Average, zero_division: float = 0) -> float:
@@ -93,6 +106,24 @@ def f_from_counts(
     return np.where(below > 0, above / np.where(below > 0, below, 1), zero_division)
 
 
+def f_draws(
+    labels: NDArray[np.float64],
+    decided: NDArray,
+    beta: float,
+    sums: Callable[[NDArray], NDArray[np.float64]],
+    zero_division: float = 0,
+) -> NDArray[np.float64]:
+    """F-beta of each class in each draw [b, c]; NaN in a draw without positives of a class that has some.
+
+    labels and decided [n, c]; sums: values [n] -> their sum over each draw's rows [b], as Bootstrap.sums.
+    """
+    true, predicted, actual = (
+        np.stack([sums(column) for column in table.T], axis=1) for table in (labels * decided, decided, labels)
+    )
+    lacks = (actual == 0) & labels.any(axis=0)
+    return np.where(lacks, np.nan, f_from_counts(true, predicted, actual, beta, zero_division))
+
+
 def confusion(y: ArrayLike, positive: ArrayLike) -> dict[str, NDArray[np.int64] | NDArray[np.float64]]:
     """What the decisions `positive` [n, c] make of each class: arrays [c] by name.
 
@@ -117,19 +148,23 @@ def confusion(y: ArrayLike, positive: ArrayLike) -> dict[str, NDArray[np.int64] 
 
 def macro(values: ArrayLike) -> float:
     """Mean of the values that are not NaN; NaN if there are none."""
-    array = np.asarray(values, dtype=np.float64)
-    known = array[~np.isnan(array)]
-    return float(known.mean()) if known.size else float("nan")
+    return float(macro_rows(np.asarray(values, dtype=np.float64)[None])[0])
+
+
+def macro_rows(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """As `macro`, of each row [b] of values [b, c]."""
+    known = ~np.isnan(values)
+    count = known.sum(axis=1)
+    return np.where(count > 0, np.where(known, values, 0).sum(axis=1) / np.maximum(count, 1), np.nan)
 
 
 def operating_points(
     labels: NDArray[np.float64], scores: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
-    """What each possible threshold does: (score, predicted, true) for each distinct score, highest first.
+    """(score, predicted, true) for each distinct score, highest first: the counts at every possible threshold.
 
-    labels and scores [n], n > 0, must be sorted by falling score. Entry i answers "positive where score >=
-    score[i]": predicted[i] slices are positive, true[i] of them rightly. Equal scores cannot be told apart
-    and share an entry.
+    labels and scores [n], n > 0, must be sorted by falling score. With the threshold score[i], predicted[i] slices are
+    positive, true[i] of them correctly.
     """
     last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
     return scores[last], last + 1, np.cumsum(labels)[last]
@@ -183,24 +218,13 @@ def _checked_decisions(y: ArrayLike, positive: ArrayLike, what: str) -> tuple[ND
     return labels, decided
 
 
-def _descending(labels: NDArray[np.float64], scores: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
-    order = np.argsort(-scores)
-    return labels[order], scores[order]
-
-
-def _auc(labels: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
-    _, predicted, true = operating_points(*_descending(labels, scores))
-    positives, negatives = true[-1], predicted[-1] - true[-1]
-    if positives == 0 or negatives == 0:
-        return float("nan")
-    hit = np.concatenate([[0.0], true]) / positives
-    alarm = np.concatenate([[0.0], predicted - true]) / negatives
-    return float(np.trapezoid(hit, alarm))
-
-
-def _average_precision(labels: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
-    _, predicted, true = operating_points(*_descending(labels, scores))
-    positives = true[-1]
-    if positives in {0, predicted[-1]}:
-        return float("nan")
-    return float(np.sum(np.diff(true, prepend=0.0) / positives * (true / predicted)))
+def _by_class(score: Callable[[NDArray, NDArray], float], y: ArrayLike, p: ArrayLike) -> NDArray[np.float64]:
+    """score(predicted, true) of each class [c], from the counts of `operating_points`; NaN for one label only."""
+    labels, scores = checked_pair(y, p)
+    found = np.full(labels.shape[1], np.nan)
+    for c in range(labels.shape[1]):
+        order = np.argsort(-scores[:, c])
+        _, predicted, true = operating_points(labels[order, c], scores[order, c])
+        if 0 < true[-1] < predicted[-1]:
+            found[c] = score(predicted, true)
+    return found

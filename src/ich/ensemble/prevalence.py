@@ -1,9 +1,8 @@
-"""How common a class is in the test set, from its predictions alone, and what to do about it.
+"""Estimate the prevalence of a class in the test set from its predictions, and shift predictions to it.
 
 Where only the prevalence differs between the training and the test set, and slices with and without a bleed look
 alike in both, a calibrated probability p means odds p / (1 - p) * new odds / prior odds (Saerens, Latinne and
-Decaestecker, Neural Computation 14, 2002). Probabilities that are not calibrated pass for a shift: their error and that
-of the prevalence cannot be told apart.
+Decaestecker, Neural Computation 14, 2002). Miscalibration and a shift of prevalence cannot be distinguished.
 """
 
 from collections.abc import Sequence
@@ -11,12 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
 from scipy.special import expit, logit
 
 from ich.ensemble import calibration
 from ich.ensemble.hierarchy import project_any
 from ich.ensemble.intervals import Bootstrap, interval
-from ich.ensemble.metrics import LIMIT, limited
+from ich.ensemble.metrics import limited, logit_cells
 
 # An estimate lies within these bounds: one in a million is as far as a class can seem to vanish.
 LEAST, MOST = 1e-6, 1 - 1e-6
@@ -59,26 +59,21 @@ def estimate(p: ArrayLike, prior: float) -> Estimate:
 
 def estimate_draws(p: ArrayLike, prior: float, bootstrap: Bootstrap) -> NDArray[np.float64]:
     """The estimate in each draw [b] of the test patients; rows are counted in cells of their logit, 0.03 wide."""
-    from scipy.sparse import csr_array
-
     probabilities = _checked(p, prior)
     if probabilities.size == 0 or not 0 < prior < 1:
         return np.full(len(bootstrap.counts), prior)
-    z = limited(logit(probabilities))
-    cell = np.minimum(((z + LIMIT) * (CELLS / (2 * LIMIT))).astype(np.int64), CELLS - 1)
-    used, cell = np.unique(cell, return_inverse=True)
+    used, cell = np.unique(logit_cells(limited(logit(probabilities)), CELLS), return_inverse=True)
     mean = np.bincount(cell, weights=probabilities) / np.bincount(cell)
-    # sparse: a patient has rows in few cells; its product does not go through BLAS, so its bits are always the same
+    # sparse, as a patient has rows in few cells; not BLAS, whose last bits depend on the number of threads
     rows = csr_array((np.ones(len(cell)), (cell, bootstrap.owner)), shape=(len(used), bootstrap.counts.shape[1]))
     return _most_likely(mean, np.ascontiguousarray((rows @ bootstrap.counts.T).T), prior)
 
 
 @dataclass(frozen=True)
 class Shift:
-    """A class's prevalence in training and, as far as the predictions say, in the test set, with an interval.
+    """A class's prevalence in the training set, and its estimate in the test set with a confidence interval.
 
-    test is the training prevalence unless the interval, over draws of the test patients, excludes that: what may be
-    chance moves nothing.
+    test is the training prevalence unless the interval, over draws of the test patients, excludes that.
     """
 
     train: float
@@ -92,16 +87,15 @@ class Shift:
 def shifts(
     z: NDArray, y: NDArray, z_test: NDArray, classes: Sequence[str], test_patients: Bootstrap
 ) -> dict[str, Shift]:
-    """How the prevalences change from rows z [n, c] with labels y [n, c] to the test rows z_test [m, c]; logits.
+    """The change of each prevalence from rows z [n, c] with labels y [n, c] to the test rows z_test [m, c]; logits.
 
-    The logits go through Platt's scaling first: the estimate needs probabilities that mean what they say. With a class
-    "any" only its own prevalence is estimated, and the others follow (`scaled_by_any`).
+    Platt scaling comes first, because the estimate needs calibrated probabilities. With a class "any" only its
+    prevalence is estimated, and the others follow (`scaled_by_any`).
     """
     priors = y.mean(axis=0, dtype=np.float64)
     found: dict[str, Shift] = {}
-    for c, name in enumerate(classes):
-        if "any" in classes and name != "any":
-            continue
+    for name in ["any"] if "any" in classes else classes:
+        c = list(classes).index(name)
         calibrated = expit(calibration.fit("platt", z[:, c], y[:, c]).apply(z_test[:, c]))
         one = estimate(calibrated, priors[c])
         low, high = interval(estimate_draws(calibrated, priors[c], test_patients))
@@ -121,10 +115,10 @@ def shifts(
 
 
 def scaled_by_any(priors: ArrayLike, classes: Sequence[str], new_any: float) -> NDArray[np.float64]:
-    """All prevalences [c], where that of "any" changes to `new_any`: each in proportion, as the mix of subtypes stays.
+    """All prevalences [c] if that of "any" changes to `new_any`: in proportion, for the same mix of subtypes.
 
-    The slices without one subtype hold those with the others, so in a set with more bleeds they do not look as before
-    and an estimate of the subtype's own is misled. That of "any" is not, and has the most positives to go by.
+    Negatives of one subtype include positives of the others, so that they look different in a set with more
+    hemorrhages, and an estimate for the subtype alone is biased. That of "any" is not, and has the most positives.
     """
     prevalences = np.array(priors, dtype=np.float64)
     before = prevalences[list(classes).index("any")]
@@ -144,11 +138,8 @@ def shift_all(
 
     weights [c]: see hierarchy.project_any.
     """
-    return project_any(
-        np.column_stack([shift(z, prior, new) for z, (prior, new) in zip(logits.T, prevalences, strict=True)]),
-        classes,
-        weights,
-    )
+    shifted = [shift(z, prior, new) for z, (prior, new) in zip(logits.T, prevalences, strict=True)]
+    return project_any(np.column_stack(shifted), classes, weights)
 
 
 def factors(prior: float, new: float) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Do probabilities mean what they say: the reliability table of a class, and its expected calibration error."""
+"""Reliability table of one class's probabilities, and the expected calibration error."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from ich.ensemble.metrics import checked_probabilities
 def reliability(
     y: ArrayLike, p: ArrayLike, bins: int = 15, patients: ArrayLike | None = None, level: float = 0.95
 ) -> pd.DataFrame:
-    """One row a bin of probabilities p [n], lowest first, beside the labels y [n] of 0 and 1.
+    """One row per bin of probabilities p [n], lowest first, with the labels y [n] of 0 and 1.
 
     Columns: low, high (smallest and largest probability in the bin), count, probability (mean), observed (share of
     positives), observed_low, observed_high. Bins hold equal numbers of rows, since at a prevalence of a few per cent
@@ -52,8 +52,7 @@ def expected_calibration_error(y: ArrayLike, p: ArrayLike, bins: int = 15) -> fl
 
 
 def _binned(y: ArrayLike, p: ArrayLike, bins: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.intp]]:
-    """Labels, probabilities and each row's bin: the row at rank i of n falls into bin i * bins // n, ties into the
-    first one's."""
+    """Labels, probabilities and bins: the row at rank i of n is in bin i * bins // n, ties in that of the first."""
     table, scores = checked_probabilities(np.asarray(y)[:, None], np.asarray(p)[:, None])
     if bins < 1:
         raise ValueError(f"bins is {bins}; it must be 1 or more.")

@@ -1,6 +1,6 @@
-"""Every figure of a member's predictions, a class and over all classes, with its interval over the same draws."""
+"""All scores of a model's predictions, per class and over all classes, with confidence intervals of the same draws."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +10,9 @@ from ich.ensemble import metrics
 from ich.ensemble.intervals import Bootstrap, interval
 
 LEVEL = 0.95
-DIGITS = 6  # of a figure in JSON; tables and CSV files round the same number to four
+DIGITS = 6  # of a score in JSON; tables and CSV files round the same number to four
 
-Cell = dict[str, float | None]  # value, low, high; None where a figure does not exist
+Cell = dict[str, float | None]  # value, low, high; None where a score is undefined
 
 
 class Figure(NamedTuple):
@@ -26,12 +26,12 @@ class Figure(NamedTuple):
         return _cell(self.values[column], self.draws[:, column])
 
     def minus(self, other: "Figure") -> Cell:
-        """The difference of two members' scores over all classes, of the same rows and draws, and its interval."""
+        """The difference of two models' scores over all classes, for the same rows and draws, and its interval."""
         return _cell(self.values[-1] - other.values[-1], self.draws[:, -1] - other.draws[:, -1])
 
 
 class Decisions(NamedTuple):
-    """What is positive, bool [n, c], and the beta of the F-beta that it is judged by."""
+    """Decisions, bool [n, c], and the beta of the F-beta that evaluates them."""
 
     beta: float
     positive: NDArray[np.bool_]
@@ -47,33 +47,26 @@ def figures(
     """log_loss (over all classes: weighted), auc, ap (macro means), and the macro F-beta of each of the `decisions`.
 
     y [n, c] of 0 and 1, p [n, c] probabilities, weights [c]. A class with one label only has no AUC and no average
-    precision, and leaves their macro mean, in a draw as in the table. Its F counts (see `metrics.f_beta`), but not in a
-    draw that happens to lack positives which the table has. Raises ValueError as metrics does.
+    precision and is left out of their macro means, in a draw as in the table. Its F counts (see `metrics.f_beta`), but
+    not in a draw without positives where the table has some. Raises ValueError as metrics does.
     """
     labels, probabilities = metrics.checked_probabilities(y, p)
     losses, share = metrics.row_losses(labels, probabilities), metrics.checked_weights(weights, labels.shape[1])
-    loss = _columns(bootstrap.means, losses)
+    drawn = np.stack([bootstrap.means(column) for column in losses.T], axis=1)
     found = {
-        "log_loss": _figure(
-            losses.mean(axis=0), loss, metrics.weighted_log_loss(y, p, weights), np.einsum("bc,c->b", loss, share)
+        "log_loss": Figure(
+            np.append(losses.mean(axis=0), metrics.weighted_log_loss(y, p, weights)),
+            np.column_stack([drawn, np.einsum("bc,c->b", drawn, share)]),
         )
     }
     ranks = [bootstrap.ranks(labels[:, c], probabilities[:, c]) for c in range(labels.shape[1])]
-    for name, values, draws in (
-        ("auc", metrics.class_auc(labels, probabilities), [auc for auc, _ in ranks]),
-        ("ap", metrics.class_average_precision(labels, probabilities), [precision for _, precision in ranks]),
-    ):
-        by_class = np.stack(draws, axis=1)
-        found[name] = _figure(values, by_class, metrics.macro(values), _macro(by_class))
-    actual = _columns(bootstrap.sums, labels)
-    lacks = (actual == 0) & labels.any(axis=0)
+    auc, precision = (np.stack(draws, axis=1) for draws in zip(*ranks, strict=True))
+    found["auc"] = _macro_figure(metrics.class_auc(labels, probabilities), auc)
+    found["ap"] = _macro_figure(metrics.class_average_precision(labels, probabilities), precision)
     for name, (beta, positive) in decisions.items():
-        right, predicted = labels * positive, positive.astype(np.float64)
-        counts = (right.sum(axis=0), predicted.sum(axis=0), labels.sum(axis=0))
-        values = metrics.f_from_counts(*counts, beta)
-        drawn = (_columns(bootstrap.sums, right), _columns(bootstrap.sums, predicted), actual)
-        draws = np.where(lacks, np.nan, metrics.f_from_counts(*drawn, beta))
-        found[name] = _figure(values, draws, metrics.f_beta(labels, positive, beta, "macro"), _macro(draws))
+        counts = ((labels * positive).sum(axis=0), positive.sum(axis=0), labels.sum(axis=0))
+        drawn = metrics.f_draws(labels, positive, beta, bootstrap.sums)
+        found[name] = _macro_figure(metrics.f_from_counts(*counts, beta), drawn)
     return found
 
 
@@ -87,17 +80,6 @@ def _cell(value: float, draws: NDArray[np.float64]) -> Cell:
     return {"value": rounded(value), "low": rounded(low), "high": rounded(high)}
 
 
-def _figure(by_class: NDArray, draws_by_class: NDArray, overall: float, draws: NDArray) -> Figure:
-    return Figure(np.append(by_class, overall), np.column_stack([draws_by_class, draws]))
-
-
-def _columns(sums: Callable[[NDArray], NDArray[np.float64]], values: NDArray) -> NDArray[np.float64]:
-    """A Bootstrap's sums or means of each column of values [n, c], [b, c]."""
-    return np.stack([sums(column) for column in values.T], axis=1)
-
-
-def _macro(draws: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean [b] of the columns of draws [b, c] that are not NaN; NaN where all are."""
-    known = ~np.isnan(draws)
-    count = known.sum(axis=1)
-    return np.where(count > 0, np.where(known, draws, 0).sum(axis=1) / np.maximum(count, 1), np.nan)
+def _macro_figure(values: NDArray, draws: NDArray) -> Figure:
+    """From values [c] and draws [b, c] of each class, both with their macro mean appended."""
+    return Figure(np.append(values, metrics.macro(values)), np.column_stack([draws, metrics.macro_rows(draws)]))

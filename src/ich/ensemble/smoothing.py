@@ -1,4 +1,4 @@
-"""Gaussian smoothing of logits along the study: context without a network, for networks over the study to beat."""
+"""Gaussian smoothing of logits along the study, a baseline for sequence models."""
 
 from collections.abc import Sequence
 
@@ -9,15 +9,15 @@ from ich.ensemble.metrics import logit_losses
 
 Table = NDArray[np.float64]
 
-REACH = 4.0  # widths beyond which a slice is not looked at; its weight would be below 4e-4
+REACH = 4.0  # distance, in widths, beyond which slices are ignored; their weight would be below 4e-4
 
 
 def smooth(logits: ArrayLike, series: ArrayLike, position: ArrayLike, width: float) -> Table:
-    """The Gaussian-weighted mean [n, c] of each slice's series around it; row i belongs to row i, in any order.
+    """The Gaussian-weighted mean [n, c] of the logits around each slice in its series; rows may have any order.
 
     logits [n, c]; series [n] integer codes; position [n] in mm along the study; width: the Gaussian's standard
-    deviation in mm, 0 leaves the logits as they are. The weights add up to 1 within the series, so that constant
-    logits stay what they are, at its ends and across gaps too. (Nadaraya 1964; Watson 1964: kernel regression)
+    deviation in mm, 0 for no smoothing. The weights sum to 1 within the series, so that constant logits are unchanged
+    at its ends and across gaps too (kernel regression: Nadaraya 1964; Watson 1964).
 
     Raises ValueError for differing lengths, values that are not finite, and a width below 0.
     """
@@ -45,7 +45,7 @@ def smooth(logits: ArrayLike, series: ArrayLike, position: ArrayLike, width: flo
 
 
 def smooth_each(logits: ArrayLike, series: ArrayLike, position: ArrayLike, widths: Sequence[float]) -> Table:
-    """As `smooth`, with a width a class [c]."""
+    """As `smooth`, with one width per class [c]."""
     z, codes, mm = _checked(logits, series, position)
     if len(widths) != z.shape[1]:
         raise ValueError(f"there are {len(widths)} widths for {z.shape[1]} classes.")
@@ -59,10 +59,7 @@ def smooth_each(logits: ArrayLike, series: ArrayLike, position: ArrayLike, width
 def choose_widths(
     logits: ArrayLike, y: ArrayLike, series: ArrayLike, position: ArrayLike, widths: Sequence[float]
 ) -> list[float]:
-    """The width a class [c] with the lowest log loss on labels y [n, c] of 0 and 1; of equal ones the smallest.
-
-    The rows must be others than those that the widths are judged on.
-    """
+    """The width per class [c] with the lowest log loss on labels y [n, c] of 0 and 1; of equal ones the smallest."""
     z, codes, mm = _checked(logits, series, position)
     labels = np.asarray(y, dtype=np.float64)
     if labels.shape != z.shape or not ((labels == 0) | (labels == 1)).all():
@@ -70,7 +67,6 @@ def choose_widths(
     if not widths:
         raise ValueError("there is no width to choose from.")
     tried = sorted(set(widths))
-    # not clipped: no probability is so near to 0 or 1 that it would have to be
     losses = np.stack([logit_losses(smooth(z, codes, mm, width), labels).mean(axis=0) for width in tried])
     return [float(tried[best]) for best in losses.argmin(axis=0)]
 

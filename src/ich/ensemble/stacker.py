@@ -1,8 +1,8 @@
-"""LightGBM over out-of-fold logits: what members say of a slice, its neighbours and its study.
+"""LightGBM over the models' out-of-fold logits of a slice, its neighbours and its study.
 
-The stacker is a residual: boosting starts from the members' mean logit of the class (`base`). On simulated
-competitions of 84 studies x 24 slices this beat boosting from the prior by 0.003 to 0.016 macro AUC out of
-fold (200 rounds): the few positives of a rare class cannot teach small trees the members' ranking again.
+Boosting starts from the models' mean logit of the class (`base`). On simulated competitions of 84 studies x 24 slices
+this beat boosting from the prior by 0.003 to 0.016 macro AUC out of fold (200 iterations): small trees cannot learn the
+models' ranking again from the few positives of a rare class.
 """
 
 import re
@@ -14,48 +14,53 @@ from numpy.typing import ArrayLike, NDArray
 
 Table = NDArray[np.float64]
 
-_ROWS = 2048  # that features are made of at a time
+_ROWS = 2048  # rows whose features are computed at a time
 _TEXT = re.compile(r"\Atree\n.*\nend of trees\n.*\nend of parameters\n\s*pandas_categorical:null\n?\Z", re.DOTALL)
 
 
 def features(
     logits: ArrayLike, study: ArrayLike, index: ArrayLike, position: ArrayLike, neighbours: int
 ) -> tuple[NDArray[np.float32], list[str]]:
-    """The stacker's table [n, f] and its column names; row i belongs to row i of the input, in any order.
+    """The stacker's table [n, f] and its column names; rows as in the input, which may have any order.
 
-    logits [n, m, c] of m members; study [n] integer codes; index [n] the slice's place in its study; position
-    [n] in mm along the slice normal. Columns: each member's logits; their mean; the mean at the 1..neighbours
-    slices before and after, NaN beyond the study's ends; mean, maximum and standard deviation of the mean
-    over the study; relative position 0..1, slices in the study, gap to the previous and to the next slice in
-    mm. The neighbours come as members' mean only: each member's own (3 times the columns) gained 0.001
-    macro AUC at best.
+    logits [n, m, c] of m models; study [n] integer codes; index [n] the slice's place in its study; position [n] in mm
+    along the slice normal. Columns: each model's logits; their mean; the mean at the 1..neighbours slices before and
+    after, NaN beyond the study's ends; mean, maximum and standard deviation of the mean over the study; relative
+    position 0..1, slices in the study, gap to the previous and to the next slice in mm. Each model's own logits at the
+    neighbours (3 times the columns) gained 0.001 macro AUC at best.
 
-    Raises ValueError for differing lengths, values that are not finite, and two slices at one place of a
-    study.
+    Raises ValueError for differing lengths, values that are not finite, and two slices at one place of a study.
     """
-    z, codes, place, mm = _checked(logits, study, index, position)
+    z, mm = np.asarray(logits, dtype=np.float64), np.asarray(position, dtype=np.float64)
+    codes, place = np.asarray(study), np.asarray(index)
+    if z.ndim != 3 or z.size == 0 or any(column.shape != (len(z),) for column in (codes, place, mm)):
+        raise ValueError(
+            f"logits {z.shape} must be [n, m, c], n > 0, and study {codes.shape}, index {place.shape} and "
+            f"position {mm.shape} must be [n]."
+        )
+    if not (np.isfinite(z).all() and np.isfinite(mm).all()):
+        raise ValueError("logits and positions must be finite; predict the slices with NaN or infinity again.")
     if neighbours < 0:
         raise ValueError(f"neighbours is {neighbours}; it must be 0 or more.")
-    order = _order(codes, place)
+    order = np.lexsort((place, codes))
     codes, place = codes[order], place[order]
-    twice = (codes[1:] == codes[:-1]) & (place[1:] == place[:-1])
-    if twice.any():
-        at = int(np.flatnonzero(twice)[0])
-        rows = np.arange(len(z))[order][at : at + 2].tolist()
+    twice = np.flatnonzero((codes[1:] == codes[:-1]) & (place[1:] == place[:-1]))
+    if twice.size:
+        at = int(twice[0])
+        rows = order[at : at + 2].tolist()
         raise ValueError(f"study {codes[at]} has two slices with index {place[at]} (rows {rows}).")
 
-    names = _names(z.shape[1], z.shape[2], neighbours)
+    offsets = np.array([offset for offset in range(-neighbours, neighbours + 1) if offset != 0], dtype=np.int64)
+    names = _names(z.shape[1], z.shape[2], offsets)
     table = np.empty((len(z), len(names)), dtype=np.float32)
     ends = np.append(np.flatnonzero(codes[1:] != codes[:-1]) + 1, len(codes))
     # some studies at a time, whose columns stay in the processor's cache until their rows are written
     at = begin = 0
     while at < len(ends):
         last = max(at + 1, int(np.searchsorted(ends, begin + _ROWS, side="right")))
-        counts = np.diff(ends[at:last], prepend=begin)
-        rows = slice(begin, int(ends[last - 1]))
-        where = rows if isinstance(order, slice) else order[rows]
-        table[where] = _of_studies(z[where], mm[where], counts, neighbours)
-        at, begin = last, rows.stop
+        rows = order[begin : ends[last - 1]]
+        table[rows] = _of_studies(z[rows], mm[rows], np.diff(ends[at:last], prepend=begin), offsets)
+        at, begin = last, int(ends[last - 1])
     return table, names
 
 
@@ -66,7 +71,7 @@ def fit(
     *,
     seeds: Sequence[int],
     threads: int,
-    rounds: int = 200,
+    num_iterations: int = 200,
     learning_rate: float = 0.03,
     num_leaves: int = 6,
     min_data_in_leaf: int = 30,
@@ -74,14 +79,13 @@ def fit(
     feature_fraction: float = 0.3,
     bagging_fraction: float = 0.7,
 ) -> Iterator[str]:
-    """Train a model a class and yield its text.
+    """Train one model per class and yield its text.
 
     x [n, f] from `features`, y [n, c] of 0 and 1, base [n, c] the logits that boosting starts from, seeds [c]. The
-    number of rounds is fixed: stopping early on the validation fold would fit that fold. Same seeds and threads, same
-    texts.
+    number of iterations is fixed, because early stopping on the validation fold would fit that fold. The same seeds and
+    threads give the same texts.
 
-    Where a column of y holds a single label, LightGBM's binary objective learns nothing: the model adds 0, and
-    `predict` returns its base.
+    Where a column of y holds a single label, LightGBM's binary objective learns nothing: `predict` returns the base.
     """
     labels, start = np.asarray(y, dtype=np.float64), np.asarray(base, dtype=np.float64)
     shape = (len(x), len(seeds))
@@ -94,8 +98,8 @@ def fit(
         raise ValueError("y must be 0 or 1 without NaN, and base must be finite.")
     data = lgb.Dataset(x)
     for c, seed in enumerate(seeds):
-        # Another seed would have the rows counted into bins anew, although it says no more than which 200,000 of them
-        # the bins are made from: the first class's bins, which take longer than its trees, serve them all.
+        # The bins are made once, for the first class, since that takes longer than the trees. Another seed would only
+        # choose other 200,000 rows to make them from.
         data.params = settings = {
             "objective": "binary",
             "learning_rate": learning_rate,
@@ -114,14 +118,14 @@ def fit(
         }
         # copies: LightGBM warns of columns that are views of a table
         data.set_label(labels[:, c].copy()).set_init_score(start[:, c].copy())
-        yield lgb.train(settings, data, num_boost_round=rounds).model_to_string()
+        yield lgb.train(settings, data, num_boost_round=num_iterations).model_to_string()
 
 
 def predict(model_text: str, x: NDArray[np.float32], base: ArrayLike, *, threads: int = 1) -> Table:
-    """Logits [n]: base [n] plus what the model of `fit` adds to it.
+    """Logits [n]: base [n] plus the prediction of a model of `fit`.
 
-    LightGBM ends the whole process on a damaged text. A shortened one is refused here with ValueError; for
-    any other damage the caller compares the file's hash first.
+    LightGBM ends the whole process on a damaged text. A truncated one is refused here with ValueError; the caller
+    checks the file's hash first.
     """
     if not _TEXT.match(model_text):
         raise ValueError("this is not a complete LightGBM model text; train the stacker's fold again.")
@@ -134,29 +138,20 @@ def predict(model_text: str, x: NDArray[np.float32], base: ArrayLike, *, threads
     return start + np.asarray(booster.predict(x, raw_score=True, num_threads=threads), dtype=np.float64)
 
 
-def _names(members: int, classes: int, neighbours: int) -> list[str]:
-    def each(prefix: str) -> list[str]:
-        return [f"{prefix}_class{c}" for c in range(classes)]
-
-    names = [name for m in range(members) for name in each(f"member{m}")] + each("mean")
-    names += [name for offset in _offsets(neighbours) for name in each(f"slice{offset:+d}")]
-    names += [name for statistic in ("mean", "max", "std") for name in each(f"study_{statistic}")]
+def _names(models: int, classes: int, offsets: NDArray) -> list[str]:
+    blocks = [f"member{m}" for m in range(models)] + ["mean"] + [f"slice{offset:+d}" for offset in offsets]
+    blocks += [f"study_{statistic}" for statistic in ("mean", "max", "std")]
+    names = [f"{block}_class{c}" for block in blocks for c in range(classes)]
     return [*names, "relative_position", "slices", "gap_previous", "gap_next"]
 
 
-def _order(codes: NDArray, place: NDArray) -> NDArray[np.int64] | slice:
-    """The rows by study and index; all as they are where they stand so already."""
-    rising = (codes[1:] > codes[:-1]) | ((codes[1:] == codes[:-1]) & (place[1:] >= place[:-1]))
-    return slice(None) if rising.all() else np.lexsort((place, codes))
-
-
-def _of_studies(z: Table, mm: Table, counts: NDArray[np.int64], neighbours: int) -> NDArray[np.float32]:
-    """The columns of `_names` for studies of so many slices one after the other, each sorted by index."""
-    n, members, classes = z.shape
-    mean = sum((z[:, m] for m in range(1, members)), z[:, 0]) / members
+def _of_studies(z: Table, mm: Table, counts: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The columns of `_names` for consecutive studies of `counts` slices, each sorted by index."""
+    n, models, classes = z.shape
+    mean = sum((z[:, m] for m in range(1, models)), z[:, 0]) / models
     first, row = np.cumsum(counts) - counts, np.arange(n)[:, None]
     begin, end = (np.repeat(values, counts)[:, None] for values in (first, first + counts))
-    around = row + np.array(_offsets(neighbours), dtype=np.int64)
+    around = row + offsets
     around = np.where((around >= begin) & (around < end), around, n)  # row n: beyond the study's ends
     known = np.full((n + 1, classes), np.nan, dtype=np.float32)
     known[:n] = mean
@@ -181,22 +176,3 @@ def _of_studies(z: Table, mm: Table, counts: NDArray[np.int64], neighbours: int)
         gap[:, None],
     ]
     return np.concatenate(columns, axis=1, dtype=np.float32, casting="same_kind")
-
-
-def _offsets(neighbours: int) -> list[int]:
-    return [offset for offset in range(-neighbours, neighbours + 1) if offset != 0]
-
-
-def _checked(
-    logits: ArrayLike, study: ArrayLike, index: ArrayLike, position: ArrayLike
-) -> tuple[Table, NDArray, NDArray, Table]:
-    z, mm = np.asarray(logits, dtype=np.float64), np.asarray(position, dtype=np.float64)
-    codes, place = np.asarray(study), np.asarray(index)
-    if z.ndim != 3 or z.size == 0 or any(column.shape != (len(z),) for column in (codes, place, mm)):
-        raise ValueError(
-            f"logits {z.shape} must be [n, m, c], n > 0, and study {codes.shape}, index {place.shape} and "
-            f"position {mm.shape} must be [n]."
-        )
-    if not (np.isfinite(z).all() and np.isfinite(mm).all()):
-        raise ValueError("logits and positions must be finite; predict the slices with NaN or infinity again.")
-    return z, codes, place, mm

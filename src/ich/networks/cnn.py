@@ -2,10 +2,8 @@
 
 import difflib
 import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ich.networks.classifier import Classifier
-from ich.networks.recompute import count_once
 
 
 def _declare_torchvision_operators() -> None:
@@ -61,7 +58,7 @@ class CnnSpec:
 
 
 class Cnn(nn.Module):
-    """uint8 pictures to logits; scaling to the backbone's mean and standard deviation happens inside.
+    """uint8 images to logits; scaling to the backbone's mean and standard deviation happens inside.
 
     Random numbers for the first weights come from torch's global generator: seed it before.
     """
@@ -79,8 +76,7 @@ class Cnn(nn.Module):
         mean, std = (_per_channel(self.backbone.pretrained_cfg[key], spec.in_channels) for key in ("mean", "std"))
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
-        self.compiled = False
-        self._reaching_beyond: dict[int, bool] = {}  # by the side of a picture
+        self._reaching_beyond: dict[int, bool] = {}  # by the side of an image
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -89,15 +85,18 @@ class Cnn(nn.Module):
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings [B, embedding_size] and logits float32 [B, classes] of uint8 [B, C, S, S]."""
-        run = _compiled() if self.compiled and self.training else _embeddings
         with self._precise(images):
-            embeddings = run(self.backbone, self.shift, self.scale, images)
+            embeddings = self._embeddings(images)
         # in full precision: half a byte of mantissa would tie predictions that differ
         with torch.autocast(images.device.type, enabled=False):
             return embeddings, self.classifier(self.dropout(embeddings.float()))
 
+    def _embeddings(self, images: Tensor) -> Tensor:
+        pixels = torch.addcmul(self.shift, images.float(), self.scale)
+        return self.backbone.forward_head(self.backbone.forward_features(pixels), pre_logits=True)
+
     def _precise(self, images: Tensor) -> AbstractContextManager[Any]:
-        """Full precision on a CPU for pictures so small that a kernel reaches beyond the whole map that it looks at.
+        """Full precision on a CPU for images so small that a kernel reaches beyond the whole map that it looks at.
 
         There oneDNN 3.12 (of torch 2.13) leaves parts of the weights' bfloat16 gradient as memory happened to be.
         """
@@ -109,7 +108,7 @@ class Cnn(nn.Module):
         return torch.autocast("cpu", enabled=False) if self._reaching_beyond[size] else nullcontext()
 
     def _reaches_beyond(self, size: int) -> bool:
-        """Whether a convolution pads maps of a picture of `size` pixels by their own side or more."""
+        """Whether a convolution pads maps of an image of `size` pixels by their own side or more."""
         found: list[bool] = []
 
         def look(layer: Any, inputs: tuple[Tensor, ...]) -> None:
@@ -120,8 +119,8 @@ class Cnn(nn.Module):
         modes = [(module, module.training) for module in self.backbone.modules()]
         try:
             with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-                picture = torch.zeros(1, self.spec.in_channels, size, size)
-                _embeddings(self.backbone.eval(), self.shift, self.scale, picture)
+                self.backbone.eval()
+                self._embeddings(torch.zeros(1, self.spec.in_channels, size, size))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -132,34 +131,6 @@ class Cnn(nn.Module):
     def output_bias(self, prevalence: np.ndarray) -> None:
         """Start from the classes' frequencies [classes]."""
         self.classifier.output_bias(prevalence)
-
-    def checkpoint(self) -> None:
-        """Train with less memory and more time: the gradient computes most activations anew.
-
-        Raises ValueError where timm cannot do that with this backbone.
-        """
-        try:
-            self.backbone.set_grad_checkpointing(True)
-        except (AssertionError, AttributeError):
-            raise ValueError(
-                f"timm cannot compute the activations of {self.spec.backbone} anew; leave checkpointing out, and lower"
-                " batch_size where memory is short"
-            ) from None
-        count_once(self.backbone)
-
-    def compile_training(self) -> None:
-        """Train by torch.compile. Predictions stay as they are, so that they are those of whoever loads the weights.
-
-        Raises ValueError where there is no compiler for the device.
-        """
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            torch.compile(lambda x: 2 * x)(torch.zeros(1, device=device))
-        except RuntimeError as error:  # its own errors are of that kind
-            raise ValueError(
-                f"compile: true needs a compiler ({str(error).splitlines()[0]}); install g++, or leave compile out"
-            ) from None
-        self.compiled = True
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
         """Take the backbone from the state_dict of another Cnn, or of a network that holds one as `cnn`.
@@ -181,7 +152,7 @@ class Cnn(nn.Module):
         self.backbone.load_state_dict(found)
 
     def feature_layer(self, size: int, smallest: int = 6) -> nn.Module | None:
-        """The deepest layer whose map of a picture of `size` pixels a side has `smallest` cells a side, else the first.
+        """The deepest layer whose map of an image of `size` pixels a side has `smallest` cells a side, else the first.
 
         For Grad-CAM: deeper layers know more of the class, and maps of a few cells say little of the place. None
         where that layer's output is no map [B, channels, rows, columns], as in most transformers.
@@ -195,7 +166,7 @@ class Cnn(nn.Module):
 
     @torch.inference_mode()
     def _shape_of(self, layer: nn.Module, size: int) -> tuple[int, ...]:
-        """The shape of what the layer makes of one picture."""
+        """The shape of what the layer makes of one image."""
         shapes: list[tuple[int, ...]] = []
         hook = layer.register_forward_hook(lambda _layer, _inputs, output: shapes.append(tuple(output.shape)))
         before = self.training
@@ -205,17 +176,6 @@ class Cnn(nn.Module):
             hook.remove()
             self.train(before)
         return shapes[0]
-
-
-def _embeddings(backbone: Any, shift: Tensor, scale: Tensor, images: Tensor) -> Tensor:
-    pixels = torch.addcmul(shift, images.float(), scale)
-    return backbone.forward_head(backbone.forward_features(pixels), pre_logits=True)
-
-
-@cache
-def _compiled() -> Callable[..., Tensor]:
-    """One for all networks: it knows none by itself, so that a network and its copies go by their own weights."""
-    return torch.compile(_embeddings)
 
 
 def _backbone(spec: CnnSpec) -> Any:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ich.networks.classifier import Classifier
-from ich.networks.recurrent import Lengths, Places, bidirectional, over_slices
+from ich.networks.recurrent import Lengths, bidirectional, over_slices
 
 
 class SliceContext(nn.Module):
@@ -32,8 +32,7 @@ class SliceContext(nn.Module):
 
     def forward(self, features: Tensor, lengths: Lengths) -> Tensor:
         if self.rnn is not None:
-            places = Places(lengths, features.shape[1], features.device)
-            return features + places.pad(over_slices(self.rnn, places.pack(features), places))
+            return features + over_slices(self.rnn, features, lengths)
         return features + self._convolved(features, lengths)
 
     def _convolved(self, features: Tensor, lengths: Lengths) -> Tensor:

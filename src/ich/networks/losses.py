@@ -56,14 +56,14 @@ def build(
     return loss
 
 
-def pos_weight(prevalence: np.ndarray, largest: float) -> list[tuple[float, float]]:
-    """Label weights (1, negatives / positives) of the classes' frequencies [c], at most `largest`.
+def pos_weight(prevalence: np.ndarray, max_pos_weight: float) -> list[tuple[float, float]]:
+    """Label weights (1, negatives / positives) of the classes' frequencies [c], at most `max_pos_weight`.
 
     These are torch's `pos_weight`: both labels of a class weigh the same in all, and a class weighs what its
     negatives do.
     """
     share = np.asarray(prevalence).clip(RAREST, 1 - RAREST)
-    return [(1.0, float(ratio)) for ratio in ((1 - share) / share).clip(max=largest)]
+    return [(1.0, float(ratio)) for ratio in ((1 - share) / share).clip(max=max_pos_weight)]
 
 
 def balanced(prevalence: np.ndarray) -> list[tuple[float, float]]:
@@ -102,7 +102,7 @@ def asymmetric(
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
-    """SimCLR's loss (Chen et al., arXiv:2002.05709, equation 1) of two views [B, d] of the same B pictures, a scalar.
+    """SimCLR's loss (Chen et al., arXiv:2002.05709, equation 1) of two views [B, d] of the same B images, a scalar.
 
     Each of the 2 B views has to find its partner among the 2 B - 1 others by cosine similarity.
     """

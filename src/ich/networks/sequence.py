@@ -5,11 +5,10 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ich.networks.classifier import Classifier
 from ich.networks.label_rnn import SliceLabelHead
-from ich.networks.recurrent import Lengths, Places, bidirectional, over_slices
+from ich.networks.recurrent import Lengths, bidirectional, over_slices
 
 HEADS = ("residual", "plain", "shortcut", "sdl", "lrnn", "sdl_lrnn", "lrnn_sdl")
 
@@ -69,13 +68,8 @@ class SequenceHead(nn.Module):
         """See `build_head`."""
         # half precision would cost digits of the logits
         with torch.autocast(features.device.type, enabled=False):
-            places = Places(lengths, features.shape[1], features.device)
-            normed = functional.layer_norm(places.pack(features).float(), self.norm.normalized_shape, eps=self.norm.eps)
-            others = [places.pack(values).float() for values in (base, geometry)]
-            inputs = torch.cat([normed, *others], dim=-1)
-            rest = self.norm.bias.new_zeros(inputs.shape[1] - normed.shape[1])
-            affine = torch.cat([self.norm.weight, rest + 1]), torch.cat([self.norm.bias, rest])
-            states = places.pad(over_slices(self.rnn, inputs, places, affine))
+            inputs = torch.cat([self.norm(features.float()), base.float(), geometry.float()], dim=-1)
+            states = over_slices(self.rnn, inputs, lengths)
             return base.float() + self.residual(self.dropout(states))
 
     def output_bias(self, prevalence: np.ndarray) -> None:
@@ -110,12 +104,10 @@ class StackedHead(nn.Module):
     def forward(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
         """See `build_head`."""
         with torch.autocast(features.device.type, enabled=False):
-            places, below = Places(lengths, features.shape[1], features.device), features.float()
-            outputs: list[Tensor] = []
+            below, outputs = features.float(), list[Tensor]()
             for layer in self.layers:
                 below = self.dropout(outputs[-1]) if outputs else below
-                found = over_slices(layer, places.pack(below), places)  # pyright: ignore[reportArgumentType]
-                outputs.append(places.pad(found))
+                outputs.append(over_slices(layer, below, lengths))  # pyright: ignore[reportArgumentType]
             states = torch.stack(outputs).sum(dim=0) if self.shortcuts else outputs[-1]
             return self.classifier(self.dropout(states))
 

@@ -1,4 +1,4 @@
-"""Bleeds, drawn at random where anatomy puts them and as large as they come."""
+"""Draw bleeds at random where anatomy allows them, with long-tailed sizes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,14 @@ import numpy as np
 from ich.phantom.shapes import Point
 
 EPIDURAL, INTRAPARENCHYMAL, INTRAVENTRICULAR, SUBARACHNOID, SUBDURAL = range(5)
-Form = Literal["lens", "crescent", "falcine", "tentorial", "blob", "layer", "space"]
+
+# Per cause: its share of the bleeding patients, and the probability of each subtype.
+CAUSES = (
+    (0.36, (0.08, 0.45, 0.14, 0.48, 0.68)),  # trauma
+    (0.31, (0.0, 1.0, 0.45, 0.08, 0.03)),  # hypertension
+    (0.13, (0.0, 0.25, 0.60, 1.0, 0.05)),  # aneurysm
+    (0.20, (0.0, 0.05, 0.02, 0.03, 1.0)),  # a fall weeks ago
+)
 
 
 @dataclass(frozen=True)
@@ -17,7 +24,7 @@ class Bleed:
     """One bleed. Lengths in mm, head coordinates."""
 
     kind: int
-    form: Form
+    form: Literal["lens", "crescent", "falcine", "tentorial", "blob", "layer", "space"]
     centre: Point  # of a layer: the side (0 both), the level it reaches along gravity, unused
     reach: Point  # half extents; of a layer only the first counts, the softness of its level
     thickness: float
@@ -30,15 +37,39 @@ class Bleed:
     offset: float = 0.0  # where in the noise its outline lies
 
 
-def _long_tailed(rng: np.random.Generator, median: float, spread: float, low: float, high: float) -> float:
-    return float(np.clip(median * np.exp(rng.normal(0, spread)), low, high))
+def draw_kinds(rng: np.random.Generator, bleed_rate: float) -> list[int]:
+    """Draw the subtypes of a patient; none with probability 1 - bleed_rate."""
+    bleeding, cause, draws = rng.random(), rng.random(), rng.random(5)
+    edges = np.cumsum([share for share, _ in CAUSES])
+    rates = np.array(CAUSES[min(int(np.searchsorted(edges, cause)), len(CAUSES) - 1)][1])
+    if bleeding >= bleed_rate:
+        return []
+    return np.flatnonzero(draws < rates).tolist() or [int(np.argmax(rates))]
 
 
-def _on_vault(side: int, azimuth: float, z: float) -> Point:
-    """A point of the inner table: azimuth in degrees from the forehead (0) over the ear (90) to the back (180)."""
-    ring = np.sqrt(max(1 - ((z - 6) / 76) ** 2, 0.05))
-    angle = np.deg2rad(azimuth)
-    return float(side * 66 * ring * np.sin(angle)), float(-84 * ring * np.cos(angle)), z
+def draw_bleeds(rng: np.random.Generator, kinds: Sequence[int]) -> list[Bleed]:
+    """Draw bleeds of exactly these kinds; those of one head share a cause and so their place."""
+    bleeds: list[Bleed] = []
+    trauma = EPIDURAL in kinds or (SUBDURAL in kinds and rng.random() < 0.7)
+    ruptured = INTRAVENTRICULAR in kinds and not trauma
+    if EPIDURAL in kinds:
+        bleeds.append(draw_epidural(rng))
+    if SUBDURAL in kinds:
+        bleeds += [draw_subdural(rng) for _ in range(1 + (rng.random() < 0.3))]
+    if SUBARACHNOID in kinds:
+        aneurysm = False if trauma else ruptured or None
+        bleeds += [draw_subarachnoid(rng, aneurysm) for _ in range(1 + (rng.random() < 0.35))]
+    if INTRAPARENCHYMAL in kinds:
+        count = 1 + (trauma and rng.random() < 0.5) + (trauma and rng.random() < 0.3)
+        bleeds += [draw_intraparenchymal(rng, contusion=trauma, deep=ruptured) for _ in range(count)]
+    if INTRAVENTRICULAR in kinds:
+        layer = draw_intraventricular(rng)
+        source = bleeds[-1] if bleeds else layer
+        if source.kind == INTRAPARENCHYMAL and not trauma and rng.random() < 0.6:  # it broke through
+            centre = (float(np.sign(source.centre[0])), source.centre[1] - 1.5 * source.thickness, 0.0)
+            layer = replace(layer, centre=centre, density=source.density)
+        bleeds.append(layer)
+    return bleeds
 
 
 def draw_epidural(rng: np.random.Generator) -> Bleed:
@@ -52,8 +83,8 @@ def draw_epidural(rng: np.random.Generator) -> Bleed:
     else:
         centre = _on_vault(side, rng.uniform(140, 160), rng.uniform(-22, -8))
     reach = rng.uniform(20, 38)
-    coronal, lambdoid = -35 + 0.33 * centre[2], 45 + 0.46 * (centre[2] + 20)
-    y = centre[1]
+    _, y, z = centre
+    coronal, lambdoid = -35 + 0.33 * z, 45 + 0.46 * (z + 20)
     front, back = reach * rng.uniform(0.8, 1.2), reach * rng.uniform(0.8, 1.2)
     if y > coronal:
         front = min(front, max(y - coronal, 9.0))
@@ -62,16 +93,10 @@ def draw_epidural(rng: np.random.Generator) -> Bleed:
     if y < lambdoid:
         back = min(back, max(lambdoid - y, 9.0))
     thickness = max(_long_tailed(rng, 15, 0.4, 8, 34), 3.5 + max(front, back, 0.8 * reach) ** 2 / 150)
+    reach = (reach, back, reach * rng.uniform(0.75, 1.1))
+    density, texture = rng.uniform(60, 78), rng.uniform(1, 6)
     return Bleed(
-        EPIDURAL,
-        "lens",
-        centre,
-        (reach, back, reach * rng.uniform(0.75, 1.1)),
-        thickness,
-        float(rng.uniform(60, 78)),
-        texture=float(rng.uniform(1, 6)),
-        push=0.5 * thickness,
-        front=front,
+        EPIDURAL, "lens", centre, reach, thickness, density, texture=texture, push=0.5 * thickness, front=front
     )
 
 
@@ -79,39 +104,27 @@ def draw_subdural(rng: np.random.Generator) -> Bleed:
     """A crescent over a hemisphere, or a layer along the falx or the tentorium; acute, mixed, isodense or old."""
     side = int(rng.choice((-1, 1)))
     age = rng.random()
-    density, gradient = float(rng.uniform(58, 76)), 0.0
+    density, gradient = rng.uniform(58, 76), 0.0
     if age > 0.92:
-        density = float(rng.uniform(14, 24))
+        density = rng.uniform(14, 24)
     elif age > 0.85:
-        density = float(rng.uniform(32, 42))
+        density = rng.uniform(32, 42)
     elif age > 0.7:
-        density, gradient = float(rng.uniform(38, 52)), float(rng.uniform(12, 30))
+        density, gradient = rng.uniform(38, 52), rng.uniform(12, 30)
     site = rng.random()
     if site < 0.74:
         centre = _on_vault(side, rng.uniform(55, 125), rng.uniform(0, 45))
         reach = (0.0, rng.uniform(30, 75), _long_tailed(rng, 28, 0.35, 15, 62))
         thickness = _long_tailed(rng, 10.5, 0.4, 5.0, 28)
-        return Bleed(
-            SUBDURAL,
-            "crescent",
-            centre,
-            reach,
-            thickness,
-            density,
-            gradient,
-            rng.uniform(1, 6),
-            push=0.5 * thickness,
-        )
+        texture = rng.uniform(1, 6)
+        return Bleed(SUBDURAL, "crescent", centre, reach, thickness, density, gradient, texture, push=0.5 * thickness)
     density = max(density, 50.0)
     if site < 0.9:
-        centre = (
-            float(side),
-            float(rng.choice((rng.uniform(-60, -35), rng.uniform(30, 66)))),
-            float(rng.uniform(20, 58)),
-        )
+        y = float(rng.choice((rng.uniform(-60, -35), rng.uniform(30, 66))))
+        centre = (float(side), y, rng.uniform(20, 58))
         reach = (0.0, rng.uniform(18, 45), rng.uniform(13, 30))
         return Bleed(SUBDURAL, "falcine", centre, reach, _long_tailed(rng, 7.0, 0.35, 4.5, 14), density)
-    centre = (float(side * rng.uniform(22, 38)), float(rng.uniform(34, 58)), 0.0)
+    centre = (side * rng.uniform(22, 38), rng.uniform(34, 58), 0.0)
     reach = (rng.uniform(14, 26), rng.uniform(14, 26), 0.0)
     return Bleed(SUBDURAL, "tentorial", centre, reach, _long_tailed(rng, 7.0, 0.3, 4.5, 12), density)
 
@@ -121,38 +134,34 @@ def draw_intraparenchymal(rng: np.random.Generator, contusion: bool = False, dee
     side = int(rng.choice((-1, 1)))
     site = rng.random() * (0.55 if deep else 1.0)
     if contusion:
-        x, y, z = ((26, -62, 4), (42, -30, -24), (34, -56, -2), (50, 8, -14))[int(rng.integers(4))]
-    elif site < 0.38:
+        x, y, z = ((26, -62, 4), (42, -30, -24), (34, -56, -2), (50, 8, -14))[rng.integers(4)]
+    elif site < 0.38:  # putamen
         x, y, z = (25, -4, 4)
-    elif site < 0.55:
+    elif site < 0.55:  # thalamus
         x, y, z = (12, 7, 6)
     elif site < 0.87:
-        x, y, z = ((34, -50, 26), (44, 12, -6), (36, 30, 36), (26, 62, 14), (30, -10, 48))[int(rng.integers(5))]
-    elif site < 0.96:
+        x, y, z = ((34, -50, 26), (44, 12, -6), (36, 30, 36), (26, 62, 14), (30, -10, 48))[rng.integers(5)]
+    elif site < 0.96:  # cerebellum
         x, y, z = (24, 46, -34)
-    else:
+    else:  # pons
         x, y, z = (3, 2, -34)
     spread = 3.0 if 0.38 <= site < 0.55 or site > 0.96 else 7.0
-    centre = (
-        float(side * (x + rng.normal(0, spread))),
-        float(y + rng.normal(0, spread)),
-        float(z + rng.normal(0, spread)),
-    )
+    centre = (side * (x + rng.normal(0, spread)), y + rng.normal(0, spread), z + rng.normal(0, spread))
     radius = _long_tailed(rng, 9.5 if contusion else 15, 0.5, 4.5, 34)
     if site > 0.96 and not contusion:
         radius = min(radius, 11)
-    a, b, c = np.exp(rng.normal(0, 0.2, 3))
+    a, b, c = np.exp(rng.normal(0, 0.2, 3)).tolist()
     return Bleed(
         INTRAPARENCHYMAL,
         "blob",
         centre,
-        (float(radius * a), float(radius * b), float(radius * c)),
-        radius,
-        float(rng.uniform(56, 78)),
-        texture=float(rng.uniform(1, 5)),
-        oedema=float(rng.uniform(0.15, 0.8) * radius + 1.5),
+        reach=(radius * a, radius * b, radius * c),
+        thickness=radius,
+        density=rng.uniform(56, 78),
+        texture=rng.uniform(1, 5),
+        oedema=rng.uniform(0.15, 0.8) * radius + 1.5,
         push=0.3 * radius,
-        offset=float(rng.uniform(-60, 60)),
+        offset=rng.uniform(-60, 60),
     )
 
 
@@ -160,69 +169,47 @@ def draw_intraventricular(rng: np.random.Generator) -> Bleed:
     """Blood settled in the occipital horns, or casts of whole ventricles."""
     level = float(rng.choice((rng.uniform(33, 46), rng.uniform(10, 33), rng.uniform(-60, 10)), p=(0.4, 0.33, 0.27)))
     side = float(rng.choice((-1.0, 0.0, 1.0), p=(0.25, 0.5, 0.25)))
-    return Bleed(
-        INTRAVENTRICULAR,
-        "layer",
-        (side, level, 0.0),
-        (float(rng.uniform(1.0, 4.0)), 0.0, 0.0),
-        0.0,
-        float(rng.uniform(56, 78)),
-        texture=float(rng.uniform(1, 5)),
-    )
+    softness = (rng.uniform(1.0, 4.0), 0.0, 0.0)
+    density, texture = rng.uniform(56, 78), rng.uniform(1, 5)
+    return Bleed(INTRAVENTRICULAR, "layer", (side, level, 0.0), softness, 0.0, density, texture=texture)
 
 
-def draw_subarachnoid(rng: np.random.Generator, aneurysm: bool | None = None) -> Bleed:
-    """Blood in the basal cisterns and Sylvian fissures, or in the sulci of one region."""
+def draw_subarachnoid(rng: np.random.Generator, aneurysm: bool | None) -> Bleed:
+    """Blood in the basal cisterns and Sylvian fissures, or in the sulci of one region; at random without `aneurysm`."""
     side = int(rng.choice((-1, 1)))
     if aneurysm is None:
-        aneurysm = bool(rng.random() < 0.4)
-    density = float(rng.uniform(60, 78))
+        aneurysm = rng.random() < 0.4
+    density = rng.uniform(60, 78)
     if aneurysm:
-        centre = (float(rng.normal(0, 12)), float(rng.normal(-10, 6)), float(rng.normal(-10, 4)))
+        centre = (rng.normal(0, 12), rng.normal(-10, 6), rng.normal(-10, 4))
         reach = _long_tailed(rng, 36, 0.3, 22, 70)
     elif rng.random() < 0.15:
-        centre, reach = (0.0, 0.0, -22.0), float(rng.uniform(18, 28))
+        centre, reach = (0.0, 0.0, -22.0), rng.uniform(18, 28)
     else:
         centre = _on_vault(side, rng.uniform(25, 150), rng.uniform(-4, 58))
         reach = _long_tailed(rng, 25, 0.4, 14, 55)
-    return Bleed(SUBARACHNOID, "space", centre, (reach, reach, reach), 0.0, density, offset=float(rng.uniform(-60, 60)))
-
-
-def draw_bleeds(rng: np.random.Generator, kinds: Sequence[int]) -> list[Bleed]:
-    """Bleeds of exactly these kinds (0 epidural .. 4 subdural); those of one head share a cause and so their place."""
-    wanted, bleeds = set(kinds), list[Bleed]()
-    trauma = EPIDURAL in wanted or (SUBDURAL in wanted and bool(rng.random() < 0.7))
-    if EPIDURAL in wanted:
-        bleeds.append(draw_epidural(rng))
-    if SUBDURAL in wanted:
-        bleeds += [draw_subdural(rng) for _ in range(1 + int(rng.random() < 0.3))]
-    if SUBARACHNOID in wanted:
-        with_clot = not trauma and (INTRAVENTRICULAR in wanted or None)
-        bleeds += [draw_subarachnoid(rng, with_clot) for _ in range(1 + int(rng.random() < 0.35))]
-    if INTRAPARENCHYMAL in wanted:
-        count = 1 + int(trauma and rng.random() < 0.5) + int(trauma and rng.random() < 0.3)
-        deep = INTRAVENTRICULAR in wanted and not trauma
-        bleeds += [draw_intraparenchymal(rng, contusion=trauma, deep=deep) for _ in range(count)]
-    if INTRAVENTRICULAR in wanted:
-        layer = draw_intraventricular(rng)
-        source = bleeds[-1] if bleeds else layer
-        if source.kind == INTRAPARENCHYMAL and not trauma and rng.random() < 0.6:  # it broke through
-            side = float(np.sign(source.centre[0]))
-            layer = replace(
-                layer, centre=(side, source.centre[1] - 1.5 * source.thickness, 0.0), density=source.density
-            )
-        bleeds.append(layer)
-    return bleeds
+    return Bleed(SUBARACHNOID, "space", centre, (reach, reach, reach), 0.0, density, offset=rng.uniform(-60, 60))
 
 
 def followed_up(bleed: Bleed, rng: np.random.Generator) -> Bleed:
     """The same bleed some days later: paler, its size a little changed, the rim wider."""
-    factor = float(rng.uniform(0.75, 1.12))
+    factor = rng.uniform(0.75, 1.12)
     rx, ry, rz = bleed.reach
     return replace(
         bleed,
-        density=max(bleed.density - float(rng.uniform(0, 14)), min(bleed.density, 40.0)),
+        density=max(bleed.density - rng.uniform(0, 14), min(bleed.density, 40.0)),
         thickness=bleed.thickness * factor,
         reach=bleed.reach if bleed.form == "layer" else (rx * factor, ry * factor, rz * factor),
         oedema=bleed.oedema * 1.5,
     )
+
+
+def _long_tailed(rng: np.random.Generator, median: float, spread: float, low: float, high: float) -> float:
+    return float(np.clip(median * np.exp(rng.normal(0, spread)), low, high))
+
+
+def _on_vault(side: int, azimuth: float, z: float) -> Point:
+    """A point of the inner table: azimuth in degrees from the forehead (0) over the ear (90) to the back (180)."""
+    ring = np.sqrt(max(1 - ((z - 6) / 76) ** 2, 0.05))
+    angle = np.deg2rad(azimuth)
+    return float(side * 66 * ring * np.sin(angle)), float(-84 * ring * np.cos(angle)), z

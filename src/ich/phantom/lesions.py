@@ -1,14 +1,18 @@
-"""Bleeds on the coarse frame: their shape, their density, and the push they give to the brain."""
+"""Bleeds on the coarse frame: their shape, their density, and how they displace the brain."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ich.phantom.anatomy import Brain, Cranium, Head
-from ich.phantom.bleeds import Bleed, Form
-from ich.phantom.shapes import Array, Ellipsoid, smooth_step
+from ich.phantom.bleeds import Bleed
+from ich.phantom.shapes import Array, Coordinates, Ellipsoid, smooth_step, soft
+from ich.phantom.tissue import Upsampler
+
+CONTRAST = 12.0  # HU by which a bleed must change a pixel to be seen there ...
+COVER = 0.5  # ... unless it fills this share of the pixel's volume (an isodense subdural shows by its shape)
 
 
 @dataclass
@@ -20,21 +24,11 @@ class Lesion:
     density: Array
 
 
-@dataclass
-class Site:
-    """The head that a bleed is put into. `gravity`: the unit vector, in head coordinates, that points to the table."""
-
-    head: Head
-    bone: Cranium
-    brain: Brain
-    gravity: NDArray[np.float64]
-
-
-def displaced(bleeds: Sequence[Bleed], bone: Cranium) -> tuple[Array, Array, Array]:
+def displaced(bleeds: Sequence[Bleed], bone: Cranium) -> Coordinates:
     """Where the tissue now at each sample lay before the bleeds pushed it, head coordinates in mm."""
     x, y, z = bone.x, bone.y, bone.z
     for bleed in bleeds:
-        if bleed.push <= 0:
+        if bleed.push == 0:
             continue
         cx, cy, cz = (np.float32(c) for c in bleed.centre)
         px, py, pz = bone.x - cx, bone.y - cy, bone.z - cz
@@ -44,112 +38,96 @@ def displaced(bleeds: Sequence[Bleed], bone: Cranium) -> tuple[Array, Array, Arr
             gain = np.float32(-bleed.push) * np.exp(square * np.float32(-0.5) / (2 * radius) ** 2)
             gain = gain / np.sqrt(square + radius**2)
             x, y, z = x + gain * px, y + gain * py, z + gain * pz
-            continue
-        norm = np.sqrt(cx * cx + (0.7 * cy) ** 2 + (0.6 * (cz - 6)) ** 2)
-        gain = np.float32(bleed.push) * np.exp(square * np.float32(-0.5 / 50**2)) / norm
-        x, y, z = x + gain * cx, y + gain * np.float32(0.7) * cy, z + gain * np.float32(0.6) * (cz - 6)
+        else:
+            norm = np.sqrt(cx * cx + (0.7 * cy) ** 2 + (0.6 * (cz - 6)) ** 2)
+            gain = np.float32(bleed.push) * np.exp(square * (-0.5 / 50**2)) / norm
+            x, y, z = x + gain * cx, y + gain * np.float32(0.7) * cy, z + gain * np.float32(0.6) * (cz - 6)
     return x, y, z
 
 
-def _reach(bleed: Bleed) -> tuple[np.float32, np.float32, np.float32]:
-    rx, ry, rz = (np.float32(max(r, 1e-3)) for r in bleed.reach)
-    return rx, ry, rz
+def shape(bleed: Bleed, head: Head, bone: Cranium, brain: Brain, gravity: NDArray[np.float64]) -> Lesion:
+    """Evaluate the bleed on the coarse frame. Oedema and parted gyri go into `brain`, in place.
 
-
-def _offset(bleed: Bleed, site: Site) -> tuple[Array, Array, Array]:
+    `gravity`: the unit vector, in head coordinates, that points to the table.
+    """
     cx, cy, cz = (np.float32(c) for c in bleed.centre)
-    return site.bone.x - cx, site.bone.y - cy, site.bone.z - cz
-
-
-def _lens(bleed: Bleed, site: Site) -> Array:
-    """Depth under the inner table against a paraboloid: convex on both sides, and zero where a suture is."""
-    x, y, z = _offset(bleed, site)
-    _, back, up = _reach(bleed)
-    depth = -site.bone.cavity
-    across = np.maximum(x**2 + z**2 - depth * depth, 0)
-    u = (y / np.where(y < 0, np.float32(bleed.front), back)) ** 2 + across / (up * up)
-    return (depth - np.float32(bleed.thickness) * (1 - u)) * np.float32(0.8)
-
-
-def _crescent(bleed: Bleed, site: Site) -> Array:
-    """Of even thickness over a hemisphere, thinning at its ends; it stops at the falx and at the tentorium."""
-    _, y, z = _offset(bleed, site)
-    _, ry, rz = _reach(bleed)
-    side = np.float32(np.sign(bleed.centre[0]))
-    u = (y / ry) ** 2 + (z / rz) ** 2 + np.float32(0.08) * site.bone.noise
-    field = -site.bone.vault - np.float32(bleed.thickness) * (1 - u) / np.sqrt(np.float32(0.15) + np.abs(1 - u))
-    return np.maximum(field, np.maximum(3 - side * site.brain.falx_x, 1.5 - site.bone.posterior))
-
-
-def _sheet(bleed: Bleed, above: Array, u: Array, edge: Array) -> Array:
-    """A layer on one side of the falx or the tentorium: `above` the distance to it, `edge` > 0 where it ends."""
-    half = np.float32(bleed.thickness / 2) * np.clip(1 - u, -1, 1)
-    return np.maximum(np.abs(above - np.float32(bleed.thickness / 2)) - half, edge)
-
-
-def _falcine(bleed: Bleed, site: Site) -> Array:
-    _, y, z = _offset(bleed, site)
-    _, ry, rz = _reach(bleed)
-    side = np.float32(np.sign(bleed.centre[0]))
-    return _sheet(bleed, side * site.brain.falx_x, (y / ry) ** 2 + (z / rz) ** 2, site.brain.falx + 2)
-
-
-def _tentorial(bleed: Bleed, site: Site) -> Array:
-    x, y, _ = _offset(bleed, site)
-    rx, ry, _ = _reach(bleed)
-    return _sheet(bleed, site.bone.posterior, (x / rx) ** 2 + (y / ry) ** 2, site.brain.leaf + 1)
-
-
-def _blob(bleed: Bleed, site: Site) -> Array:
-    """A rough ellipsoid up to the walls of the ventricles; darkens the tissue round it."""
-    bone, brain = site.bone, site.brain
-    shift, fine = np.float32(bleed.offset), np.float32(1.8)
-    rough = site.head.smooth(bone.x * fine + shift, bone.y * fine, bone.z * fine + shift)
-    field = Ellipsoid(bleed.centre, bleed.reach).distance(bone.x, bone.y, bone.z)
-    field += np.float32(0.22 * bleed.thickness) * rough * smooth_step(3 * bleed.thickness, 0, field)
-    brain.delta -= np.float32(12) * smooth_step(bleed.oedema, 0, field) * (1 + np.float32(0.2) * bone.noise)
-    return np.maximum(np.maximum(field, 0.4 - brain.ventricle), 2.5 + bone.cavity)
-
-
-def _layer(bleed: Bleed, site: Site) -> Array:
-    """The share of blood in the fluid of a ventricle: settled towards the table up to a level."""
-    bone, g = site.bone, site.gravity.astype(np.float32)
-    height = bone.x * g[0] + bone.y * g[1] + bone.z * g[2]
-    side, level, _ = bleed.centre
-    softness = bleed.reach[0]
-    field = smooth_step(-softness, softness, height - np.float32(level) + 2 * bone.noise)
-    return field * smooth_step(-3, 3, np.float32(side) * site.brain.falx_x) if side else field
-
-
-def _space(bleed: Bleed, site: Site) -> Array:
-    """The share of blood in the fluid of sulci and cisterns, patchy in one region; clots part the gyri there."""
-    bone, brain = site.bone, site.brain
-    x, y, z = _offset(bleed, site)
-    shift = np.float32(bleed.offset)
-    patchy = site.head.smooth(bone.x + shift, bone.y + shift, bone.z)
-    far = np.sqrt(x**2 + y**2 + z**2) / _reach(bleed)[0] + np.float32(0.18) * patchy
-    field = smooth_step(1.05, 0.7, far)
-    brain.width += np.where(brain.width > -0.5, np.float32(2.6), np.float32(0)) * field
-    brain.cistern -= np.float32(1.6) * field
-    return field
-
-
-_FORMS: dict[Form, Callable[[Bleed, Site], Array]] = {
-    "lens": _lens,
-    "crescent": _crescent,
-    "falcine": _falcine,
-    "tentorial": _tentorial,
-    "blob": _blob,
-    "layer": _layer,
-    "space": _space,
-}
-
-
-def shape(bleed: Bleed, site: Site) -> Lesion:
-    """The bleed on the coarse frame. Oedema and parted gyri go into the site's brain, in place."""
-    field = _FORMS[bleed.form](bleed, site)
-    density = np.float32(bleed.density) + np.float32(bleed.texture) * site.bone.noise
+    rx, ry, rz = (np.float32(max(r, 1e-3)) for r in bleed.reach)
+    x, y, z = bone.x - cx, bone.y - cy, bone.z - cz
+    thickness, offset, side = np.float32(bleed.thickness), np.float32(bleed.offset), np.sign(cx)
+    match bleed.form:
+        case "lens":
+            # Depth under the inner table against a paraboloid: convex on both sides, and zero where a suture is.
+            depth = -bone.cavity
+            across = np.maximum(x**2 + z**2 - depth * depth, 0)
+            u = (y / np.where(y < 0, np.float32(bleed.front), ry)) ** 2 + across / (rz * rz)
+            field = (depth - thickness * (1 - u)) * 0.8
+        case "crescent":
+            # Of even thickness over a hemisphere, thinning at its ends; it stops at the falx and at the tentorium.
+            u = (y / ry) ** 2 + (z / rz) ** 2 + 0.08 * bone.noise
+            field = -bone.vault - thickness * (1 - u) / np.sqrt(0.15 + np.abs(1 - u))
+            field = np.maximum(field, np.maximum(3 - side * brain.falx_x, 1.5 - bone.tentorium))
+        case "falcine" | "tentorial":
+            # A layer on one side of the sheet, up to the edge of the sheet.
+            if bleed.form == "falcine":
+                above, u, edge = side * brain.falx_x, (y / ry) ** 2 + (z / rz) ** 2, brain.falx + 2
+            else:
+                above, u, edge = bone.tentorium, (x / rx) ** 2 + (y / ry) ** 2, brain.leaf + 1
+            field = np.abs(above - thickness / 2) - thickness / 2 * np.clip(1 - u, -1, 1)
+            field = np.maximum(field, edge)
+        case "blob":
+            # A rough ellipsoid up to the walls of the ventricles; darkens the tissue round it.
+            rough = head.smooth(bone.x * 1.8 + offset, bone.y * 1.8, bone.z * 1.8 + offset)
+            field = Ellipsoid(bleed.centre, bleed.reach).distance(bone.x, bone.y, bone.z)
+            field += 0.22 * bleed.thickness * rough * smooth_step(3 * bleed.thickness, 0, field)
+            brain.delta -= 12 * smooth_step(bleed.oedema, 0, field) * (1 + 0.2 * bone.noise)
+            field = np.maximum(np.maximum(field, 0.4 - brain.ventricle), 2.5 + bone.cavity)
+        case "layer":
+            # The fraction of blood in the fluid of a ventricle: settled towards the table up to a level.
+            gx, gy, gz = gravity.astype(np.float32)
+            height = bone.x * gx + bone.y * gy + bone.z * gz
+            field = smooth_step(-bleed.reach[0], bleed.reach[0], height - cy + 2 * bone.noise)
+            if side:
+                field = field * smooth_step(-3, 3, side * brain.falx_x)
+        case "space":
+            # The fraction of blood in the fluid of sulci and cisterns, patchy in one region; clots part the gyri there.
+            patchy = head.smooth(bone.x + offset, bone.y + offset, bone.z)
+            field = smooth_step(1.05, 0.7, np.sqrt(x**2 + y**2 + z**2) / rx + 0.18 * patchy)
+            brain.width += np.where(brain.width > -0.5, np.float32(2.6), np.float32(0)) * field
+            brain.cistern -= 1.6 * field
+    density = bleed.density + bleed.texture * bone.noise
     if bleed.gradient:
-        _, y, _ = _offset(bleed, site)
-        density += np.float32(bleed.gradient) * np.clip(y / _reach(bleed)[1], -1, 1) * np.float32(0.5)
+        density += bleed.gradient * np.clip(y / ry, -1, 1) * 0.5
     return Lesion(bleed, field, density)
+
+
+def paint(
+    lesions: Sequence[Lesion], up: Upsampler, hu: Array, spaces: Array, ventricles: Array, skull: Array, edge: float
+) -> NDArray[np.uint8]:
+    """Put the lesions into the contents of the skull, in place; returns the mask of the slice.
+
+    `hu`, and the occupancies of subarachnoid spaces, ventricles and skull, are float32 [planes, rows, columns].
+    Bit k of the mask [rows, columns] is set where a bleed of kind k is visible.
+    """
+    seen: dict[int, Array] = {}
+    filled: dict[int, Array] = {}
+    for lesion in lesions:
+        form = lesion.bleed.form
+        if form in {"layer", "space"}:
+            weight = up(lesion.field) * (ventricles if form == "layer" else spaces)
+        elif up.low(lesion.field) < 1:
+            weight = soft(up(lesion.field), edge)
+        else:  # not in this slice
+            continue
+        weight *= skull
+        change = weight * (up(lesion.density) - hu)
+        hu += change
+        keep, kind = 1 - weight, lesion.bleed.kind
+        seen = {k: before * keep for k, before in seen.items()}
+        filled = {k: before * keep for k, before in filled.items()}
+        seen[kind] = seen.get(kind, 0) + np.abs(change)
+        filled[kind] = filled.get(kind, 0) + weight
+    mask = np.zeros(hu.shape[1:], np.uint8)
+    for kind, change in seen.items():
+        visible = (change.mean(0) >= CONTRAST) | (filled[kind].mean(0) >= COVER)
+        mask |= visible.astype(np.uint8) << np.uint8(kind)
+    return mask

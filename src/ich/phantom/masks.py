@@ -1,59 +1,40 @@
-"""Where the bleeds of a synthetic competition are: masks.npz, a bit field a slice, written and read."""
+"""masks.npz, the bleeds of a synthetic competition: one bit field per slice, written and read."""
 
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-EPOCH = (1980, 1, 1, 0, 0, 0)  # each member's date, so that the same masks are the same bytes
+from ich.data.crop import resized
 
-Masks = dict[str, NDArray[np.uint8]]  # image id -> [size, size], bit k: CLASSES[k] is visible in the pixel
+EPOCH = (1980, 1, 1, 0, 0, 0)  # date of each file in the archive, so that the same masks are the same bytes
 
 
-@contextmanager
-def mask_writer(path: Path) -> Iterator[Callable[[Masks], None]]:
-    """Yield a function that adds the masks of some slices to the new file."""
-    with zipfile.ZipFile(path, "w") as archive:
-
-        def add(masks: Masks) -> None:
-            for image_id, mask in masks.items():
-                member = zipfile.ZipInfo(f"{image_id}.npy", EPOCH)
-                member.compress_type = zipfile.ZIP_DEFLATED
-                with archive.open(member, "w") as file:
-                    np.lib.format.write_array(file, mask, allow_pickle=False)
-
-        yield add
+def add_mask(archive: zipfile.ZipFile, image_id: str, mask: NDArray[np.uint8]) -> None:
+    """Add the mask [size, size] of a slice; bit k: CLASSES[k] is visible in the pixel."""
+    entry = zipfile.ZipInfo(f"{image_id}.npy", EPOCH)
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    with archive.open(entry, "w") as file:
+        np.lib.format.write_array(file, mask, allow_pickle=False)
 
 
 def lesion_masks(
     path: Path, image_ids: Sequence[str], boxes: NDArray[np.integer], size: int, bit: int | None
 ) -> NDArray[np.bool_]:
-    """Where the bleeds of some slices are in the pictures that the networks see, bool [n, size, size].
+    """Masks of the bleeds in the cropped and resized images of some slices, bool [n, size, size].
 
-    boxes [n, 3]: the square (row, column, side) that was cut out of each slice, in its pixels; it may reach beyond.
-    A picture's pixel belongs to a bleed that covers half of it. A slice without a bleed has no mask and gets none.
-    bit: one subtype, its place in CLASSES; None for all of them.
+    boxes [n, 3]: the square (row, column, side) that was cut out of each slice, in pixels; it may reach beyond.
+    A pixel belongs to a bleed that covers half of it. Slices without a bleed are not in the file.
+    bit: one subtype, its index in CLASSES; None for all of them.
     """
     masks = np.zeros((len(image_ids), size, size), dtype=bool)
     with np.load(path, allow_pickle=False) as stored:
-        known = set(stored.files)
-        for place, (image_id, (row, column, side)) in enumerate(zip(image_ids, boxes.tolist(), strict=True)):
-            if image_id in known:
+        for k, image_id in enumerate(image_ids):
+            if image_id in stored:
                 mask = stored[image_id]
-                chosen = mask != 0 if bit is None else (mask >> bit) & 1 == 1
-                masks[place] = _cropped(chosen.astype(np.float32), row, column, side, size) >= 0.5
+                chosen = mask != 0 if bit is None else (mask >> bit) & 1
+                row, column, side = boxes[k].tolist()
+                masks[k] = resized(chosen.astype(np.float32), (row, column, side), size, 0) >= 0.5
     return masks
-
-
-def _cropped(mask: NDArray[np.float32], row: int, column: int, side: int, size: int) -> NDArray[np.float32]:
-    """The square of a mask at size x size: by area where it shrinks, as the pictures are made."""
-    wide = np.zeros((side, side), dtype=np.float32)
-    part = mask[max(row, 0) : max(row + side, 0), max(column, 0) : max(column + side, 0)]
-    top, left = max(-row, 0), max(-column, 0)
-    wide[top : top + part.shape[0], left : left + part.shape[1]] = part
-    method = cv2.INTER_AREA if side >= size else cv2.INTER_LINEAR
-    return cv2.resize(wide, (size, size), interpolation=method).astype(np.float32, copy=False)

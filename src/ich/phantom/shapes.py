@@ -1,7 +1,7 @@
 """Implicit shapes and smooth random fields, evaluated on the tilted planes of a CT series."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -11,8 +11,9 @@ from scipy import ndimage
 # Everything here is computed in float32; the stubs call much of it float64.
 Array = NDArray[np.floating]
 Point = tuple[float, float, float]
+Coordinates = tuple[Array, Array, Array]
 Box = tuple[slice, slice, slice]
-FAR = 12.0
+FAR = 12.0  # mm; distances are not computed further out
 
 
 @dataclass(frozen=True)
@@ -24,25 +25,22 @@ class Ellipsoid:
 
     def distance(self, x: Array, y: Array, z: Array) -> Array:
         """Approximate signed distance in mm, negative inside (exact at the surface to first order)."""
+        cx, cy, cz = (np.float32(c) for c in self.centre)
         rx, ry, rz = (np.float32(r) for r in self.radii)
-        u, v, w = (
-            (x - np.float32(self.centre[0])) / rx,
-            (y - np.float32(self.centre[1])) / ry,
-            (z - np.float32(self.centre[2])) / rz,
-        )
+        u, v, w = (x - cx) / rx, (y - cy) / ry, (z - cz) / rz
         norm = np.sqrt(u * u + v * v + w * w)
         gradient = np.sqrt((u / rx) ** 2 + (v / ry) ** 2 + (w / rz) ** 2)
-        return norm * (norm - 1) / np.maximum(gradient, np.float32(1e-4))
+        return norm * (norm - 1) / np.maximum(gradient, 1e-4)
 
     def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Two opposite corners of the surrounding box."""
+        """Two opposite corners of the bounding box."""
         centre, radii = np.array(self.centre), np.array(self.radii)
         return centre - radii, centre + radii
 
 
 @dataclass(frozen=True)
 class Capsule:
-    """Segment from `start` to `end` with a radius that runs from one value to the other, in mm."""
+    """Segment from `start` to `end` with a radius that changes linearly along it, in mm."""
 
     start: Point
     end: Point
@@ -53,15 +51,14 @@ class Capsule:
         """Approximate signed distance in mm, negative inside."""
         ax, ay, az = (np.float32(v) for v in self.start)
         dx, dy, dz = (np.float32(b - a) for a, b in zip(self.start, self.end, strict=True))
-        length = max(float(dx * dx + dy * dy + dz * dz), 1e-6)
         px, py, pz = x - ax, y - ay, z - az
-        t = np.clip((px * dx + py * dy + pz * dz) / np.float32(length), 0, 1)
+        t = np.clip((px * dx + py * dy + pz * dz) / (dx * dx + dy * dy + dz * dz), 0, 1)
         px, py, pz = px - t * dx, py - t * dy, pz - t * dz
         radius = np.float32(self.radius) + t * np.float32(self.end_radius - self.radius)
         return np.sqrt(px * px + py * py + pz * pz) - radius
 
     def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Two opposite corners of the surrounding box."""
+        """Two opposite corners of the bounding box."""
         ends = np.array([self.start, self.end])
         radius = max(self.radius, self.end_radius)
         return ends.min(0) - radius, ends.max(0) + radius
@@ -70,34 +67,39 @@ class Capsule:
 Shape = Ellipsoid | Capsule
 
 
-def mirrored(shape: Shape) -> tuple[Shape, Shape]:
+def mirrored(shape: Shape) -> list[Shape]:
     """The shape and its image on the other side of the head (x -> -x)."""
     if isinstance(shape, Ellipsoid):
         x, y, z = shape.centre
-        return shape, Ellipsoid((-x, y, z), shape.radii)
+        return [shape, Ellipsoid((-x, y, z), shape.radii)]
     (ax, ay, az), (bx, by, bz) = shape.start, shape.end
-    return shape, Capsule((-ax, ay, az), (-bx, by, bz), shape.radius, shape.end_radius)
+    return [shape, Capsule((-ax, ay, az), (-bx, by, bz), shape.radius, shape.end_radius)]
 
 
 def smooth_min(a: Array, b: Array, k: float) -> Array:
     """Union of two signed distances with a fillet of about k mm."""
-    if k <= 0:
+    if k == 0:
         return np.minimum(a, b)
-    h = np.maximum(np.float32(k) - np.abs(a - b), 0) / np.float32(k)
-    return np.minimum(a, b) - h * h * np.float32(k / 4)
-
-
-def soft(distance: Array, edge: float) -> Array:
-    """Occupancy in [0, 1] of a signed distance: a linear step `edge` mm wide around its zero."""
-    step = distance * np.float32(-1 / edge)
-    step += np.float32(0.5)
-    return np.clip(step, 0, 1, out=step)
+    h = np.maximum(k - np.abs(a - b), 0) / k
+    return np.minimum(a, b) - h * h * (k / 4)
 
 
 def smooth_step(low: float, high: float, value: Array) -> Array:
     """0 below `low`, 1 above `high`, a cubic between."""
     t = np.clip((value - np.float32(low)) / np.float32(high - low), 0, 1)
     return t * t * (3 - 2 * t)
+
+
+def soft(distance: Array, edge: float) -> Array:
+    """Occupancy in [0, 1] of a signed distance: a linear step `edge` mm wide around its zero."""
+    step = distance * np.float32(-1 / edge)
+    step += 0.5
+    return np.clip(step, 0, 1, out=step)
+
+
+def mix(hu: Array, weight: Array, value: float | Array) -> None:
+    """Blend `value` into `hu` by `weight` in [0, 1], in place."""
+    hu += weight * (value - hu)
 
 
 @dataclass(frozen=True)
@@ -115,35 +117,14 @@ class Frame:
     normal: NDArray[np.float64]
     size: int
 
-    def coarser(self) -> "Frame":
-        """The same planes with pixels twice as wide."""
-        return Frame(self.origins, 2 * self.row, 2 * self.column, self.normal, self.size // 2)
-
-    def below(self, z: float) -> "Frame":
-        """The planes that reach below a height (the first ones: the normal points up)."""
-        reach = abs(self.row[2]) + abs(self.column[2])
-        return Frame(
-            self.origins[self.origins[:, 2] < z + reach * self.size / 2],
-            self.row,
-            self.column,
-            self.normal,
-            self.size,
-        )
-
-    @property
-    def whole(self) -> Box:
-        """The box of all samples."""
-        return slice(0, len(self.origins)), slice(0, self.size), slice(0, self.size)
-
-    def at(self, box: Box) -> tuple[Array, Array, Array]:
-        """Head coordinates x, y, z of the samples in a box, each float32 of the box's shape."""
-        centre = (self.size - 1) / 2
-        i = (np.arange(box[1].start, box[1].stop) - centre)[None, :, None]
-        j = (np.arange(box[2].start, box[2].stop) - centre)[None, None, :]
-        origins = self.origins[box[0]]
+    def at(self, box: Box | None = None) -> Coordinates:
+        """Head coordinates x, y, z of all samples or those of a box, each float32 [planes, rows, columns]."""
+        planes, rows, columns = box or (slice(None), slice(None), slice(None))
+        steps = np.arange(self.size) - (self.size - 1) / 2
+        i, j = steps[rows, None], steps[columns]
+        origins = self.origins[planes].astype(np.float32)
         x, y, z = (
-            (origins[:, a, None, None].astype(np.float32) + (self.column[a] * i + self.row[a] * j).astype(np.float32))
-            for a in range(3)
+            origins[:, a, None, None] + (self.column[a] * i + self.row[a] * j).astype(np.float32) for a in range(3)
         )
         return x, y, z
 
@@ -156,27 +137,21 @@ class Frame:
         last = int(np.searchsorted(plane[:, 2], point[:, 2].max(), side="right"))
         if first >= last:
             return slice(0, 0), slice(0, 0), slice(0, 0)
-        centre = (self.size - 1) / 2
-        ranges = [slice(first, last)]
-        for a in (1, 0):
-            from_, to = plane[first:last, a].min(), plane[first:last, a].max()
-            start = int(np.floor(point[:, a].min() - to + centre))
-            stop = int(np.ceil(point[:, a].max() - from_ + centre)) + 1
-            start, stop = max(start, 0), min(stop, self.size)
-            ranges.append(slice(start, max(start, stop)))
-        return ranges[0], ranges[1], ranges[2]
+        # The pixel that shows a point moves from plane to plane where the planes are tilted.
+        from_, to, middle = plane[first:last].min(0), plane[first:last].max(0), (self.size - 1) / 2
+        start = np.maximum(np.floor(point.min(0) - to + middle), 0).astype(int)
+        stop = np.minimum(np.ceil(point.max(0) - from_ + middle).astype(int) + 1, self.size)
+        rows, columns = (slice(int(start[a]), max(int(start[a]), int(stop[a]))) for a in (1, 0))
+        return slice(first, last), rows, columns
 
 
 def union(
-    frame: Frame,
-    shapes: Iterable[Shape],
-    k: float = 0.0,
-    coordinates: tuple[Array, Array, Array] | None = None,
-    far: float = FAR,
+    frame: Frame, shapes: Iterable[Shape], k: float = 0.0, coordinates: Coordinates | None = None, far: float = FAR
 ) -> Array:
-    """Signed distance to the union of shapes on a frame, cut off at `far` mm outside: a shape is looked at in its box.
+    """Signed distance to the union of shapes on a frame, cut off at `far` mm outside.
 
-    `coordinates` replaces the frame's own: displaced ones, near enough to them that `far` covers the difference.
+    Each shape is evaluated in its own box. `coordinates`: displaced ones that replace the frame's own, near enough to
+    them that `far` covers the difference.
     """
     field = np.full((len(frame.origins), frame.size, frame.size), far, np.float32)
     for shape in shapes:
@@ -189,40 +164,38 @@ def union(
 
 
 class Noise:
-    """A smooth random field over the head, unit variance; `scale` is the standard deviation of its smoothing, in mm."""
+    """A smooth random field over the head, unit variance; `scale` is the standard deviation of its smoothing, in mm.
 
-    PITCH = 4.0
-    HALF = 120.0
+    With `sheets` it is band-limited and divided by its gradient: values are about the distance in mm to its zeros.
+    """
 
-    def __init__(self, rng: np.random.Generator, scale: float, band: bool = False) -> None:
-        side = int(2 * self.HALF / self.PITCH) + 1
-        white = rng.standard_normal((side, side, side), dtype=np.float32)
-        sigma = scale / self.PITCH
-        grid = ndimage.gaussian_filter(white, sigma, mode="wrap", truncate=2.5)
-        if band:
-            grid -= ndimage.gaussian_filter(grid, 1.6 * sigma, mode="wrap", truncate=2.5)
-        self.grid: Array = (grid / grid.std()).astype(np.float32)
+    PITCH = 4.0  # mm between nodes
+    HALF = 120.0  # mm from the middle to the border
 
-    def per_gradient(self) -> "Noise":
-        """The same zero surfaces, the values now about the distance to them in mm."""
-        gx, gy, gz = np.gradient(self.grid, self.PITCH)
-        slope = np.sqrt(gx * gx + gy * gy + gz * gz)
-        slope = ndimage.gaussian_filter(slope, 1.0, mode="wrap", truncate=2.5)
-        self.grid = (self.grid / (slope + 0.15 * slope.mean())).astype(np.float32)
-        return self
+    def __init__(self, rng: np.random.Generator, scale: float, sheets: bool = False) -> None:
+        def smoothed(field: Array, sigma: float) -> Array:
+            return ndimage.gaussian_filter(field, sigma, mode="wrap", truncate=2.5)
+
+        side, sigma = int(2 * self.HALF / self.PITCH) + 1, scale / self.PITCH
+        grid = smoothed(rng.standard_normal((side, side, side), dtype=np.float32), sigma)
+        if sheets:
+            grid -= smoothed(grid, 1.6 * sigma)
+        grid /= grid.std()
+        if sheets:
+            gx, gy, gz = np.gradient(grid, self.PITCH)
+            slope = smoothed(np.sqrt(gx * gx + gy * gy + gz * gz), 1.0)
+            grid /= slope + 0.15 * slope.mean()
+        self.grid = grid
 
     def __call__(self, x: Array, y: Array, z: Array) -> Array:
-        """The field at points (mm), linear between its nodes, repeated outside the head."""
+        """The field at points (mm), linear between its nodes, constant beyond its border."""
         points = np.stack([x, y, z])
-        points += np.float32(self.HALF)
-        points *= np.float32(1 / self.PITCH)
+        points += self.HALF
+        points *= 1 / self.PITCH
         return ndimage.map_coordinates(self.grid, points, order=1, mode="nearest", prefilter=False)
 
     def on(self, frame: Frame, stretch: Point = (1.0, 1.0, 1.0)) -> Array:
-        """The field on a frame, read at every other pixel, where it is smooth enough. `stretch` multiplies the axes."""
-        coarse = frame.coarser()
-        values = self(*(a * np.float32(s) for a, s in zip(coarse.at(coarse.whole), stretch, strict=True)))
-        fine = np.empty((len(values), frame.size, frame.size), np.float32)
-        for k, plane in enumerate(values):
-            cv2.resize(plane, (frame.size, frame.size), dst=fine[k], interpolation=cv2.INTER_LINEAR)
-        return fine
+        """The field on a frame, linear between every other pixel. `stretch` multiplies the coordinates."""
+        coarse = replace(frame, row=2 * frame.row, column=2 * frame.column, size=frame.size // 2)
+        values = self(*(a * s for a, s in zip(coarse.at(), stretch, strict=True)))
+        return np.stack([cv2.resize(plane, (frame.size, frame.size)) for plane in values])

@@ -7,13 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ich.phantom import anatomy, bleeds, face, lesions, lookalikes, scanner, tissue
-from ich.phantom.shapes import FAR, Array, soft
+from ich.phantom.shapes import FAR, mix, soft
 
 CLASSES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
-GRID = 64  # samples a side of the coarse frame, whatever the image size
-CONTRAST = 12.0  # HU by which a bleed must change a pixel to be seen there ...
-COVER = 0.5  # ... unless it fills this share of the pixel's volume (an isodense subdural shows by its shape)
-# Seen pixels that make a slice positive, mm2 a subtype: sheets and sulci need more than a blob does.
+GRID = 64  # rows and columns of the coarse frame, whatever the image size
+# Visible area that makes a slice positive, mm2 per subtype: sheets and sulci need more than a blob does.
 AREAS = (60.0, 60.0, 50.0, 120.0, 90.0)
 ANATOMY, BLEEDS, SCAN, NOISE, LABELS, EVOLUTION = range(6)
 
@@ -29,16 +27,11 @@ class Study:
     hu: NDArray[np.int16]  # [slices, size, size]
     masks: NDArray[np.uint8]  # [slices, size, size], bit k: CLASSES[k] is visible in the pixel
     labels: NDArray[np.uint8]  # [slices, 6]
-    positions: NDArray[np.float64]  # [slices, 3] ImagePositionPatient, mm
-    orientation: tuple[float, float, float, float, float, float]
-    pixel_spacing: tuple[float, float]  # mm
-    signed: bool  # 16-bit signed file, else 12-bit unsigned
-    intercept: float
-    explicit_vr: bool
+    scan: scanner.Scan  # geometry and file format
 
 
 def stream(seed: int, patient: int, study: int, purpose: int) -> np.random.Generator:
-    """The random numbers of one purpose: sizes and other purposes leave them as they are."""
+    """Random numbers for one purpose, independent of image sizes and of the other purposes."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(patient, study, purpose)))
 
 
@@ -53,66 +46,10 @@ def identifier(seed: int, number: int, digits: int) -> str:
 
 
 def label_slices(masks: NDArray[np.uint8], pixel: float) -> NDArray[np.uint8]:
-    """Labels [slices, 6] of masks: a subtype is there where its AREAS mm2 can be seen; `any` where one of them is."""
+    """Labels [slices, 6] of masks: a subtype is positive if at least its AREAS is visible, `any` if a subtype is."""
     area = np.stack([((masks >> k) & 1).sum((1, 2)) for k in range(5)], axis=1) * pixel**2
     labels = (area >= np.array(AREAS)).astype(np.uint8)
     return np.concatenate([labels, labels.max(1, keepdims=True)], axis=1)
-
-
-def _weight(
-    up: tissue.Upsampler, lesion: lesions.Lesion, spaces: Array, ventricles: Array, edge: float
-) -> Array | None:
-    """How much of each fine pixel the lesion fills, None where the slice does not meet it."""
-    form = lesion.bleed.form
-    if form in {"layer", "space"}:
-        if -up.low(-lesion.field) <= 0:
-            return None
-        return up(lesion.field) * (ventricles if form == "layer" else spaces)
-    return soft(up(lesion.field), edge) if up.low(lesion.field) < 1 else None
-
-
-def _put(
-    up: tissue.Upsampler,
-    lesions: Sequence[lesions.Lesion],
-    content: tuple[Array, Array, Array],
-    cavity: Array,
-    edge: float,
-) -> NDArray[np.uint8]:
-    """Put the lesions into the contents of the skull (in place); the mask of the slice."""
-    hu, spaces, ventricles = content
-    seen: dict[int, Array] = {}
-    filled: dict[int, Array] = {}
-    for lesion in lesions:
-        weight = _weight(up, lesion, spaces, ventricles, edge)
-        if weight is None:
-            continue
-        weight *= soft(cavity, edge)
-        change = weight * (up(lesion.density) - hu)
-        hu += change
-        keep = 1 - weight
-        seen = {kind: before * keep for kind, before in seen.items()}
-        filled = {kind: before * keep for kind, before in filled.items()}
-        kind = lesion.bleed.kind
-        seen[kind] = seen.get(kind, 0) + np.abs(change)
-        filled[kind] = filled.get(kind, 0) + weight
-    mask = np.zeros(hu.shape[1:], np.uint8)
-    for kind, change in seen.items():
-        visible = (change.mean(0) >= CONTRAST) | (filled[kind].mean(0) >= COVER)
-        mask |= visible.astype(np.uint8) << np.uint8(kind)
-    return mask
-
-
-def _fields(
-    head: anatomy.Head, extras: lookalikes.Extras, scan: scanner.Scan, drawn: Sequence[bleeds.Bleed]
-) -> tuple[tissue.Fields, list[lesions.Lesion]]:
-    frame = scan.frame(GRID)
-    bone = anatomy.cranium(head, frame)
-    brain = anatomy.brain(head, frame, bone, lesions.displaced(drawn, bone))
-    lookalikes.apply(extras, frame, bone, brain)
-    gravity = np.linalg.inv(scan.pose)[1]
-    site = lesions.Site(head, bone, brain, gravity / np.sqrt((gravity**2).sum()))
-    shaped = [lesions.shape(bleed, site) for bleed in drawn]
-    return tissue.Fields(head, bone, brain, face.face(head, frame, bone, extras)), shaped
 
 
 def render(
@@ -122,58 +59,52 @@ def render(
     drawn: Sequence[bleeds.Bleed],
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-    """Hounsfield units and lesion masks of a scan, [slices, size, size]; `rng` draws the noise."""
-    fields, lesions = _fields(head, extras, scan, drawn)
+    """Render a scan: Hounsfield units and lesion masks, each [slices, size, size]. `rng` draws the noise."""
+    frame = scan.frame(GRID)
+    bone = anatomy.cranium(head, frame)
+    brain = anatomy.brain(head, frame, bone, lesions.displaced(drawn, bone))
+    lookalikes.add_to_brain(extras, frame, bone, brain)
+    gravity = np.linalg.inv(scan.pose)[1]
+    gravity = gravity / np.sqrt((gravity**2).sum())
+    shaped = [lesions.shape(bleed, head, bone, brain, gravity) for bleed in drawn]
+    outer = face.face(head, frame, bone, extras.swelling)
     inserts = lookalikes.inserts(extras, scan.frame(scan.size))
     rest = scanner.head_rest(scan, 95.0 * head.scale[1])
+
     count, size, edge = len(scan.centres), scan.size, scan.pixel * scanner.FINE_EDGE
     hu, masks = np.empty((count, size, size), np.int16), np.zeros((count, size, size), np.uint8)
     for k in range(count):
         planes = slice(k * scanner.SUBPLANES, (k + 1) * scanner.SUBPLANES)
         fine = np.full((scanner.SUBPLANES, size, size), tissue.AIR, np.float32)
-        body = tissue.Upsampler(planes, size, GRID, around=fields.face.skin)
-        if body:
-            fine[:, *body.fine] = tissue.outside(fields, body, body(fields.bone.cavity), edge)
-        skull = tissue.Upsampler(planes, size, GRID, around=fields.bone.cavity)
         cavity = np.full((size, size), FAR, np.float32)
-        if skull:
-            within = skull(fields.bone.cavity)
-            content = tissue.inside(fields, skull, within, edge)
-            masks[k][skull.fine] = _put(skull, lesions, content, within, edge)
-            part = fine[:, *skull.fine]
-            tissue.mix(part, soft(within, edge), content[0])
+        if body := tissue.Upsampler(planes, size, around=outer.skin):
+            fine[:, *body.fine] = tissue.outside(body, head, bone, outer, edge)
+        if skull := tissue.Upsampler(planes, size, around=bone.cavity):
+            within = skull(bone.cavity)
+            occupancy = soft(within, edge)
+            content, spaces, ventricles = tissue.inside(skull, head, bone, brain, within, edge)
+            masks[k][skull.fine] = lesions.paint(shaped, skull, content, spaces, ventricles, occupancy, edge)
+            mix(fine[:, *skull.fine], occupancy, content)
             cavity[skull.fine] = within[scanner.SUBPLANES // 2]
-        for insert in inserts:
-            insert.paint(fine, planes)
+        lookalikes.paint(inserts, fine, planes)
         image = np.maximum(fine.mean(0), rest)
         hu[k] = scanner.acquire(scan, k, image, cavity, extras.metal, rng)
     return hu, masks
 
 
-def make_study(
-    seed: int,
-    patient: int,
-    study: int,
-    *,
-    slices: int,
-    size: int,
-    bleed_rate: float,
-    kinds: Sequence[int] | None = None,
-) -> Study:
-    """The study of these numbers; the same bytes on every call.
+def make_study(seed: int, patient: int, study: int, *, slices: int, size: int, kinds: Sequence[int] = ()) -> Study:
+    """Make the study with these numbers; the same bytes on every call.
 
-    `slices` is the mean count of a study, `size` the matrix. With `kinds` (indices into CLASSES) the study has these
-    bleeds; without, it has any with probability `bleed_rate`. A patient's second study shows the same head, its bleeds
-    some days older.
+    `slices` is the mean number per study, `size` the matrix, `kinds` the subtypes that bleed (indices into CLASSES).
+    A patient's second study shows the same head, its bleeds some days older.
     """
-    if slices < 4 or size < 32 or not 0 <= bleed_rate <= 1:
-        raise ValueError(f"slices {slices}, size {size}, bleed_rate {bleed_rate}: need at least 4, at least 32, 0 to 1")
-    anatomy_rng = stream(seed, patient, 0, ANATOMY)
-    head, extras = anatomy.draw_head(anatomy_rng), lookalikes.draw(anatomy_rng)
-    bleed_rng = stream(seed, patient, 0, BLEEDS)
-    chosen = draw_kinds(bleed_rng, bleed_rate)
-    drawn = bleeds.draw_bleeds(bleed_rng, chosen if kinds is None else kinds)
-    if study:
+    if slices < 4 or size < 32:
+        raise ValueError(f"slices {slices}, size {size}: must be at least 4 and 32")
+    anatomy_rng, bleed_rng = stream(seed, patient, 0, ANATOMY), stream(seed, patient, 0, BLEEDS)
+    head, extras = anatomy.draw_head(anatomy_rng), lookalikes.draw_extras(anatomy_rng)
+    bleed_rng.random(7)  # once used to draw `kinds`; skipped, so that a seed still gives the same study
+    drawn = bleeds.draw_bleeds(bleed_rng, kinds)
+    if study > 0:
         evolution = stream(seed, patient, study, EVOLUTION)
         drawn = [bleeds.followed_up(bleed, evolution) for bleed in drawn]
     scan = scanner.draw_scan(stream(seed, patient, study, SCAN), head, slices, size)
@@ -187,30 +118,5 @@ def make_study(
         hu=hu,
         masks=masks,
         labels=label_slices(masks, scan.pixel),
-        positions=scan.positions,
-        orientation=scan.orientation,
-        pixel_spacing=(scan.pixel, scan.pixel),
-        signed=scan.signed,
-        intercept=scan.intercept,
-        explicit_vr=scan.explicit_vr,
+        scan=scan,
     )
-
-
-# Cause, its share of the bleeding patients, and how often each subtype is seen with it.
-CAUSES: tuple[tuple[float, tuple[float, float, float, float, float]], ...] = (
-    (0.36, (0.08, 0.45, 0.14, 0.48, 0.68)),  # trauma
-    (0.31, (0.0, 1.0, 0.45, 0.08, 0.03)),  # hypertension
-    (0.13, (0.0, 0.25, 0.60, 1.0, 0.05)),  # aneurysm
-    (0.20, (0.0, 0.05, 0.02, 0.03, 1.0)),  # a fall weeks ago
-)
-
-
-def draw_kinds(rng: np.random.Generator, bleed_rate: float) -> list[int]:
-    """The subtypes of a patient at random, none with probability 1 - bleed_rate."""
-    bleeding, cause, chances = rng.random(), rng.random(), rng.random(5)
-    edges = np.cumsum([share for share, _ in CAUSES])
-    rates = np.array(CAUSES[min(int(np.searchsorted(edges, cause)), len(CAUSES) - 1)][1])
-    if bleeding >= bleed_rate:
-        return []
-    kinds = np.flatnonzero(chances < rates)
-    return [int(k) for k in kinds] if len(kinds) else [int(np.argmax(rates))]

@@ -4,25 +4,30 @@
 """
 
 from ich.recipe.loading import RecipeError, load, table_thresholds
-from ich.recipe.members import (
+from ich.recipe.models import (
+    BETAS,
     Augment,
     Backbone,
+    Blend,
     Cnn,
     EarlyStopping,
     EndToEnd,
     Head,
     Loss,
+    Model,
     Pretrain,
     Sequence,
     Smooth,
     Stack,
     Supervised,
     Training,
+    beta_of,
 )
-from ich.recipe.types import BETAS, Ablation, Blend, Recipe, Thresholds, beta_of
+from ich.recipe.types import SECTIONS, Ablation, Recipe, Thresholds
 
 __all__ = [
     "BETAS",
+    "SECTIONS",
     "Ablation",
     "Augment",
     "Backbone",
@@ -32,6 +37,7 @@ __all__ = [
     "EndToEnd",
     "Head",
     "Loss",
+    "Model",
     "Pretrain",
     "Recipe",
     "RecipeError",

@@ -7,13 +7,14 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ich.recipe.members import meant
+from ich.errors import UserError
+from ich.recipe.models import meant
 from ich.recipe.types import Recipe, Thresholds
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class RecipeError(ValueError):
+class RecipeError(UserError):
     """The recipe cannot be used; the text says where and what to write."""
 
 

@@ -1,12 +1,27 @@
-"""The recipe as a whole: the competition, what is made of its files, the members, and what becomes of them."""
+"""The recipe: the competition and its data, and how models, thresholds and reports are configured."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
 
-from ich.recipe.members import Backbone, Cnn, EndToEnd, Pretrain, Sequence, Smooth, Stack, Strict, meant
+from ich.recipe.models import (
+    Backbone,
+    Blend,
+    Cnn,
+    EndToEnd,
+    FScore,
+    Model,
+    Pretrain,
+    Sequence,
+    Smooth,
+    Stack,
+    Strict,
+    beta_of,
+    meant,
+)
 
 Share = Annotated[float, Field(ge=0, le=1)]
 NAME = r"^[a-z0-9][a-z0-9_]{0,63}$"  # names become folder names, so they are kept plain
@@ -61,43 +76,6 @@ class Folds(Strict):
     seed: int = 7
 
 
-BETAS = {"f1": 1.0, "f2": 2.0}  # the F-beta scores that are always reported
-
-
-def beta_of(metric: str) -> float:
-    """The beta of "f2", "f0.5", ..."""
-    return float(metric.removeprefix("f"))
-
-
-def _beta_counts(metric: str) -> str:
-    if metric != "log_loss" and beta_of(metric) == 0:
-        raise ValueError("beta 0 is precision alone; write f0.5, f1, f2, ...")
-    return metric
-
-
-FScore = Annotated[str, Field(pattern=r"^f\d+(\.\d+)?$"), AfterValidator(_beta_counts)]  # f and beta
-
-
-class Blend(Strict):
-    """How the members become one prediction; everything here is settled a class at a time, without the fold judged."""
-
-    members: tuple[str, ...] | Literal["all"] = "all"
-    method: Literal["auto", "logits", "probabilities", "ranks", "greedy", "weights"] = Field(
-        default="auto",
-        description="a mean of logits, of probabilities or of ranks; greedy: Caruana's forward selection; weights:"
-        " non-negative weights of the logits; auto: of these in this order, a later one where it is surely better on"
-        " folds that it did not see",
-    )
-    metric: Annotated[str, Field(pattern=r"^(log_loss|f\d+(\.\d+)?)$"), AfterValidator(_beta_counts)] = Field(
-        default="log_loss", description="what weights are tuned for and methods are chosen by: log_loss, f1, f2, ..."
-    )
-    calibration: Literal["auto", "none", "temperature", "platt", "beta", "isotonic"] = Field(
-        default="auto", description="auto: the simplest that no other surely beats, by log loss on folds it did not see"
-    )
-    trials: PositiveInt = Field(default=100, description="Optuna trials a class; for weights tuned for an F-beta")
-    seed: int = 7
-
-
 class Thresholds(Strict):
     """What the thresholds maximise, and under which constraints."""
 
@@ -136,18 +114,18 @@ class Thresholds(Strict):
 
 
 class System(Strict):
-    """A row of an ablation table: a member, and what a document says of its like."""
+    """One row of an ablation table: a model, and what a document reports of its kind."""
 
-    member: str
+    model: str
     variant: str = Field(default="", description="one of the ablation's variants; default: the recipe as it is")
-    document: float | None = Field(default=None, description="the document's own figure")
+    document: float | None = Field(default=None, description="the document's own score")
 
 
 class Ablation(Strict):
     """Which systems `ich ablate` sets side by side, and which order a document claims for them."""
 
-    seeds: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1, description="of the folds and of all members")
-    figure: Literal["f1", "f2", "auc", "log_loss"] = Field(description="what the document reports")
+    seeds: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1, description="of the folds and of all models")
+    metric: Literal["f1", "f2", "auc", "log_loss"] = Field(description="what the document reports")
     variants: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="a recipe's changes, as for --set: key=value"
     )
@@ -200,7 +178,9 @@ class Report(Strict):
     studies: tuple[str, ...] = Field(default=(), description="study ids that its viewer holds in any case")
 
 
-TAKEN = ("blend", "trackers")  # folders beside those of the members
+SECTIONS = ("pretrain", "cnn", "end_to_end", "sequence", "smooth", "stack")  # each a dict of models, in this order
+FIRST = ("cnn", "end_to_end")  # sections whose models need no other model
+TAKEN = ("blend", "trackers")  # folders beside those of the models
 
 
 class Recipe(Strict):
@@ -221,108 +201,94 @@ class Recipe(Strict):
     ablation: Ablation | None = None
     compute: Compute = Compute()
 
-    @field_validator("pretrain", "cnn", "end_to_end", "sequence", "smooth", "stack")
+    @field_validator(*SECTIONS)
     @classmethod
-    def _plain_names(cls, members: dict[str, Any]) -> dict[str, Any]:
-        for name in members:
+    def _plain_names(cls, models: dict[str, Any]) -> dict[str, Any]:
+        for name in models:
             if not re.match(NAME, name) or name in TAKEN:
                 raise ValueError(
-                    f"member name {name!r}: use lower-case letters, digits and _ (and not {' or '.join(TAKEN)})"
+                    f"model name {name!r}: use lower-case letters, digits and _ (and not {' or '.join(TAKEN)})"
                 )
-        return members
+        return models
 
     @model_validator(mode="after")
-    def _members_exist(self) -> "Recipe":
-        names = [*self.pretrain, *self.members[:-1]]
+    def _inputs_exist(self) -> "Recipe":
+        names = [name for section in SECTIONS for name in getattr(self, section)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"member name {twice[0]!r} is used twice; members share one name space")
-        if not self.cnn and not self.end_to_end:
-            raise ValueError("there is no network that reads pictures; add one below cnn or end_to_end")
+            raise ValueError(f"model name {twice[0]!r} is used twice; all models share one name space")
+        if not any(getattr(self, section) for section in FIRST):
+            raise ValueError(f"there is no model that predicts slices by itself; add one below {' or '.join(FIRST)}")
+        known = {
+            "sequence": list(self.cnn),
+            "smooth": self.networks,
+            "stack": [*self.networks, *self.smooth],
+            "blend": [name for name in self.models if name != "blend"],
+        }
+        for name, settings in self.models.items():
+            stage = settings.stage
+            if stage in known:
+                where = "blend.inputs" if stage == "blend" else f"{stage}.{name}.inputs"
+                _known(where, settings.input_models(self), known[stage])
         for name, settings in self.cnn.items():
             _starts_from(f"cnn.{name}", settings, settings.start, self.pretrain)
         for name, settings in self.end_to_end.items():
             _starts_from(f"end_to_end.{name}", settings, settings.start, self.cnn)
-        for name, settings in self.sequence.items():
-            _known(f"sequence.{name}.on", settings.on, list(self.cnn))
-        for name, settings in self.smooth.items():
-            _known(f"smooth.{name}.on", self.smooth_members(settings), self.networks)
-        for name, settings in self.stack.items():
-            _known(f"stack.{name}.on", self.stack_members(settings), [*self.networks, *self.smooth])
-        _known("blend.members", self.blend_members, self.members[:-1])
         for title, system in (self.ablation.systems if self.ablation else {}).items():
-            _known(f"ablation.systems.{title}.member", [system.member], self.members)
+            _known(f"ablation.systems.{title}.model", [system.model], list(self.models))
         return self
 
     @model_validator(mode="after")
-    def _studies_are_there(self) -> "Recipe":
-        """Single pictures have no neighbours; folds by slice and crops by slice tear studies apart."""
-        reads_pictures = {"pretrain": self.pretrain, "cnn": self.cnn, "end_to_end": self.end_to_end}
-        neighbours = [
-            f"{g}.{n}" for g, group in reads_pictures.items() for n, m in group.items() if m.input != "windows"
-        ]
+    def _series_exist(self) -> "Recipe":
+        """Single images have no neighbours; folds by slice and crops by slice break series apart."""
+        readers = {"pretrain": self.pretrain, "cnn": self.cnn, "end_to_end": self.end_to_end}
+        neighbours = [f"{g}.{n}" for g, group in readers.items() for n, m in group.items() if m.input != "windows"]
         if self.competition.format == "unibuc" and (neighbours or self.end_to_end):
             where = f"{neighbours[0]}.input" if neighbours else "end_to_end"
-            raise ValueError(f"{where}: unibuc has single pictures, and this reads the slices of a study")
+            raise ValueError(f"{where}: unibuc has single images, and this reads the slices of a study")
         if self.image.crop == "edges" and neighbours:
-            raise ValueError(f"{neighbours[0]}.input: neighbours do not fit onto each other where image.crop is edges")
+            raise ValueError(f"{neighbours[0]}.input: neighbours do not align where image.crop is edges")
         if self.folds.by == "slice" and any((self.end_to_end, self.sequence, self.smooth, self.stack)):
-            raise ValueError("folds.by: slice tears studies apart, so it goes with cnn members only")
+            raise ValueError("folds.by: slice breaks studies apart, so it allows cnn models only")
         return self
+
+    @cached_property
+    def models(self) -> dict[str, Model]:
+        """Settings of everything that predicts, by name, each after its inputs; the blend is the last."""
+        models: dict[str, Model] = {}
+        for section in SECTIONS[1:]:
+            models |= getattr(self, section)
+        return {**models, "blend": self.blend}
 
     @property
     def networks(self) -> list[str]:
         return [*self.cnn, *self.end_to_end, *self.sequence]
 
-    @property
-    def members(self) -> list[str]:
-        """Everything that predicts, in the order in which it can be made."""
-        return [*self.networks, *self.smooth, *self.stack, "blend"]
-
-    @property
-    def blend_members(self) -> list[str]:
-        return self.members[:-1] if self.blend.members == "all" else list(self.blend.members)
-
-    def smooth_members(self, smooth: Smooth) -> list[str]:
-        return list(self.cnn if smooth.on == "all" else smooth.on)
-
-    def stack_members(self, stack: Stack) -> list[str]:
-        return self.networks if stack.on == "all" else list(stack.on)
-
-    def read_by(self, member: str) -> list[str]:
-        """The members whose weights or predictions a member reads; "blend" is one too."""
-        if member in self.end_to_end:
-            start = self.end_to_end[member].start
-            return [] if start is None else [start]
-        if member in self.sequence:
-            return list(self.sequence[member].on)
-        if member in self.smooth:
-            return self.smooth_members(self.smooth[member])
-        if member in self.stack:
-            return self.stack_members(self.stack[member])
-        return self.blend_members if member == "blend" else []
+    def inputs_of(self, model: str) -> tuple[str, ...]:
+        """The models whose predictions a model reads."""
+        return self.models[model].input_models(self)
 
 
-PICTURES = ("backbone", "kwargs", "input", "windows")  # what two networks must agree in to share weights
+SHARED = ("backbone", "kwargs", "input", "windows")  # what two networks must agree in to share weights
 
 
 def _starts_from(where: str, settings: Backbone, start: str | None, known: Mapping[str, Backbone]) -> None:
     if start is None:
         return
     _known(f"{where}.start", [start], list(known))
-    for key in PICTURES:
+    for key in SHARED:
         if getattr(settings, key) != getattr(known[start], key):
-            raise ValueError(
-                f"{where}.{key}: its weights start from {start}, which has another one; give both the same"
-            )
+            raise ValueError(f"{where}.{key}: differs from that of {start}, whose weights it starts from; use the same")
 
 
-def _known(where: str, names: list[str] | tuple[str, ...], known: list[str]) -> None:
+def _known(where: str, names: Iterable[str], known: list[str]) -> None:
+    names = list(names)
     if not names:
-        raise ValueError(f"{where}: it names nobody; there are {', '.join(known) or 'none'}")
+        raise ValueError(f"{where}: must not be empty; choose from {', '.join(known) or 'none'}")
     for number, name in enumerate(names):
         if name in names[:number]:
-            raise ValueError(f"{where}: {name!r} stands twice")
+            raise ValueError(f"{where}: {name!r} is listed twice")
         if name not in known:
-            there = ", ".join(known) or "none"
-            raise ValueError(f"{where}: no member {name!r}{meant(name, known)}; there are {there}")
+            raise ValueError(
+                f"{where}: no model {name!r}{meant(name, known)}; choose from {', '.join(known) or 'none'}"
+            )

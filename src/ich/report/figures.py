@@ -5,14 +5,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, cycle
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # Colours that the colour-blind tell apart (Okabe and Ito, Color universal design, 2008); grey is for "nothing here".
 OKABE_ITO = ("#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#000000", "#F0E442")
@@ -73,7 +72,7 @@ def gallery(rows: Sequence[tuple[str, Sequence[Picture]]], title: str) -> bytes:
         return _png(figure)
 
 
-def _draw(axes: "Axes", picture: Picture) -> None:
+def _draw(axes: Axes, picture: Picture) -> None:
     axes.imshow(picture.grey, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     if picture.overlay is not None:
         strength = picture.overlay.clip(0, 1)
@@ -83,7 +82,7 @@ def _draw(axes: "Axes", picture: Picture) -> None:
     axes.set_title(picture.title, fontsize=7, pad=2)
 
 
-def _map(figure: "Figure", title: str) -> "Axes":
+def _map(figure: Figure, title: str) -> Axes:
     axes = figure.subplots()
     axes.set_title(title, fontsize=10)
     axes.set(xticks=[], yticks=[], aspect="equal")
@@ -92,19 +91,15 @@ def _map(figure: "Figure", title: str) -> "Axes":
 
 
 @contextmanager
-def _figure(inches: tuple[float, float]) -> Iterator["Figure"]:
+def _figure(inches: tuple[float, float]) -> Iterator[Figure]:
     """An empty figure in matplotlib's own style, whatever the user's settings are; no window, no state left behind."""
-    from matplotlib import style
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     with style.context("default"):
         figure = Figure(figsize=inches, dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
 
 
-def _png(figure: "Figure") -> bytes:
+def _png(figure: Figure) -> bytes:
     """The file, without the program's name and version in it."""
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})

@@ -25,24 +25,19 @@ def grad_cam(network: nn.Module, layer: nn.Module, images: Tensor, class_index: 
     layer: a part of the network with output [B, channels, rows, columns], usually the last such one.
     (Selvaraju et al., Grad-CAM, 2017)
     """
-    maps = _in_cells(network, layer, images, class_index)
+    maps = torch.from_numpy(cells(network, layer, images, class_index))[:, None]
     size = (images.shape[-2], images.shape[-1])
     wide = functional.interpolate(maps, size, mode="bilinear", align_corners=False)[:, 0]
     largest = wide.amax(dim=(1, 2), keepdim=True)
-    return torch.where(largest > 0, wide / largest.clamp_min(torch.finfo(wide.dtype).tiny), 0.0).cpu().numpy()
+    return torch.where(largest > 0, wide / largest.clamp_min(torch.finfo(wide.dtype).tiny), 0.0).numpy()
 
 
 def cells(network: nn.Module, layer: nn.Module, images: Tensor, class_index: int) -> NDArray[np.float32]:
     """Grad-CAM as in `grad_cam`, float32 [B, rows, columns] of the layer's own cells, not divided by anything."""
-    return _in_cells(network, layer, images, class_index)[:, 0].cpu().numpy()
-
-
-def _in_cells(network: nn.Module, layer: nn.Module, images: Tensor, class_index: int) -> Tensor:
-    """float32 [B, 1, rows, columns]."""
     with _evaluating(network):
         maps = LayerGradCam(network, layer).attribute(_read(network, images), class_index, relu_attributions=True)
     assert isinstance(maps, Tensor), "of one layer with one output"
-    return maps.detach().float()
+    return maps.detach().float()[:, 0].cpu().numpy()
 
 
 def saliency(network: nn.Module, images: Tensor, class_index: int) -> NDArray[np.float32]:

@@ -32,14 +32,14 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     """How to read the tables; the blend against the best of the others, its optimism and its calibration."""
     metric = found["metric"]
     said = [
-        f"Beside each value stands its {found['level']:.0%} interval over patients. {metric.upper()} is decided by"
-        " thresholds of the other folds out of fold, by those of all out-of-fold rows on a test solution; on own rows,"
-        " by thresholds tuned on these, it flatters."
+        f"Next to each value is its {found['level']:.0%} confidence interval over patients. {metric.upper()} uses the"
+        " thresholds of the other folds out of fold, and those of all out-of-fold rows on a test solution. In-sample,"
+        " with thresholds tuned on the same rows, it is optimistic."
     ]
     if "test" in found["rows"]:
         one = found["one_fold"][metric]
         said.append(
-            "A member's test predictions are the mean of its folds' models; out of fold one model is judged. One fold's"
+            "Test predictions are the mean over folds; out of fold, one fold's models predict alone. One fold's"
             f" blend alone has a macro {metric.upper()} of {number(one)} on the test solution, mean over folds."
         )
         handed_in = found["submission"]
@@ -49,13 +49,13 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
             f" {number(handed_in['log_loss'])}."
         )
     said += [line for where in found["rows"] if (line := _against_the_best(found, where)) is not None]
-    blend = found["members"]["blend"]["oof"]
+    blend = found["models"]["blend"]["oof"]
     flattered = [
-        f"{title} {number(blend[figure]['own'])}, not {number(blend[figure]['value'])}"
+        f"{title} {number(blend[figure]['in_sample'])}, not {number(blend[figure]['value'])}"
         for figure, title in ((metric, f"a macro {metric.upper()} of"), ("log_loss", "a log loss of"))
-        if "own" in blend[figure]
+        if "in_sample" in blend[figure]
     ]
-    said.append(f"Judged on the rows that it is tuned on, the blend would show {' and '.join(flattered)}.")
+    said.append(f"In-sample, on the rows that it is tuned on, the blend would show {' and '.join(flattered)}.")
     errors: list[str] = []
     for where, classes in found["calibration_error"].items():
         worst = max(classes, key=lambda name: classes[name])
@@ -75,25 +75,31 @@ def span(cell: Cell) -> str:
     return number(cell["value"]) if cell["low"] is None else f"{number(cell['value'])} {_ends(cell)}"
 
 
+def split(cell: str) -> tuple[str, str]:
+    """The value of a cell made by `span`, and its interval or an empty text."""
+    value, _, interval = cell.partition(" ")
+    return value, interval
+
+
 def lines(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """scores.csv: a member and its rows a line. A figure that does not exist is nan; empty: nothing was tuned."""
-    for member, said in found["members"].items():
+    for member, said in found["models"].items():
         for where in found["rows"]:
             cells = {name: cell for name, cell in said[where].items() if name != "classes"}
-            line = {"member": member, "stage": said["stage"], "rows": where}
+            line = {"model": member, "stage": said["stage"], "rows": where}
             line |= {name: _float(cell["value"]) for name, cell in cells.items()}
             line |= {f"{name}_{end}": _float(cell[end]) for name, cell in cells.items() for end in ("low", "high")}
             tuned = ("log_loss", "auc", *(name for name in cells if f"{name}_half" in cells))
-            yield line | {f"{name}_own": cells[name].get("own", "") for name in tuned}
+            yield line | {f"{name}_in_sample": cells[name].get("in_sample", "") for name in tuned}
 
 
 def lines_by_class(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """scores_by_class.csv: a member, its rows and a class a line; thresholds: tuned on all out-of-fold rows."""
-    for member, said in found["members"].items():
+    for member, said in found["models"].items():
         for where, rows in found["rows"].items():
             for name, counts in rows["classes"].items():
                 cells = said[where]["classes"][name]
-                line = {"member": member, "rows": where, "class": name}
+                line = {"model": member, "rows": where, "class": name}
                 line |= {key: counts[key] for key in ("positives", "patients")}
                 for figure, cell in cells.items():
                     if figure == "thresholds":
@@ -117,12 +123,12 @@ def _columns(found: Mapping[str, Any], where: str) -> list[tuple[str, list[str]]
         log_loss,
         "macro AUC",
         f"macro {metric.upper()}",
-        f"{metric.upper()} on own rows",
+        f"{metric.upper()} in-sample",
         "log loss minus the blend's",
     ]
     lines: list[list[str]] = []
     stage = ""
-    for name, member in found["members"].items():
+    for name, member in found["models"].items():
         if member["stage"] not in (stage, name):
             lines.append([member["stage"], *[""] * (len(titles) - 1)])
         stage = member["stage"]
@@ -131,7 +137,7 @@ def _columns(found: Mapping[str, Any], where: str) -> list[tuple[str, list[str]]
             [
                 name if name == stage else f"  {name}",
                 *(span(figures[figure]) for figure in ("log_loss", "auc", metric)),
-                number(figures[metric].get("own")),
+                number(figures[metric].get("in_sample")),
                 span(figures["log_loss"]["minus_blend"]) if "minus_blend" in figures["log_loss"] else "",
             ]
         )
@@ -159,7 +165,7 @@ def _width(column: tuple[str, list[str]]) -> int:
 
 
 def _against_the_best(found: Mapping[str, Any], where: str) -> str | None:
-    losses = {name: member[where]["log_loss"] for name, member in found["members"].items() if name != "blend"}
+    losses = {name: member[where]["log_loss"] for name, member in found["models"].items() if name != "blend"}
     if not losses:
         return None
     best = min(losses, key=lambda name: losses[name]["value"])

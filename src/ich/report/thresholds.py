@@ -19,7 +19,7 @@ def _classes(found: Mapping[str, Any]) -> Table:
         low, high = found[f"interval{suffix}"]
         return f"{found[f'score{suffix}']:.4f} ({low:.4f} to {high:.4f})"
 
-    title = f"{found['average']} {found['metric'].upper()} {score('')} tuned on its own rows"
+    title = f"{found['average']} {found['metric'].upper()} {score('')} in-sample"
     if found["score_cross_fitted"] is not None:
         title += f", {score('_cross_fitted')} with thresholds from other folds"
     rows = [

@@ -1,7 +1,7 @@
-"""`ich ablate`: a recipe's systems side by side, with several seeds, beside the figures that a document reports.
+"""`ich ablate`: compare a recipe's systems over several seeds, next to published scores.
 
-Each variant with each seed is a recipe of its own (`<recipe>_<variant>_s<seed>`) that goes through the usual stages, so
-an interrupted ablation goes on where it was. The table is read from their scores.
+Each variant with each seed is a recipe of its own (`<recipe>_<variant>_s<seed>`) that runs through the usual stages, so
+an interrupted ablation can be resumed. The table is read from their scores.
 """
 
 import csv
@@ -9,26 +9,43 @@ import io
 from pathlib import Path
 
 from ich.console import say
+from ich.ensemble.ablation import Row, markdown
 from ich.errors import UserError
-from ich.pipeline.plan import Plan
-from ich.recipe import Ablation, Recipe, load
+from ich.pipeline.graph import MODEL_STAGES
+from ich.pipeline.runner import run_stage
+from ich.pipeline.state import Plan
+from ich.recipe import SECTIONS, Ablation, Recipe, load
+from ich.stages import demo, folds, prepare, score, thresholds
 from ich.store.atomic import write_text
 
-FIGURES = {"f1": "macro F1", "f2": "macro F2", "auc": "macro AUC", "log_loss": "weighted log loss"}
+METRICS = {"f1": "macro F1", "f2": "macro F2", "auc": "macro AUC", "log_loss": "weighted log loss"}
+
+
+def run(path: Path, overrides: list[str], root: Path) -> None:
+    """Run every variant with every seed through the stages, then write the table."""
+    for plan in runs(path, overrides, root):
+        say(f"\n== {plan.recipe.name}")
+        for stage in (demo, prepare, folds):
+            stage.run(plan)
+        for section in MODEL_STAGES:
+            run_stage(plan, section)
+        for stage in (thresholds, score):
+            stage.run(plan)
+    table(path, overrides, root)
 
 
 def runs(path: Path, overrides: list[str], root: Path) -> list[Plan]:
-    """The plan of each variant with each seed. Raises UserError where the recipe has no ablation, or not what it lists.
+    """The plan of each variant with each seed, all of them checked before the first is run.
 
-    All of them at once: a fault in the last variant should not come to light after hours of the first.
+    Raises UserError if the recipe has no ablation, or a variant lacks a model that a system names.
     """
     recipe = load(path, overrides)
     ablation, plans = _ablation(recipe), []
     for variant in dict.fromkeys(system.variant for system in ablation.systems.values()):
         plans += [_run(path, overrides, root, recipe, variant, seed) for seed in ablation.seeds]
         for title, system in ablation.systems.items():
-            if system.variant == variant and system.member not in plans[-1].members:
-                raise UserError(f"ablation.systems.{title}: variant {variant!r} leaves member {system.member!r} out")
+            if system.variant == variant and system.model not in plans[-1].models:
+                raise UserError(f"ablation.systems.{title}: variant {variant!r} leaves model {system.model!r} out")
     return plans
 
 
@@ -39,55 +56,57 @@ def _ablation(recipe: Recipe) -> Ablation:
 
 
 def _run(path: Path, overrides: list[str], root: Path, recipe: Recipe, variant: str, seed: int) -> Plan:
-    """The recipe with the variant's changes, and with the seed for its folds and all its members."""
+    """The recipe with the variant's changes, and with the seed for its folds and all its models."""
     changes = [*overrides, *(_ablation(recipe).variants[variant] if variant else ())]
-    changes.append("ablation=null")  # it may list members that a variant leaves out
+    changes.append("ablation=null")  # it may list models that a variant leaves out
     kept = load(path, changes)
     seeds = [f"folds.seed={seed}"]
-    for group in ("pretrain", "cnn", "end_to_end", "sequence", "stack"):
-        seeds += [f"{group}.{member}.seed={seed}" for member in getattr(kept, group)]
+    for section in SECTIONS:
+        seeded = [name for name, settings in getattr(kept, section).items() if hasattr(settings, "seed")]
+        seeds += [f"{section}.{model}.seed={seed}" for model in seeded]
     name = "_".join(filter(None, (recipe.name, variant, f"s{seed}")))
     return Plan(load(path, [*changes, *seeds, f"name={name}"]), root)
 
 
 def table(path: Path, overrides: list[str], root: Path) -> None:
     """Read the scores of all runs; write and print submissions/<recipe>/ablation.csv and ablation.md."""
-    from ich.ensemble.ablation import Claim, Row, markdown
-
     recipe = load(path, overrides)
-    ablation, figure = _ablation(recipe), _ablation(recipe).figure
-    scores = {
-        (variant, seed): _scores(_run(path, overrides, root, recipe, variant, seed))
-        for variant in dict.fromkeys(system.variant for system in ablation.systems.values())
-        for seed in ablation.seeds
-    }
+    ablation = _ablation(recipe)
     lines: list[dict[str, str]] = []
+    scores: dict[tuple[str, int], list[dict[str, str]]] = {}
     for title, system in ablation.systems.items():
         for seed in ablation.seeds:
-            for where, figures in scores[system.variant, seed][system.member].items():
-                lines.append({"system": title, "seed": str(seed), "rows": where, **figures})
-    claims = [Claim(*pair) for pair in ablation.orders]
-    texts: list[str] = []
-    columns = {FIGURES[figure]: figure}
-    if figure in ("f1", "f2"):
+            if (system.variant, seed) not in scores:
+                plan = _run(path, overrides, root, recipe, system.variant, seed)
+                with (plan.workspace.submissions / "scores.csv").open(encoding="utf-8", newline="") as file:
+                    scores[system.variant, seed] = list(csv.DictReader(file))
+            for line in scores[system.variant, seed]:
+                if line["model"] == system.model:
+                    kept = {key: value for key, value in line.items() if key not in ("model", "stage")}
+                    lines.append({"system": title, "seed": str(seed), **kept})
+
+    metric = ablation.metric
+    columns = {METRICS[metric]: metric}
+    if metric in ("f1", "f2"):
         columns = {
-            f"{FIGURES[figure]}, thresholds from the other folds": figure,
-            f"{FIGURES[figure]}, threshold 0.5": f"{figure}_half",
-            FIGURES["auc"]: "auc",
+            f"{METRICS[metric]}, thresholds from the other folds": metric,
+            f"{METRICS[metric]}, threshold 0.5": f"{metric}_half",
+            METRICS["auc"]: "auc",
         }
+    texts: list[str] = []
     for title, column in columns.items():
         rows = []
         for name, system in ablation.systems.items():
-            found = {
-                where: [float(line[column]) for line in lines if line["system"] == name and line["rows"] == where]
+            oof, test = (
+                [float(line[column]) for line in lines if line["system"] == name and line["rows"] == where]
                 for where in ("oof", "test")
-            }
-            document = system.document if column in (figure, f"{figure}_half") else None
-            rows.append(Row(name, document, found["oof"], found["test"]))
+            )
+            rows.append(Row(name, system.document if column in (metric, f"{metric}_half") else None, oof, test))
         try:
-            texts.append(markdown(title, rows, claims, larger_is_better=column != "log_loss", digits=4))
-        except ValueError as error:  # a figure that does not exist: an AUC where no class has both labels
+            texts.append(markdown(title, rows, ablation.orders, larger_is_better=column != "log_loss", digits=4))
+        except ValueError as error:  # an undefined score: an AUC where no class has both labels
             raise UserError(f"{recipe.name}, {title}: {error}") from None
+
     folder = root / "submissions" / recipe.name
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
@@ -97,12 +116,3 @@ def table(path: Path, overrides: list[str], root: Path) -> None:
     write_text(folder / "ablation.md", "\n".join(texts))
     say("\n".join(texts), asked=True)
     say(f"ablate: {folder / 'ablation.md'}", asked=True)
-
-
-def _scores(plan: Plan) -> dict[str, dict[str, dict[str, str]]]:
-    """member -> oof | test -> figure -> value, of a finished run."""
-    found: dict[str, dict[str, dict[str, str]]] = {}
-    with (plan.workspace.submissions / "scores.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            found.setdefault(row.pop("member"), {})[row.pop("rows")] = {k: v for k, v in row.items() if k != "stage"}
-    return found

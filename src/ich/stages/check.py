@@ -1,32 +1,27 @@
 """`ich check`: what is wrong with the raw files, before time is spent on them. Reads everything, changes nothing.
 
-One table on the screen, submissions/<recipe>/check.csv with a row an instance; exit code 0 clean, 1 warnings, 2 errors.
+Prints one table and writes submissions/<recipe>/check.csv, a row per instance.
+Exit code: 0 clean, 1 warnings, 2 errors.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from ich.console import progress, say, table
+from ich.data import checks, examine, findings, rules, slice_table
+from ich.data.competitions import ADAPTERS, LayoutError, Raw
 from ich.pipeline.graph import NOT_RAW
-from ich.pipeline.plan import Plan
+from ich.pipeline.state import Plan
 from ich.store.atomic import atomic
 from ich.store.paths import listing
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from ich.data.competitions import Raw
 
 CODES = {"error": 2, "warning": 1}
 
 
 def run(plan: Plan) -> int:
     """Print the findings, write check.csv and return the exit code."""
-    import pandas as pd
-
-    from ich.data import findings
-
     found = pd.concat(list(_findings(plan)), ignore_index=True)
     path = plan.workspace.submissions / "check.csv"
     with atomic(path) as temporary:
@@ -38,10 +33,7 @@ def run(plan: Plan) -> int:
     return max((CODES[kind] for kind in CODES if counts.get(kind, 0)), default=0)
 
 
-def _findings(plan: Plan) -> Iterator["pd.DataFrame"]:
-    from ich.data import cache, checks, findings, schemas
-    from ich.data.competitions import ADAPTERS, LayoutError
-
+def _findings(plan: Plan) -> Iterator[pd.DataFrame]:
     root = plan.raw_root
     try:
         if not root.is_dir() and plan.recipe.demo:
@@ -50,63 +42,48 @@ def _findings(plan: Plan) -> Iterator["pd.DataFrame"]:
     except LayoutError as error:
         yield findings.layout(str(error))
         return
-    classes, key = list(raw.classes), cache.ID_OF[raw.level]
+    key = slice_table.ID_OF[raw.level]
     yield findings.findings("note", raw.notes)
-    yield checks.misfits(raw.labels, schemas.broken(raw.labels, schemas.label_schema(classes, key)), "labels")
+    yield checks.misfits(raw.labels, rules.label_table(raw.labels, list(raw.classes), key), "labels")
     yield checks.extra_files(listing(root, NOT_RAW), [*raw.files["path"], raw.template])
-    yield checks.duplicate_ids(raw.files)
+    yield checks.duplicates("duplicate_id", raw.files, "image_id")
     # What stands twice was named; the slice table takes the first.
     files, labels = raw.files.drop_duplicates("image_id", ignore_index=True), raw.labels.drop_duplicates(key)
     yield from _of_slices(plan, replace(raw, files=files, labels=labels))
 
 
-def _of_slices(plan: Plan, raw: "Raw") -> Iterator["pd.DataFrame"]:
+def _of_slices(plan: Plan, raw: Raw) -> Iterator[pd.DataFrame]:
     """Findings that need the files' content."""
-    from ich.data import cache, checks, examine, findings, schemas
-
     classes, paths = list(raw.classes), raw.files["path"].tolist()
     with progress("check: files", len(paths), "files") as advance:
         examined = examine.examine(plan.raw_root, paths, plan.cores, advance, raw.values)
-    slices, refused = cache.slice_table(raw, [header for header, _ in examined])
+    slices, refused = slice_table.slice_table(raw, [header for header, _ in examined])
     if raw.choose is not None:
         choice = raw.choose(slices)
-        slices, aside = cache.chosen(slices, choice)
-        refused += aside
+        slices, others = slice_table.chosen(slices, choice)
+        refused += others
         yield findings.findings("note", choice.notes)
-    yield checks.misfits(slices, schemas.broken(slices, schemas.slice_schema(classes)), "slices")
-    slices, unread = examine.with_pictures(slices, paths, examined)
+    yield checks.misfits(slices, rules.slice_values(slices, classes), "slices")
+    slices, unread = examine.with_images(slices, paths, examined)
+    # an outside validation has no training set, and a test set may be absent
+    outside = plan.recipe.competition.trained_by is not None
+    tested = outside or bool(raw.test_ids) or (raw.files["split"] == "test").any()
     yield checks.quarantined(refused + unread)
-    yield checks.promises(slices, classes, raw.test_ids, _splits(plan, raw))
+    yield checks.promises(slices, classes, raw.test_ids, ["train"] * (not outside) + ["test"] * bool(tested))
     if slices.empty:
         return
-    yield checks.duplicate_pictures(slices, classes)
+    yield checks.duplicate_images(slices, classes)
     left_out = plan.recipe.competition.exclude_overlap
     yield checks.patients(slices, left_out=left_out)
-    if raw.values == "hu":  # pictures have neither study nor place
+    if raw.values == "hu":  # images have neither study nor place
         yield checks.lengths(slices)
         yield checks.places(slices)
         yield checks.mixtures(slices)
     if left_out:
-        slices, _ = cache.without_overlap(slices)
+        slices, _ = slice_table.without_overlap(slices)
     yield checks.prevalence(slices, classes)
-    if plan.recipe.competition.trained_by is None:
-        yield from _of_folds(plan, slices, classes)
-
-
-def _splits(plan: Plan, raw: "Raw") -> list[str]:
-    """The splits that there must be: an outside validation has no training set, and a test set may be absent."""
-    outside = plan.recipe.competition.trained_by is not None
-    tested = outside or bool(raw.test_ids) or (raw.files["split"] == "test").any()
-    return [*(() if outside else ("train",)), *(("test",) if tested else ())]
-
-
-def _of_folds(plan: Plan, slices: "pd.DataFrame", classes: list[str]) -> Iterator["pd.DataFrame"]:
-    import pandas as pd
-
-    from ich.data import checks, findings
-
     path = plan.workspace.folds
-    if path.is_file():
+    if not outside and path.is_file():
         try:
             assigned = pd.read_csv(path, dtype=str, keep_default_na=False)
         except ValueError as error:

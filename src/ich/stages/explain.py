@@ -1,31 +1,30 @@
-"""`ich explain`: what the networks look at, how they arrange the slices, and which labels look wrong.
+"""`ich explain`: maps of where the networks look, a map of their embeddings, and labels that are likely wrong.
 
-Maps and figures are of validation rows, by the network that never saw them; the table of the embeddings' map holds
-training and test rows too, to be set beside them. How often a map's maximum meets the bleed can be said where the
-bleeds are known, in the synthetic competition; so can how well the wrong labels are found.
+Maps are of validation rows, by the network that did not see them. The pointing game and the audit of the suspicious
+labels need a synthetic competition, where bleeds and wrong labels are known.
 """
 
 import csv
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
 
 from ich.console import say, table
-from ich.pipeline.plan import Made, Plan
-from ich.stages.artefacts import as_written, logits_of, table_of
-from ich.stages.inputs import Slices
-from ich.stages.maps import RATES, galleries, pointing_game
-from ich.stages.member import leave_bytes, leave_table
+from ich.ensemble.predictions import sigmoid
+from ich.errors import as_written
+from ich.models.artifacts import read_logits
+from ich.models.table import SliceTable, read_parquet
+from ich.pipeline.state import Made, Plan
+from ich.report import embedding_map, figures, label_audit
+from ich.stages.maps import RATES, galleries, pointing_game, write_image, write_table
 
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-
-MAPPED = {"valid": 1000, "train": 300, "test": 300}  # slices on the embedding map at most; t-SNE takes its time
-SUSPECTS = 200  # labels that are listed whatever they look like
+MAPPED = {"valid": 1000, "train": 300, "test": 300}  # slices on the embedding map, at most: t-SNE is slow
+SUSPECTS = 200  # labels listed beside those that break a pattern
 PRINTED = 10
-NOT_ONE = ("no bleed", "no subtype", "several")  # groups of the embedding map besides the subtypes
-TEST = "test"  # the fold and the group of test slices there
+NO_BLEED, NO_SUBTYPE, SEVERAL, TEST = "no bleed", "no subtype", "several", "test"  # groups of the embedding map
 
 
 def run(plan: Plan, *, force: bool = False) -> None:
@@ -38,19 +37,15 @@ def run(plan: Plan, *, force: bool = False) -> None:
         judged = _read(folder / "label_audit.csv")
         table(list(judged[0]), [list(row.values()) for row in judged], "Wrong labels, found by three rules")
     if (folder / "pointing_game.csv").is_file():
-        _show_pointing(_read(folder / "pointing_game.csv"))
+        played = pd.read_csv(folder / "pointing_game.csv", dtype={"class": str}).groupby("class", sort=False)
+        means = played[list(RATES)].mean()
+        rows = [
+            [name, f"{n}", *(f"{rate:.3f}" for rate in rates)]
+            for name, n, rates in zip(means.index, played["slices"].first(), means.to_numpy(), strict=True)
+        ]
+        title = "How often the maximum of Grad-CAM lies in the bleed (mean over models)"
+        table(["class", "slices", *RATES], rows, title)
     say(f"\nexplain: {'wrote' if made else 'done'}, {folder}")
-
-
-def _show_pointing(played: list[dict[str, str]]) -> None:
-    """A row a class, the mean over members."""
-    classes = dict.fromkeys(row["class"] for row in played)
-    rows: list[list[str]] = []
-    for name in classes:
-        of_class = [row for row in played if row["class"] == name]
-        means = [sum(float(row[rate]) for row in of_class) / len(of_class) for rate in RATES]
-        rows.append([name, of_class[0]["slices"], *(f"{mean:.3f}" for mean in means)])
-    table(["class", "slices", *RATES], rows, "How often the maximum of Grad-CAM lies in the bleed (mean over members)")
 
 
 def _read(path: Path) -> list[dict[str, str]]:
@@ -59,41 +54,31 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 
 def _explained(plan: Plan) -> Made:
-    import torch
-
     torch.set_num_threads(plan.recipe.compute.threads)
-    slices = Slices(plan)
+    slices = SliceTable.read(plan.workspace, plan.prepared.folder)
     files = _audit(plan, slices)
     if plan.recipe.cnn:
         first = next(iter(plan.recipe.cnn))
         files |= _embedding_map(plan, slices, first) | galleries(plan, slices, first)
         if (plan.raw_root / "masks.npz").is_file():
             files |= pointing_game(plan, slices)
-    before = (plan.explain.record.read() or {"files": {}})["files"]
-    for left in before.keys() - files.keys():  # by a run that knew more: where the bleeds are
+    for left in plan.files_of(plan.explain).keys() - files.keys():  # of a run that had masks or wrong labels
         (plan.explain.folder / left).unlink(missing_ok=True)
     return files, {}
 
 
-# ---- the labels
-
-
-def _audit(plan: Plan, slices: Slices) -> dict[str, Path]:
-    """suspicious_labels.csv; where it is known which labels are wrong, label_audit.csv."""
-    import pandas as pd
-
-    from ich.ensemble.members import sigmoid
-    from ich.report import label_audit
-
-    rows, folder = slices.labelled.nonzero()[0], plan.explain.folder
-    logits = logits_of(plan.workspace.member("blend") / "oof.parquet", slices.ids(rows), slices.classes)
-    labelled, probability = slices.table.iloc[rows], sigmoid(logits)
-    suspects = label_audit.ranked(labelled, slices.classes, probability, SUSPECTS)
-    files = leave_table(folder / "suspicious_labels.csv", suspects)
+def _audit(plan: Plan, slices: SliceTable) -> dict[str, Path]:
+    """suspicious_labels.csv; and label_audit.csv where the wrong labels are known."""
+    rows, classes, folder = slices.labelled.nonzero()[0], slices.classes, plan.explain.folder
+    labelled, labels = slices.table.iloc[rows], slices.labels[rows]
+    probability = sigmoid(read_logits(plan.workspace.model("blend") / "oof.parquet", slices.ids(rows), classes))
+    suspects = label_audit.ranked(labelled, classes, probability, SUSPECTS)
+    files = write_table(folder / "suspicious_labels.csv", suspects)
     if not (plan.raw_root / "mislabelled.csv").is_file():
         return files
-    wrong = _wrong(plan.raw_root / "mislabelled.csv", slices, rows)
-    labels, series, index = slices.labels[rows], labelled["series"].to_numpy(), labelled["index"].to_numpy()
+    listed = {row["ID"] for row in _read(plan.raw_root / "mislabelled.csv")}
+    wrong = np.array([[f"{image}_{name}" in listed for name in classes] for image in slices.ids(rows)])
+    series, index = labelled["series"].to_numpy(), labelled["index"].to_numpy()
     odds = label_audit.suspicion(labels, probability, series, index)
     found = {
         "101 and 010": label_audit.judge_set(wrong, label_audit.patterns(labels, series, index)),
@@ -101,79 +86,52 @@ def _audit(plan: Plan, slices: Slices) -> dict[str, Path]:
         "suspicion": label_audit.judge_ranking(wrong, odds),
     }
     judged = pd.DataFrame([{"rule": rule, **asdict(figures)} for rule, figures in found.items()])
-    return files | leave_table(folder / "label_audit.csv", judged)
+    return files | write_table(folder / "label_audit.csv", judged)
 
 
-def _wrong(path: Path, slices: Slices, rows: "np.ndarray") -> "np.ndarray":
-    """bool [n, c]: labels of the rows that the synthetic competition wrote wrong on purpose."""
-    import numpy as np
-
-    listed = {row["ID"] for row in _read(path)}
-    return np.array([[f"{i}_{name}" in listed for name in slices.classes] for i in slices.ids(rows)])
-
-
-# ---- the embeddings
-
-
-def _embedding_map(plan: Plan, slices: Slices, member: str) -> dict[str, Path]:
-    """embedding_map.csv, of all that fold 0's network has seen; figures of its validation rows, by place and label."""
-    import numpy as np
-
-    from ich.report import embedding_map, figures
-
-    ids, embeddings = _embedded(plan, member)
-    shown = slices.table.set_index("image_id").loc[ids].reset_index()
-    unseen = (shown["fold"] == 0).to_numpy()
-    if unseen.sum() < embedding_map.FEWEST:
-        return {}
-    points, folder = embedding_map.coordinates(embeddings, seed=0), plan.explain.folder
-    group = _groups(shown, slices.classes)
-    place = ((shown["index"] + 0.5) / shown["n_slices"]).to_numpy()
-    fold = [TEST if np.isnan(k) else f"{k:.0f}" for k in shown["fold"]]
-    mapped = shown[["image_id", "study_id", "index"]].assign(place=place, fold=fold, group=group)
-    files = leave_table(folder / "embedding_map.csv", mapped.assign(x=points[:, 0], y=points[:, 1]))
-    points, group, place = points[unseen], group[unseen], place[unseen]
-    names = [NOT_ONE[0], *_subtypes(slices.classes), *(name for name in NOT_ONE[1:] if name in group)]
-    title = f"t-SNE of {len(points)} embeddings, {member}, validation rows of fold 0"
-    labels = figures.scatter_groups(points, group.tolist(), names, title)
-    files |= leave_bytes(folder / "embedding_map_label.png", labels)
-    if (shown["n_slices"] == 1).all():  # single pictures have no place in a study
-        return files
-    positions = figures.scatter_values(points, place, title, "place in the study (0 first slice, 1 last)")
-    return files | leave_bytes(folder / "embedding_map_position.png", positions)
-
-
-def _embedded(plan: Plan, member: str) -> "tuple[list[str], np.ndarray]":
-    """Ids and embeddings [n, d] of fold 0's validation rows, its training rows where kept, and the test rows."""
-    import numpy as np
-
-    from ich.report.embedding_map import sample_rows
-
-    fold = plan.workspace.fold(member, 0)
+def _embedding_map(plan: Plan, slices: SliceTable, model: str) -> dict[str, Path]:
+    """embedding_map.csv of slices of all splits, by fold 0's network; and figures of its validation rows."""
+    fold = plan.workspace.fold(model, 0)
     folders = {"valid": fold, "train": fold / "train", "test": fold}
-    if member not in plan.read_in_sample:
+    if model not in plan.read_in_sample:
         del folders["train"]
     ids: list[str] = []
     parts: list[np.ndarray] = []
     for split, folder in folders.items():
         with as_written(folder / f"{split}_embeddings.npy"):
             embeddings = np.load(folder / f"{split}_embeddings.npy", mmap_mode="r", allow_pickle=False)
-        there = table_of(folder / f"{split}.parquet", ["image_id"])["image_id"]
-        chosen = sample_rows(len(there), MAPPED[split], seed=0)
+        there = read_parquet(folder / f"{split}.parquet", ["image_id"])["image_id"]
+        chosen = embedding_map.sample_rows(len(there), MAPPED[split], seed=0)
         ids += there.iloc[chosen].tolist()
         parts.append(embeddings[chosen])
-    return ids, np.concatenate(parts)
+
+    shown = slices.table.set_index("image_id").loc[ids].reset_index()
+    valid = (shown["fold"] == 0).to_numpy()
+    if valid.sum() < embedding_map.FEWEST:
+        return {}
+    points, folder = embedding_map.coordinates(np.concatenate(parts), seed=0), plan.explain.folder
+    group, subtypes = _groups(shown, slices.classes)
+    place = ((shown["index"] + 0.5) / shown["n_slices"]).to_numpy()
+    folds = [TEST if np.isnan(k) else f"{k:.0f}" for k in shown["fold"]]
+    mapped = shown[["image_id", "study_id", "index"]].assign(place=place, fold=folds, group=group)
+    files = write_table(folder / "embedding_map.csv", mapped.assign(x=points[:, 0], y=points[:, 1]))
+
+    points, group, place = points[valid], group[valid], place[valid]
+    names = [NO_BLEED, *subtypes, *(name for name in (NO_SUBTYPE, SEVERAL) if name in group)]
+    title = f"t-SNE of {len(points)} embeddings, {model}, validation rows of fold 0"
+    labels = figures.scatter_groups(points, group.tolist(), names, title)
+    files |= write_image(folder / "embedding_map_label.png", labels)
+    if (shown["n_slices"] == 1).all():  # single images have no position
+        return files
+    positions = figures.scatter_values(points, place, title, "position in the study (0 first slice, 1 last)")
+    return files | write_image(folder / "embedding_map_position.png", positions)
 
 
-def _subtypes(classes: list[str]) -> list[str]:
-    return [name for name in classes if name != "any"] or classes
-
-
-def _groups(shown: "pd.DataFrame", classes: list[str]) -> "np.ndarray":
-    """The one subtype of each slice, or why it has not one."""
-    import numpy as np
-
-    labels, subtypes = shown[classes].fillna(0), _subtypes(classes)
+def _groups(shown: pd.DataFrame, classes: list[str]) -> tuple[np.ndarray, list[str]]:
+    """The subtype of each slice, or why it has not exactly one; and all subtypes."""
+    subtypes = [name for name in classes if name != "any"] or classes
+    labels = shown[classes].fillna(0)
     count, bleeds = labels[subtypes].sum(axis=1).to_numpy(), labels.max(axis=1).to_numpy() > 0
-    test = (shown["split"] == "test").to_numpy()
-    return np.select([test, ~bleeds, count == 0, count > 1], [TEST, *NOT_ONE], labels[subtypes].idxmax(axis=1))
+    reasons = {TEST: (shown["split"] == "test").to_numpy(), NO_BLEED: ~bleeds, NO_SUBTYPE: count == 0}
+    reasons[SEVERAL] = count > 1
+    return np.select(list(reasons.values()), list(reasons), labels[subtypes].idxmax(axis=1)), subtypes

@@ -1,46 +1,90 @@
-"""Maps of where the networks look: galleries of them, and how often their maximum meets the bleed."""
+"""Grad-CAM and saliency maps of the CNNs: galleries, the pointing game, and the maps of the report page."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
 
 from ich.console import progress, say
-from ich.pipeline.plan import Plan
-from ich.stages.artefacts import as_written, logits_of, pictures_of
-from ich.stages.inputs import Slices, pictures, view_of
-from ich.stages.member import leave_bytes, leave_table
-from ich.stages.networks import with_weights
+from ich.data.cache import HuCache
+from ich.ensemble.predictions import sigmoid
+from ich.errors import as_written
+from ich.models.artifacts import read_logits
+from ich.models.images import slice_dataset, windowing
+from ich.models.slices import Slices
+from ich.models.table import SliceTable
+from ich.networks.cnn import Cnn
+from ich.phantom.masks import lesion_masks
+from ich.phantom.study import CLASSES
+from ich.pipeline.runner import load_fitted
+from ich.pipeline.state import Plan
+from ich.report import figures, gradcam
+from ich.store.atomic import write_bytes, write_text
+from ich.training.device import default_device
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
-SHOWN = 2  # slices a class in a gallery with the highest probability, and as many with the lowest
-POINTED = 100  # slices a class and fold in the pointing game
-TOLERANCE = 0.03  # of the picture's side: 15 of 500 pixels, as in the pointing game's paper
+SHOWN = 2  # slices per class of a gallery with the highest probability, and as many with the lowest
+POINTED = 100  # slices per class and fold in the pointing game
+TOLERANCE = 0.03  # of the side of the image: 15 of 500 pixels, as in the paper of the pointing game
 RATES = ("rate", "chance", "rate_with_tolerance", "chance_with_tolerance")  # of the pointing game
-BATCH = 32  # pictures a time whose gradients are taken
+BATCH = 32  # images whose gradients are computed at a time
 
 
-def fold_network(plan: Plan, member: str, fold: int) -> Any:
-    """A fold's network where the gradients are to be taken."""
-    from ich.networks.cnn import Cnn, CnnSpec
-    from ich.training.device import default_device
-
-    return with_weights(plan, member, fold, lambda shape: Cnn(CnnSpec(**shape))).to(default_device())
+def write_table(path: Path, rows: pd.DataFrame) -> dict[str, Path]:
+    """Write a CSV file; returns it by name."""
+    write_text(path, rows.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
+    return {path.name: path}
 
 
-def images_of(plan: Plan, slices: Slices, member: str, rows: "np.ndarray") -> "torch.Tensor":
-    """The rows' pictures as the member sees them, uint8 [n, C, S, S]."""
-    hu = pictures_of(plan.prepared.folder / "hu.npy")
-    shown = pictures(hu, slices.table, plan.recipe.cnn[member], slices.values)(rows)
-    return shown.__getitems__([(0, i) for i in range(len(rows))]).images
+def write_image(path: Path, png: bytes) -> dict[str, Path]:
+    write_bytes(path, png)
+    return {path.name: path}
 
 
-def _masks(plan: Plan, slices: Slices, rows: "np.ndarray", name: str) -> "np.ndarray | None":
-    """Where a class's bleeds are in the rows' pictures, bool [n, S, S]; None where nobody knows."""
-    from ich.phantom.masks import lesion_masks
-    from ich.phantom.study import CLASSES
+def fold_network(plan: Plan, model: str, fold: int) -> Cnn:
+    fitted: Any = load_fitted(plan, model, fold)
+    return fitted.network.to(default_device()).eval()
 
+
+def images_of(plan: Plan, slices: SliceTable, model: str, rows: np.ndarray) -> torch.Tensor:
+    """The rows' images as the model reads them, uint8 [n, C, S, S]."""
+    hu = HuCache.open(plan.prepared.folder, slices.table)
+    view = windowing(plan.recipe.cnn[model], slices.values)
+    images = slice_dataset(Slices(slices.table, rows, slices.classes, hu), view)
+    return images.__getitems__([(0, i) for i in range(len(rows))]).images
+
+
+def cam_model(plan: Plan) -> str | None:
+    """The first CNN with a layer for Grad-CAM."""
+    size = plan.recipe.image.size
+    return next(
+        (model for model in plan.recipe.cnn if fold_network(plan, model, 0).feature_layer(size) is not None), None
+    )
+
+
+def cams(plan: Plan, slices: SliceTable, model: str, rows: np.ndarray) -> np.ndarray:
+    """Grad-CAM float32 [n, c, h, w] of rows [n] in the cells of the layer, by the network that did not see the row.
+
+    Rows without a fold, those of the test set, are shown by fold 0's network.
+    """
+    folds = np.nan_to_num(slices.table["fold"].to_numpy(float)[rows]).astype(int)
+    classes, found, order = range(len(slices.classes)), [], []
+    with progress("report: Grad-CAM", len(rows)) as advance:
+        for fold in np.unique(folds).tolist():
+            network, places = fold_network(plan, model, fold), np.flatnonzero(folds == fold)
+            layer = network.feature_layer(plan.recipe.image.size)
+            assert layer is not None, "by cam_model"
+            for some in np.array_split(places, range(BATCH, len(places), BATCH)):
+                images = images_of(plan, slices, model, rows[some])
+                found.append(np.stack([gradcam.cells(network, layer, images, c) for c in classes], axis=1))
+                order.append(some)
+                advance(len(some))
+    return np.concatenate(found)[np.argsort(np.concatenate(order))]
+
+
+def _masks(plan: Plan, slices: SliceTable, rows: np.ndarray, name: str) -> np.ndarray | None:
+    """Masks of a class's bleeds, bool [n, S, S]; None where they are unknown."""
     path = plan.raw_root / "masks.npz"
     if not path.is_file():
         return None
@@ -50,56 +94,53 @@ def _masks(plan: Plan, slices: Slices, rows: "np.ndarray", name: str) -> "np.nda
         return lesion_masks(path, slices.ids(rows).tolist(), boxes, plan.recipe.image.size, bit)
 
 
-def galleries(plan: Plan, slices: Slices, member: str) -> dict[str, Path]:
-    """saliency.png and grad_cam.png: positive validation rows of fold 0, those found most surely and those missed."""
-    import numpy as np
-
-    from ich.ensemble.members import sigmoid
-    from ich.report import figures, gradcam
-
-    network, rows = fold_network(plan, member, 0), slices.valid_rows(0)
-    path = plan.workspace.fold(member, 0) / "valid.parquet"
-    probability = sigmoid(logits_of(path, slices.ids(rows), slices.classes))
-    view = view_of(plan.recipe.cnn[member], slices.values)
+def galleries(plan: Plan, slices: SliceTable, model: str) -> dict[str, Path]:
+    """saliency.png and grad_cam.png: positive validation rows of fold 0 with the highest and the lowest probability."""
+    network, rows = fold_network(plan, model, 0), slices.valid_rows(0)
+    path = plan.workspace.fold(model, 0) / "valid.parquet"
+    probability = sigmoid(read_logits(path, slices.ids(rows), slices.classes))
+    view = windowing(plan.recipe.cnn[model], slices.values)
     channel = (view.depth // 2) * (view.channels // view.depth)  # the slice itself, no neighbour, in the first window
     layer = network.feature_layer(plan.recipe.image.size)
     if layer is None:
-        say(f"explain: {member}: no layer of {network.spec.backbone} makes a map, so there is no Grad-CAM of it")
-    rows_of: dict[str, list[tuple[str, list[figures.Picture]]]] = {}
+        say(f"explain: {model}: no layer of {network.spec.backbone} is a map, so there is no Grad-CAM of it")
+    titles = {"saliency": "Saliency (gradient by the grey values)", "grad_cam": "Grad-CAM"}
+    galleries: dict[str, list[tuple[str, list[figures.Picture]]]] = {key: [] for key in titles}
     for c, name in enumerate(slices.classes):
         positive = np.flatnonzero(slices.labels[rows, c] == 1)
         if not len(positive):
             continue
         order = positive[np.argsort(-probability[positive, c], kind="stable")]
         chosen = ends(order, slices.table["study_id"].to_numpy()[rows])
-        images = images_of(plan, slices, member, rows[chosen])
+        images = images_of(plan, slices, model, rows[chosen])
         gradient = gradcam.saliency(network, images, c)
-        strength = gradient / np.maximum(np.quantile(gradient, 0.995, axis=(1, 2), keepdims=True), 1e-12)
-        overlays: dict[str, np.ndarray] = {"saliency": strength}
+        largest = np.quantile(gradient, 0.995, (1, 2), keepdims=True)
+        overlays: dict[str, np.ndarray] = {"saliency": gradient / np.maximum(largest, 1e-12)}
         if layer is not None:
             overlays["grad_cam"] = gradcam.grad_cam(network, layer, images, c)
         masks = _masks(plan, slices, rows[chosen], name)
         for key, maps in overlays.items():
-            shown = _pairs(images[:, channel].numpy(), probability[chosen, c], maps, masks)
-            rows_of.setdefault(key, []).append((name, shown))
+            shown: list[figures.Picture] = []  # each slice twice, without and with the map
+            for k, grey in enumerate(images[:, channel].numpy()):
+                outline = None if masks is None else masks[k]
+                shown.append(figures.Picture(grey, f"p = {probability[chosen[k], c]:.3f}", None, outline))
+                shown.append(figures.Picture(grey, "", maps[k], outline))
+            galleries[key].append((name, shown))
     files: dict[str, Path] = {}
-    titles = {"saliency": "Saliency (gradient by the grey values)", "grad_cam": "Grad-CAM"}
-    for key, gallery in rows_of.items():
-        what = (
-            f"{titles[key]}, {member}, positive validation slices of fold 0: {SHOWN} found most surely, {SHOWN} least"
-        )
-        files |= leave_bytes(plan.explain.folder / f"{key}.png", figures.gallery(gallery, what))
+    for key, gallery in galleries.items():
+        if gallery:
+            title = f"{titles[key]}, {model}, positive validation slices of fold 0: {SHOWN} most certain, {SHOWN} least"
+            files |= write_image(plan.explain.folder / f"{key}.png", figures.gallery(gallery, title))
     return files
 
 
-def ends(order: "np.ndarray", studies: "np.ndarray") -> "np.ndarray":
+def ends(order: np.ndarray, studies: np.ndarray) -> np.ndarray:
     """SHOWN of the first and SHOWN of the last of `order` [m], numbers into studies [n]; fewer where there are fewer.
 
     The first are of different studies, and so are the last; none of them is both.
     """
-    import numpy as np
 
-    def of_different_studies(some: "np.ndarray") -> "np.ndarray":
+    def of_different_studies(some: np.ndarray) -> np.ndarray:
         return some[np.sort(np.unique(studies[some], return_index=True)[1])][:SHOWN]
 
     first = of_different_studies(order)
@@ -107,70 +148,41 @@ def ends(order: "np.ndarray", studies: "np.ndarray") -> "np.ndarray":
     return np.concatenate([first, last[::-1]])
 
 
-def _pairs(
-    greys: "np.ndarray", probability: "np.ndarray", overlays: "np.ndarray", masks: "np.ndarray | None"
-) -> list[Any]:
-    """Each slice twice: as it is and with the map over it, in both the bleed's outline where it is known."""
-    from ich.report.figures import Picture
-
-    pairs: list[Picture] = []
-    for k, grey in enumerate(greys):
-        outline = None if masks is None else masks[k]
-        pairs += [Picture(grey, f"p = {probability[k]:.3f}", None, outline), Picture(grey, "", overlays[k], outline)]
-    return pairs
-
-
-def pointing_game(plan: Plan, slices: Slices) -> dict[str, Path]:
-    """pointing_game.csv: how often the maximum of Grad-CAM lies in the bleed, a member and class, over all folds."""
-    import numpy as np
-    import pandas as pd
-
-    targets = {(k, c): _target(plan, slices, k, c) for k in plan.fold_numbers for c in range(len(slices.classes))}
+def pointing_game(plan: Plan, slices: SliceTable) -> dict[str, Path]:
+    """pointing_game.csv: how often the maximum of Grad-CAM lies in the bleed, per model and class over all folds."""
+    size, classes = plan.recipe.image.size, slices.classes
+    targets = {(k, c): _targets(plan, slices, k, c) for k in plan.fold_numbers for c in range(len(classes))}
     played: list[dict[str, Any]] = []
     with progress("explain: pointing game", len(plan.recipe.cnn) * len(targets), "classes") as advance:
-        for member in plan.recipe.cnn:
-            networks = [fold_network(plan, member, k) for k in plan.fold_numbers]
-            if networks[0].feature_layer(plan.recipe.image.size) is None:
-                advance(len(targets))
-                continue
-            for c, name in enumerate(slices.classes):
-                folds = [_play(plan, slices, member, networks[k], c, *targets[k, c]) for k in plan.fold_numbers]
-                figures = np.concatenate(folds)
-                advance(len(folds))
-                if len(figures):
-                    rates = zip(RATES, figures.mean(axis=0), strict=True)
-                    played.append({"member": member, "class": name, "slices": len(figures), **dict(rates)})
-    columns = ["member", "class", "slices", *RATES]
-    return leave_table(plan.explain.folder / "pointing_game.csv", pd.DataFrame(played, columns=pd.Index(columns)))
+        for model in plan.recipe.cnn:
+            networks = [fold_network(plan, model, k) for k in plan.fold_numbers]
+            for c, name in enumerate(classes):
+                rates: list[np.ndarray] = []
+                for k, network in enumerate(networks):
+                    (rows, masks), layer = targets[k, c], network.feature_layer(size)
+                    advance(1)
+                    if layer is None or not len(rows):
+                        continue
+                    images = images_of(plan, slices, model, rows)
+                    maps = np.concatenate([gradcam.grad_cam(network, layer, part, c) for part in images.split(BATCH)])
+                    inside = (images > 0).any(dim=1).numpy()
+                    exact = gradcam.pointing_game(maps, masks, inside)
+                    near = gradcam.pointing_game(maps, masks, inside, round(TOLERANCE * size))
+                    rates.append(np.column_stack([*exact, *near]))
+                if rates:
+                    found = np.concatenate(rates)
+                    means = dict(zip(RATES, found.mean(axis=0), strict=True))
+                    played.append({"model": model, "class": name, "slices": len(found), **means})
+    columns = pd.Index(["model", "class", "slices", *RATES])
+    return write_table(plan.explain.folder / "pointing_game.csv", pd.DataFrame(played, columns=columns))
 
 
-def _target(plan: Plan, slices: Slices, fold: int, c: int) -> "tuple[np.ndarray, np.ndarray]":
-    """Positive validation rows, at most POINTED and evenly spread, whose bleed shows in the picture; its masks."""
-    import numpy as np
-
+def _targets(plan: Plan, slices: SliceTable, fold: int, c: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positive validation rows, at most POINTED and evenly spread, whose bleed is in the image; and its masks."""
     rows = slices.valid_rows(fold)
     rows = rows[slices.labels[rows, c] == 1]
     rows = rows[np.linspace(0, len(rows) - 1, min(POINTED, len(rows))).round().astype(int)]
     masks = _masks(plan, slices, rows, slices.classes[c])
-    assert masks is not None, "the masks are there"
+    assert masks is not None, "masks.npz is there"
     shows = masks.any(axis=(1, 2))
     return rows[shows], masks[shows]
-
-
-def _play(
-    plan: Plan, slices: Slices, member: str, network: Any, c: int, rows: "np.ndarray", masks: "np.ndarray"
-) -> "np.ndarray":
-    """float64 [n, 4]: RATES of each row."""
-    import numpy as np
-
-    from ich.report import gradcam
-
-    if not len(rows):
-        return np.empty((0, len(RATES)))
-    images = images_of(plan, slices, member, rows)
-    layer = network.feature_layer(images.shape[-1])
-    maps = np.concatenate([gradcam.grad_cam(network, layer, part, c) for part in images.split(BATCH)])
-    inside = (images > 0).any(dim=1).numpy()
-    tolerance = round(TOLERANCE * images.shape[-1])
-    exact, near = (gradcam.pointing_game(maps, masks, inside, pixels) for pixels in (0, tolerance))
-    return np.column_stack([*exact, *near])

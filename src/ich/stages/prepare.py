@@ -1,125 +1,94 @@
-"""`ich prepare`: raw files -> hu.npy (Hounsfield units), slices.parquet (the slice table), quarantine.csv."""
+"""`ich prepare`: raw files -> shards of Hounsfield units, slices.parquet (the slice table), quarantine.csv."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from ich.console import progress, say
+from ich.data import cache, rules, slice_table
+from ich.data.competitions import ADAPTERS, Raw
+from ich.data.slice_table import Quarantined
 from ich.errors import UserError
-from ich.pipeline.graph import PROGRESS, Task
-from ich.pipeline.plan import Made, Plan
-from ich.stages.inputs import layout_errors
-from ich.store.atomic import lasting_folder, part_of
-from ich.store.hashes import digest, sha256_bytes
+from ich.pipeline.graph import Task
+from ich.pipeline.state import Made, Plan
+from ich.store.atomic import atomic
 from ich.store.locks import held
-from ich.store.records import Record, read_sealed, write_sealed
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from ich.data.cache import Quarantined
-    from ich.data.competitions import Raw
+from ich.store.records import Record
 
 
 def run(plan: Plan, *, force: bool = False) -> None:
     task = plan.prepare()
-    _name_left_over(plan, task)
+    _name_unfinished(plan, task)
     made = plan.make(task, lambda fingerprint: _prepare(plan, task.folder, fingerprint, force), force=force)
     plan.point_to(task)
+    for note in cache.notes(task.folder):  # only now: a kill before the record costs no shard
+        note.unlink(missing_ok=True)
     record = task.record.read() or {}
     say(
         f"prepare: {'wrote' if made else 'done'}, {record['slices']} slices in {task.folder},"
         f" {record['quarantined']} quarantined"
     )
-    for note in record["notes"]:
-        say(f"  {note}")
+    for remark in record["notes"]:
+        say(f"  {remark}")
 
 
-def _name_left_over(plan: Plan, task: Task) -> None:
-    """Say which half-made caches lie there that this call does not go on with. They may be as large as a whole one."""
-    for part in sorted(plan.workspace.cache_root.glob(part_of(Path("*")).name)):
-        folder = plan.workspace.cache(part.name.split(".")[1])
-        goes_on = folder == task.folder and not plan.state(task).done
-        if not goes_on and not held(Record(folder / "run.json").lock):
-            say(f"prepare: {part} is left of another killed prepare; remove it unless its files and settings return")
+def _name_unfinished(plan: Plan, task: Task) -> None:
+    """Name the unfinished caches that this call does not resume. They may be as large as a finished one."""
+    for folder in sorted(path for path in plan.workspace.cache_root.glob("*") if cache.notes(path)):
+        record = Record(folder / "run.json")
+        if folder != task.folder and record.read() is None and not held(record.lock):
+            say(f"prepare: {folder} was left by a killed prepare; remove it unless its files and settings return")
 
 
 def _prepare(plan: Plan, folder: Path, fingerprint: str, force: bool) -> Made:
-    import pandas as pd
-
-    from ich.data import cache
-    from ich.data.competitions import ADAPTERS
-
-    adapter, root = ADAPTERS[plan.recipe.competition.format], plan.raw_root
-    with layout_errors():
-        raw = adapter.raw(root)
+    recipe, root = plan.recipe, plan.raw_root
+    raw = ADAPTERS[recipe.competition.format].raw(root)
     with progress("prepare: headers", len(raw.files), "files") as advance:
-        geometries = cache.read_geometries(root, raw.files["path"].tolist(), plan.cores, advance, raw.values)
+        geometries = slice_table.read_geometries(root, raw.files["path"].tolist(), plan.cores, advance, raw.values)
     try:
-        table, quarantined = cache.slice_table(raw, geometries)
+        table, quarantined = slice_table.slice_table(raw, geometries)
     except ValueError as error:
         raise UserError(f"{root}: {error}") from None
     remarks = list(raw.notes)
     if raw.choose is not None:
         choice = raw.choose(table)
-        table, aside = cache.chosen(table, choice)
-        quarantined, remarks = quarantined + aside, [*remarks, *choice.notes]
+        table, others = slice_table.chosen(table, choice)
+        quarantined, remarks = quarantined + others, [*remarks, *choice.notes]
     left_out = ""
-    if plan.recipe.competition.exclude_overlap:
-        table, left_out = cache.without_overlap(table)
+    if recipe.competition.exclude_overlap:
+        table, left_out = slice_table.without_overlap(table)
     _refuse_empty(plan, raw, table, quarantined)
 
-    with lasting_folder(folder, PROGRESS, anew=force) as part:
-        table, unread = _filled(plan, part, table, raw.values, fingerprint)
-        table.to_parquet(part / "slices.parquet", index=False)
-        quarantined += unread
-        columns = [field.name for field in fields(cache.Quarantined)]
-        pd.DataFrame([asdict(item) for item in quarantined], columns=pd.Index(columns)).to_csv(
-            part / "quarantine.csv", index=False
+    if force:
+        for note in cache.notes(folder):
+            note.unlink()
+    size, crop = recipe.image.size, recipe.image.crop
+    with progress("prepare: pixels", len(table)) as advance:
+        table, unread, reused = cache.write_shards(
+            folder, table, root, size, crop, plan.cores, advance, raw.values, fingerprint
         )
-    files = {name: folder / name for name in ("hu.npy", "slices.parquet", "quarantine.csv")}
-    counts = {"slices": len(table), "quarantined": len(quarantined), "template": raw.template}
-    counts |= {"classes": list(raw.classes), "class_weights": list(raw.classes.values()), "values": raw.values}
-    return files, {**counts, "notes": [*remarks, *filter(None, [left_out]), *_remarks(table), *_reasons(quarantined)]}
+    if reused:
+        say(f"prepare: resumed, {reused:,} of {len(table) + len(unread):,} slices were in finished shards")
+    quarantined += unread
+    refused = pd.DataFrame([asdict(item) for item in quarantined], columns=[f.name for f in fields(Quarantined)])
+    rules.require(rules.slice_table(table, list(raw.classes)), table, "image_id")
+    rules.require(rules.quarantine(refused), refused, "image_id")
+    with atomic(folder / "slices.parquet") as temporary:
+        table.to_parquet(temporary, index=False)
+    with atomic(folder / "quarantine.csv") as temporary:
+        refused.to_csv(temporary, index=False)
+
+    files = [*sorted(path.name for path in folder.glob("hu-*.npy")), "slices.parquet", "quarantine.csv"]
+    found = {"slices": len(table), "quarantined": len(quarantined), "template": raw.template, "values": raw.values}
+    found |= {"classes": list(raw.classes), "class_weights": list(raw.classes.values())}
+    remarks += [*filter(None, [left_out]), *_remarks(table), *_reasons(quarantined)]
+    return {name: folder / name for name in files}, {**found, "notes": remarks}
 
 
-def _filled(
-    plan: Plan, part: Path, table: "pd.DataFrame", values: str, fingerprint: str
-) -> tuple["pd.DataFrame", list["Quarantined"]]:
-    """Write hu.npy, from the last series on that a killed call has kept there."""
-    import pandas as pd
-
-    from ich.data import cache
-
-    hu, image = part / "hu.npy", plan.recipe.image
-    places = table[["split", "study_id", "series_id", "path", "frame"]]
-    rows = pd.util.hash_pandas_object(places, index=False).to_numpy().tobytes()
-    seal = digest([fingerprint, sha256_bytes(rows)])  # a header that could not be read this time moves the rows
-    kept = cache.from_bytes(read_sealed(part / PROGRESS, seal) or b"[]")
-    done: list[cache.Series] = []
-    if kept:
-        with progress("prepare: kept pixels", sum(len(series.boxes) for series in kept)) as advance:
-            done = cache.intact(hu, image.size, kept, advance)
-    there = sum(len(series.boxes) for series in done)
-    if there:
-        say(f"prepare: goes on, {there:,} of {len(table):,} slices are there")
-    with progress("prepare: pixels", len(table) - there) as advance:
-        return cache.fill(
-            hu,
-            table,
-            plan.raw_root,
-            image.size,
-            image.crop,
-            plan.cores,
-            advance,
-            values,
-            done=done,
-            save=lambda series: write_sealed(part / PROGRESS, seal, cache.to_bytes(series)),
-        )
-
-
-def _refuse_empty(plan: Plan, raw: "Raw", table: "pd.DataFrame", quarantined: Sequence["Quarantined"]) -> None:
+def _refuse_empty(plan: Plan, raw: Raw, table: pd.DataFrame, quarantined: Sequence[Quarantined]) -> None:
     """Raise UserError where nothing is left to train on, or nothing of a test set that there should be."""
     outside = plan.recipe.competition.trained_by is not None
     expected = {"train": not outside, "test": bool(outside or raw.test_ids or (raw.files["split"] == "test").any())}
@@ -135,16 +104,14 @@ def _refuse_empty(plan: Plan, raw: "Raw", table: "pd.DataFrame", quarantined: Se
         )
 
 
-def _remarks(table: "pd.DataFrame") -> list[str]:
+def _remarks(table: pd.DataFrame) -> list[str]:
     """What a user should know about the readable slices, in words."""
-    from ich.data import cache
-
     remarks: list[str] = []
     placeless = int((table["position"].isna() & (table["n_slices"] > 1)).sum())
     if placeless:
         remarks.append(f"{placeless} slices have no position; their series are ordered by instance number")
     groups = table.dropna(subset=["position"]).groupby(["split", "series_id"])["position"]
-    same = int((groups.diff().abs() < cache.SAME_PLACE).sum())
+    same = int((groups.diff().abs() < rules.SAME_PLACE).sum())
     if same:
         remarks.append(f"{same} slices lie at the position of the slice before them")
     train = set(table.loc[table["split"] == "train", "patient_id"])
@@ -154,8 +121,6 @@ def _remarks(table: "pd.DataFrame") -> list[str]:
     return remarks
 
 
-def _reasons(quarantined: Sequence["Quarantined"]) -> list[str]:
-    counts: dict[str, int] = {}
-    for item in quarantined:
-        counts[item.reason] = counts.get(item.reason, 0) + 1
+def _reasons(quarantined: Sequence[Quarantined]) -> list[str]:
+    counts = Counter(item.reason for item in quarantined)
     return [f"quarantined: {count} x {reason}" for reason, count in sorted(counts.items())]

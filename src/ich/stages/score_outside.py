@@ -4,9 +4,13 @@ import csv
 import io
 import math
 
+import pandas as pd
+
 from ich.console import say, table
+from ich.data.competitions import cq500
+from ich.ensemble.intervals import auc_interval
 from ich.errors import UserError
-from ich.pipeline.plan import Made, Plan
+from ich.pipeline.state import Made, Plan
 from ich.store.atomic import write_text
 
 
@@ -28,14 +32,7 @@ def run(plan: Plan, *, force: bool = False) -> None:
 
 def _findings(plan: Plan) -> Made:
     """scores.csv: AUC a finding with its interval; scans.csv: what each scan was given and what its readers say."""
-    import pandas as pd
-
-    from ich.data.competitions import cq500
-    from ich.ensemble.intervals import auc_interval
-    from ich.stages.inputs import layout_errors
-
-    with layout_errors():
-        truth = cq500.reads(plan.raw_root)
+    truth = cq500.reads(plan.raw_root)
     slices = pd.read_csv(plan.workspace.submissions / "slices.csv")
     found = slices.groupby("scan")[[c for c in slices.columns if c.startswith("prob_")]].max().reset_index()
     if "prob_any" not in found:  # a recipe without that class: a bleed of some subtype is a bleed

@@ -1,9 +1,9 @@
-"""`ich status`: every artefact of a recipe, done | stale (and why) | missing | running | killed."""
+"""`ich status`: every artifact of a recipe, done | stale (and why) | missing | running | killed."""
 
 from collections import Counter
 
 from ich.console import say, table
-from ich.pipeline.plan import Plan
+from ich.pipeline.state import Plan
 
 
 def run(plan: Plan) -> None:
@@ -11,8 +11,8 @@ def run(plan: Plan) -> None:
     counts: Counter[str] = Counter()
     for task in plan.all():
         state = plan.standing(task)
-        seconds = (plan.record_of(task.record) or {}).get("seconds")
+        seconds = plan.record_of(task).get("seconds")
         rows.append([task.name, state.kind, "" if seconds is None else f"{seconds:.1f}", state.why])
         counts[state.kind] += 1
-    table(["artefact", "state", "seconds", "why"], rows, asked=True)
+    table(["artifact", "state", "seconds", "why"], rows, asked=True)
     say("\n" + ", ".join(f"{count} {kind}" for kind, count in counts.items()), asked=True)

@@ -1,18 +1,20 @@
-"""`ich submit`: submission.csv as the competition wants it, probabilities or 0/1, the other beside it; checked."""
+"""`ich submit`: write submission.csv in the competition's format, as probabilities or 0/1, and the other next to it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from ich.console import say, warn
-from ich.errors import UserError
-from ich.pipeline.plan import Made, Plan
-from ich.stages.artefacts import as_written, logits_of
+from ich.data.competitions import ADAPTERS
+from ich.ensemble import thresholds
+from ich.ensemble.final import final_probabilities
+from ich.errors import UserError, as_written
+from ich.models.artifacts import read_logits
+from ich.models.table import SliceTable
+from ich.pipeline.state import Made, Plan
 from ich.store.atomic import atomic, read_json
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-NAMES = {  # of probabilities and of decisions (0/1 at the thresholds), by what the competition wants
+NAMES = {  # of the files of probabilities and of 0/1 decisions, by the competition's format
     "probabilities": ("submission.csv", "submission_binary.csv"),
     "decisions": ("submission_probabilities.csv", "submission.csv"),
 }
@@ -33,20 +35,13 @@ def run(plan: Plan, *, force: bool = False) -> None:
 
 
 def _submission(plan: Plan) -> Made:
-    import pandas as pd
-
-    from ich.data.competitions import ADAPTERS
-    from ich.ensemble import thresholds
-    from ich.stages.inputs import Slices, layout_errors, submitted
-
-    slices, adapter = Slices(plan), ADAPTERS[plan.recipe.competition.format]
-    classes = slices.classes
-    ids = slices.ids(slices.test_rows)
-    logits = logits_of(plan.workspace.member("blend") / "test.parquet", ids, classes)
+    slices, adapter = SliceTable.read(plan.workspace, plan.prepared.folder), ADAPTERS[plan.recipe.competition.format]
+    classes, ids = slices.classes, slices.ids(slices.test_rows)
+    logits = read_logits(plan.workspace.model("blend") / "test.parquet", ids, classes)
     prior = slices.labels[slices.labelled].mean(axis=0)
     tuned = read_json(plan.workspace.thresholds) or {}
     with as_written(plan.workspace.thresholds):
-        probability, cuts = submitted(tuned, logits, classes, slices.class_weights)
+        probability, cuts = final_probabilities(tuned, logits, classes, slices.class_weights)
         shifted = tuned["prevalence"]["applied"]
         if shifted:
             prior = [tuned["prevalence"]["classes"][name]["test"] for name in classes]
@@ -75,19 +70,17 @@ def _submission(plan: Plan) -> Made:
 
     files: dict[str, Path] = {}
     for name, content in zip(NAMES[adapter.SUBMITS], (values, decided), strict=True):
-        with layout_errors():
-            submission = adapter.submission(plan.raw_root, content)
+        submission = adapter.submission(plan.raw_root, content)
         check(submission, plan.raw_root)
         record["rows"] = len(submission)
-        path = plan.workspace.submissions / name
-        with atomic(path) as temporary:
+        files[name] = plan.workspace.submissions / name
+        with atomic(files[name]) as temporary:
             submission.to_csv(temporary, index=False)
-        files[name] = path
     return files, record
 
 
-def check(submission: "pd.DataFrame", root: Path) -> None:
-    """Raise UserError unless each wanted id has one value in 0..1 a column; the adapter has put the rows in order."""
+def check(submission: pd.DataFrame, root: Path) -> None:
+    """Raise UserError unless each id occurs once and has a value in 0..1 in every column."""
     key, *columns = submission.columns
     twice = submission[key].duplicated()
     if twice.any():
@@ -97,7 +90,7 @@ def check(submission: "pd.DataFrame", root: Path) -> None:
     if empty.any():
         raise UserError(
             f"{int(empty.sum())} rows of the submission have no prediction, {submission.loc[empty, key].iloc[0]} first;"
-            " run `ich prepare` again: the test set has changed since"
+            " the test set has changed: run `ich prepare` again"
         )
     outside = ((values < 0) | (values > 1)).any(axis=1)
     if outside.any():

@@ -6,32 +6,45 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+_HASHES: dict[tuple[str, int, int, int], str] = {}
+
 
 def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-_HASHES: dict[tuple[str, int, int, int], str] = {}
+def _key(path: Path) -> tuple[str, int, int, int]:
+    stat = path.stat()
+    return str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def sha256_file(path: Path, on_read: Callable[[int], None] | None = None) -> str:
-    """Hash of a file's content; a file that has not changed since this process last looked is not read again.
+    """Hash of a file's content, kept in this process until the file's size or modification time changes.
 
-    With `on_read`, which is told how many bytes more were read, it is read in any case.
+    With `on_read`, which is called with the number of bytes of each block, the file is always read.
     """
-    stat = path.stat()
-    seen = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns)
-    if on_read is not None or seen not in _HASHES:
+    key = _key(path)
+    if on_read is not None or key not in _HASHES:
         hasher = hashlib.sha256()
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 hasher.update(block)
                 if on_read is not None:
                     on_read(len(block))
-        _HASHES[seen] = hasher.hexdigest()
-    return _HASHES[seen]
+        _HASHES[key] = hasher.hexdigest()
+    return _HASHES[key]
+
+
+def remember(path: Path, sha256: str) -> None:
+    """Note the hash of a file that another process has just written and hashed."""
+    _HASHES[_key(path)] = sha256
 
 
 def digest(value: Any) -> str:
     """Hash of a JSON value, whatever the order of its keys."""
     return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
+def seed_of(seed: int, *names: object) -> int:
+    """A seed of 31 bits for each fold of each model, the same on every machine."""
+    return int(digest([seed, *map(str, names)])[:8], 16) >> 1

@@ -1,6 +1,7 @@
-"""One process makes a thing at a time; who makes it, or was killed while at it, stands in the lock file.
+"""Locks: one process at a time makes an artifact.
 
-The lock is the operating system's and dies with its owner, whose name stays in the file until the work has ended.
+The operating system releases the lock when its process ends. The lock file names the process until its work has
+succeeded or failed, so that the name of a killed process stays.
 """
 
 import os
@@ -13,19 +14,16 @@ from filelock import FileLock, Timeout
 
 from ich.errors import refused
 
-LOOK = 0.5  # seconds; who but looks whether a lock is held has it for an instant
+PATIENCE = 0.5  # seconds; `held` takes a lock for an instant
 
 
 @contextmanager
 def hold(path: Path, *, on_wait: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock `path` in this block, alone. `on_wait(owner)` is called where it has to be waited for.
-
-    An error that leaves the block ends the work; after a kill or an interruption `owner` goes on telling.
-    """
+    """Hold the lock `path` during the block; call `on_wait(owner)` first if another process holds it."""
     lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=LOOK)
+        lock.acquire(timeout=PATIENCE)
     except Timeout:
         on_wait(owner(path) or "another process")
         lock.acquire()
@@ -45,17 +43,19 @@ def hold(path: Path, *, on_wait: Callable[[str], None]) -> Iterator[None]:
 
 def held(path: Path) -> bool:
     """Whether a process holds the lock right now."""
+    if not path.exists():
+        return False
     try:
         with FileLock(path, timeout=0):
             return False
     except Timeout:
         return True
-    except OSError:  # in a folder that may not be written nobody works
+    except OSError:  # no process can work in a read-only folder
         return False
 
 
 def owner(path: Path) -> str | None:
-    """Who holds the lock; or, where nobody does, who held it and was killed. None where the work has ended."""
+    """The process that holds the lock or was killed while it held it, or None."""
     try:
         return path.read_text(encoding="utf-8", errors="replace") or None
     except OSError:

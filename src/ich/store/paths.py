@@ -8,13 +8,13 @@ from pathlib import Path
 def listing(root: Path, without: tuple[str, ...] = ()) -> dict[str, tuple[int, int]]:
     """Relative path -> (size, modification time in ns) of every file below `root`, sorted by path.
 
-    Raw data is judged by this listing: hashing the 460 GB of RSNA 2019 would take longer than preparing them.
+    The listing stands for the content of raw data: hashing the 460 GB of RSNA 2019 would take longer than preparing it.
     """
     found: dict[str, tuple[int, int]] = {}
     folders, seen = [root], set()
     while folders:
         folder = folders.pop()
-        if (real := folder.resolve()) in seen:  # a link round in a circle, or to a folder that was there already
+        if (real := folder.resolve()) in seen:  # links may form a circle
             continue
         seen.add(real)
         with os.scandir(folder) as entries:
@@ -22,7 +22,7 @@ def listing(root: Path, without: tuple[str, ...] = ()) -> dict[str, tuple[int, i
                 if entry.is_dir(follow_symlinks=True):
                     folders.append(Path(entry.path))
                 elif entry.name not in without:
-                    stat = entry.stat(follow_symlinks=entry.is_file())  # of a broken link, the link's own
+                    stat = entry.stat(follow_symlinks=entry.is_file())  # of the link itself if it is broken
                     found[os.path.relpath(entry.path, root)] = (stat.st_size, stat.st_mtime_ns)
     return dict(sorted(found.items()))
 
@@ -40,7 +40,7 @@ class Workspace:
 
     @property
     def cache_pointer(self) -> Path:
-        """Names the cache folder that this recipe's latest `ich prepare` made or found."""
+        """Names the cache folder of this recipe's latest `ich prepare`."""
         return self.cache_root / f"{self.recipe}.json"
 
     def cache(self, key: str) -> Path:
@@ -54,11 +54,11 @@ class Workspace:
     def oof(self) -> Path:
         return self.root / "oof" / self.recipe
 
-    def member(self, name: str) -> Path:
+    def model(self, name: str) -> Path:
         return self.oof / name
 
-    def fold(self, member: str, fold: int) -> Path:
-        return self.oof / member / f"fold{fold}"
+    def fold(self, model: str, fold: int) -> Path:
+        return self.oof / model / f"fold{fold}"
 
     @property
     def trackers(self) -> Path:

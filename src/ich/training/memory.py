@@ -1,39 +1,65 @@
-"""Errors that say that the machine is too small: for a batch, or for the processes that load pictures."""
+"""Errors of a machine that is too small, as messages that name the settings to lower."""
 
+import gc
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-# what neither torch has a class for nor accelerate looks for
-OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+from ich.errors import UserError
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 LOST_LOADER = ("DataLoader worker (pid", "Pin memory thread exited", "shared memory", "Too many open files")
 
 
+@contextmanager
+def memory_errors(name: str) -> Iterator[None]:
+    """Turn out-of-memory errors and lost loader processes into a UserError."""
+    try:
+        yield
+    except Exception as error:
+        if lost_loader(error):
+            reason = str(error).partition("\n")[0].strip(" .") or type(error).__name__
+            message = (
+                f"{name}: lost a loader process, probably because memory or shared memory (/dev/shm) is full: {reason}."
+                " Lower workers (0 loads in the training process), batch_size or compute.processes"
+            )
+        elif out_of_memory(error):
+            message = (
+                f"{name}: out of memory. Lower batch_size and raise accumulate by the same factor, or lower chunk,"
+                " image.size or compute.processes"
+            )
+        else:
+            raise
+        _release(error)
+        raise UserError(f"{message}; finished epochs are kept") from None
+
+
 def out_of_memory(error: Exception) -> bool:
-    """Whether a smaller batch might do: the device, or the host as far as it says so, has no more memory."""
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(error)
-    return known or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY))
+    """Whether the device or the host has too little memory; torch raises RuntimeErrors of several wordings."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def lost_loader(error: Exception) -> bool:
-    """Whether a process that loads pictures was killed, or has no memory, shared memory or file handles left.
-
-    torch tells of it by RuntimeErrors of many wordings, or the connection to the process breaks.
-    """
+    """Whether a loader process was killed, or lacks memory, shared memory or file handles."""
+    if isinstance(error, ConnectionError | EOFError):
+        return True
     if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST_LOADER):
         return True
-    starved = out_of_memory(error) and "in DataLoader worker process" in str(error)
-    return starved or isinstance(error, ConnectionError | EOFError)
+    return out_of_memory(error) and "in DataLoader worker process" in str(error)
 
 
-def free(error: BaseException) -> None:
-    """Give back what was in use where the error was raised: tensors, and processes that load pictures.
+def _release(error: BaseException) -> None:
+    """Free what the frames of the error hold.
 
-    While lost ones are not let go, torch goes on to raise errors of them, in the middle of whatever comes next.
+    As long as a lost loader is alive, torch raises further errors for it, at any later point.
     """
     chain: BaseException | None = error
     while chain is not None:
         traceback.clear_frames(chain.__traceback__)
         chain = chain.__cause__ or chain.__context__
-    clear_device_cache(garbage_collection=True)
+    gc.collect()
+    torch.cuda.empty_cache()

@@ -1,104 +1,91 @@
-"""Training curves for TensorBoard and the other trackers that accelerate knows. One that fails never fails the run.
+"""Training curves for TensorBoard and the other trackers of accelerate.
 
-Failing means raising: one whose network hangs holds the run up.
+A tracker that raises is dropped with one warning and never fails the training. One whose network hangs blocks it.
 """
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
+from torch.random import fork_rng
+
+from ich.console import warn
+from ich.training.run import Trackers
+
 Row = Mapping[str, float]
-BY_RUN = ("tensorboard", "aim")  # accelerate's first argument is the run's name here, elsewhere the project's
+NAMED_BY_RUN = ("tensorboard", "aim")  # accelerate's first argument is the run here, the project elsewhere
 
 
 class Curves:
-    """A context. It yields what is called with a training's whole history after each epoch; each row is sent once.
+    """A context that opens the trackers and closes them; `log` sends each row of the history once.
 
-    The first call opens the trackers and sends the settings, so a training that goes on sends what was before, too.
-    A tracker's files lie below `folder`; TensorBoard's of an earlier run of that name are removed, so that no epoch is
-    there twice. Services get a new run. Random numbers stay as they are. A tracker that raises is given up, with one
-    warning.
+    A resumed training sends its earlier epochs again: TensorBoard's old files are removed, services get a new run.
+    The random state does not change.
     """
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        folder: Path,
-        project: str,
-        run: str,
-        settings: Mapping[str, Any],
-        warn: Callable[[str], None],
-    ) -> None:
-        self.names, self.folder, self.project, self.run = names, folder, project, run
-        self.settings, self.warn = _flat(settings), warn
-        self.trackers: dict[str, Any] | None = None
+    def __init__(self, trackers: Trackers | None) -> None:
+        self.trackers = trackers
+        self.open: dict[str, Any] = {}
         self.sent = 0
 
-    def __enter__(self) -> Callable[[Sequence[Row]], None]:
-        return self.follow
+    def __enter__(self) -> "Curves":
+        for name in self.trackers.names if self.trackers else ():
+            if find_spec(name) is None:  # packages are called as their trackers
+                warn(f"tracker {name}: not installed (pip install {name}); training continues without it", once=True)
+            else:
+                self._try(name, self._start, name)
+        return self
 
     def __exit__(self, *_: object) -> None:
-        self._each(lambda _, tracker: tracker.finish())
+        for name, tracker in list(self.open.items()):
+            self._try(name, tracker.finish)
 
-    def follow(self, history: Sequence[Row]) -> None:
-        if self.trackers is None:
-            self.trackers = {}
-            for name in self.names:
-                if find_spec(name) is None:  # the package has the tracker's name
-                    self.warn(f"tracker {name}: not installed (pip install {name}); training goes on without it")
-                else:
-                    self.trackers[name] = None
-            self._each(self._open)
+    def log(self, history: Sequence[Row]) -> None:
         for row in history[self.sent :]:
             values = {key: value for key, value in row.items() if key != "epoch"}
-            self._each(lambda _, tracker, v=values, e=int(row["epoch"]): tracker.log(v, step=e))
+            for name, tracker in list(self.open.items()):
+                self._try(name, tracker.log, values, int(row["epoch"]))
         self.sent = len(history)
 
-    def _each(self, do: Callable[[str, Any], object]) -> None:
-        from torch.random import fork_rng
-
-        for name, tracker in list((self.trackers or {}).items()):
-            try:
-                with fork_rng(devices=()):
-                    do(name, tracker)
-            except (Exception, SystemExit) as error:
-                (self.trackers or {}).pop(name)
-                why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-                self.warn(f"tracker {name}: {why}; training goes on without it")
-
-    def _open(self, name: str, _: None) -> None:
+    def _start(self, name: str) -> None:
+        from accelerate import PartialState  # slow to import
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+        PartialState()  # which the trackers log through
+
         assert self.trackers is not None
-        kind, folder = LOGGER_TYPE_TO_CLASS[name], self.folder / name
+        kind, run, folder = LOGGER_TYPE_TO_CLASS[name], self.trackers.run, self.trackers.folder / name
         if name == "tensorboard":
-            shutil.rmtree(folder / self.run, ignore_errors=True)
+            shutil.rmtree(folder / run, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        given = [str(folder)] if kind.requires_logging_directory else []
-        first = self.run if name in BY_RUN else self.project
-        tracker = kind(first, *given, **_options(name, self.run, folder))
+        options: dict[str, dict[str, Any]] = {  # how the tracker is told the run's name and to stay in the folder
+            "wandb": {"name": run, "dir": str(folder)},
+            "swanlab": {"experiment_name": run, "logdir": str(folder)},
+            "mlflow": {"run_name": run},
+            "trackio": {"name": run},
+            "clearml": {"task_name": run},
+            "dvclive": {"dir": str(folder / run), "save_dvc_exp": False, "dvcyaml": None},
+        }
+        first = run if name in NAMED_BY_RUN else self.trackers.project
+        directory = [str(folder)] if kind.requires_logging_directory else []
+        tracker = kind(first, *directory, **options.get(name, {}))
         tracker.start()
-        self.trackers[name] = tracker
-        tracker.store_init_configuration(self.settings)
+        self.open[name] = tracker
+        tracker.store_init_configuration(_flat(self.trackers.settings))
 
-
-def _options(name: str, run: str, folder: Path) -> dict[str, Any]:
-    """How the tracker is told the run's name, and to keep to the folder."""
-    known: dict[str, dict[str, Any]] = {
-        "wandb": {"name": run, "dir": str(folder)},
-        "swanlab": {"experiment_name": run, "logdir": str(folder)},
-        "mlflow": {"run_name": run},
-        "trackio": {"name": run},
-        "clearml": {"task_name": run},
-        "dvclive": {"dir": str(folder / run), "save_dvc_exp": False, "dvcyaml": None},  # else it writes past the folder
-    }
-    return known.get(name, {})
+    def _try(self, name: str, action: Callable[..., object], *arguments: Any) -> None:
+        try:
+            with fork_rng(devices=()):
+                action(*arguments)
+        except (Exception, SystemExit) as error:
+            self.open.pop(name, None)
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            warn(f"tracker {name}: {reason}; training continues without it", once=True)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys with plain values, as trackers want them."""
+    """Nested settings as dotted keys with plain values."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):

@@ -3,7 +3,8 @@
 FAULTS names a folder: `failed` lists the files whose write has failed already, and goes through from then on;
 `written` those that were written. How a write fails is drawn by FAULTS_SEED and the file's name: its temporary file
 cannot be opened, no more than half of it can be written, it cannot be brought to the disk, it cannot be renamed.
-FAULTS_ONLY: let one write fail, the one of this number. One process at a time.
+One process at a time, on one core, so that stages have no
+worker processes.
 """
 
 import errno
@@ -15,9 +16,7 @@ from pathlib import Path
 from random import Random
 
 HERE, HOME = Path(os.environ["FAULTS"]), Path(os.environ["FAULTS_ROOT"])
-ONLY = os.environ["FAULTS_ONLY"]
 MODES = ("opening", "half", "fsync", "rename")
-APPENDS = 60  # to a journal, one in so many fails
 faulty: dict[str, str] = {}  # temporary name -> how its write fails
 
 
@@ -41,9 +40,8 @@ def drawn(target: str, modes: tuple[str, ...]) -> str | None:
     if target in known:
         return None
     mode = Random(f"{os.environ['FAULTS_SEED']} {target}").choice(modes)
-    mode = mode if ONLY in ("", str(len(known))) else "none"
     note("failed", f"{mode} {target}")
-    return None if mode == "none" else mode
+    return mode
 
 
 def relative(path: object) -> str:
@@ -91,41 +89,6 @@ def renaming(rename):
     return renamed
 
 
-def opened(path: Path, mode: str = "r", *arguments, **more):
-    """Path.open, as a journal is appended to."""
-    if mode == "ab" and path.suffix == ".journal":
-        size = path.stat().st_size if path.is_file() else 0
-        entry = f"{relative(path)}#{path.read_bytes().count(10) if size else 0}"
-        if Random(f"{os.environ['FAULTS_SEED']} whether {entry}").randrange(APPENDS) == 0:
-            how = drawn(entry, ("opening", "half"))
-            if how == "opening":
-                raise full(path)
-            if how == "half":
-                return Torn(real_path_open(path, mode, *arguments, **more))
-    return real_path_open(path, mode, *arguments, **more)
-
-
-class Torn:
-    """A file to which half of what is appended goes, and of which the system then says, without its name, it is full.
-
-    A limit of the file's size, as for the others, would be called another reason.
-    """
-
-    def __init__(self, file) -> None:
-        self.file = file
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.file.close()
-
-    def write(self, data: bytes) -> None:
-        self.file.write(data[: len(data) // 2])
-        self.file.flush()
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 def write_text(path: Path, *arguments, **more):
     """Path.write_text, as a lock's owner is written."""
     if path.suffix == ".lock" and drawn(relative(path), ("opening",)):
@@ -133,8 +96,9 @@ def write_text(path: Path, *arguments, **more):
     return real_write_text(path, *arguments, **more)
 
 
-real_open, real_fsync, real_path_open, real_write_text = open, os.fsync, Path.open, Path.write_text
+real_open, real_fsync, real_write_text = open, os.fsync, Path.write_text
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 tempfile.mkstemp, tempfile.mkdtemp = temporary(tempfile.mkstemp), temporary(tempfile.mkdtemp)
 os.fsync, os.replace, os.rename = fsync, renaming(os.replace), renaming(os.rename)
-Path.open, Path.write_text = opened, write_text
+Path.write_text = write_text

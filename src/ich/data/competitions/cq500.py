@@ -13,19 +13,8 @@ import numpy as np
 import pandas as pd
 
 from ich.data import files as found_files
-from ich.data.competitions.layout import (
-    SUBTYPES,
-    Choice,
-    LayoutError,
-    Raw,
-    digits,
-    file_table,
-    find,
-    first_existing,
-    read_columns,
-    refuse_rows,
-    require_folder,
-)
+from ich.data.competitions import layout
+from ich.data.competitions.layout import SUBTYPES, Choice, LayoutError, Raw
 from ich.data.dicom import Reason
 
 SUBMITS = "probabilities"
@@ -38,6 +27,7 @@ FINDINGS = {
     "EDH": "epidural",
     "SAH": "subarachnoid",
 }
+OTHER = (".csv", ".md", ".zip")  # files that are no slices
 READERS = ("R1", "R2", "R3")
 SCAN = re.compile(r"CQ500-?CT-?(\d+)", re.IGNORECASE)
 USUAL, LEAST, MOST = 5.0, 2.0, 6.0  # mm between slices: of RSNA 2019, and what counts as like it
@@ -49,15 +39,17 @@ BONE = re.compile(r"bone|sharp", re.IGNORECASE)
 
 def raw(root: Path) -> Raw:
     """Read the layout below `root`: every file below a folder of a scan; the labels are the readers' (`reads`)."""
-    require_folder(root)
+    layout.require_folder(root)
     reads(root)
-    paths = find(root, "", lambda name: not name.startswith(".") and not name.lower().endswith((".csv", ".md", ".zip")))
+    paths = layout.find(
+        root, "", lambda name: not name.startswith(".") and not name.lower().endswith((".csv", ".md", ".zip"))
+    )
     scans = [scan_of(path) for path in paths]
     inside = [path for path, scan in zip(paths, scans, strict=True) if scan]
     if not inside:
         raise LayoutError(f"{root}: no file below a folder CQ500CT<number>; unpack the scans there")
     notes = [f"{len(paths) - len(inside)} files lie in no scan's folder and are left aside"]
-    files = file_table(found_files.image_ids(inside), "test", inside)
+    files = layout.file_table(found_files.image_ids(inside), "test", inside)
     labels = pd.DataFrame({"image_id": pd.Series(dtype="str")} | {c: pd.Series(dtype="float32") for c in CLASSES})
     weights: dict[str, float] = dict.fromkeys(CLASSES, 1.0)
     return Raw(files, labels, [], weights, "", tuple(notes[: len(paths) > len(inside)]), choose=choose)
@@ -79,14 +71,14 @@ def scan_of(text: str) -> str:
 
 def reads(root: Path) -> pd.DataFrame:
     """The truth a scan: scan, and 0 or 1 a finding (ICH, IPH, IVH, SDH, EDH, SAH), by majority of three readers."""
-    path = first_existing(root, ("reads.csv",), "table of the readers")
+    path = layout.first_existing(root, ("reads.csv",), "table of the readers")
     names = [f"{reader}:{finding}" for finding in FINDINGS for reader in READERS]
-    table = read_columns(path, ("name", *names))
+    table = layout.read_columns(path, ("name", *names))
     scans = table["name"].map(lambda name: scan_of(str(name)))
-    refuse_rows(path, scans == "", table["name"], "a name CQ500-CT-<number>")
-    refuse_rows(path, scans.duplicated(), table["name"], "each scan once")
+    layout.refuse_rows(path, scans == "", table["name"], "a name CQ500-CT-<number>")
+    layout.refuse_rows(path, scans.duplicated(), table["name"], "each scan once")
     for name in names:
-        table[name] = digits(path, table[name], f"in column {name!r}")
+        table[name] = layout.digits(path, table[name], f"in column {name!r}")
     found = pd.DataFrame({"scan": scans})
     for finding in FINDINGS:
         found[finding] = (table[[f"{reader}:{finding}" for reader in READERS]].sum(axis=1) >= 2).astype("int8")

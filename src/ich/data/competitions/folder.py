@@ -11,17 +11,8 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from ich.data import files as found_files
-from ich.data.competitions.layout import (
-    LayoutError,
-    Raw,
-    digits,
-    file_table,
-    find,
-    read_text,
-    refuse_rows,
-    refuse_same_id,
-    require_folder,
-)
+from ich.data.competitions import layout
+from ich.data.competitions.layout import LayoutError, Raw
 
 SUBMITS = "probabilities"
 LABELS = "labels.csv"
@@ -37,12 +28,14 @@ def raw(root: Path) -> Raw:
     """Read the layout below `root`."""
     if root.is_file():
         raise LayoutError(f"{root}: this is a file; put it into a folder beside its {LABELS}, and name the folder")
-    require_folder(root)
+    layout.require_folder(root)
     labels, classes, key = _labels(root / LABELS)
     paths, notes = _paths(root)
     names = ["/".join(_plain(path)) for path in paths]
-    files = file_table(found_files.image_ids(names), _splits(names), paths)
-    refuse_same_id(files)
+    files = layout.file_table(
+        found_files.image_ids(names), ["test" if name.startswith("test/") else "train" for name in names], paths
+    )
+    layout.refuse_same_id(files)
     tested: frozenset[str] = frozenset()
     if "split" in labels:
         marked = labels.loc[labels["split"] == "test", key]
@@ -51,6 +44,7 @@ def raw(root: Path) -> Raw:
             notes.append(f"{LABELS}: {len(tested)} studies are the test set")
         else:
             files.loc[files["image_id"].isin(marked), "split"] = "test"
+    test_ids = files.loc[files["split"] == "test", "image_id"].tolist()
     if key == "image_id":
         known = labels["image_id"].isin(files["image_id"])
         if not known.any():
@@ -58,13 +52,11 @@ def raw(root: Path) -> Raw:
                 f"{root / LABELS}: none of its {len(labels)} images has a file; it says {labels['image_id'].iloc[0]!r},"
                 f" and there is {files['image_id'].iloc[0]!r} ({files['path'].iloc[0]}); write ids like the latter"
             )
-        test_ids = files.loc[files["split"] == "test", "image_id"].tolist()
         test = labels["image_id"].isin(test_ids)
         bare = int((~files["image_id"].isin(labels["image_id"]) & (files["split"] == "train")).sum())
         if bare:
             notes.append(f"{bare} files have no row in {LABELS}; they count as unlabelled")
     else:
-        test_ids = files.loc[files["split"] == "test", "image_id"].tolist()
         test = labels["study_id"].isin(tested)
         notes.append(f"{LABELS} speaks of studies: each slice is given the labels of its study, which are weak labels")
     kept = labels.loc[~test, [key, *classes]].reset_index(drop=True)
@@ -90,10 +82,6 @@ def _plain(path: str) -> tuple[str, ...]:
     return (*PurePosixPath(archive).with_suffix("").parts, *PurePosixPath(name).parts) if inside else (path,)
 
 
-def _splits(names: list[str]) -> list[str]:
-    return ["test" if name.startswith("test/") else "train" for name in names]
-
-
 def _is_dicom(name: str) -> bool:
     """Whether a name may be a DICOM file's; hospitals write them without suffix, and their UIDs have dots."""
     return not name.startswith(".") and name.upper() != "DICOMDIR" and not name.lower().endswith(OTHER)
@@ -102,7 +90,7 @@ def _is_dicom(name: str) -> bool:
 def _paths(root: Path) -> tuple[list[str], list[str]]:
     """Files and members of archives, relative to `root`, sorted; and what was left aside."""
     notes: list[str] = []
-    everything = find(root, "", lambda name: True)
+    everything = layout.find(root, "", lambda name: True)
     paths = [path for path in everything if _is_dicom(path.rpartition("/")[2])]
     for archive in (path for path in everything if path.lower().endswith(".zip")):
         try:
@@ -122,7 +110,7 @@ def _labels(path: Path) -> tuple[pd.DataFrame, list[str], str]:
         raise LayoutError(
             f"{path}: no such file; a row an image or a study: image_id or study_id, then a column a class"
         )
-    table = read_text(path)
+    table = layout.read_text(path)
     table = table.loc[:, [c for c in table.columns if c and not c.startswith("Unnamed:")]]  # a spreadsheet's index
     table.columns = table.columns.str.strip()
     key = next((k for k in ("image_id", "study_id") if k in table.columns), None)
@@ -137,12 +125,14 @@ def _labels(path: Path) -> tuple[pd.DataFrame, list[str], str]:
     table[key] = table[key].str.strip()
     if key == "image_id":
         table[key] = table[key].str.removesuffix(".dcm")
-    refuse_rows(path, table[key].isna() | (table[key] == ""), table[key], f"an {key}")
-    refuse_rows(path, table[key].duplicated(), table[key], f"each {key} once")
+    layout.refuse_rows(path, table[key].isna() | (table[key] == ""), table[key], f"an {key}")
+    layout.refuse_rows(path, table[key].duplicated(), table[key], f"each {key} once")
     if "split" in table:
         table["split"] = table["split"].str.strip()
-        refuse_rows(path, ~table["split"].isin(["train", "test"]), table["split"], "split train or test")
+        layout.refuse_rows(path, ~table["split"].isin(["train", "test"]), table["split"], "split train or test")
     for name in classes:
         column = table[name].str.strip()
-        table[name] = digits(path, column, f"in column {name!r} (each column but {', '.join(IDENTIFIERS)} is a class)")
+        table[name] = layout.digits(
+            path, column, f"in column {name!r} (each column but {', '.join(IDENTIFIERS)} is a class)"
+        )
     return table.sort_values(key, ignore_index=True), classes, key

@@ -9,11 +9,12 @@ from typing import Literal
 import pandas as pd
 
 from ich.data import files
+from ich.errors import UserError
 
 SUBTYPES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
 
 
-class LayoutError(ValueError):
+class LayoutError(UserError, ValueError):
     """The competition's folder is not laid out as its format says; the text names file and row and what to do."""
 
 
@@ -165,6 +166,28 @@ def agreed(path: Path, table: pd.DataFrame, key: Sequence[str]) -> tuple[pd.Data
         rows = ", ".join(str(int(i) + 2) for i in conflict.index[conflict][:4])
         raise LayoutError(f"{path}: the same ID with Label 0 and 1: {names} (rows {rows}); keep one row of each")
     return unique, len(table) - len(unique)
+
+
+def parts_of(path: Path, ids: pd.Series, classes: Sequence[str]) -> pd.DataFrame:
+    """image_id and class of ids `<image>_<class>`; others are refused."""
+    parts = ids.str.rsplit("_", n=1, expand=True).reindex(columns=[0, 1]).set_axis(["image_id", "class"], axis=1)
+    bad = ~parts["class"].isin(classes)
+    refuse_rows(path, bad, ids, f"<image>_<class>, class {one_of(parts.loc[bad, 'class'].dropna(), classes)}")
+    return parts
+
+
+def sample_rows(path: Path, column: str, classes: Sequence[str]) -> pd.DataFrame:
+    """The ids of a sample submission, with image_id and class; duplicates are refused."""
+    table = read_columns(path, (column,))
+    refuse_rows(path, table[column].duplicated(), table[column], f"each {column} once")
+    return pd.concat([table, parts_of(path, table[column], classes)], axis=1)
+
+
+def in_sample_order(sample: pd.DataFrame, values: pd.DataFrame, label: str) -> pd.DataFrame:
+    """`values` (image_id and one column per class) as id and label, in the rows of `sample_rows`."""
+    long = values.melt(id_vars="image_id", var_name="class", value_name=label)
+    table = sample.merge(long, on=["image_id", "class"], how="left", validate="one_to_one")
+    return table[[sample.columns[0], label]]
 
 
 def wide(path: Path, long: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:

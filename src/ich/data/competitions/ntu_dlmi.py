@@ -7,24 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ich.data.competitions.layout import (
-    SUBTYPES,
-    LayoutError,
-    Raw,
-    agreed,
-    digits,
-    file_table,
-    find,
-    first_existing,
-    one_of,
-    read_columns,
-    read_text,
-    refuse_rows,
-    refuse_same_id,
-    require_folder,
-    wide,
-    with_suffix,
-)
+from ich.data.competitions import layout
+from ich.data.competitions.layout import SUBTYPES, LayoutError, Raw
 
 SUBMITS = "decisions"  # the competition is scored by F1 one year, F2 another
 SAMPLES = ("sample_submission.csv", "sampleSubmission.csv", "sample.csv")
@@ -33,18 +17,18 @@ LABELS = ("train.csv", "train1.csv", "train_labels.csv", "labels.csv", "label.cs
 
 def raw(root: Path) -> Raw:
     """Read the layout below `root`."""
-    require_folder(root)
-    labels_csv = first_existing(root, LABELS, "label table")
+    layout.require_folder(root)
+    labels_csv = layout.first_existing(root, LABELS, "label table")
     labels, dropped = _labels(labels_csv)
-    sample = first_existing(root, SAMPLES, "sample submission")
+    sample = layout.first_existing(root, SAMPLES, "sample submission")
     files = pd.concat([_files(root, "train1"), _files(root, "train2"), _files(root, "test")], ignore_index=True)
-    refuse_same_id(files)
+    layout.refuse_same_id(files)
     in_train1 = files["path"].str.startswith("train1/")
     notes = [f"{labels_csv.name}: {dropped} repeated rows dropped"] if dropped else []
     bare = int((in_train1 & ~files["image_id"].isin(labels["image_id"])).sum())
     if bare:
         notes.append(f"train1: {bare} files have no label in {labels_csv.name}; they count as unlabelled")
-    test_ids = list(dict.fromkeys(_wanted(sample)["image_id"]))
+    test_ids = list(dict.fromkeys(_image_id(layout.sample_rows(sample, "id", SUBTYPES)["image_id"])))
     return Raw(files, labels, test_ids, dict.fromkeys(SUBTYPES, 1.0), sample.name, tuple(notes))
 
 
@@ -53,18 +37,17 @@ def solution(root: Path) -> pd.DataFrame | None:
     path = root / "solution.csv"
     if not path.is_file():
         return None
-    table = read_columns(path, ("id", "label"))
-    table[["image_id", "class"]] = _parts(path, table["id"])
-    table["label"] = digits(path, table["label"], "label")
-    return wide(path, table, SUBTYPES)
+    table = layout.read_columns(path, ("id", "label"))
+    parts = layout.parts_of(path, table["id"], SUBTYPES)
+    label = layout.digits(path, table["label"], "label")
+    return layout.wide(path, parts.assign(image_id=_image_id(parts["image_id"]), label=label), SUBTYPES)
 
 
 def submission(root: Path, values: pd.DataFrame) -> pd.DataFrame:
     """`values` (image_id and a column a class) as id,label in the order of the sample submission."""
-    long = values.melt(id_vars="image_id", value_vars=list(SUBTYPES), var_name="class", value_name="label")
-    wanted = _wanted(first_existing(root, SAMPLES, "sample submission"))
-    table = wanted.merge(long, on=["image_id", "class"], how="left", validate="one_to_one")
-    return table[["id", "label"]]
+    sample = layout.sample_rows(layout.first_existing(root, SAMPLES, "sample submission"), "id", SUBTYPES)
+    sample["image_id"] = _image_id(sample["image_id"])
+    return layout.in_sample_order(sample, values[["image_id", *SUBTYPES]], "label")
 
 
 def _image_id(names: pd.Series) -> pd.Series:
@@ -75,35 +58,20 @@ def _image_id(names: pd.Series) -> pd.Series:
 def _files(root: Path, folder: str) -> pd.DataFrame:
     if not (root / folder).is_dir():
         if folder == "train2":  # what has no labels may be left out
-            return file_table([], "train", [])
+            return layout.file_table([], "train", [])
         raise LayoutError(f"{root}: no folder {folder}; unpack the competition's archive there")
-    paths = find(root, folder, with_suffix(".dcm"))
+    paths = layout.find(root, folder, layout.with_suffix(".dcm"))
     if not paths:
         raise LayoutError(
             f"{root / folder}: no .dcm file at any depth below it; unpack the competition's archive there"
         )
     ids = [path.rpartition("/")[2][: -len(".dcm")] for path in paths]
-    return file_table(ids, "test" if folder == "test" else "train", paths)
-
-
-def _parts(path: Path, ids: pd.Series) -> pd.DataFrame:
-    """image_id and class of `<name>_<subtype>`."""
-    parts = ids.str.rsplit("_", n=1, expand=True).reindex(columns=[0, 1])
-    refuse_rows(path, ~parts[1].isin(SUBTYPES), ids, f"<name>_<subtype>, subtype {one_of(parts[1].dropna(), SUBTYPES)}")
-    return pd.DataFrame({"image_id": _image_id(parts[0]), "class": parts[1]})
-
-
-def _wanted(path: Path) -> pd.DataFrame:
-    """id, image_id and class of each row of the sample submission; duplicates refused."""
-    table = read_columns(path, ("id",))
-    table[["image_id", "class"]] = _parts(path, table["id"])
-    refuse_rows(path, table["id"].duplicated(), table["id"], "each id once")
-    return table
+    return layout.file_table(ids, "test" if folder == "test" else "train", paths)
 
 
 def _labels(path: Path) -> tuple[pd.DataFrame, int]:
     """Wide labels, and how many repeated rows were dropped. The table has a header, or it has none."""
-    table = read_text(path, header=False)
+    table = layout.read_text(path, header=False)
     if table.shape[1] not in (3, 4):
         raise LayoutError(f"{path}: {table.shape[1]} columns; expected dicom name, subtype, 0/1")
     table = table.iloc[:, -3:].set_axis(["name", "class", "label"], axis=1)  # an index column may come first
@@ -113,13 +81,9 @@ def _labels(path: Path) -> tuple[pd.DataFrame, int]:
     if table.empty:
         raise LayoutError(f"{path}: not a whole CSV file (a header and no rows); download it again")
     table = table.assign(name=_image_id(table["name"]), **{"class": table["class"].str.strip()})
-    refuse_rows(path, table["name"].isna() | (table["name"] == ""), table["name"], "a dicom name")
-    refuse_rows(
-        path,
-        ~table["class"].isin(SUBTYPES),
-        table["class"],
-        f"in the second column {one_of(table['class'].dropna(), SUBTYPES)}",
-    )
-    table["label"] = digits(path, table["label"].str.strip(), "in the third column")
-    unique, dropped = agreed(path, table, ["name", "class"])
-    return wide(path, unique.rename(columns={"name": "image_id"}), SUBTYPES), dropped
+    layout.refuse_rows(path, table["name"].isna() | (table["name"] == ""), table["name"], "a dicom name")
+    expected = f"in the second column {layout.one_of(table['class'].dropna(), SUBTYPES)}"
+    layout.refuse_rows(path, ~table["class"].isin(SUBTYPES), table["class"], expected)
+    table["label"] = layout.digits(path, table["label"].str.strip(), "in the third column")
+    unique, dropped = layout.agreed(path, table, ["name", "class"])
+    return layout.wide(path, unique.rename(columns={"name": "image_id"}), SUBTYPES), dropped

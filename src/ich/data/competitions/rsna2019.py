@@ -5,20 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ich.data.competitions.layout import (
-    SUBTYPES,
-    LayoutError,
-    Raw,
-    agreed,
-    digits,
-    file_table,
-    first_existing,
-    one_of,
-    read_columns,
-    refuse_rows,
-    require_folder,
-    wide,
-)
+from ich.data.competitions import layout
+from ich.data.competitions.layout import SUBTYPES, LayoutError, Raw
 
 CLASSES = (*SUBTYPES, "any")
 CLASS_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 2.0)  # of the competition's weighted log loss
@@ -28,11 +16,11 @@ STAGES = ("stage_2", "stage_1")
 
 def raw(root: Path) -> Raw:
     """Read the layout below `root`: stage-2 names, or stage-1 names where there is none of those."""
-    require_folder(root)
+    layout.require_folder(root)
     train_csv = _named(root, "train.csv", "label table")
     labels, dropped = _labels(train_csv)
     sample = _sample(root)
-    test_ids = list(dict.fromkeys(_image_and_class(sample)["image_id"]))
+    test_ids = list(dict.fromkeys(layout.sample_rows(sample, "ID", CLASSES)["image_id"]))
     folders = {
         "train": _named(root, "train", "folder of training slices"),
         "test": _named(root, "test", "folder of test slices"),
@@ -50,16 +38,15 @@ def solution(root: Path) -> pd.DataFrame | None:
 
 def submission(root: Path, values: pd.DataFrame) -> pd.DataFrame:
     """`values` (image_id and a column a class) as ID,Label in the order of the sample submission."""
-    wanted = _image_and_class(_sample(root))
-    long = values.melt(id_vars="image_id", value_vars=list(CLASSES), var_name="class", value_name="Label")
-    table = wanted.merge(long, on=["image_id", "class"], how="left", validate="one_to_one")
-    return table[["ID", "Label"]]
+    return layout.in_sample_order(
+        layout.sample_rows(_sample(root), "ID", CLASSES), values[["image_id", *CLASSES]], "Label"
+    )
 
 
 def _named(root: Path, name: str, what: str) -> Path:
     """A piece of the one stage whose files are there: the stages' files do not go together."""
     stages = [stage for stage in STAGES if next(root.glob(f"{stage}_*"), None) is not None]
-    return first_existing(root, tuple(f"{stage}_{name}" for stage in (stages or STAGES)[:1]), what)
+    return layout.first_existing(root, tuple(f"{stage}_{name}" for stage in (stages or STAGES)[:1]), what)
 
 
 def _files(root: Path, folder: Path, split: str) -> pd.DataFrame:
@@ -68,33 +55,20 @@ def _files(root: Path, folder: Path, split: str) -> pd.DataFrame:
     if not names:
         raise LayoutError(f"{folder}: no .dcm file in it; unpack the competition's archive there")
     relative = folder.relative_to(root).as_posix()
-    return file_table([name.removesuffix(".dcm") for name in names], split, [f"{relative}/{name}" for name in names])
+    return layout.file_table(
+        [name.removesuffix(".dcm") for name in names], split, [f"{relative}/{name}" for name in names]
+    )
 
 
 def _sample(root: Path) -> Path:
     return _named(root, "sample_submission.csv", "sample submission")
 
 
-def _image_and_class(path: Path) -> pd.DataFrame:
-    """ID, image_id and class of each row of a long table; duplicates refused."""
-    table = read_columns(path, ("ID",))
-    table[["image_id", "class"]] = table["ID"].str.rsplit("_", n=1, expand=True).reindex(columns=[0, 1])
-    _refuse_classes(path, table["class"], table["ID"])
-    refuse_rows(path, table["ID"].duplicated(), table["ID"], "each ID once")
-    return table
-
-
 def _labels(path: Path) -> tuple[pd.DataFrame, int]:
     """Wide labels, and how many repeated rows were dropped. Repeated rows that disagree are refused."""
-    table = read_columns(path, ("ID", "Label"))
-    table["Label"] = digits(path, table["Label"], "Label")
-    unique, dropped = agreed(path, table, ["ID"])
-    parts = unique["ID"].str.rsplit("_", n=1, expand=True).reindex(columns=[0, 1])
-    _refuse_classes(path, parts[1], unique["ID"])
-    long = pd.DataFrame({"image_id": parts[0], "class": parts[1], "label": unique["Label"]})
-    return wide(path, long, CLASSES), dropped
-
-
-def _refuse_classes(path: Path, classes: pd.Series, ids: pd.Series) -> None:
-    bad = ~classes.isin(CLASSES)
-    refuse_rows(path, bad, ids, f"ID_<image>_<class>, class {one_of(classes[bad].dropna(), CLASSES)}")
+    table = layout.read_columns(path, ("ID", "Label"))
+    table["Label"] = layout.digits(path, table["Label"], "Label")
+    unique, dropped = layout.agreed(path, table, ["ID"])
+    return layout.wide(
+        path, layout.parts_of(path, unique["ID"], CLASSES).assign(label=unique["Label"]), CLASSES
+    ), dropped

@@ -6,7 +6,7 @@ before memory is taken for pixels, and pixels that cannot be there by the file's
 Headers without anything unusual are read by `plain`; pydicom reads all others, and decides.
 """
 
-from ich.data.dicom.reading import Geometry, geometry, hounsfield, hounsfields, survey
+from ich.data.dicom.reading import Geometry, geometry, hounsfield, hounsfields, opened
 from ich.data.dicom.writing import SliceHeader, write
 from ich.data.refusal import Reason, Unreadable
 from ich.data.units import HU_HIGH, HU_LOW
@@ -21,6 +21,6 @@ __all__ = [
     "geometry",
     "hounsfield",
     "hounsfields",
-    "survey",
+    "opened",
     "write",
 ]

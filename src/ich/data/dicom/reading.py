@@ -1,14 +1,14 @@
-"""Headers judged, their geometry, and their pixels in Hounsfield units."""
+"""CT files: the header is checked, then gives geometry, and the pixels give Hounsfield units."""
 
-import functools
 import math
 import os
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,15 +18,17 @@ from ich.data.dicom.elements import MODALITY_LUT, TAGS, Elements, counted, holde
 from ich.data.refusal import Reason, Unreadable, exhausted
 from ich.data.units import Scale
 
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
-
 LARGEST_SIDE = 4096  # pixels; a header that claims more is damaged
 LARGEST_FILE = 1 << 30  # pixels of all frames: 4,096 slices of 512 x 512
 FARTHEST = 1e5  # mm; no scanner is a hundred metres long
 CT_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.2{suffix}" for suffix in ("", ".1", ".2"))
 NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"}
 STORED = {(bits, little): np.dtype(f"{'<' if little else '>'}u{bits // 8}") for bits in (8, 16) for little in (0, 1)}
+DECODER_REASONS = {
+    decoders.DecoderHung: Reason.DECODER_HUNG,
+    decoders.DecoderCrashed: Reason.DECODER_CRASHED,
+    decoders.DecoderError: Reason.NOT_DECODED,
+}
 NO_SLICES = ("LOCALIZER", "SCOUT", "TOPOGRAM", "SCREEN SAVE")  # in ImageType
 NO_UNITS = ("OD", "MGML", "Z_EFF", "ED", "EDW", "PCT")  # RescaleType: density, iodine, effective atomic number, ...
 
@@ -51,8 +53,27 @@ class Geometry:
     further: tuple["Geometry", ...] = ()  # with the first frame: the others
 
 
-class _Opened(NamedTuple):
-    """A file whose header was judged. `stream` holds the pixels: the file, or what was inflated of it."""
+class refusing:
+    """Within this block an error of a file is Unreadable.
+
+    A damaged element raises wherever it is first touched, and whatever the parser stumbles over: ValueError, KeyError,
+    NotImplementedError, struct.error and numpy's own were seen among thousands of mutated headers. Errors of this
+    program stay as they are, and so do those of a machine that has run out of something: sound slices would be lost.
+    """
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        kept = (Unreadable, decoders.NoDecodingProcess, NameError, ImportError)
+        if not isinstance(error, Exception) or isinstance(error, kept) or exhausted(error):
+            return
+        if isinstance(error, OSError):
+            raise Unreadable(Reason.UNREADABLE, error.strerror or type(error).__name__) from None
+        raise Unreadable(Reason.NOT_DICOM, type(error).__name__) from None
+
+
+class CtFile(NamedTuple):
+    """An open file whose header is sound. `stream` holds the pixels: the file, or what was inflated of it."""
 
     header: Elements
     stream: parsed.Stream
@@ -64,34 +85,33 @@ class _Opened(NamedTuple):
     offset: int  # of the first uncompressed pixel
     pieces: fragments.Fragments | None  # of compressed pixels
 
+    def geometry(self) -> Geometry:
+        """Geometry of the first frame, with that of the others. Raises Unreadable."""
+        first, *further = (_geometry(self, frame) for frame in range(self.frames))
+        return replace(first, further=tuple(further)) if further else first
 
-def _refusing(read: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Let a reader of a file raise Unreadable and nothing else.
-
-    A damaged element raises wherever it is first touched, and whatever the parser stumbles over: ValueError, KeyError,
-    NotImplementedError, struct.error and numpy's own were seen among thousands of mutated headers. A machine that has
-    run out of something is not the file's fault: that ends the run, for else sound slices would be left out.
-    """
-
-    @functools.wraps(read)
-    def reader(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    def hounsfield(self, frame: int) -> np.ndarray | Unreadable:
+        """int16 [rows, columns] in Hounsfield units; of a frame that is refused, why."""
         try:
-            return read(*args, **kwargs)
-        except (Unreadable, decoders.NoDecodingProcess):
-            raise
-        except (NameError, ImportError):  # a fault of this program, not of the file
-            raise
-        except Exception as error:
-            if exhausted(error):
-                raise
-            if isinstance(error, OSError):
-                raise Unreadable(Reason.UNREADABLE, error.strerror or type(error).__name__) from None
-            raise Unreadable(Reason.NOT_DICOM, type(error).__name__) from None
-
-    return reader
+            with refusing():
+                return _hounsfield(self, frame)
+        except Unreadable as refusal:
+            return refusal
 
 
-# ---- what a caller asks
+@contextmanager
+def opened(path: Path) -> Iterator[CtFile]:
+    """Open a file and check its header. Raises Unreadable, also for any error of the file within the block."""
+    with refusing():
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+            raise Unreadable(Reason.UNREADABLE, "not a regular file")
+        with open(path, "rb", buffering=0) as file:
+            header = plain.read(file.read(plain.HEAD))
+            if header is not None:
+                yield _checked(header, file)
+                return
+        with parsed.opened(path) as (header, stream):
+            yield _checked(header, stream)
 
 
 def geometry(path: Path) -> Geometry:
@@ -99,53 +119,28 @@ def geometry(path: Path) -> Geometry:
 
     Raises Unreadable, also for what would prevent `hounsfield`, as far as header and file size tell.
     """
-    return _opened(path, _all_frames)
+    with opened(path) as file:
+        return file.geometry()
 
 
 def hounsfield(path: Path, frame: int = 0) -> np.ndarray:
     """The slice in Hounsfield units: int16 [rows, columns], clipped to -1024..3071. Raises Unreadable."""
-    return _opened(path, lambda file: _hounsfield(file, frame))
+    (found,) = hounsfields(path, [frame])
+    if isinstance(found, Unreadable):
+        raise found
+    return found
 
 
 def hounsfields(path: Path, frames: Sequence[int]) -> list[np.ndarray | Unreadable]:
-    """`hounsfield` of several frames of a file, whose header is read once; one that is refused gives why."""
-    try:
-        return _opened(path, lambda file: [_picture(file, frame) for frame in frames])
-    except Unreadable as refusal:
-        return [refusal] * len(frames)
-
-
-def survey(path: Path, look: Callable[[np.ndarray], Result]) -> tuple[Geometry, list[Result | Unreadable]]:
-    """`geometry`, and what `look` says of each frame's Hounsfield units (a refused frame gives its refusal).
-
-    The file is opened once, and one frame is held at a time. Raises Unreadable.
-    """
-
-    def seen(file: _Opened) -> tuple[Geometry, list[Result | Unreadable]]:
-        pictures = (_picture(file, frame) for frame in range(file.frames))
-        first = _all_frames(file)
-        return first, [one if isinstance(one, Unreadable) else look(one) for one in pictures]
-
-    return _opened(path, seen)
+    """`hounsfield` of several frames of a file; one that is refused gives why. Raises Unreadable for the file."""
+    with opened(path) as file:
+        return [file.hounsfield(frame) for frame in frames]
 
 
 # ---- the header
 
 
-@_refusing
-def _opened(path: Path, use: Callable[[_Opened], Result]) -> Result:
-    """What `use` makes of a file that was opened and whose header was judged."""
-    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
-        raise Unreadable(Reason.UNREADABLE, "not a regular file")
-    with open(path, "rb", buffering=0) as file:
-        header = plain.read(file.read(plain.HEAD))
-        if header is not None:
-            return use(_judged(header, file))
-    with parsed.opened(path) as (header, stream):
-        return use(_judged(header, stream))
-
-
-def _judged(header: plain.Header | parsed.Dataset, stream: parsed.Stream) -> _Opened:
+def _checked(header: plain.Header | parsed.Dataset, stream: parsed.Stream) -> CtFile:
     """Refuse what cannot be a CT slice, or whose pixels cannot be there. Raises Unreadable."""
     _refuse_other_than_ct(header)
     rows, columns, allocated = (whole(header, k) for k in ("Rows", "Columns", "BitsAllocated"))
@@ -177,7 +172,7 @@ def _judged(header: plain.Header | parsed.Dataset, stream: parsed.Stream) -> _Op
         there = min(length or 0, size - offset)
         if there < wanted:
             raise Unreadable(Reason.TRUNCATED, f"{there} of {wanted} bytes")
-    return _Opened(header, stream, rows, columns, frames, kind, syntax, offset, pieces)
+    return CtFile(header, stream, rows, columns, frames, kind, syntax, offset, pieces)
 
 
 def _refuse_other_than_ct(header: Elements) -> None:
@@ -204,12 +199,7 @@ def _refuse_localizer(kind: str) -> None:
         raise Unreadable(Reason.NOT_CT_SLICE, f"a {said.lower()}")
 
 
-def _all_frames(file: _Opened) -> Geometry:
-    first, *further = (_geometry(file, frame) for frame in range(file.frames))
-    return replace(first, further=tuple(further)) if further else first
-
-
-def _geometry(file: _Opened, frame: int) -> Geometry:
+def _geometry(file: CtFile, frame: int) -> Geometry:
     header = file.header
     identity = [identifier(header, k) for k in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")]
     if not all(identity):
@@ -251,15 +241,7 @@ def _normal(axes: tuple[float, ...] | None) -> tuple[float, float, float]:
 # ---- the pixels
 
 
-def _picture(file: _Opened, frame: int) -> np.ndarray | Unreadable:
-    try:
-        return _hounsfield(file, frame)
-    except Unreadable as refusal:
-        return refusal
-
-
-@_refusing
-def _hounsfield(file: _Opened, frame: int) -> np.ndarray:
+def _hounsfield(file: CtFile, frame: int) -> np.ndarray:
     if not 0 <= frame < file.frames:
         raise ValueError(f"frame {frame} of {file.frames}")
     scale = _scale(file.header, frame)
@@ -272,17 +254,13 @@ def _hounsfield(file: _Opened, frame: int) -> np.ndarray:
     return units.hounsfield(stored, scale, in_place=True)
 
 
-def _decoded(file: _Opened, frame: int) -> np.ndarray:
+def _decoded(file: CtFile, frame: int) -> np.ndarray:
     assert file.pieces is not None
     data = file.pieces.read(file.stream, frame, file.frames)
     try:
         return decoders.decode(file.syntax, data, file.rows, file.columns, file.kind.itemsize)
-    except decoders.DecoderHung as error:
-        raise Unreadable(Reason.DECODER_HUNG, str(error)) from None
-    except decoders.DecoderCrashed as error:
-        raise Unreadable(Reason.DECODER_CRASHED, str(error)) from None
     except decoders.DecoderError as error:
-        raise Unreadable(Reason.NOT_DECODED, str(error)) from None
+        raise Unreadable(DECODER_REASONS[type(error)], str(error)) from None
 
 
 def _scale(header: Elements, frame: int) -> Scale:

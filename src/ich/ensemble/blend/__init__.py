@@ -1,4 +1,4 @@
-"""The members of a class made one: which combination, fitted how, and judged on folds that it did not see."""
+"""Combine the models of a class into one: candidate combinations, fitted and compared by cross-fitting."""
 
 from ich.ensemble.blend.choosing import Choice, choose
 from ich.ensemble.blend.combination import METHODS, Combination

@@ -1,6 +1,6 @@
-"""The blend of one class: which combination of the members' logits, judged on folds that it did not see.
+"""Choose the combination of one class's models by cross-fitting.
 
-Everything here is of one class: z [n, m] are the out-of-fold logits of m members for n rows, y [n] their labels.
+Shapes: z [n, m] are the out-of-fold logits of m models for n rows, y [n] their labels.
 """
 
 from dataclasses import dataclass, field
@@ -22,17 +22,17 @@ Column = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Choice:
-    """What a class's members become, and why.
+    """The combination of a class's models, and the scores that it was chosen by.
 
     combination: fitted on all rows. out_of_fold [n]: each row's logit by the chosen method fitted without its fold.
-    scores: of each method tried, `own` (fitted and judged on all rows, hence flattering), `cross_fitted` (each fold
-    judged by what was fitted without it) and `difference` (the 95 % interval of its cross-fitted score less that of
-    the mean of logits, over draws of patients). None where there is a single fold or nothing to compare.
+    scores: for each method tried, `in_sample` (fitted and evaluated on all rows), `cross_fitted` (each fold evaluated
+    with what was fitted without it) and `difference` (the 95 % confidence interval of its cross-fitted score minus that
+    of the mean of logits, by draws of patients). None where there is a single fold or nothing to compare.
 
-    A score is a mean log loss after Platt's scaling, lower is better, or F at the best threshold, higher is better;
-    scaling and threshold are settled on the rows that the method was fitted on. Without the scaling the blend would be
-    chosen by how sure of themselves the members are, which is calibration's to settle: of overconfident members
-    the ranks would win, whatever their order is worth.
+    A score is a mean log loss after Platt scaling, lower is better, or F at the best threshold, higher is better;
+    scaling and threshold are fitted on the rows that the method was fitted on. Without the scaling the choice would
+    depend on the models' confidence, which is left to the calibration: among overconfident models the ranks would win,
+    whatever their order is worth.
     """
 
     combination: Combination
@@ -57,12 +57,12 @@ def choose(
 ) -> Choice:
     """Choose a class's combination: z [n, m], y [n], fold [n]; bootstrap draws the patients of these rows.
 
-    auto takes, in the order of METHODS, the simplest method that no later one surely beats (intervals.simplest) on
-    folds that it was not fitted on; with fewer than fitting.FEWEST positives or negatives, the simplest. One member
-    is taken as it is. With one fold nothing can be judged, so that only what needs no tuning is taken.
+    auto takes, in the order of METHODS, the simplest method that no later one beats significantly (intervals.simplest)
+    when cross-fitted; with fewer than fitting.FEWEST positives or negatives, the simplest. A single model is taken as
+    it is. With one fold there is no cross-fitting, so that only methods without tuning are taken.
     """
-    logits, labels = _checked(z, y, method, metric)
-    folds = np.asarray(fold)
+    logits, labels, folds = checked_logits(z), np.asarray(y, dtype=np.float64), np.asarray(fold)
+    _check(logits, labels, method, metric)
     if folds.shape != labels.shape or bootstrap.owner.shape != labels.shape:
         raise ValueError(f"fold {folds.shape} and the patients must have one entry for each of {len(labels)} rows.")
     numbers = np.unique(folds)
@@ -73,12 +73,12 @@ def choose(
     fitted = {name: fitting.fit(name, rows, metric, trials, seed) for name in names}
     scores: dict[str, dict[str, Any]] = {}
     for name, combination in fitted.items():
-        own = _judged(combination, rows, combination.apply(logits), labels, metric)
-        scores[name] = {"own": _score(own, labels, metric), "cross_fitted": None, "difference": None}
+        losses = _evaluated(combination, rows, combination.apply(logits), labels, metric)
+        scores[name] = {"in_sample": _score(losses, labels, metric), "cross_fitted": None, "difference": None}
     if len(numbers) == 1:
         return Choice(fitted[names[0]], fitted[names[0]].apply(logits), scores)
 
-    out_of_fold, judged = ({name: np.empty(len(labels)) for name in names} for _ in range(2))
+    out_of_fold, evaluated = ({name: np.empty(len(labels)) for name in names} for _ in range(2))
     for number in numbers:
         inside = folds == number
         rows = Rows.sample(logits[~inside], labels[~inside], seed)
@@ -86,10 +86,10 @@ def choose(
             combination = fitting.fit(name, rows, metric, trials, seed)
             found = combination.apply(logits[inside])
             out_of_fold[name][inside] = found
-            judged[name][inside] = _judged(combination, rows, found, labels[inside], metric)
-    draws = {name: _draws(judged[name], labels, metric, bootstrap) for name in names}
+            evaluated[name][inside] = _evaluated(combination, rows, found, labels[inside], metric)
+    draws = {name: _draws(evaluated[name], labels, metric, bootstrap) for name in names}
     for name in names:
-        scores[name]["cross_fitted"] = _score(judged[name], labels, metric)
+        scores[name]["cross_fitted"] = _score(evaluated[name], labels, metric)
         if name != names[0]:
             scores[name]["difference"] = list(interval(draws[name] - draws[names[0]]))
     losses = draws if metric == "log_loss" else {name: -values for name, values in draws.items()}
@@ -97,17 +97,17 @@ def choose(
     return Choice(fitted[taken], out_of_fold[taken], scores)
 
 
-def _candidates(method: Method | Literal["auto"], members: int, folds: int) -> tuple[Method, ...]:
-    """The methods to try: that of the name stands last, and the simplest, which it is compared with, first."""
-    if members == 1:
+def _candidates(method: Method | Literal["auto"], models: int, folds: int) -> tuple[Method, ...]:
+    """The methods to try: a named one comes last, after the simplest, which it is compared with."""
+    if models == 1:
         return METHODS[:1]
     if folds == 1:
         return (method,) if method in UNTUNED else METHODS[:1]
     return METHODS if method == "auto" else tuple(dict.fromkeys((METHODS[0], method)))
 
 
-def _judged(combination: Combination, rows: Rows, z: Column, y: Column, metric: Metric) -> Column:
-    """What logits z [n] of a combination fitted on `rows` are worth: log losses [n], or decisions of 0 and 1."""
+def _evaluated(combination: Combination, rows: Rows, z: Column, y: Column, metric: Metric) -> Column:
+    """Log losses [n], or decisions of 0 and 1, of logits z [n] of a combination fitted on `rows`."""
     before = combination.apply(rows.z)
     if metric == "log_loss":
         calibrator = calibration.fit("platt", before, rows.y, rows.copies)
@@ -115,26 +115,24 @@ def _judged(combination: Combination, rows: Rows, z: Column, y: Column, metric: 
     return (expit(z) >= fitting.best_f(before, rows.y, rows.copies, metric)[0]).astype(np.float64)
 
 
-def _score(judged: Column, y: Column, metric: Metric) -> float:
+def _score(evaluated: Column, y: Column, metric: Metric) -> float:
     if metric == "log_loss":
-        return float(judged.mean())
-    return float(f_from_counts((judged * y).sum(), judged.sum(), y.sum(), metric))
+        return float(evaluated.mean())
+    return float(f_from_counts((evaluated * y).sum(), evaluated.sum(), y.sum(), metric))
 
 
-def _draws(judged: Column, y: Column, metric: Metric, bootstrap: Bootstrap) -> Column:
+def _draws(evaluated: Column, y: Column, metric: Metric, bootstrap: Bootstrap) -> Column:
     if metric == "log_loss":
-        return bootstrap.means(judged)
-    return f_from_counts(bootstrap.sums(judged * y), bootstrap.sums(judged), bootstrap.sums(y), metric)
+        return bootstrap.means(evaluated)
+    return f_from_counts(bootstrap.sums(evaluated * y), bootstrap.sums(evaluated), bootstrap.sums(y), metric)
 
 
-def _checked(z: ArrayLike, y: ArrayLike, method: str, metric: Metric) -> tuple[Column, Column]:
+def _check(logits: Column, labels: Column, method: str, metric: Metric) -> None:
     if method not in ("auto", *METHODS):
         raise ValueError(f"method is {method!r}; it must be auto or one of {', '.join(METHODS)}.")
     if metric != "log_loss" and not (isinstance(metric, int | float) and 0 < metric < np.inf):
         raise ValueError(f"metric is {metric!r}; it must be 'log_loss' or the beta of an F-beta.")
-    logits, labels = checked_logits(z), np.asarray(y, dtype=np.float64)
     if labels.shape != logits.shape[:1] or not len(labels):
         raise ValueError(f"labels {labels.shape} and logits {logits.shape} must be [n] and [n, m], n > 0.")
     if not ((labels == 0) | (labels == 1)).all():
         raise ValueError("labels must be 0 or 1; leave rows without a label out.")
-    return logits, labels

@@ -1,10 +1,9 @@
-"""Fit one class's combination: ranks, greedy selection, and weights, on the members' out-of-fold logits.
+"""Fit one class's combination: ranks, greedy selection and weights, on the models' out-of-fold logits.
 
-Shapes: n rows, m members. What is tuned is tuned on the rows themselves; `choosing` judges it on others.
+Shapes: n rows, m models. Everything here is in-sample; `choosing` cross-fits it.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -15,20 +14,20 @@ from ich.ensemble import calibration
 from ich.ensemble.blend.combination import Combination, Method, Ranks, equal, mean
 from ich.ensemble.metrics import limited, logit_losses
 from ich.ensemble.thresholds.operating_points import Steps, best_macro
+from ich.ensemble.thresholds.search import search_cube
 
 Column = NDArray[np.float64]
 Metric = Literal["log_loss"] | float
 
-# Rows that tuning looks at; whatever it finds is judged on all rows. A handful of weights needs no more.
-SEARCH_ROWS = 30_000
+SEARCH_ROWS = 30_000  # rows used for tuning; enough for a handful of weights. Scores are of all rows
 BINS = 400  # of the logit range of quantiles: steps of 0.07 among 600,000 rows
-STEPS = 20  # members that greedy selection takes, with replacement
+STEPS = 20  # models that greedy selection takes, with replacement
 FEWEST = 2  # positives, and negatives, below which nothing is tuned
 UNTUNED = ("logits", "probabilities")
 
 
 class Rows(NamedTuple):
-    """What tuning sees: logits [n, m], labels [n], and how many rows each one stands for [n]."""
+    """Rows used for tuning: logits [n, m], labels [n], and the number of rows that each one represents [n]."""
 
     z: Column
     y: Column
@@ -48,19 +47,17 @@ class Rows(NamedTuple):
 
 
 def fit(method: Method, rows: Rows, metric: Metric, trials: int, seed: int) -> Combination:
-    """The combination of these rows.
+    """The combination fitted on these rows.
 
     metric is "log_loss" or the beta of an F-beta, which is taken at its best threshold; `greedy` and `weights` are
-    tuned for it, F's weights with so many Optuna trials. Labels with fewer than FEWEST positives or negatives tune
-    nothing: the mean of logits is returned, as it is of one member.
+    tuned for it, the weights for F by so many Optuna trials. With one model, or fewer than FEWEST positives or
+    negatives, the mean of logits is returned.
     """
-    members = rows.z.shape[1]
-    if members == 1:
-        return equal(1)
-    if method in UNTUNED:
-        return equal(members, method)
-    if not tunable(rows.y):
-        return equal(members)
+    models = rows.z.shape[1]
+    if method in UNTUNED and models > 1:
+        return equal(models, method)
+    if models == 1 or not tunable(rows.y):
+        return equal(models)
     if method == "ranks":
         return _ranks(rows)
     rows = rows._replace(z=limited(rows.z))
@@ -74,23 +71,23 @@ def tunable(y: Column) -> bool:
 
 
 def best_f(z: Column, y: Column, copies: Column, beta: float) -> tuple[float, float]:
-    """The probability from which logits z [n] are best called positive, and the F-beta of that: the highest."""
+    """The threshold of the probabilities of logits z [n] with the highest F-beta, and that F-beta."""
     p = expit(z)
     order = np.argsort(-p)
     return best_macro(Steps.of(y[order], p[order], copies=copies[order]), beta)
 
 
 def _ranks(rows: Rows) -> Combination:
-    """Brought back to a logit by Platt's scaling of the logit of the mean quantile."""
+    """Equal weights; Platt scaling maps the logit of the mean quantile back to a logit."""
     edges, quantiles = zip(*[_quantiles(column, rows.copies) for column in rows.z.T], strict=True)
-    combination = equal(rows.z.shape[1], "ranks")
-    x = Ranks(edges, quantiles, 1, 0).mean_quantile(rows.z, combination.weights)
-    # moved to the class's prevalence first, for Platt's ridge draws towards the identity
+    weights = equal(rows.z.shape[1]).weights
+    x = Ranks(edges, quantiles, 1, 0).mean_quantile(rows.z, weights)
+    # shifted to the class's prevalence first, because the ridge of Platt scaling pulls towards the identity
     positive = (rows.copies * rows.y).sum() / rows.copies.sum()
     shift = float(np.log(positive / (1 - positive)))
     calibrator = calibration.fit("platt", x + shift, rows.y, rows.copies)
-    slope, intercept = calibrator.parameters or (1.0, 0.0)  # all rows may have one mean quantile
-    return replace(combination, ranks=Ranks(edges, quantiles, slope, intercept + slope * shift))
+    slope, intercept = calibrator.parameters or (1.0, 0.0)  # empty where all rows have one mean quantile
+    return Combination("ranks", weights, Ranks(edges, quantiles, slope, intercept + slope * shift))
 
 
 def _quantiles(x: Column, count: Column) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -111,13 +108,13 @@ def _greedy(rows: Rows, metric: Metric) -> tuple[float, ...]:
     """Shares of STEPS picks, each the one that helps most, the best number of picks kept.
 
     Caruana et al., "Ensemble selection from libraries of models", ICML 2004: forward selection with replacement.
-    Of equal ones the earlier member and the fewer picks.
+    Ties go to the earlier model and the fewer picks.
     """
-    members = rows.z.shape[1]
-    counts, total = np.zeros(members), np.zeros(len(rows.y))
+    models = rows.z.shape[1]
+    counts, total = np.zeros(models), np.zeros(len(rows.y))
     best, shares = np.inf, counts
     for picks in range(1, STEPS + 1):
-        tried = [_loss(rows, (total + rows.z[:, m]) / picks, metric) for m in range(members)]
+        tried = [_loss(rows, (total + rows.z[:, m]) / picks, metric) for m in range(models)]
         taken = int(np.argmin(tried))
         counts[taken] += 1
         total += rows.z[:, taken]
@@ -127,28 +124,28 @@ def _greedy(rows: Rows, metric: Metric) -> tuple[float, ...]:
 
 
 def _loss(rows: Rows, z: Column, metric: Metric) -> float:
-    """What tuning lowers: the mean log loss of logits z [n], or -F at its best threshold."""
+    """Objective of the tuning: the mean log loss of logits z [n], or -F at its best threshold."""
     if metric == "log_loss":
-        # rounded, so that a difference in summation is no advantage
+        # rounded, so that ties do not depend on the order of summation
         return round(float((rows.copies * logit_losses(z, rows.y)).sum() / rows.copies.sum()), 12)
     return -best_f(z, rows.y, rows.copies, metric)[1]
 
 
 def _convex(rows: Rows) -> tuple[float, ...]:
-    """Weights >= 0 that sum to 1 with the least log loss, which is convex in them: the one minimum there is.
+    """Weights >= 0 that sum to 1 with the lowest log loss, which is convex in them.
 
-    Newton's method on the members that are not held at 0. One that would fall below is held there; the one that would
-    help most is let go where the others have come to rest (Nocedal and Wright, "Numerical optimization", 2006, 16.5).
+    An active-set Newton method: a weight that would become negative is fixed at 0; at convergence of the others, the
+    one with the largest gain is released (Nocedal and Wright, "Numerical optimization", 2006, 16.5).
     """
-    members = rows.z.shape[1]
+    models = rows.z.shape[1]
     share = rows.copies / rows.copies.sum()
-    weights, free = np.full(members, 1 / members), np.ones(members, dtype=bool)
+    weights, free = np.full(models, 1 / models), np.ones(models, dtype=bool)
 
     def loss(weights: Column) -> float:
         return float((share * logit_losses(mean(rows.z, weights), rows.y)).sum())
 
     now = loss(weights)
-    for _ in range(20 * members):
+    for _ in range(20 * models):
         p = expit(mean(rows.z, weights))
         slope = np.einsum("n,nm->m", share * (p - rows.y), rows.z)
         curve = np.einsum("nj,nk->jk", rows.z * (share * p * (1 - p))[:, None], rows.z)
@@ -159,7 +156,7 @@ def _convex(rows: Rows) -> tuple[float, ...]:
                 break
             free[gain.argmax()] = True
             continue
-        full = np.zeros(members)
+        full = np.zeros(models)
         full[free] = step
         falling = np.flatnonzero(full < 0)
         longest = -weights[falling] / full[falling]
@@ -175,9 +172,9 @@ def _convex(rows: Rows) -> tuple[float, ...]:
 
 
 def _newton_step(slope: Column, curve: Column) -> tuple[NDArray[np.floating], float]:
-    """The step [k] to the minimum of a quadratic among those that sum to 0, and the slope that all share there.
+    """The step [k], of sum 0, to the minimum of a quadratic, and the common slope there.
 
-    A trace of ridge parts the weight of identical members evenly.
+    A small ridge divides the weight of identical models evenly.
     """
     k = len(slope)
     system = np.ones((k + 1, k + 1))
@@ -189,19 +186,17 @@ def _newton_step(slope: Column, curve: Column) -> tuple[NDArray[np.floating], fl
 
 def _searched(rows: Rows, beta: float, trials: int, seed: int) -> tuple[float, ...]:
     """Weights with the highest F-beta that Optuna's TPE finds; equal ones and those for log loss are tried first."""
-    from ich.ensemble.thresholds import search  # Optuna is slow to import, and log loss does without
-
-    names = [f"member{m}" for m in range(rows.z.shape[1])]
+    names = [f"model{m}" for m in range(rows.z.shape[1])]
 
     def weights_of(raw: Mapping[str, float]) -> tuple[float, ...]:
-        squares = np.array([raw[name] for name in names]) ** 2  # so that weights near 0 are in easy reach
+        squares = np.array([raw[name] for name in names]) ** 2  # so that weights near 0 are within easy reach
         return _shares(squares) if squares.sum() > 0 else equal(len(names)).weights
 
+    def f(raw: Mapping[str, float]) -> float:
+        return -_loss(rows, mean(rows.z, weights_of(raw)), beta)
+
     starts = [dict.fromkeys(names, 0.5), dict(zip(names, np.sqrt(_convex(rows)).tolist(), strict=True))]
-    found = search.best(
-        lambda raw: -_loss(rows, mean(rows.z, weights_of(raw)), beta), names, trials=trials, seed=seed, starts=starts
-    )
-    return weights_of(found)
+    return weights_of(search_cube(f, names, trials=trials, seed=seed, starts=starts))
 
 
 def _shares(weights: Column) -> tuple[float, ...]:

@@ -1,7 +1,4 @@
-"""Decision thresholds for F-beta: the exact optima, Optuna's search, and a table that a user brings.
-
-`search` imports Optuna and `user_table` a reader of files, half a second each: who needs them imports them.
-"""
+"""Decision thresholds for F-beta: exact optima, Optuna's search, and tables of other models."""
 
 from ich.ensemble.thresholds.operating_points import NEVER
 from ich.ensemble.thresholds.problem import Goal

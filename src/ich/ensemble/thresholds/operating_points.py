@@ -1,10 +1,10 @@
-"""What every threshold of a class does, and the best of them: exact optima of macro and micro F-beta.
+"""Operating points of a class, and the exact optima of macro and micro F-beta among them.
 
-With the rows in order of falling probability, a threshold is a place where the order is cut: one step for each
-distinct probability, its counts from one cumulative sum. After the sort an optimum is a look through those sums.
+With the rows in order of falling probability, a threshold cuts the order in two: one step for each distinct
+probability, with its counts from one cumulative sum. After the sort, an optimum is a look through those sums.
 
-Ties: the score as a function of the threshold is a step function. Of the thresholds with the best score, the widest
-run of adjacent steps is taken, and of that its middle: the threshold that is furthest from where the score changes.
+Ties: F-beta is a step function of the threshold. Of the thresholds with the best score, the middle of the widest run of
+adjacent steps is taken: the threshold that is furthest from where the score changes.
 """
 
 from collections.abc import Sequence
@@ -23,16 +23,30 @@ ALIKE = 1e-15  # equal scores differ by a rounding or two, others by 1 / rows^2 
 
 @dataclass(frozen=True)
 class Ladder:
-    """Groups of thresholds that decide alike, falling [g]: those in low < t <= high.
+    """Groups of thresholds with the same decisions, falling [g]: those in low < t <= high.
 
-    The first may be that of the thresholds above all rows, up to NEVER. Two groups next to each other are adjacent
-    where low[i] = high[i + 1].
+    The first group may be that of the thresholds above all rows, up to NEVER. Groups i and i + 1 are adjacent where
+    low[i] = high[i + 1].
     """
 
     high: Column
     low: Column
 
-    def middle(self, first: int, last: int) -> float:
+    def middle_of_widest(self, best: NDArray[np.bool_]) -> float:
+        """The middle of the widest run of adjacent groups among the `best`; of equally wide ones, the highest."""
+        index = np.flatnonzero(best)
+        breaks = np.flatnonzero(self.low[index[:-1]] != self.high[index[1:]])
+        first, last = index[np.append(0, breaks + 1)], index[np.append(breaks, len(index) - 1)]
+        widest = int(np.argmax(np.minimum(self.high[first], 1.0) - self.low[last]))
+        return self._middle(first[widest], last[widest])
+
+    def middle_around(self, alike: NDArray[np.bool_], at: int) -> float:
+        """The middle of the run of adjacent groups among `alike` that contains group `at`."""
+        breaks = np.flatnonzero(~(alike[1:] & alike[:-1] & (self.low[:-1] == self.high[1:])))
+        first = breaks[breaks < at].max(initial=-1) + 1
+        return self._middle(first, breaks[breaks >= at].min(initial=len(alike) - 1))
+
+    def _middle(self, first: np.intp, last: np.intp) -> float:
         """The threshold in the middle of the groups first..last, as far as they lie in 0..1."""
         high, low = min(float(self.high[first]), 1.0), float(self.low[last])
         if low >= 1:
@@ -40,27 +54,13 @@ class Ladder:
         half = low + (high - low) / 2
         return half if half > low else high
 
-    def widest(self, best: NDArray[np.bool_]) -> tuple[int, int]:
-        """First and last group of the widest run of adjacent ones among the `best`; of equally wide, the highest."""
-        index = np.flatnonzero(best)
-        breaks = np.flatnonzero(self.low[index[:-1]] != self.high[index[1:]])
-        first, last = index[np.append(0, breaks + 1)], index[np.append(breaks, len(index) - 1)]
-        widest = int(np.argmax(np.minimum(self.high[first], 1.0) - self.low[last]))
-        return int(first[widest]), int(last[widest])
-
-    def around(self, alike: NDArray[np.bool_], at: int) -> tuple[int, int]:
-        """First and last group of the run of adjacent ones among `alike` that `at` stands in."""
-        breaks = np.flatnonzero(~(alike[1:] & alike[:-1] & (self.low[:-1] == self.high[1:])))
-        first = int(breaks[breaks < at].max(initial=-1)) + 1
-        return first, int(breaks[breaks >= at].min(initial=len(alike) - 1))
-
 
 @dataclass(frozen=True)
 class Steps(Ladder):
-    """The thresholds of a class that are allowed and may be best: a cut just below a negative row only costs.
+    """The thresholds of a class that are allowed and may be best: a cut just below a negative row never is.
 
-    predicted, true [g]: rows and positives at or above each, sums of weights where rows are weighted. actual: all
-    positives; a class without any has the one group that is never predicted.
+    predicted, true [g]: rows and positives at or above each, sums of weights if rows are weighted. actual: all
+    positives; a class without any has only the group above all rows.
     """
 
     predicted: Column
@@ -80,9 +80,9 @@ class Steps(Ladder):
     ) -> "Steps":
         """From labels and scores [n], sorted by falling score.
 
-        min_recall: the share of the positives that a threshold must find. shrink: a row counts as w y + (1 - w) p of
-        a positive, w = positives / (positives + shrink). factors: what a positive and a negative row weigh; the scores
-        are probabilities among the weighted rows. copies [n]: how many rows each one stands for.
+        min_recall: minimum recall of the thresholds. shrink: a row counts as w y + (1 - w) p of a positive, w =
+        positives / (positives + shrink). factors: weights of a positive and a negative row; the scores are
+        probabilities among the weighted rows. copies [n]: the number of rows that each one represents.
         """
         score, until, hits = operating_points(copies * labels, scores)
         predicted = np.cumsum(np.broadcast_to(copies, labels.shape))[until - 1]
@@ -108,39 +108,38 @@ def best_macro(steps: Steps, beta: float, zero_division: float = 0) -> tuple[flo
         return NEVER, float(zero_division)
     values = f_from_counts(steps.true, steps.predicted, steps.actual, beta)
     best = values.max()
-    return steps.middle(*steps.widest(values >= best * (1 - ALIKE))), float(best)
+    return steps.middle_of_widest(values >= best * (1 - ALIKE)), float(best)
 
 
 def best_micro(classes: Sequence[Steps], beta: float, zero_division: float = 0) -> tuple[list[float], float]:
     """The thresholds with the highest pooled F-beta, and that F-beta.
 
     F = N / D with N = (1 + b^2) TP and D = b^2 P + predicted, both sums over classes. For a value v, N - v D is largest
-    where each class's (1 + b^2) TP - v predicted is, so that each class can be looked through on its own; v becomes
-    the F of what was found, until it rises no more (Dinkelbach 1967, "On nonlinear fractional programming"). Then v is
-    the maximum: at any better thresholds N - v D > 0, and they would have been found. The v rise strictly and there are
-    finitely many thresholds, so that it ends, after about six rounds. The best thresholds are those that are best so
-    in each class: ties fall apart by class too, and so does the recall that a class must have. A class without
+    where (1 + b^2) TP - v predicted is largest in each class, so the classes separate. v becomes the F found, until it
+    no longer rises (Dinkelbach 1967, "On nonlinear fractional programming"). Then v is the maximum: any better
+    thresholds would have N - v D > 0 and have been found. v rises strictly and there are finitely many thresholds, so
+    the iteration ends, after about six rounds. Ties and a minimum recall separate by class, too. A class without
     positives is never predicted.
     """
-    able, weight = [one for one in classes if one.actual], 1 + beta * beta
-    if not able:
+    if not any(one.actual for one in classes):
         return [NEVER] * len(classes), float(zero_division)
-    actual = beta * beta * sum(one.actual for one in able)
+    weight, actual = 1 + beta * beta, beta * beta * sum(one.actual for one in classes)
     n, d = 0.0, 1.0
     while True:
-        gains = [micro_gain(one, beta, n, d) for one in able]
+        gains = [micro_gain(one, beta, n, d) for one in classes]
         at = [int(gain.argmax()) for gain in gains]
-        more = weight * sum(one.true[k] for one, k in zip(able, at, strict=True))
-        cost = actual + sum(one.predicted[k] for one, k in zip(able, at, strict=True))
+        more = weight * sum(one.true[k] for one, k in zip(classes, at, strict=True))
+        cost = actual + sum(one.predicted[k] for one, k in zip(classes, at, strict=True))
         if more * d <= n * cost * (1 + ALIKE):
             break
         n, d = float(more), float(cost)
-    found = iter(
-        one.middle(*one.widest(gain >= gain.max() - 4 * ALIKE * n * d)) for one, gain in zip(able, gains, strict=True)
-    )
-    return [next(found) if one.actual else NEVER for one in classes], n / d
+    thresholds = [
+        one.middle_of_widest(gain >= gain.max() - 4 * ALIKE * n * d) if one.actual else NEVER
+        for one, gain in zip(classes, gains, strict=True)
+    ]
+    return thresholds, n / d
 
 
 def micro_gain(steps: Steps, beta: float, n: float, d: float) -> Column:
-    """What each step of a class adds to N - v D at v = n / d, times d, so that whole numbers stay whole."""
+    """The contribution of each step of a class to N - v D at v = n / d, times d, so that integers stay integers."""
     return (1 + beta * beta) * d * steps.true - n * steps.predicted

@@ -1,9 +1,9 @@
 """Thresholds for F-beta averaged over slices (samples): coordinate ascent, each coordinate solved exactly.
 
-With the thresholds of all classes but one fixed, letting a slice be positive changes that slice's F alone. Summed in
-order of falling probability these changes are the score of every threshold of the class; the largest is the exact best.
-Going round the classes the score never falls, until no class gains. That is a local optimum, for the classes depend
-on each other; of several starts the best is taken, which makes a global one likely, but not certain.
+With the thresholds of all classes but one fixed, a positive decision for a slice changes the F of that slice only. Sums
+of these changes in order of falling probability are the scores of all thresholds of the class. The ascent goes through
+the classes until none gains. The classes depend on each other, so that this is a local optimum; the best of several
+starts is likely, but not certain, to be a global one.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,10 +21,10 @@ NOISE = 1e-9  # of one slice's F: sums that differ by less are equal
 
 @dataclass(frozen=True)
 class Line(Ladder):
-    """All thresholds of a class, the first above all rows: how many rows [g] are at or above each, which are allowed.
+    """All thresholds of a class, the first above all rows: the rows [g] at or above each, and which are allowed.
 
     order [n]: rows by falling probability. kept: the groups that are allowed and may be best: that above all rows, and
-    those that end with a positive row, for one more false alarm never helps.
+    those that end with a positive row, as another false positive never helps.
     """
 
     order: NDArray[np.intp]
@@ -59,14 +59,10 @@ class SampleF:
         kept = y.any(axis=1) if zero_division == 0 else np.ones(len(y), dtype=bool)
         self.labels = np.ascontiguousarray(y[kept].T, dtype=np.int64)
         columns = [np.ascontiguousarray(column) for column in p[kept].T]
-        self.lines = (
-            [
-                Line.of(labels.astype(np.float64), column, recall)
-                for labels, column, recall in zip(self.labels, columns, min_recall, strict=True)
-            ]
-            if kept.any()
-            else []
-        )
+        self.lines: list[Line] = []
+        if kept.any():
+            rows = zip(self.labels, columns, min_recall, strict=True)
+            self.lines = [Line.of(labels.astype(np.float64), column, recall) for labels, column, recall in rows]
         self.able = [c for c, line in enumerate(self.lines) if line.able]
         k = len(self.labels) + 1
         true, predicted, actual = np.meshgrid(*[np.arange(k + 1)] * 3, indexing="ij")
@@ -130,8 +126,7 @@ class SampleF:
         found = [NEVER] * len(self.labels)
         for c in self.able:
             line, values = self.lines[c], self.values(c)
-            run = line.around(np.abs(values - values[self.cuts[c]]) <= NOISE, self.cuts[c])
-            found[c] = line.middle(*run)
+            found[c] = line.middle_around(np.abs(values - values[self.cuts[c]]) <= NOISE, self.cuts[c])
             self.move(c, line.group(found[c]))
         return found
 
@@ -140,8 +135,7 @@ def best_samples(problem: SampleF, starts: Sequence[Sequence[float]]) -> tuple[l
     """The best thresholds that coordinate ascent reaches from the starts (thresholds in class order), and their F."""
 
     def widest(_round: int, c: int, values: Column) -> int:
-        line = problem.lines[c]
-        return line.group(line.middle(*line.widest(values >= values.max() - NOISE)))
+        return problem.lines[c].group(problem.lines[c].middle_of_widest(values >= values.max() - NOISE))
 
     found = []
     for start in starts:

@@ -1,4 +1,4 @@
-"""What the page is made of. Every text here is plain text: the templates escape it."""
+"""The blocks of the page. All texts are plain text: the templates escape them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ ID = re.compile(r"[a-z][a-z0-9-]*")
 
 def _checked(name: str) -> None:
     if not ID.fullmatch(name):
-        raise ValueError(f"{name!r} cannot be an id on the page: lower-case letters, digits and -")
+        raise ValueError(f"{name!r} cannot be an id on the page: use lower-case letters, digits and -")
 
 
 @dataclass(frozen=True)
 class Notes:
-    """Paragraphs, a text each."""
+    """Paragraphs."""
 
     lines: Sequence[str]
     kind: Literal["text", "warning"] = "text"
@@ -23,14 +23,14 @@ class Notes:
 
 @dataclass(frozen=True)
 class Code:
-    """A text whose lines and spaces stay as they are."""
+    """Preformatted text."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One figure to be seen from afar, with its interval or reason below it."""
+    """One score in large type, with a note below it."""
 
     label: str
     value: str
@@ -44,7 +44,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are texts as they are shown; columns of numbers stand right-aligned."""
+    """Columns that hold numbers only are right-aligned."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -89,8 +89,8 @@ class Details:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A PNG file, and what a reader who does not see it is told."""
+class Image:
+    """A PNG file with its alternative text."""
 
     png: bytes
     alt: str
@@ -116,11 +116,11 @@ class Strip:
 
 @dataclass(frozen=True)
 class Case:
-    """A slice worth a look: pictures of it, and where it stands in its study."""
+    """A slice with its images, the class along its study, and where the viewer shows it."""
 
     title: str
     lines: Sequence[str]
-    pictures: Sequence[Picture]
+    images: Sequence[Image]
     strip: Strip
     study: str
     index: int

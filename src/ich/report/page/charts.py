@@ -11,24 +11,6 @@ from ich.report.page import traces
 from ich.report.page.traces import Figure, Trace, plain
 from ich.report.scores import Cell, span
 
-__all__ = [
-    "Curves",
-    "best_epoch",
-    "confusion",
-    "correlation",
-    "f_by_threshold",
-    "four",
-    "gains",
-    "learning",
-    "map_by_group",
-    "map_by_value",
-    "plain",
-    "precision_recall",
-    "reliability",
-    "roc",
-    "weights",
-]
-
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
 HUES = 8
@@ -82,8 +64,8 @@ def f_by_threshold(curves: Curves, metric: str, threshold: float, value: float, 
         data += [
             traces.reference([x, x], [0, 1], "threshold"),
             {
-                **traces.dots([x], [value], "own rows", "circle-open", "strong", 10),
-                "hovertemplate": f"{metric} {value:.4f} on own rows<extra></extra>",
+                **traces.dots([x], [value], "in-sample", "circle-open", "strong", 10),
+                "hovertemplate": f"{metric} {value:.4f} in-sample<extra></extra>",
             },
             {
                 **traces.dots([x], honest, "cross-fitted", "diamond", "strong", 10),
@@ -100,7 +82,7 @@ def f_by_threshold(curves: Curves, metric: str, threshold: float, value: float, 
 
 def reliability(probability: Sequence[float], observed: Sequence[Cell], counts: Sequence[int], said: str) -> Figure:
     """Mean probability of each bin [b] and the share of positives in it, with its interval, on axes of square roots."""
-    value, low, high = (np.sqrt(ends) for ends in traces.ends(observed))
+    value, low, high = np.sqrt(traces.ends(observed))
     most = min(1.0, 1.1 * max(*probability, *np.square(high), 0.05))
     bins = {
         **traces.dots(np.sqrt(probability), value, "bins of equally many slices", "circle", 1),
@@ -125,7 +107,7 @@ def confusion(tp: int, fp: int, fn: int, tn: int) -> Figure:
     """Counts in the cells, shaded by the share of what the labels say, so that a rare class is seen."""
     counts = np.array([[tp, fn], [fp, tn]])
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    words = [["found", "missed"], ["false alarm", "rightly left"]]
+    words = [["true positive", "false negative"], ["false positive", "true negative"]]
     text = [[f"{words[r][c]}<br>{counts[r, c]:,}<br>{share[r, c]:.1%}" for c in (0, 1)] for r in (0, 1)]
     figure = traces.heat(
         share, ["predicted<br>positive", "predicted<br>negative"], ["labelled<br>positive", "labelled<br>negative"],
@@ -138,15 +120,15 @@ def confusion(tp: int, fp: int, fn: int, tn: int) -> Figure:
 def four(pooled: Mapping[str, float | None], folds: Mapping[int, Mapping[str, float | None]]) -> Figure:
     """Shares by name, a line each: of all rows, and of each fold's."""
     names = list(pooled)
+    values = {k: np.array([shares[name] for name in names], dtype=np.float64) for k, shares in folds.items()}
     data = []
-    for place, shares in enumerate(folds.values()):
-        drawn = traces.dots(
-            [_nan(shares[name]) for name in names], range(len(names)), "each fold", "line-ns-open", 1, 16
-        )
+    for place, shares in enumerate(values.values()):
+        drawn = traces.dots(shares, range(len(names)), "each fold", "line-ns-open", 1, 16)
         drawn |= {"legendgroup": "folds", "showlegend": place == 0, "hovertemplate": "%{x:.4f}<extra>one fold</extra>"}
         data.append(drawn)
-    whole = traces.dots([_nan(pooled[name]) for name in names], range(len(names)), "all folds", "circle", 1, 11)
-    data.append({**whole, "hovertemplate": "%{x:.4f}<extra>all folds</extra>"})
+    whole = np.array([pooled[name] for name in names], dtype=np.float64)
+    drawn = traces.dots(whole, range(len(names)), "all folds", "circle", 1, 11)
+    data.append({**drawn, "hovertemplate": "%{x:.4f}<extra>all folds</extra>"})
     down = {**traces.ticks(names), "range": [len(names) - 0.4, -0.6]}
     return {"data": data, "layout": {"xaxis": traces.axis("share", range=UNIT), "yaxis": down, "height": 300}}
 
@@ -285,7 +267,3 @@ def _drawn(curves: Curves, hover: str) -> list[Trace]:
     ]
     pooled = traces.line(curves.pooled[:, 0], curves.pooled[:, 1], "all folds", 1, 2.5)
     return [*drawn, {**pooled, "hovertemplate": f"{hover}<extra></extra>"}]
-
-
-def _nan(value: float | None) -> float:
-    return np.nan if value is None else value

@@ -1,4 +1,4 @@
-"""The page as one HTML file that opens from a disk and asks nobody for anything."""
+"""Render the page as one HTML file that needs no network."""
 
 import base64
 import hashlib
@@ -11,8 +11,10 @@ from itertools import groupby
 from typing import TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+from plotly.utils import PlotlyJSONEncoder  # arrays as lists, NaN as null, which a figure shows as a gap
 
-from ich.report.page.blocks import Block, Chart, Details, Page, Panels, Picture, Table, Viewer
+from ich.report.page.blocks import Block, Chart, Details, Image, Page, Panels, Table, Viewer
 
 STYLES = ("report.css", "viewer.css")
 SCRIPTS = ("viewer.js", "report.js")  # in the order in which they run, after plotly
@@ -27,13 +29,15 @@ K = TypeVar("K", bound=Block)
 
 
 def render(page: Page) -> str:
-    """The HTML of a page. All text is escaped; scripts are the page's own, which its content policy names by hash.
+    """Return the HTML of a page. All text is escaped; the content policy allows the page's own scripts only, by hash.
 
     Raises ValueError for an id given twice, or for more than one viewer.
     """
     _refuse_twice(page)
     viewer = next(_of_kind(page, Viewer), None)
-    scripts = [_plotly(), *(_asset(name) for name in SCRIPTS)]
+    scripts = [get_plotlyjs(), *map(_asset, SCRIPTS)]
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{one}'" for one in hashes)
     return (
         _environment()
         .get_template("report.html.j2")
@@ -41,7 +45,8 @@ def render(page: Page) -> str:
             page=page,
             style="".join(map(_asset, STYLES)),
             scripts=scripts,
-            policy=_policy(scripts),
+            policy=f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:;"
+            " base-uri 'none'; form-action 'none'",
             charts={chart.id: chart.figure for chart in _of_kind(page, Chart)},
             viewer=viewer.data if viewer else None,
             held=viewer.holds if viewer else frozenset(),
@@ -50,8 +55,6 @@ def render(page: Page) -> str:
 
 
 def _environment() -> Environment:
-    from plotly.utils import PlotlyJSONEncoder  # arrays as lists, NaN as null, which a figure shows as a gap
-
     made = Environment(
         loader=PackageLoader("ich.report.page"),
         autoescape=True,
@@ -63,15 +66,6 @@ def _environment() -> Environment:
     made.filters |= {"data_uri": _data_uri, "numeric": _numeric, "parted": _parted, "runs": _runs}
     made.tests["kind"] = lambda block, name: type(block).__name__ == name
     return made
-
-
-def _policy(scripts: Iterable[str]) -> str:
-    """Nothing but these scripts runs, and nothing is asked of any network."""
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:;"
-        " base-uri 'none'; form-action 'none'"
-    )
 
 
 def _refuse_twice(page: Page) -> None:
@@ -123,12 +117,5 @@ def _asset(name: str) -> str:
     return files("ich.report.page").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-@cache
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return get_plotlyjs()
-
-
-def _data_uri(picture: Picture) -> str:
-    return f"data:image/png;base64,{base64.b64encode(picture.png).decode()}"
+def _data_uri(image: Image) -> str:
+    return f"data:image/png;base64,{base64.b64encode(image.png).decode()}"

@@ -60,10 +60,9 @@ def bars(values: ArrayLike, lows: ArrayLike, highs: ArrayLike) -> Trace:
     return {"type": "data", "symmetric": False, "array": numbers(up), "arrayminus": numbers(down), "width": 4}
 
 
-def ends(cells: Sequence[Cell]) -> tuple[list[float], list[float], list[float]]:
-    """Values, lows and highs; NaN where a figure does not exist."""
-    values, lows, highs = ([_float(cell[key]) for cell in cells] for key in ("value", "low", "high"))
-    return values, lows, highs
+def ends(cells: Sequence[Cell]) -> NDArray[np.float64]:
+    """Values, lows and highs [3, n]; NaN for scores that do not exist."""
+    return np.array([[cell[key] for cell in cells] for key in ("value", "low", "high")], dtype=np.float64)
 
 
 def heat(
@@ -125,7 +124,3 @@ def corner(text: str, x: str, y: str = "bottom", above: float = 0.04) -> dict[st
     place = {"x": 0.97 if x == "right" else 0.03, "y": above if y == "bottom" else 1 - above}
     anchor = {"xref": "paper", "yref": "paper", "xanchor": x, "yanchor": y, "align": x}
     return {"text": text, "showarrow": False, "name": "strong", **place, **anchor}
-
-
-def _float(value: float | None) -> float:
-    return np.nan if value is None else value

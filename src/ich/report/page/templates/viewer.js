@@ -1,32 +1,27 @@
 "use strict";
 /* The study viewer. `studyViewer(root, data)` works the elements of viewer.html.j2 below `root`, and is ready once the
- * first study stands there. `data` is of reporting/studies.py, its packed pictures of page/packing.py.
+ * first study stands there. `data` is made by report/sections/viewer.py.
  * The root's data-study, data-slice (from 0), data-level and data-width say what is shown; it listens to `show`,
  * a CustomEvent {detail: {study, index}}.
  */
 window.studyViewer = (() => {
   const HEAT = [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]]; // matplotlib's inferno
   const HEAT_SIDE = 128; // pixels of the Grad-CAM before the canvas widens it
+  const SHIFT = 128; // as in images.py
   const WHEEL = 40; // pixels a wheel or a trackpad turns for a slice; a notch of a wheel is one slice, however long
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
-  /* The pictures of packing.py as one array, picture by picture, row by row. */
-  async function unpacked({ shape, bytes, data }) {
-    const text = atob(data), deflated = new Uint8Array(text.length);
-    for (let i = 0; i < text.length; i++) deflated[i] = text.charCodeAt(i);
-    const stream = new Blob([deflated]).stream().pipeThrough(new DecompressionStream("deflate"));
-    const planes = new Uint8Array(await new Response(stream).arrayBuffer());
-    const [height, width] = shape.slice(-2), count = planes.length / bytes, mask = bytes === 1 ? 0xff : 0xffff;
-    const values = new (bytes === 1 ? Uint8Array : Uint16Array)(count);
-    for (let i = 0, row = 0; i < count; row = (row + 1) % height) {
-      for (let column = 0; column < width; column++, i++) {
-        const folded = bytes === 1 ? planes[i] : planes[i] | (planes[count + i] << 8);
-        const left = column ? values[i - 1] : 0, upper = row ? values[i - width] : 0;
-        const slope = left + upper - (column && row ? values[i - width - 1] : 0);
-        const guess = clamp(slope, Math.min(left, upper), Math.max(left, upper));
-        values[i] = (guess + ((folded >> 1) ^ -(folded & 1))) & mask;
-      }
-    }
+  /* The values of all slices, less the lowest, slice by slice. images.py stacks a slice's high bytes on its low bytes. */
+  async function decoded(images, side) {
+    const count = side * side, values = new Uint16Array(images.length * count);
+    await Promise.all(images.map(async (text, k) => {
+      const file = new Blob([Uint8Array.from(atob(text), (character) => character.charCodeAt(0))]);
+      const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+      const context = surface(side, 2 * side);
+      context.drawImage(bitmap, 0, 0);
+      const { data } = context.getImageData(0, 0, side, 2 * side);
+      for (let i = 0; i < count; i++) values[k * count + i] = ((data[4 * i] << 8) | data[4 * (count + i)]) - SHIFT;
+    }));
     return values;
   }
 
@@ -48,8 +43,8 @@ window.studyViewer = (() => {
     return ((alpha << 24) | (blue << 16) | (green << 8) | red) >>> 0;
   });
 
-  /* A map [h, w] that begins at `start` of `cells`, drawn into a square context, between the cells' centres linearly. */
-  function drawHeat(context, cells, start, height, width) {
+  /* A map [h, w], drawn into a square context, between the cells' centres linearly. */
+  function drawHeat(context, cells, height, width) {
     const side = HEAT_SIDE, image = context.createImageData(side, side), pixels = new Uint32Array(image.data.buffer);
     const steps = (count) => Array.from({ length: side }, (_, i) => {
       const at = clamp(((i + 0.5) / side) * count - 0.5, 0, count - 1), from = Math.floor(at);
@@ -57,7 +52,7 @@ window.studyViewer = (() => {
     });
     const columns = steps(width);
     steps(height).forEach(([up, down, y], row) => columns.forEach(([left, right, x], column) => {
-      const value = (r, c) => cells[start + r * width + c];
+      const value = (r, c) => cells[r * width + c];
       const upper = value(up, left) * (1 - x) + value(up, right) * x;
       const lower = value(down, left) * (1 - x) + value(down, right) * x;
       pixels[row * side + column] = HEAT_TABLE[Math.round(upper * (1 - y) + lower * y)];
@@ -71,8 +66,9 @@ window.studyViewer = (() => {
     return element;
   }
 
-  function surface(side) {
-    return Object.assign(document.createElement("canvas"), { width: side, height: side }).getContext("2d");
+  function surface(width, height = width) {
+    const canvas = Object.assign(document.createElement("canvas"), { width, height });
+    return canvas.getContext("2d", { willReadFrequently: true });
   }
 
   class Viewer {
@@ -124,10 +120,12 @@ window.studyViewer = (() => {
       const study = this.data.studies.find((one) => one.id === id), opening = ++this.opening;
       this.part("#viewer-study").value = id;
       this.part(".viewer-loading").textContent = "loading";
-      const [pixels, cells] = await Promise.all([unpacked(study.pixels), study.cam && unpacked(study.cam)]);
+      const pixels = await decoded(study.pixels, study.side);
       if (opening !== this.opening) return; // another one was chosen meanwhile
       this.part(".viewer-loading").textContent = "";
-      Object.assign(this, { study, pixels, heatCells: cells, side: study.pixels.shape[2] });
+      const sum = pixels.reduce((total, value) => total + value, 0);
+      this.part(".viewer-inexact").hidden = sum === study.sum; // browsers may add noise to what a page reads from a canvas
+      Object.assign(this, { study, pixels, side: study.side });
       this.picture = surface(this.side);
       this.image = this.picture.createImageData(this.side, this.side);
       this.shades = new Uint32Array(this.image.data.buffer);
@@ -139,9 +137,9 @@ window.studyViewer = (() => {
     }
 
     describe() {
-      const { study } = this, { split, folds, patient, reasons, pictures, images, millimetres } = study;
+      const { study } = this, { split, folds, patient, reasons, source, images, millimetres } = study;
       const where = split === "test" ? "test set, without labels" : `predicted out of fold, fold ${folds.join(", ")}`;
-      this.part("#viewer-about").textContent = `${reasons.join("; ")}. Patient ${patient}, ${where}. ${pictures}.`;
+      this.part("#viewer-about").textContent = `${reasons.join("; ")}. Patient ${patient}, ${where}. ${source}.`;
       Object.assign(this.part("#viewer-slice"), { max: images.length, value: 1 });
       this.part(".viewer-scale").hidden = !millimetres;
       this.part(".viewer-scale").style.width = `${5000 / millimetres}%`;
@@ -207,7 +205,7 @@ window.studyViewer = (() => {
         const p = study.probabilities[this.at][c], label = study.labels[this.at][c];
         const positive = p !== null && p >= thresholds[c], right = positive === (label === 1);
         probability.textContent = p === null ? "none" : p.toFixed(4);
-        const outcome = label === 1 ? (positive ? "found" : "missed") : positive ? "false alarm" : "no bleed";
+        const outcome = label === 1 ? (positive ? "found" : "missed") : positive ? "false positive" : "negative";
         written.textContent = label === null || p === null ? "no label" : outcome;
         written.parentElement.classList.toggle("wrong", label !== null && !right);
         written.parentElement.classList.toggle("positive", positive);
@@ -251,8 +249,8 @@ window.studyViewer = (() => {
       context.imageSmoothingQuality = "high";
       context.drawImage(this.picture.canvas, 0, 0, across, across);
       if (!this.part("#viewer-cam").checked) return;
-      const [, classes, height, width] = this.study.cam.shape, map = at * classes + Number(this.part("#viewer-cam-class").value);
-      drawHeat(this.heat, this.heatCells, map * height * width, height, width);
+      const { height, width, cells } = this.study.cam;
+      drawHeat(this.heat, cells[at][this.part("#viewer-cam-class").value], height, width);
       context.drawImage(this.heat.canvas, 0, 0, across, across);
     }
 
@@ -355,7 +353,7 @@ window.studyViewer = (() => {
 
   return (root, data) => {
     if (!data.studies.length) return root.replaceChildren("There is no study to show.");
-    const viewer = new Viewer(root, data);
+    const viewer = root.viewer = new Viewer(root, data);
     return viewer.open(data.studies[0].id);
   };
 })();

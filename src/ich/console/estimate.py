@@ -1,0 +1,111 @@
+"""Rate and remaining time of long operations, from what was done in this run."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+def duration(seconds: float) -> str:
+    """Format seconds for people: 45 s, 3 min 20 s, 25 min, 3 h 05 min, 2 d 4 h."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    if whole < 3600:
+        return f"{round(whole / 60)} min"
+    minutes = round(whole / 60)
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
+@dataclass
+class Estimate:
+    """State of an operation: `done` of `total` items, `first` of them before this run."""
+
+    what: str
+    total: int
+    unit: str
+    inner: bool = False
+    """Part of another operation, which reports its own end."""
+    done: float = 0
+    note: str = ""
+    first: float = 0
+    started: float = field(default_factory=lambda: time.monotonic())
+
+    @property
+    def share(self) -> float:
+        return self.done / self.total if self.total else 0.0
+
+    @property
+    def rate(self) -> float | None:
+        """Items per second; None if nothing was done in this run."""
+        seconds, done = time.monotonic() - self.started, self.done - self.first
+        return done / seconds if seconds > 0 and done > 0 else None
+
+    @property
+    def left(self) -> float | None:
+        """Remaining seconds."""
+        rate = self.rate
+        return None if rate is None else (self.total - self.done) / rate
+
+    def pace(self) -> str:
+        """Return `, 210 slices/s, 40 s left`, or nothing if the rate is unknown."""
+        rate, left = self.rate, self.left
+        return "" if rate is None or left is None else f", {_number(rate)} {self.unit}/s, {duration(left)} left"
+
+    def count(self) -> str:
+        return f"{self.done:,} of {self.total:,} {self.unit}"
+
+    def state(self) -> str:
+        """Return `45%, 210 slices/s, 40 s left, epoch 2 of 5`. A narrow terminal cuts the end."""
+        return f"{self.share:.0%}{self.pace()}, {self.note or self.count()}"
+
+    def closing(self) -> str:
+        rate = self.rate
+        speed = "" if rate is None else f" ({_number(rate)} {self.unit}/s)"
+        return f"{self.what}: {self.done:,} {self.unit} in {duration(time.monotonic() - self.started)}{speed}"
+
+
+class Overall(Estimate):
+    """State of several parts together, such as folds. `done` is the sum of their shares."""
+
+    def __init__(self, what: str, parts: Sequence[str]) -> None:
+        super().__init__(what, len(parts), "folds")
+        self.parts = {name: Estimate(name, 1, what) for name in parts}
+        self.finished: set[str] = set()
+
+    def update(self, part: Estimate) -> None:
+        """Take over the state of a running part. Other operations are ignored."""
+        if part.what in self.parts and part.what not in self.finished and part.total:
+            self.parts[part.what] = part
+            self._sum()
+
+    def finish(self, name: str) -> None:
+        self.parts[name].done = self.parts[name].total
+        self.finished.add(name)
+        self._sum()
+
+    def _sum(self) -> None:
+        self.done = sum(part.share for part in self.parts.values())
+        self.first = sum(part.first / part.total for part in self.parts.values())
+
+    @property
+    def left(self) -> float | None:
+        """Remaining seconds: the remaining shares at the rate so far, and at least the slowest running part."""
+        running = [part.left for name, part in self.parts.items() if name not in self.finished]
+        left = [super().left, *running]
+        return None if left[0] is None else max(seconds for seconds in left if seconds is not None)
+
+    def pace(self) -> str:
+        left = self.left
+        return "" if left is None else f", {duration(left)} left in all"
+
+    def count(self) -> str:
+        return f"{len(self.finished)} of {self.total} {self.unit}"
+
+
+def _number(rate: float) -> str:
+    """Format a rate with three significant digits."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"

@@ -1,0 +1,1 @@
+"""Everything that is fitted on folds and predicts; one file per kind."""

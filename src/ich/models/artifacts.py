@@ -1,0 +1,90 @@
+"""Predictions of a fold as files: <split>.parquet and <split>_embeddings.npy, joined by image id."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ich.ensemble.predictions import aligned, logit_columns
+from ich.errors import UserError, as_written
+from ich.models.slices import Predictions
+from ich.models.table import read_parquet
+from ich.store.atomic import atomic
+from ich.store.hashes import sha256_file
+from ich.store.records import Record
+
+BLOCK = 1 << 14  # rows looked at together
+
+
+def write_predictions(
+    folder: Path, split: str, ids: pd.Index, classes: list[str], predictions: Predictions, fold: int | None = None
+) -> dict[str, Path]:
+    """Write image_id, fold (of validation rows), logit_<class> as float32; embeddings as float16 beside it."""
+    table = pd.DataFrame(predictions.logits, columns=pd.Index(logit_columns(classes)))
+    if split == "valid":
+        table.insert(0, "fold", fold)
+    table.insert(0, "image_id", ids)
+    path = folder / f"{split}.parquet"
+    with atomic(path) as temporary:
+        table.to_parquet(temporary, index=False)
+    files = {path.name: path}
+    if predictions.embeddings is not None:
+        path = folder / f"{split}_embeddings.npy"
+        write_array(path, predictions.embeddings)
+        files[path.name] = path
+    return files
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an .npy file through Python's own files: np.save does not notice a full disk."""
+    array = np.ascontiguousarray(array)
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.data if array.size else b"")
+
+
+def read_predictions(
+    folder: Path, split: str, ids: pd.Index, classes: list[str], *, embeddings: bool = False
+) -> Predictions:
+    """Predictions of these slices, in the order of `ids`. Raises UserError for files that are not as recorded."""
+    record = Record(folder / "run.json").read() or {"files": {}}
+    path = folder / f"{split}.parquet"
+    _require_recorded(record, path)
+    table = read_parquet(path)
+    with as_written(path):
+        logits = aligned(table, ids, classes).astype(np.float32)
+    if not embeddings:
+        return Predictions(logits)
+    path = folder / f"{split}_embeddings.npy"
+    _require_recorded(record, path)
+    with as_written(path):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if array.dtype != np.float16 or array.ndim != 2 or len(array) != len(table):
+            raise ValueError(f"{array.dtype} {list(array.shape)} for {len(table)} slices")
+    return Predictions(logits, array[pd.Index(table["image_id"]).get_indexer(ids)])
+
+
+def read_logits(path: Path, ids: pd.Index, classes: list[str]) -> np.ndarray:
+    """Logits float64 [n, c] of these slices out of oof.parquet or test.parquet."""
+    table = read_parquet(path)
+    with as_written(path):
+        return aligned(table, ids, classes)
+
+
+def _require_recorded(record: dict, path: Path) -> None:
+    if not path.is_file() or sha256_file(path) != record["files"].get(path.name):
+        raise UserError(f"{path} is not the file that its run.json records; rerun the stage that writes it")
+
+
+def require_finite(what: str, ids: pd.Index, predictions: Predictions) -> None:
+    """Raise UserError, which names the first slice, unless all logits and embeddings are finite."""
+    for name, array in (("logits", predictions.logits), ("embeddings", predictions.embeddings)):
+        if array is None:
+            continue
+        blocks = [np.isfinite(array[start : start + BLOCK]).all(axis=1) for start in range(0, len(array), BLOCK)]
+        bad = np.flatnonzero(~np.concatenate(blocks)) if blocks else []
+        if len(bad):
+            raise UserError(
+                f"{what}: the {name} of {len(bad)} of {len(ids)} slices are not finite, the first of {ids[bad[0]]};"
+                " lower learning_rate, raise warmup_ratio, set max_grad_norm or train with precision fp32"
+            )

@@ -1,0 +1,74 @@
+"""The contract of all models: `Model.fit` gives a `Fitted`, which predicts slices and is saved in a folder.
+
+The idea is scikit-learn's, with folds. Nothing here imports torch.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ich.errors import UserError
+from ich.models.data import FoldData
+from ich.models.slices import Predictions, Slices
+from ich.store.atomic import write_json
+from ich.training.run import Run
+
+
+@dataclass
+class Fitted(ABC):
+    """One trained fold. It knows no paths of the workspace and no recipe."""
+
+    FILE: ClassVar[str]
+    """The JSON file that holds `spec`."""
+
+    spec: dict[str, Any]
+    """JSON values from which, with the other files, `load` rebuilds it."""
+    name: str = ""
+    """For messages: "resnet fold 0"."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """Further entries of the run record."""
+
+    @abstractmethod
+    def predict(self, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:
+        """Predict the slices from their images, or from the predictions of the input models for the same rows."""
+
+    def save(self, folder: Path) -> list[str]:
+        """Write all that `load` needs; return the names of the files."""
+        write_json(folder / self.FILE, self.spec)
+        return [self.FILE]
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        return cls(cls.read_spec(folder))
+
+    @classmethod
+    def read_spec(cls, folder: Path) -> dict[str, Any]:
+        """`spec` as saved."""
+        spec = json.loads((folder / cls.FILE).read_text(encoding="utf-8"))
+        if not isinstance(spec, dict):
+            raise TypeError(f"a {type(spec).__name__} instead of an object")
+        return spec
+
+    def input_logits(self, inputs: Mapping[str, Predictions]) -> list[NDArray[np.float64]]:
+        """Logits [n, c] of the inputs in the order in which it was fitted on them."""
+        missing = [name for name in self.spec["inputs"] if name not in inputs]
+        if missing:
+            raise UserError(f"{self.name}: predictions of {', '.join(missing)} are missing")
+        return [inputs[name].logits.astype(np.float64) for name in self.spec["inputs"]]
+
+
+class Model(ABC):
+    """A model before it is fitted, built from its section of the recipe."""
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def fit(self, data: FoldData, run: Run) -> Fitted:
+        """Fit on the training rows of a fold. A network resumes from the checkpoint of the run."""

@@ -1,0 +1,37 @@
+"""The kinds of models: the only place that maps the sections of a recipe to classes. Each is imported when used."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ich.errors import as_written
+from ich.models.base import Fitted, Model
+from ich.recipe import Model as Settings
+
+KINDS = {
+    "pretrain": ("ich.models.pretrain", "SimClr", "FittedSimClr"),
+    "cnn": ("ich.models.cnn", "Cnn", "FittedCnn"),
+    "end_to_end": ("ich.models.end_to_end", "EndToEnd", "FittedEndToEnd"),
+    "sequence": ("ich.models.sequence", "Sequence", "FittedSequence"),
+    "smooth": ("ich.models.smooth", "Smooth", "FittedSmooth"),
+    "stack": ("ich.models.stack", "Stack", "FittedStack"),
+    "blend": ("ich.models.blend", "Blend", "FittedBlend"),
+}
+
+
+def build(settings: Settings) -> Model:
+    """A model of the kind of these settings."""
+    return _class(settings.stage, 1)(settings)
+
+
+def load(stage: str, folder: Path, name: str) -> Fitted:
+    """The fitted model that a fold of this stage saved. Raises UserError for files that are not as it wrote them."""
+    kind = _class(stage, 2)
+    with as_written(folder / kind.FILE):
+        fitted = kind.load(folder)
+    fitted.name = name
+    return fitted
+
+
+def _class(stage: str, which: int) -> Any:
+    return getattr(import_module(KINDS[stage][0]), KINDS[stage][which])

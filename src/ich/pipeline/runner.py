@@ -1,0 +1,208 @@
+"""Fitting the models of a stage: folds side by side, their predictions, and the assembled tables of each model."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ich.console import detail, left_in_all, say, whole
+from ich.ensemble.predictions import aligned, assemble_oof, mean_test
+from ich.errors import UserError
+from ich.models.artifacts import require_finite, write_predictions
+from ich.models.base import Fitted
+from ich.models.data import FoldData
+from ich.models.registry import build, load
+from ich.models.table import SliceTable, read_parquet
+from ich.pipeline.graph import WEIGHTS, Task
+from ich.pipeline.state import Busy, Made, Plan
+from ich.processes import side_by_side
+from ich.recipe import Recipe
+from ich.store.atomic import atomic
+from ich.store.hashes import seed_of
+from ich.training.run import Run, Trackers
+
+
+def run_stage(
+    plan: Plan, stage: str, *, model: str | None = None, fold: int | None = None, force: bool = False
+) -> None:
+    """Make the folds of a stage that are not done, then the tables of each model whose folds are complete.
+
+    Raises Busy at the end where folds were left to other processes.
+    """
+    tasks = [task for name in named(plan, stage, model) for task in _tasks(plan, name, fold)]
+    todo = [task for task in tasks if force or not plan.finished(task)]
+    for task in todo:
+        if not _in_sample(task):  # these need a fold that may be made first
+            plan.require(task)
+    done, busy = len(tasks) - len(todo), dict[tuple[str, int | None], Busy]()
+    for in_sample in (False, True):
+        part = [t for t in todo if _in_sample(t) == in_sample and (t.model, t.fold) not in busy]
+        for task, left in _made_side_by_side(plan, part, force):
+            if left is not None:
+                busy[task.model, task.fold] = left
+                continue
+            done += 1
+            say(f"{stage}: {_label(task)} finished ({done} of {len(tasks)}){left_in_all()}")
+        plan.forget()
+    for name in dict.fromkeys(task.model for task in tasks if task.fold is not None):
+        assemble(plan, name)
+    if busy:
+        raise Busy("\n".join(map(str, busy.values())))
+    if tasks and not todo:
+        say(f"{stage}: done, {len(tasks)} {'models' if tasks[0].fold is None else 'folds'}")
+
+
+def named(plan: Plan, stage: str, model: str | None) -> Sequence[str]:
+    """The models of a stage that --model names. Raises UserError where there is none of that name."""
+    names = ["blend"] if stage == "blend" else list(getattr(plan.recipe, stage))
+    if model is not None and model not in names:
+        raise UserError(f"--model {model}: this recipe has {', '.join(names) or f'no {stage} model'}")
+    return names if model is None else [model]
+
+
+def _tasks(plan: Plan, name: str, fold: int | None) -> list[Task]:
+    """The folds of a model that --fold names, and the in-sample predictions of those that another model reads."""
+    if name in plan.recipe.pretrain:
+        return [plan.fold(name, None)]
+    if fold is not None and fold not in plan.fold_numbers:
+        raise UserError(f"--fold {fold}: this recipe has folds 0 to {plan.fold_numbers[-1]}")
+    folds = [k for k in plan.fold_numbers if fold is None or k == fold]
+    in_sample = [plan.in_sample(name, k) for k in folds] if name in plan.read_in_sample else []
+    return [plan.fold(name, k) for k in folds] + in_sample
+
+
+def _in_sample(task: Task) -> bool:
+    return task.folder.name == "train"
+
+
+def _label(task: Task) -> str:
+    """How messages and progress name a task."""
+    fold = "" if task.fold is None else f" fold {task.fold}"
+    return f"{task.model}{fold}{', in-sample' if _in_sample(task) else ''}"
+
+
+def _made_side_by_side(plan: Plan, todo: list[Task], force: bool) -> Iterator[tuple[Task, Busy | None]]:
+    """Make each task in a process of its own, and yield it as it is finished, or what kept it from being made."""
+    if not todo:
+        return
+    processes, threads = min(plan.processes, len(todo)), plan.recipe.compute.threads
+    if todo[0].fold is None:  # one network for all folds may use every core
+        processes, threads = 1, plan.cores
+    again = "with fewer of them (--set compute.processes=1) or a smaller batch_size"
+    detail(f"{todo[0].stage}: {len(todo)} to be made, {processes} side by side, CPU threads of each: {threads}")
+    jobs = ((plan.recipe, plan.root, task.model, task.fold, _in_sample(task), force) for task in todo)
+    by_label = {_label(task): task for task in todo}
+    with whole(todo[0].stage, list(by_label)) as finished:
+        for label, busy in side_by_side(_make, jobs, processes, ordered=False, threads=threads, again=again):
+            finished(label)
+            yield by_label[label], busy
+
+
+def _make(
+    recipe: Recipe, root: Path, model: str, fold: int | None, in_sample: bool, force: bool
+) -> tuple[str, Busy | None]:
+    plan = Plan(recipe, root)
+    task = plan.in_sample(model, fold or 0) if in_sample else plan.fold(model, fold)
+    make = predict_in_sample if in_sample else make_fold
+    try:
+        plan.make(task, lambda fingerprint: make(plan, task, fingerprint), force=force)
+    except Busy as busy:
+        return _label(task), busy
+    return _label(task), None
+
+
+def make_fold(plan: Plan, task: Task, fingerprint: str) -> Made:
+    """Fit one fold of a model, whatever its kind, and write what it predicts."""
+    settings, folder, run = plan.settings_of(task.model), task.folder, _run(plan, task, fingerprint)
+    data = FoldData.read(plan.recipe, plan.workspace, plan.prepared.folder, task.model, task.fold)
+    if start := plan.start_of(task.model, task.fold):
+        data = replace(data, start=start.folder / WEIGHTS)
+    fitted = build(settings).fit(data, run)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {name: folder / name for name in fitted.save(folder)}
+    metrics: dict[str, Any] = {}
+    if task.fold is not None:
+        splits = ("valid", "test", "train") if settings.scores_in_sample else ("valid", "test")
+        for split in splits:
+            slices = data.slices(split)
+            predictions = fitted.predict(slices, data.inputs(split))
+            require_finite(run.name, slices.ids, predictions)
+            if split == "train":
+                metrics["in_sample"] = data.table.metrics(data.rows[split], predictions.logits)
+                continue
+            files |= write_predictions(folder, split, slices.ids, slices.classes, predictions, task.fold)
+            if split == "valid":
+                metrics["metrics"] = data.table.metrics(data.rows[split], predictions.logits)
+    return files, {"classes": data.table.classes, "warnings": [], **fitted.notes, **metrics}
+
+
+def predict_in_sample(plan: Plan, task: Task, _fingerprint: str) -> Made:
+    """Predictions of a fold's network for all labelled rows outside the fold.
+
+    Some of them it may not have been trained on: the inner patients of early stopping, and those beyond `labels`.
+    """
+    fold = task.fold or 0
+    data = FoldData.read(plan.recipe, plan.workspace, plan.prepared.folder, task.model, fold)
+    data = replace(data, rows={"train": data.table.train_rows(fold)})
+    fitted = load_fitted(plan, task.model, fold)
+    slices = data.slices("train")
+    predictions = fitted.predict(slices, {})
+    require_finite(_label(task), slices.ids, predictions)
+    files = write_predictions(task.folder, "train", slices.ids, slices.classes, predictions)
+    return files, {"metrics": data.table.metrics(slices.rows, predictions.logits)}
+
+
+def load_fitted(plan: Plan, model: str, fold: int) -> Fitted:
+    """A fitted fold. Each of its files is compared with its recorded hash before it is parsed."""
+    task, settings = plan.fold(model, fold), plan.settings_of(model)
+    record = plan.record_of(task)
+    for name in record["files"]:
+        if name in settings.files or name.endswith(".txt"):
+            damage = task.record.damage(record, name)
+            if damage:
+                raise UserError(f"{task.name}/{name} {damage}; run `ich {task.stage}`, then this again")
+    return load(task.stage, task.folder, _label(task))
+
+
+def _run(plan: Plan, task: Task, fingerprint: str) -> Run:
+    settings, compute = plan.settings_of(task.model), plan.recipe.compute
+    names = (task.model,) if task.fold is None else (task.model, task.fold)
+    seed = seed_of(getattr(settings, "seed", 0), *names)
+    threads = plan.cores if task.fold is None else compute.threads
+    trackers = None
+    if compute.trackers and hasattr(settings, "epochs"):
+        run = task.model if task.fold is None else f"{task.model}/fold{task.fold}"
+        values = {"model": task.model, "run": run, **settings.model_dump(mode="json")}
+        trackers = Trackers(compute.trackers, plan.workspace.trackers.absolute(), plan.recipe.name, run, values)
+    return Run(_label(task), seed, threads, task.folder, fingerprint, trackers)
+
+
+# ---- the tables of a model
+
+
+def assemble(plan: Plan, model: str) -> bool:
+    """oof.parquet (every labelled slice exactly once) and test.parquet (mean over folds), once all folds are done."""
+    task = plan.assembled(model)
+    waiting = [k for k in plan.fold_numbers if not plan.state(plan.fold(model, k)).done]
+    if waiting:
+        say(f"{task.name}: not assembled yet, fold {', '.join(map(str, waiting))} is not made")
+        return False
+    return plan.make(task, lambda _: _assembled(plan, task))
+
+
+def _assembled(plan: Plan, task: Task) -> Made:
+    table = SliceTable.read(plan.workspace, plan.prepared.folder)
+    folders = [plan.workspace.fold(task.model, k) for k in plan.fold_numbers]
+    valid = {k: read_parquet(folder / "valid.parquet") for k, folder in enumerate(folders)}
+    try:
+        oof = assemble_oof(valid, {k: table.ids(table.valid_rows(k)).tolist() for k in valid}, table.classes)
+        test = mean_test([read_parquet(folder / "test.parquet") for folder in folders], table.classes)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{task.name}: {error}; run `ich {task.stage} --model {task.model} --force`") from None
+    files: dict[str, Path] = {}
+    for name, content in (("oof.parquet", oof), ("test.parquet", test)):
+        with atomic(task.folder / name) as temporary:
+            content.to_parquet(temporary, index=False)
+        files[name] = task.folder / name
+    rows = table.labelled.nonzero()[0]
+    return files, {"metrics": table.metrics(rows, aligned(oof, table.ids(rows), table.classes))}

@@ -1,0 +1,206 @@
+"""Whether the artifacts of a recipe are up to date, and making one: one process at a time, the record last."""
+
+import os
+import resource
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from ich.console import detail, duration, say
+from ich.errors import UserError
+from ich.pipeline.graph import CHECKPOINT, VERSIONS, Graph, Task
+from ich.recipe import Recipe
+from ich.store.hashes import digest, sha256_file
+from ich.store.locks import held, hold, owner
+from ich.store.records import read_record, write_record
+
+NVIDIA = Path("/proc/driver/nvidia/gpus")  # one folder per GPU; asking torch would cost seconds
+LIBRARIES = ("torch", "timm", "albumentations", "lightgbm", "optuna", "numpy", "pandas", "scikit-learn", "pydicom")
+Made = tuple[Mapping[str, Path], Mapping[str, Any]]  # files by name, and further entries of the record
+
+
+class Busy(UserError):
+    """Another process is making the task, and the recipe says not to wait for it."""
+
+
+@dataclass(frozen=True)
+class State:
+    kind: Literal["done", "stale", "missing", "running", "killed"]
+    why: str = ""
+
+    @property
+    def done(self) -> bool:
+        return self.kind == "done"
+
+
+class Plan(Graph):
+    """The tasks of a recipe, the state of each, and making it."""
+
+    def __init__(self, recipe: Recipe, root: Path) -> None:
+        super().__init__(recipe, root)
+        self._states: dict[Path, State] = {}
+
+    # ---- states
+
+    def inputs(self, task: Task) -> dict[str, str]:
+        """SHA-256 of all that the task reads, from the records of the tasks that wrote it."""
+        hashes = {name: sha256_file(path) if path.is_file() else "" for name, path in task.sources.items()}
+        for upstream, files in task.upstream:
+            written = self.files_of(upstream)
+            for file in files:
+                several = {name: sha for name, sha in written.items() if "*" in file and fnmatch(name, file)}
+                hashes[f"{upstream.name}/{file}"] = digest(several) if several else written.get(file, "")
+        return hashes
+
+    def _fingerprint(self, task: Task, inputs: Mapping[str, str]) -> str:
+        return digest([VERSIONS[task.stage], task.settings, inputs])
+
+    def state(self, task: Task) -> State:
+        path = task.record.path
+        if path not in self._states:
+            self._states[path] = self._state(task)
+        return self._states[path]
+
+    def _state(self, task: Task) -> State:
+        record = self.record_of(task)
+        if not record:
+            if task.record.path.is_file():
+                return State("stale", f"its record {task.record.path.name} is damaged, or of an earlier version")
+            if task.stage == "prepare" and self.workspace.cache_pointer.is_file():
+                return State("stale", "the raw files or the image settings have changed")
+            return State("missing")
+        for upstream, _ in task.upstream:
+            if not self.state(upstream).done:
+                return State("stale", f"{upstream.name} is {self.state(upstream).kind}")
+        inputs = self.inputs(task)
+        if record.get("fingerprint") != self._fingerprint(task, inputs):
+            return State("stale", self._difference(task, record, inputs))
+        damaged = task.record.damaged(record)
+        return State("stale", damaged) if damaged else State("done")
+
+    def _difference(self, task: Task, record: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+        was, now = record.get("settings", {}), task.settings
+        for key in sorted({*was, *now}):
+            if was.get(key) != now.get(key):
+                return f"{key} was {was.get(key)}, is {now.get(key)}"
+        was = record.get("inputs", {})
+        for name in sorted({*was, *inputs}):
+            if was.get(name) != inputs.get(name):
+                return f"{name} is {'gone' if name not in inputs else 'another one'}"
+        return "made by another version of this program"
+
+    def running(self, task: Task) -> bool:
+        """Whether a process is making the task right now. A dead process holds no lock."""
+        return held(task.record.lock)
+
+    def standing(self, task: Task) -> State:
+        """As `state`, with what processes do: running, or killed while they were making it."""
+        who = owner(task.record.lock)
+        if self.running(task):
+            return State("running", who or "")
+        state = self.state(task)
+        if state.done or who is None:
+            return state
+        after = "starts again"
+        if (task.folder / CHECKPOINT).is_file():
+            after = "resumes after the last finished epoch"
+        elif any(task.folder.glob("hu-*.json")):
+            after = "resumes after the finished shards"
+        return State("killed", f"{who}; {after}")
+
+    def forget(self) -> None:
+        """Read records and states again: other processes have worked."""
+        self._records.clear()
+        self._states.clear()
+
+    # ---- making
+
+    def finished(self, task: Task) -> bool:
+        """Whether the task is done, and no checkpoint of a killed run is left."""
+        return self.state(task).done and not (task.folder / CHECKPOINT).is_file()
+
+    def require(self, task: Task) -> None:
+        """Raise UserError unless everything that `task` reads is done; it names what has to be made first."""
+        for upstream, _ in task.upstream:
+            state = self.state(upstream)
+            if not state.done:
+                self.require(upstream)
+                why = f" ({state.why})" if state.why else ""
+                if self.running(upstream):
+                    raise UserError(f"{task.name} needs {upstream.name}, which another process is making; wait for it")
+                raise UserError(
+                    f"{task.name} needs {upstream.name}, which is {state.kind}{why}; run `ich {upstream.stage}` first,"
+                    " with the same recipe and --set"
+                )
+
+    def make(self, task: Task, function: Callable[[str], Made], *, force: bool = False) -> bool:
+        """Call `function(fingerprint)` unless the task is done, and write its record last. True: it was made.
+
+        One process makes a task. A second one waits and finds it done, or raises Busy with compute.busy: leave.
+        """
+        if not force and self.finished(task):
+            return False
+        self.require(task)
+
+        def wait_or_leave(who: str) -> None:
+            if self.recipe.compute.busy == "leave":
+                raise Busy(f"{task.name} is being made by {who}; compute.busy: wait would wait for it")
+            say(f"{task.name}: waiting for {who}, which is making it")
+
+        with hold(task.record.lock, on_wait=wait_or_leave):
+            self.forget()
+            state = self.state(task)
+            making = force or not state.done
+            if making:
+                reason = "--force" if state.done else state.kind + (f" ({state.why})" if state.why else "")
+                detail(f"{task.name}: {reason}, so it is made")
+                self._make(task, function)
+            (task.folder / CHECKPOINT).unlink(missing_ok=True)  # not before: a kill in between would lose the training
+        self.forget()
+        return making
+
+    def _make(self, task: Task, function: Callable[[str], Made]) -> None:
+        self.require(task)
+        task.record.sweep()
+        started, inputs = time.perf_counter(), self.inputs(task)
+        fingerprint = self._fingerprint(task, inputs)
+        files, more = function(fingerprint)
+        seconds = round(time.perf_counter() - started, 2)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        task.record.write(
+            fingerprint,
+            files,
+            task=task.name,
+            settings=dict(task.settings),
+            inputs=inputs,
+            **more,
+            seconds=seconds,
+            peak_memory_mib=round(peak, 1),
+            versions={name: version(name) for name in LIBRARIES},
+        )
+        written = ", ".join(str(path) for path in [*files.values(), task.record.path])
+        detail(f"{task.name}: made in {duration(seconds)}: {written}")
+
+    def point_to(self, prepared: Task) -> None:
+        """Let the later stages of this recipe use this cache."""
+        pointer = {"key": prepared.folder.name, "settings": self.image_settings}
+        if read_record(self.workspace.cache_pointer) != pointer:
+            write_record(self.workspace.cache_pointer, pointer)
+        self.__dict__.pop("prepared", None)
+
+    # ---- this machine
+
+    @property
+    def cores(self) -> int:
+        """CPU cores that this process may use."""
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    @property
+    def processes(self) -> int:
+        """How many folds run side by side: as the recipe says, else one on a GPU and one per core on a CPU."""
+        alone = 1 if NVIDIA.is_dir() and any(NVIDIA.iterdir()) else max(1, self.cores // self.recipe.compute.threads)
+        return self.recipe.compute.processes or alone

@@ -1,0 +1,137 @@
+"""Read the results of a finished recipe for its report page. The only place where the page meets Plan and recipe."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ich.ensemble import thresholds
+from ich.ensemble.predictions import sigmoid
+from ich.errors import as_written
+from ich.models.artifacts import read_logits
+from ich.models.table import SliceTable
+from ich.pipeline.graph import VERSIONS, Task
+from ich.pipeline.state import Plan
+from ich.report.evidence import Artifact, Evidence, Training
+from ich.stages.maps import cam_model
+from ich.store.atomic import read_json
+
+CORRELATED = 200_000  # labelled slices, at most, of which the models' correlations are computed
+ASSEMBLED = ("oof.parquet", "test.parquet")
+
+
+def read_evidence(plan: Plan) -> Evidence:
+    slices, recipe, submissions = (
+        SliceTable.read(plan.workspace, plan.prepared.folder),
+        plan.recipe,
+        plan.workspace.submissions,
+    )
+    rows, classes = slices.labelled.nonzero()[0], slices.classes
+    scores, settings = read_json(submissions / "scores.json"), recipe.thresholds
+
+    def logits(model: str, where: str, some: np.ndarray) -> np.ndarray:
+        return read_logits(plan.workspace.model(model) / f"{where}.parquet", slices.ids(some), classes)
+
+    probability = sigmoid(logits("blend", "oof", rows))
+    # exact optima for the macro average, as `ich score` decides
+    goal = thresholds.Goal(settings.beta, "macro", shrink=settings.shrink)
+    fold = slices.table["fold"].to_numpy()[rows].astype("int64")
+    tuned = thresholds.tune(
+        slices.labels[rows].astype("float64"), probability, classes, goal, trials=0, seed=0, fold=fold
+    )
+    assert tuned.decided is not None, "folds are given"
+    suspicious = _explained(plan, "suspicious_labels.csv")
+    assert suspicious is not None, "`ich explain` always writes it"
+    return Evidence(
+        name=recipe.name,
+        settings=recipe.model_dump(mode="json"),
+        synthetic=recipe.demo is not None,
+        folds_by_slice=recipe.folds.by == "slice",
+        table=slices.table,
+        classes=classes,
+        class_weights=slices.class_weights,
+        values=slices.values,
+        probability=probability,
+        test_probability=sigmoid(logits("blend", "test", slices.test_rows)),
+        scores=scores,
+        tuned=read_json(plan.workspace.thresholds),
+        decided=tuned.decided,
+        beta=settings.beta,
+        reliability=_table(submissions / "reliability.csv"),
+        blends=[read_json(plan.workspace.fold("blend", k) / "blend.json") for k in plan.fold_numbers],
+        logits=np.stack([logits(model, "oof", rows[:: -(-len(rows) // CORRELATED)]) for model in plan.models]),
+        trainings={model: _training(plan, model) for model in recipe.networks},
+        mapped_by=next(iter(recipe.cnn), None),
+        embedding_map=_explained(plan, "embedding_map.csv"),
+        cam_by=cam_model(plan),
+        suspicious=suspicious,
+        audit=_explained(plan, "label_audit.csv"),
+        quarantined=_table(plan.prepared.folder / "quarantine.csv")["reason"].tolist(),
+        warnings=list(_warnings(plan)),
+        artifacts=list(_artifacts(plan)),
+    )
+
+
+def _table(path: Path) -> pd.DataFrame:
+    texts = dict.fromkeys(("image_id", "study_id", "class", "fold", "group", "rows", "reason"), str)
+    with as_written(path):
+        return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
+
+
+def _explained(plan: Plan, name: str) -> pd.DataFrame | None:
+    """A table of `ich explain`; None where it wrote none of that name."""
+    files = plan.files_of(plan.explain)
+    return _table(plan.explain.folder / name) if name in files else None
+
+
+def _training(plan: Plan, model: str) -> Training:
+    histories = {}
+    for k in plan.fold_numbers:
+        path = plan.workspace.fold(model, k) / "history.csv"
+        with as_written(path), path.open(encoding="utf-8", newline="") as file:
+            histories[k] = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    settings: Any = plan.settings_of(model)
+    stop = settings.early_stopping
+    if stop is None:
+        return Training(histories)
+    return Training(histories, f"{'inner' if stop.split == 'inner' else 'valid'}_{stop.metric}", stop.split == "fold")
+
+
+def _warnings(plan: Plan) -> Iterator[str]:
+    for warning in plan.record_of(plan.folds).get("warnings", []):
+        yield f"folds: {warning}"
+    filled = plan.record_of(plan.submit).get("filled_with_prior", 0)
+    if filled:
+        yield f"{filled} test images could not be read; they were submitted with the training prevalence"
+
+
+def _artifacts(plan: Plan) -> Iterator[Artifact]:
+    """All that the page is made from, in the order of the stages."""
+    below: dict[str, Task] = {}
+    todo = [plan.report]
+    while todo:
+        for upstream, _ in todo.pop().upstream:
+            if upstream.name not in below:
+                below[upstream.name] = upstream
+                todo.append(upstream)
+    tasks = [plan.demo] if plan.recipe.demo is not None else []
+    tasks += sorted(below.values(), key=lambda task: (list(VERSIONS).index(task.stage), task.name))
+    assembled = {plan.assembled(model).name for model in plan.models}
+    for task in tasks:
+        record = plan.record_of(task)
+        files = record.get("files", {})
+        if task.name in assembled:
+            files = {name: files[name] for name in ASSEMBLED}
+        elif "/" in task.name or task.stage in ("demo", "score", "explain"):  # folds of a model, and tables for readers
+            files = {}
+        yield Artifact(
+            stage=task.stage,
+            name=f"cache {task.folder.name}" if task.stage == "prepare" else task.name,
+            seconds=record.get("seconds", 0.0),
+            peak_memory_mib=record.get("peak_memory_mib", 0.0),
+            versions=record.get("versions", {}),
+            files=files,
+        )

@@ -1,0 +1,281 @@
+"""The training loop of every network."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+
+from ich.console import Work, detail, progress, say
+from ich.errors import UserError
+from ich.training.checkpoint import TrainingState
+from ich.training.device import Precision, autocast, default_device, deterministic, fetch, resolve, to_device
+from ich.training.memory import memory_errors
+from ich.training.run import Run
+from ich.training.trackers import Curves
+
+Row = dict[str, float]
+SMALLEST_SCALE = 1e-4
+"""fp16: gradients that overflow although the loss is multiplied by so little are not finite."""
+MAX_EPOCH_LINES = 8
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a network is trained; the recipe's `Training` section documents the same keys."""
+
+    epochs: int
+    learning_rate: float
+    """The peak, reached at the end of the warm-up."""
+    weight_decay: float = 0.01
+    warmup_ratio: float = 0.1
+    """Share of all steps in which the learning rate rises; it then falls along a cosine."""
+    min_lr_ratio: float = 0.0
+    """Where the cosine ends, as a share of the peak."""
+    decay_epochs: int | None = None
+    """Instead of the cosine: multiply the learning rate by decay_rate every so many epochs, warm-up included."""
+    decay_rate: float = 0.1
+    ema_decay: float | None = None
+    """Decay per step of an exponential moving average of the weights, which then is the result; None: off."""
+    max_grad_norm: float | None = 1.0
+    """Largest norm of a step's gradient; None: no limit."""
+    precision: Precision = "auto"
+    accumulate: int = 1
+    """Batches per optimizer step."""
+    keep_best: str | None = None
+    """Name of a metric of `evaluate`: the result is the epoch where it was best; None: the last epoch."""
+    larger_is_better: bool = True
+    patience: int | None = None
+    """With keep_best: stop after so many epochs without improvement; None: train all epochs."""
+
+
+class Loader(Protocol):
+    """A training set: its number of samples per epoch (slices or studies, as `unit` says), and its batches.
+
+    Batches are named tuples of tensors; `real_rows` has one number per slice.
+    """
+
+    @property
+    def samples(self) -> int: ...
+    @property
+    def unit(self) -> str: ...
+    def __len__(self) -> int: ...
+    def epoch(self, epoch: int, /) -> Iterable[Any]: ...
+
+
+@deterministic()
+def fit(
+    network: nn.Module,
+    loader: Loader,
+    loss_of: Callable[[nn.Module, Any], Tensor],
+    settings: FitSettings,
+    run: Run,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+) -> list[Row]:
+    """Train the network in place and return its history: per epoch the learning rate, the loss and the metrics.
+
+    loss_of(network, batch) is the mean loss over the slices of a batch. With `accumulate`, gradients are weighted by
+    the batches' slices, which equals one larger batch up to rounding, dropout and batch norm. evaluate(network) returns
+    the metrics of an epoch. The network ends with the weights of the moving average and of the best epoch, as set.
+
+    A checkpoint is written after each epoch, and a killed training resumes from it. It ends in the same bytes on a
+    CPU; on a GPU the weights are within 1e-6.
+
+    Raises UserError if the loss, the weights or the optimizer state are not finite, before the checkpoint is written;
+    if memory runs out; and if the checkpoint does not fit.
+    """
+    device, steps = default_device(), -(-len(loader) // settings.accumulate)
+    with (
+        memory_errors(run.name),
+        progress(run.name, settings.epochs * loader.samples, loader.unit, inner=True) as work,
+        Curves(run.trackers) as curves,
+    ):
+        torch.set_num_threads(run.threads)
+        torch.manual_seed(run.seed)
+        network.to(device)
+        average = None if settings.ema_decay is None else copy.deepcopy(network).requires_grad_(False)
+        precision = resolve(settings.precision, device)
+        scaler = GradScaler(device.type, enabled=precision == "fp16")
+        state = TrainingState(network, average, adamw(network, settings), scaler)
+        path = None if run.folder is None else run.folder / "checkpoint.bin"
+        if path is not None:
+            state.load(path, run.fingerprint)
+        history = state.history
+        trained = sum(value.numel() for value in network.parameters() if value.requires_grad)
+        detail(
+            f"  {run.name}: {trained:,} trainable parameters on {device} in {precision}; {loader.samples:,}"
+            f" {loader.unit} in {steps:,} optimizer steps per epoch; starting with epoch {len(history) + 1}"
+        )
+        work.begin(len(history) * loader.samples)
+        curves.log(history)
+        while not finished(settings, history):
+            epoch, started = len(history), time.monotonic()
+            row: Row = {"epoch": epoch, **train_epoch(state, loader, loss_of, settings, run, work)}
+            detail(f"  {run.name}: {(time.monotonic() - started) / steps:.3g} s per step in epoch {epoch + 1}")
+            result = network if average is None else average
+            if evaluate is not None:
+                row |= {name: float(value) for name, value in evaluate(result).items()}
+            history.append(row)
+            if best_epoch(settings, history) == epoch:
+                state.best = {name: value.to("cpu", copy=True) for name, value in result.state_dict().items()}
+            if path is not None:
+                state.save(path, run.fingerprint)
+            curves.log(history)
+            if (epoch + 1) % -(-settings.epochs // MAX_EPOCH_LINES) == 0 or epoch + 1 == settings.epochs:
+                shown = ", ".join(f"{name} {value:.4f}" for name, value in row.items() if "loss" in name)
+                say(f"  {run.name}: epoch {epoch + 1} of {settings.epochs}, {shown}{work.pace()}")
+
+    if len(history) < settings.epochs:
+        say(f"  {run.name}: early stopping after epoch {len(history)}: no improvement for {settings.patience} epochs")
+    if settings.keep_best is not None:
+        if state.best is None:
+            raise UserError(f"{run.name}: {settings.keep_best} is NaN in every epoch")
+        network.load_state_dict(state.best)
+    elif average is not None:
+        network.load_state_dict(average.state_dict())
+    return history
+
+
+def train_epoch(
+    state: TrainingState,
+    loader: Loader,
+    loss_of: Callable[[nn.Module, Any], Tensor],
+    settings: FitSettings,
+    run: Run,
+    work: Work,
+) -> Row:
+    """Train for one epoch; return its mean loss and its last learning rate."""
+    network, optimizer, scaler, epoch = state.network, state.optimizer, state.scaler, len(state.history)
+    device, steps = default_device(), -(-len(loader) // settings.accumulate)
+    losses, arriving, batches = list[float](), None, 0
+    network.train()
+    for step, group in enumerate(grouped(loader.epoch(epoch), settings.accumulate)):
+        done = epoch * steps + step
+        rate = learning_rate(settings, done, settings.epochs * steps)
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = rate
+        optimizer.zero_grad()
+        loss, slices = torch.zeros((), device=device), sum(len(batch.real_rows) for batch in group)
+        for batch in group:
+            with autocast(settings.precision, device):
+                part = loss_of(network, to_device(batch, device)) * (len(batch.real_rows) / slices)
+            scaler.scale(part).backward()
+            loss += part.detach()
+        if settings.max_grad_norm is not None:
+            scaler.unscale_(optimizer)
+            clip_grad_norm_(network.parameters(), settings.max_grad_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        if state.average is not None:
+            # faster in the first steps, which the average would otherwise never forget
+            update_average(state.average, network, min(settings.ema_decay or 0.0, (1 + done) / (10 + done)))
+        if arriving is not None:  # losses are read one step late, so that the GPU already has its next work
+            losses.append(finite_loss(arriving(), epoch, step - 1, settings, run))
+        arriving = fetch(loss)
+        batches += len(group)
+        samples = epoch * loader.samples + (step + 1) * loader.samples // steps
+        work.at(samples, f"epoch {epoch + 1} of {settings.epochs}")
+    if arriving is None or batches != len(loader):
+        raise ValueError(f"epoch {epoch} had {batches} batches, not {len(loader)}")
+    losses.append(finite_loss(arriving(), epoch, steps - 1, settings, run))
+    moments = [value for moment in optimizer.state.values() for value in moment.values()]
+    for what, good in (
+        ("fp16 gradients overflow", not scaler.is_enabled() or scaler.get_scale() >= SMALLEST_SCALE),
+        ("the weights are not finite", all_finite(network.state_dict().values())),
+        ("the optimizer state is not finite", all_finite(moments)),
+    ):
+        if not good:
+            raise diverged(what, epoch, steps - 1, settings, run)
+    return {"learning_rate": float(optimizer.param_groups[0]["lr"]), "loss": sum(losses) / len(losses)}
+
+
+def finite_loss(value: Tensor, epoch: int, step: int, settings: FitSettings, run: Run) -> float:
+    loss = float(value)
+    if not math.isfinite(loss):
+        raise diverged(f"the loss is {loss}", epoch, step, settings, run)
+    return loss
+
+
+def diverged(what: str, epoch: int, step: int, settings: FitSettings, run: Run) -> UserError:
+    return UserError(
+        f"{run.name}: {what} in epoch {epoch + 1}, step {step + 1}. Lower learning_rate (now"
+        f" {settings.learning_rate:g}), raise warmup_ratio (now {settings.warmup_ratio:g}), set max_grad_norm (now"
+        f" {settings.max_grad_norm}) or use precision fp32. If it is the first step, look for NaN in the inputs"
+    )
+
+
+def grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of `size` batches; the last one may be shorter."""
+    iterator = iter(batches)
+    while group := list(islice(iterator, size)):
+        yield group
+
+
+def learning_rate(settings: FitSettings, step: int, total: int) -> float:
+    """The learning rate of a step: linear warm-up, then half a cosine or decay every `decay_epochs`."""
+    warmup = round(settings.warmup_ratio * total)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    if settings.decay_epochs is not None:
+        epoch = step * settings.epochs // total
+        return settings.learning_rate * settings.decay_rate ** (epoch // settings.decay_epochs)
+    cosine = (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1))) / 2
+    return settings.learning_rate * (settings.min_lr_ratio + (1 - settings.min_lr_ratio) * cosine)
+
+
+def adamw(network: nn.Module, settings: FitSettings) -> torch.optim.AdamW:
+    """AdamW without weight decay for biases and norms. Fused on a GPU only; on a CPU that would round differently."""
+    trained = [value for value in network.parameters() if value.requires_grad]
+    groups = [
+        {"params": [value for value in trained if value.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [value for value in trained if value.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=trained[0].is_cuda or None)
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move the average towards the network; counters are copied."""
+    pairs = list(zip(average.state_dict().values(), network.state_dict().values(), strict=True))
+    floats = [pair for pair in pairs if pair[0].is_floating_point()]
+    kept, new = (list(values) for values in zip(*floats, strict=True))
+    torch._foreach_lerp_(kept, new, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+    for count, now in pairs:
+        if not count.is_floating_point():
+            count.copy_(now)
+
+
+def all_finite(values: Iterable[Tensor]) -> bool:
+    """Whether all values are finite, by their largest: one number to wait for."""
+    floats = [value for value in values if value.is_floating_point() and value.numel()]
+    return bool(get_total_norm(floats, math.inf).isfinite())
+
+
+def best_epoch(settings: FitSettings, history: Sequence[Row]) -> int | None:
+    """The first epoch with the best `keep_best`, or None if it is off or NaN in every epoch."""
+    name = settings.keep_best
+    if name is None:
+        return None
+    for row in history:
+        if name not in row:
+            raise ValueError(f"keep_best is {name!r}, but the metrics are {', '.join(row)}")
+    epochs = [epoch for epoch, row in enumerate(history) if not math.isnan(row[name])]
+    choose = max if settings.larger_is_better else min
+    return choose(epochs, key=lambda epoch: history[epoch][name], default=None)
+
+
+def finished(settings: FitSettings, history: Sequence[Row]) -> bool:
+    """Whether training is over. It depends on the history alone, so that a resumed training ends likewise."""
+    if len(history) >= settings.epochs:
+        return True
+    if settings.keep_best is None or settings.patience is None:
+        return False
+    best = best_epoch(settings, history)
+    return len(history) - (0 if best is None else best + 1) >= settings.patience

@@ -1,0 +1,36 @@
+"""What surrounds the fit of a model. Imports no torch, so that stages without a network can use it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Trackers:
+    """Where training curves are sent besides history.csv."""
+
+    names: tuple[str, ...]
+    """Trackers known to accelerate: tensorboard, wandb, ..."""
+    folder: Path
+    """Their local files are written below this folder."""
+    project: str
+    run: str
+    settings: Mapping[str, Any]
+    """Hyperparameters to show with the curves; may be nested."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What surrounds the fit of one model on one fold."""
+
+    name: str
+    """For messages and progress, such as "resnet fold 0"."""
+    seed: int = 7
+    threads: int = 1
+    """CPU threads."""
+    folder: Path | None = None
+    """Where checkpoint.bin is kept while training; None: no checkpoint."""
+    fingerprint: str = ""
+    """A checkpoint with another fingerprint is ignored."""
+    trackers: Trackers | None = None

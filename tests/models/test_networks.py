@@ -1,0 +1,197 @@
+"""Networks before and after their training: where they start, what they read, and which epoch is kept."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+from scipy.special import expit, logit
+from sklearn import metrics
+
+from conftest import LOGITS, fold_data, make, plan_of
+from ich.errors import UserError
+from ich.models import network as network_module
+from ich.models import pretrain as pretrain_module
+from ich.models import registry
+from ich.models.cnn import FittedCnn
+from ich.models.images import TrainingLoader
+from ich.models.slices import Predictions
+from ich.pipeline import runner
+from ich.pipeline.state import Plan
+from ich.training.run import Run
+
+
+class Begun(Exception):
+    """A network and its training set when training begins."""
+
+    def __init__(self, network: Any, loader: TrainingLoader, *_: Any) -> None:
+        self.network, self.loader = network, loader
+
+
+def begun(plan: Plan, model: str, fold: int | None = 0) -> Begun:
+    """Fit a fold until its training begins."""
+
+    def fit(*arguments: Any) -> None:
+        raise Begun(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Begun) as caught:
+        patch.setattr(network_module, "fit", fit)
+        patch.setattr(pretrain_module, "fit", fit)
+        runner.make_fold(plan, plan.fold(model, fold), "fingerprint")
+    return caught.value
+
+
+def backbone(weights: Any, prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    assert one.keys() == other.keys()
+    assert one
+    return all(value.equal(other[name]) for name, value in one.items())
+
+
+# ---- where they start
+
+
+def test_a_cnn_starts_from_the_pretrained_backbone(trained):
+    learned = backbone(load_file(trained / "oof/parts/simclr/model.safetensors"), "cnn.backbone.")
+    for fold in (0, 1):
+        weights = begun(plan_of(trained), "small", fold).network.state_dict()
+        assert same(backbone(weights, "backbone."), learned)
+    fresh = begun(plan_of(trained, "cnn.small.start=null"), "small").network.state_dict()
+    assert not same(backbone(fresh, "backbone."), learned)
+
+
+def test_an_end_to_end_network_starts_from_the_network_of_its_own_fold(trained):
+    for fold in (0, 1):
+        weights = backbone(begun(plan_of(trained), "joint", fold).network.state_dict(), "cnn.backbone.")
+        for k in (0, 1):
+            saved = load_file(trained / f"oof/parts/resnet/fold{k}/model.safetensors")
+            assert same(weights, backbone(saved, "backbone.")) == (k == fold)
+
+
+def test_weights_of_another_backbone_are_refused_in_one_line(trained):
+    plan = plan_of(trained)
+    data = fold_data(plan, "resnext")
+    data = replace(data, start=plan.workspace.fold("resnet", 0) / "model.safetensors")
+    with pytest.raises(UserError, match=r"^cnn\.resnext: ") as error:
+        registry.build(data.settings).fit(data, Run("resnext"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("model", ["resnext", "joint", "bigru"])
+def test_the_first_predictions_are_the_frequencies_of_the_classes(trained, model):
+    """From the training rows alone; the sequence model with the residual head starts from its inputs instead."""
+    plan, means = plan_of(trained, "sequence.bigru.head=plain"), {}
+    for change in ("true", "false"):
+        changed = plan_of(trained, "sequence.bigru.head=plain", f"{plan.stage_of(model)}.{model}.output_bias={change}")
+        data, found = fold_data(changed, model), begun(changed, model)
+        batch = next(iter(found.loader.epoch(0)))
+        means[change] = batch.real(found.network.eval()(*batch.inputs)).detach().numpy().mean(axis=0)
+    frequency = data.labels("train").mean(axis=0)
+    assert np.abs(means["true"] - logit(frequency)).max() < 0.5
+    assert np.abs(means["false"] - logit(frequency)).max() > 0.5
+
+
+# ---- what they read
+
+
+@pytest.mark.parametrize(
+    ("model", "unit"), [("resnet", "slices"), ("small", "slices"), ("joint", "studies"), ("bigru", "studies")]
+)
+def test_an_epoch_has_the_training_rows_of_the_fold_with_their_labels(trained, model, unit):
+    plan = plan_of(trained, "end_to_end.joint.cutmix=0", "sequence.bigru.batch_size=3")
+    data, loader = fold_data(plan, model), begun(plan, model).loader
+    rows = data.rows["train"]
+    series = data.table.table["series"].iloc[rows].nunique()
+    assert (loader.unit, loader.samples) == (unit, len(rows) if unit == "slices" else series)
+    batches = list(loader.epoch(0))
+    assert len(batches) == len(loader)
+    targets = np.concatenate([batch.targets for batch in batches])
+    order = np.concatenate([batch.real_rows for batch in batches])
+    if not data.settings.reads_images:  # numbers in the training rows, else in the slice table
+        order = rows[order]
+    assert len(set(order.tolist())) == len(order), "each slice once"
+    assert set(order) <= set(rows)
+    if unit == "studies":
+        assert len(order) == len(rows)
+    np.testing.assert_array_equal(targets, data.table.labels[order])
+
+
+def test_pretraining_reads_every_slice_and_no_label(trained):
+    plan = plan_of(trained)
+    data, loader = fold_data(plan, "simclr", None), begun(plan, "simclr", None).loader
+    assert data.rows["all"].tolist() == list(range(len(data.table.table)))
+    assert loader.samples == len(data.table.table)
+    assert next(iter(loader.epoch(0))).targets is None
+
+
+def test_a_class_weight_comes_from_the_training_labels(trained, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(network_module.losses, "build", lambda **settings: seen.update(settings))
+    plan = plan_of(trained, "cnn.resnext.loss={weight: competition}")
+    network_module.loss_for(fold_data(plan, "resnext"))
+    assert seen["class_weight"] == [1, 1, 1, 1, 1, 2]
+    data = fold_data(plan_of(trained), "resnext")
+    network_module.loss_for(data)
+    share = data.labels("train").mean(axis=0)
+    np.testing.assert_allclose(np.array(seen["label_weight"])[:, 1], np.minimum((1 - share) / share, 20), rtol=1e-5)
+
+
+# ---- early stopping
+
+
+def best_f2(truth: np.ndarray, score: np.ndarray) -> float:
+    cuts = [*np.unique(score), np.inf]
+    return max(metrics.fbeta_score(truth, score >= cut, beta=2, zero_division=0) for cut in cuts)
+
+
+def test_the_history_has_the_metric_and_the_kept_epoch_is_the_best(copy):
+    """With a learning rate that soon does harm, so that the last epoch is not the best one."""
+    plan = plan_of(copy, "end_to_end.joint.epochs=4", "end_to_end.joint.learning_rate=0.05")
+    make(plan, "end_to_end", fold=0)
+    data, folder = fold_data(plan, "joint"), plan.workspace.fold("joint", 0)
+    history, valid = pd.read_csv(folder / "history.csv"), pd.read_parquet(folder / "valid.parquet")
+    assert list(history.columns) == ["epoch", "learning_rate", "loss", "valid_loss", "valid_f2"]
+    assert valid["image_id"].tolist() == data.slices("valid").ids.tolist()
+    columns = zip(data.labels("valid").T, expit(valid[LOGITS].to_numpy("float64")).T, strict=True)
+    assert np.mean([best_f2(y, p) for y, p in columns]) == pytest.approx(history["valid_f2"].max(), abs=1e-9)
+    best, record = int(history["valid_f2"].argmax()), plan.record_of(plan.fold("joint", 0))
+    assert best < 3
+    assert record["metrics"]["weighted_log_loss"] == pytest.approx(history["valid_loss"][best], abs=1e-6)
+    assert history["valid_loss"].is_unique
+    (warning,) = record["warnings"]
+    assert warning == "the best epoch was chosen by f2 on fold 0 itself: its score is optimistic"
+
+
+def test_inner_patients_choose_the_epoch_where_they_are_set_aside(trained):
+    plan = plan_of(trained)
+    last = {"resnet": "inner_f2", "resnext": "valid_loss", "joint": "valid_f2"}
+    for model, column in last.items():
+        assert list(pd.read_csv(plan.workspace.fold(model, 0) / "history.csv"))[-1] == column
+        assert bool(plan.record_of(plan.fold(model, 0))["warnings"]) == (model == "joint")
+
+
+def test_an_auc_of_rows_with_one_label_is_refused(trained):
+    data = fold_data(plan_of(trained), "resnet")
+    positive = np.flatnonzero(data.labels("inner").sum(axis=1) == 0)
+    data.rows["inner"] = data.rows["inner"][positive]
+    with pytest.raises(UserError, match="no class has both labels in these rows; use log_loss"):
+        network_module.stopping_metric("auc", data, "inner", np.zeros((len(positive), 6)))
+
+
+def test_an_epoch_that_predicts_nan_ends_the_training(trained, monkeypatch):
+    plan, real = plan_of(trained), FittedCnn.predict_with
+
+    def predicted(self: FittedCnn, *arguments: Any) -> Predictions:
+        found = real(self, *arguments)
+        found.logits[2, 1] = np.nan
+        return found
+
+    monkeypatch.setattr(FittedCnn, "predict_with", predicted)
+    first = fold_data(plan, "resnext", 1).slices("valid").ids[2]
+    with pytest.raises(UserError, match=f"^resnext fold 1: the logits of 1 of .* are not finite, .* of {first};"):
+        runner.make_fold(plan, plan.fold("resnext", 1), "fingerprint")

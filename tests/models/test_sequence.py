@@ -1,0 +1,117 @@
+"""Sequence models: series read from both ends, and embeddings of the right networks."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ich.data.studies import Studies, from_the_other_end, study_batch
+from ich.errors import UserError
+from ich.models.sequence import FittedSequence, studies_of
+from ich.models.slices import Predictions, Slices
+from ich.models.studies import positions
+
+CLASSES = ["one", "any"]
+LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=5)
+
+
+def series_table(seed: int, lengths: list[int]) -> pd.DataFrame:
+    """Series with uneven gaps; a gap of 0 is one of two slices at one position."""
+    rng = np.random.default_rng(seed)
+    parts = []
+    for series, n in enumerate(lengths):
+        position = np.cumsum(rng.choice([0.0, 0.6, 5.0, 7.5, 40.0], n)) - 100
+        parts.append(pd.DataFrame({"series": series, "index": np.arange(n), "n_slices": n, "position": position}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def drawn(seed: int, lengths: list[int]) -> tuple[Slices, Predictions]:
+    """Slices of series of these lengths, and embeddings and logits of one input."""
+    table, rng = series_table(seed, lengths), np.random.default_rng(seed)
+    found = Predictions(rng.normal(size=(len(table), 2)), rng.normal(size=(len(table), 5)).astype(np.float16))
+    return slices_of(table), found
+
+
+def slices_of(table: pd.DataFrame) -> Slices:
+    return Slices(table, np.arange(len(table)), CLASSES)
+
+
+def packed(slices: Slices, found: Predictions) -> Studies:
+    return studies_of(slices, {"a": found}, ["a"])
+
+
+def turned(slices: Slices, found: Predictions) -> tuple[Slices, Predictions, np.ndarray]:
+    """The same series numbered from the other end, by hand; and which of the rows its rows are."""
+    rows = np.concatenate([part.index[::-1] for _, part in slices.table.groupby("series")])
+    table = slices.table.iloc[rows].reset_index(drop=True)
+    table["index"] = table["n_slices"] - 1 - table["index"]
+    assert found.embeddings is not None
+    return slices_of(table), Predictions(found.logits[rows], found.embeddings[rows]), rows
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 1000), LENGTHS)
+def test_turning_a_series_is_numbering_its_slices_from_the_other_end_and_twice_is_nothing(seed, lengths):
+    slices, found = drawn(seed, lengths)
+    other, moved, rows = turned(slices, found)
+    every = np.arange(len(lengths))
+    batch = study_batch(packed(slices, found), every)
+    mirrored, expected = from_the_other_end(batch), study_batch(packed(other, moved), every)
+    for name in ("features", "base", "lengths"):
+        torch.testing.assert_close(getattr(mirrored, name), getattr(expected, name), rtol=0, atol=0)
+    torch.testing.assert_close(mirrored.geometry, expected.geometry, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(mirrored.rows, rows[expected.rows])
+    for name, value in from_the_other_end(mirrored)._asdict().items():
+        assert value is None or torch.equal(*map(torch.as_tensor, (value, getattr(batch, name)))), name
+
+
+def model(head: str, cell: str, *, reverse: bool, batch_size: int = 2) -> FittedSequence:
+    """A model with random weights; a residual head begins at zero."""
+    shape = {"features": 5, "classes": 2, "cell": cell, "hidden": 4, "layers": 2, "dropout": 0.3}
+    spec = {"inputs": ["a"], "head": {"name": head, **shape}, "reverse": reverse}
+    spec |= {"batch_size": batch_size, "precision": "fp32"}
+    network = FittedSequence.build(spec)
+    torch.manual_seed(0)
+    for values in network.parameters():
+        torch.nn.init.normal_(values, std=0.5)
+    return FittedSequence(spec, "model", network=network)
+
+
+@pytest.mark.parametrize(
+    ("head", "cell"), [("residual", "gru"), ("residual", "lstm"), ("plain", "gru"), ("sdl", "conv")]
+)
+def test_reverse_is_the_mean_with_the_series_turned_by_hand(head, cell):
+    slices, found = drawn(1, [4, 1, 7, 2])
+    other, moved, rows = turned(slices, found)
+    once, both = model(head, cell, reverse=False), model(head, cell, reverse=True)
+    forwards, backwards = once.predict(slices, {"a": found}).logits, np.empty((14, 2), np.float32)
+    backwards[rows] = once.predict(other, {"a": moved}).logits
+    result = both.predict(slices, {"a": found}).logits
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, (forwards + backwards) / 2, atol=1e-6)
+    assert np.abs(forwards - backwards).max() > 0.01
+
+
+def test_padding_changes_no_series_that_is_read_from_both_ends():
+    slices, found = drawn(2, [3, 7, 1, 5])
+    together = model("residual", "gru", reverse=True, batch_size=4).predict(slices, {"a": found}).logits
+    alone = model("residual", "gru", reverse=True, batch_size=1).predict(slices, {"a": found}).logits
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+def test_inputs_are_joined_in_the_order_of_the_settings_and_need_embeddings():
+    slices, first = drawn(3, [2, 3])
+    second = Predictions(first.logits + 2, np.arange(15, dtype=np.float16).reshape(5, 3))
+    studies = studies_of(slices, {"b": second, "a": first}, ["a", "b"])
+    np.testing.assert_array_equal(studies.features, np.concatenate([first.embeddings, second.embeddings], axis=1))
+    np.testing.assert_allclose(studies.base, first.logits + 1, atol=1e-6)
+    assert studies.offsets.tolist() == [0, 2, 5]
+    with pytest.raises(UserError, match="b has no embeddings"):
+        studies_of(slices, {"a": first, "b": Predictions(second.logits)}, ["a", "b"])
+
+
+def test_slices_without_a_position_are_a_usual_gap_apart():
+    table = series_table(0, [3, 2]).assign(position=[1.0, np.nan, 9.0, 4.0, 5.0])
+    assert positions(table).tolist() == [0.0, 5.0, 10.0, 4.0, 5.0]

@@ -1,0 +1,99 @@
+"""`ich ablate`: one run per variant and seed through the usual stages, and one table of their scores."""
+
+import io
+import json
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from conftest import PARTS, copied
+from ich.errors import UserError
+from ich.stages import ablate
+
+WHOLE_STUDIES = ("end_to_end", "sequence", "smooth", "stack")  # models that read them
+FEWER = [f"{group}=null" for group in ("pretrain", "cnn.small", *WHOLE_STUDIES)] + [
+    "blend.calibration=none",
+    "folds.n=2",
+]  # it lists none of them
+RUNS = ["parts_random_s1", "parts_random_s2", "parts_s1", "parts_s2"]
+
+
+def run(root: Path) -> str:
+    """What `ich ablate` prints."""
+    with redirect_stdout(io.StringIO()) as printed:
+        ablate.run(root / PARTS, FEWER, root)
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def ablated(trained, tmp_path_factory) -> tuple[Path, str]:
+    root = copied(trained, tmp_path_factory.mktemp("ablated"))
+    return root, run(root)
+
+
+def made(root: Path) -> dict[str, int]:
+    """Modification times of what the runs of the ablation left."""
+    folders = [root / below / run for below in ("oof", "submissions") for run in RUNS]
+    files = [path for folder in folders for path in folder.rglob("*") if path.suffix != ".lock" and path.is_file()]
+    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in files}
+
+
+def test_an_ablation_writes_its_table_from_a_run_a_variant_and_seed(ablated):
+    root, said = ablated
+    assert sorted(path.name for path in (root / "oof").glob("parts_*")) == RUNS
+    rows = pd.read_csv(root / "submissions/parts/ablation.csv")
+    assert len(rows) == 3 * 2 * 2
+    for row in rows.itertuples():
+        model, variant = {"one": ("resnet", ""), "two": ("resnext", ""), "one, random": ("resnet", "random_")}[
+            row.system
+        ]
+        scores = pd.read_csv(root / f"submissions/parts_{variant}s{row.seed}/scores.csv").set_index(["model", "rows"])
+        assert row.f2 == scores.loc[(model, row.rows), "f2"]
+    text = (root / "submissions/parts/ablation.md").read_text()
+    assert text in said
+    mean = rows[(rows["system"] == "one") & (rows["rows"] == "oof")]["f2"].mean()
+    assert f"| one | 0.7000 | {mean:.4f} ± " in text
+    assert "- two over one: document +0.0500; here " in text
+    assert "- one, random over one: document -; here " in text
+
+
+def test_the_seed_changes_folds_and_networks_and_the_variant_the_folds(ablated):
+    root, _ = ablated
+    folds = {run: (root / f"folds/{run}.csv").read_text() for run in RUNS}
+    assert len(set(folds.values())) == 4
+    weights = [(root / f"oof/{run}/resnet/fold0/model.safetensors").read_bytes() for run in RUNS]
+    assert len(set(weights)) == 4
+    settings = json.loads((root / "oof/parts_s2/resnext/fold0/run.json").read_text())["settings"]
+    assert settings["seed"] == 2
+
+
+def test_a_second_ablation_computes_nothing(ablated):
+    root, said = ablated
+    before = made(root)
+    again = run(root)
+    assert made(root) == before
+    assert again.splitlines()[-3:] == said.splitlines()[-3:]
+
+
+def test_an_interrupted_ablation_goes_on_where_it_was(ablated, tmp_path):
+    root = copied(ablated[0], tmp_path)
+    before, table = made(root), (root / "submissions/parts/ablation.csv").read_bytes()
+    gone = ["oof/parts_s2/resnext/fold1/run.json", "submissions/parts_random_s1/scores.run.json"]
+    for name in [*gone, "submissions/parts/ablation.csv"]:
+        (root / name).unlink()
+    run(root)
+    after = made(root)
+    assert (root / "submissions/parts/ablation.csv").read_bytes() == table
+    remade = {name for name in after if after[name] != before.get(name)}
+    assert set(gone) <= remade
+    scores = [f"submissions/parts_random_s1/{name}" for name in ("score", "confusion.csv", "reliability.csv")]
+    assert all(name.startswith(("oof/parts_s2/resnext/fold1/", *scores)) for name in remade), remade
+
+
+def test_a_variant_without_a_system_s_model_is_refused_before_anything_is_run(trained):
+    changes = ["ablation.systems.joint={model: joint, variant: random}", "ablation.variants.random=[end_to_end=null]"]
+    with pytest.raises(UserError, match=r"systems\.joint: variant 'random' leaves model 'joint' out") as error:
+        ablate.runs(trained / PARTS, changes, trained)
+    assert "\n" not in str(error.value)

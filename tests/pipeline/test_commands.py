@@ -1,0 +1,140 @@
+"""The commands as a user types them, on the tiny recipe: interrupted, killed, run twice, run at once."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import make, plan_of
+from ich.data.cache import HuCache
+from ich.pipeline.graph import MODEL_STAGES
+from ich.pipeline.state import Plan
+from ich.store.locks import hold
+
+LAST = ("thresholds", "submit", "score")  # stages
+
+
+def tiny(house, *changes: str) -> Plan:
+    return plan_of(house.root, *changes, recipe="tests/tiny.yaml")
+
+
+def same_but_records(before: dict, after: dict) -> bool:
+    kept = [path for path in before if not path.endswith("run.json")]
+    return all(after[path][1] == before[path][1] for path in kept)
+
+
+def test_every_artifact_is_done_and_a_second_run_writes_nothing(house):
+    before = house.files()
+    states = house.states()
+    assert set(states.values()) == {"done"}
+    assert set(states) == {task.name for task in tiny(house).all()}
+    make(tiny(house), "demo", "prepare", "folds", *MODEL_STAGES, *LAST, "explain", "report")
+    assert house.files() == before
+
+
+def test_the_slice_table_describes_the_cache_row_by_row(finished):
+    folder = tiny(finished).prepared.folder
+    slices = pd.read_parquet(folder / "slices.parquet")
+    hu = HuCache.open(folder, slices)[:]
+    assert (hu.dtype, hu.shape) == (np.int16, (len(slices), 32, 32))
+    assert -1024 <= hu.min() <= hu.max() <= 3071
+    series = slices.groupby(["split", "series_id"])
+    assert (series["position"].diff().dropna() > 0).all()
+    assert (series["index"].diff().dropna() == 1).all()
+    assert slices.loc[slices["split"] == "test", "any"].isna().all()
+
+
+def test_the_stages_after_the_networks_run_without_torch(house):
+    code = (
+        "import sys\nfrom ich import cli\n"
+        f"for stage in ('smooth', 'stack', 'blend', {', '.join(map(repr, LAST))}):\n"
+        "    sys.argv = ['ich', stage, 'tests/tiny.yaml', '--force']\n"
+        "    try:\n        cli.main()\n    except SystemExit as end:\n        assert not end.code, end.code\n"
+        "    assert 'torch' not in sys.modules, stage\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=house.root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("number", "processes"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGKILL, 1)])
+def test_an_ended_stage_resumes_to_the_same_bytes(house, number, processes):
+    before = house.files()
+    for k in range(2):
+        (house.root / f"oof/tiny/resnet/fold{k}/run.json").unlink()
+    process = house.start("cnn", "--model", "resnet", "--set", f"compute.processes={processes}")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "epoch 1 of 2" in line:
+            process.send_signal(number)
+            break
+    _, err = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert err == "\ninterrupted; finished work is kept: rerun the same command to resume\n"
+    states = [tiny(house).standing(tiny(house).fold("resnet", k)) for k in range(2)]
+    assert any("resumes after the last finished epoch" in state.why for state in states)
+    said = make(tiny(house), "cnn", model="resnet")
+    assert said.count("epoch 1 of 2") < 2
+    assert same_but_records(before, house.files())
+    assert set(house.files()) == set(before), "no checkpoint is left"
+
+
+def test_two_runs_at_once_write_what_one_writes(house):
+    before = house.files()
+    for name in ("oof/tiny/lgbm", "oof/tiny/blend"):
+        shutil.rmtree(house.root / name)
+    shutil.rmtree(tiny(house).prepared.folder)
+    for stage in ("prepare", "stack", "blend"):
+        both = [house.start(stage) for _ in range(2)]
+        for process in both:
+            out, err = process.communicate(timeout=300)
+            assert process.returncode == 0, out + err
+    assert same_but_records(before, house.files())
+
+
+def test_a_fold_of_another_process_ends_in_one_line(house):
+    (house.root / "oof/tiny/resnet/fold0/run.json").unlink()
+    with hold(house.root / "oof/tiny/resnet/.locks/fold0.lock", on_wait=pytest.fail):
+        assert house.states()["cnn/resnet/fold0"] == "running"
+        said = house.ich("cnn", "--model", "resnet", "--set", "compute.busy=leave", code=2)
+    assert f"error: cnn/resnet/fold0 is being made by process {os.getpid()} on " in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("cnn", "--model", "resnt"), "--model resnt: this recipe has resnet, resnext"),
+        (("cnn", "--set", "cnn.resnet.epoch=3"), "did you mean epochs?"),
+        (("cnn", "--set", "cnn.resnet.backbone=resnet10"), "did you mean"),
+        (("prepare", "--set", "competition.root=input/nowhere"), "no such folder"),
+        (("sequence", "--set", "image.size=48"), "run `ich prepare` first"),
+        (("thresholds", "--set", "thresholds.min_recall={epdural: 0.9}"), "there is no class 'epdural'"),
+        (("ablate",), "recipe tiny has no section ablation; configs/seeds/ has examples"),
+        (("predict", "input/nowhere", "-o", "out.csv"), "input/nowhere: no such file or folder"),
+    ],
+)
+def test_a_user_s_mistake_is_one_line(finished, arguments, says):
+    """Of the other kinds, tests/test_recipe.py has many."""
+    said = finished.ich(*arguments, code=2)
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert says in line
+    assert said.strip().endswith(line)
+
+
+# ---- scores of the other parts of a pipeline
+
+
+def test_an_end_to_end_network_alone_has_a_page_without_maps(copy):
+    parts = ("pretrain", "cnn", "sequence", "smooth", "stack")
+    alone = ("name=alone", "end_to_end.joint.start=null", "end_to_end.joint.epochs=1", "ablation=null")
+    plan = plan_of(copy, *alone, *(f"{group}=null" for group in parts), "blend.calibration=none")
+    make(plan, "prepare", "folds", "end_to_end", "blend", "thresholds", "submit", "score", "explain", "report")
+    page = plan.workspace.submissions.joinpath("report.html").read_text()
+    assert "This recipe has no CNN, so there are no embeddings of slices" in page
+    assert "No network of this recipe makes a map of where it looks" in page
+    assert "Grad-CAM for" not in page

@@ -1,0 +1,287 @@
+"""`ich predict`: the test folder as it is submitted, to the last digit; anything else is one line."""
+
+import io
+import json
+import shutil
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit, logit
+
+from conftest import CLASSES, copied, plan_of
+from conftest import make as run
+from ich.ensemble.hierarchy import project_any
+from ich.errors import UserError
+from ich.pipeline.state import Plan
+from ich.stages import predict
+from ich.store.atomic import read_json
+from ich.store.hashes import sha256_bytes
+from ich.store.records import read_record, write_record
+from pipeline.test_submit import WEIGHTS, estimate_another_prevalence, submitted
+
+PROBABILITIES = [f"prob_{name}" for name in CLASSES]
+POSITIVES = [f"positive_{name}" for name in CLASSES]
+TEST = "input/tiny/stage_2_test"
+OTHER_BATCHES = 1e-4  # logits; in batches of another size, kernels may add up in another order
+PLAIN = ("blend.method=logits", "blend.calibration=none")
+
+
+@pytest.fixture(scope="module")
+def root(trained, tmp_path_factory) -> Path:
+    """A workspace in which each test makes its own blend, thresholds and submission."""
+    return copied(trained, tmp_path_factory.mktemp("predict"))
+
+
+def scored(plan: Plan, source: Path | None = None) -> pd.DataFrame:
+    """The table of `ich predict` for a source, or for the test folder."""
+    out = plan.root / "out.csv"
+    predict.run(plan, plan.root / TEST if source is None else source, out)
+    return pd.read_csv(out, dtype={"study_id": str})
+
+
+def assert_as_submitted(plan: Plan, table: pd.DataFrame) -> None:
+    """Equal to the last digit: the same functions in the same batches."""
+    expected, table = submitted(plan.root), table.set_index("image_id")
+    assert logit(expected).std().max() > 1e-3, "equal predictions for all slices would prove nothing"
+    assert sorted(table.index) == sorted(expected.index)
+    np.testing.assert_array_equal(table.loc[expected.index, PROBABILITIES], expected)
+    decided = submitted(plan.root, "submission_binary")
+    np.testing.assert_array_equal(table.loc[expected.index, POSITIVES], decided)
+
+
+def remade(root: Path, *changes: str) -> Plan:
+    """The plan with these changes, its blend, thresholds and submission made."""
+    plan = plan_of(root, *changes)
+    run(plan, "blend", "thresholds", "submit")
+    return plan
+
+
+# ---- the test folder
+
+
+@pytest.fixture(scope="module")
+def whole(trained, tmp_path_factory) -> tuple[pd.DataFrame, str]:
+    """The table of the recipe's own test folder, and what was printed."""
+    root = copied(trained, tmp_path_factory.mktemp("whole"))
+    with redirect_stdout(io.StringIO()) as printed:
+        return scored(plan_of(root)), printed.getvalue()
+
+
+def test_the_test_folder_is_predicted_as_it_was_submitted(trained, whole):
+    assert_as_submitted(plan_of(trained), whole[0])
+
+
+@pytest.mark.parametrize("model", ["small", "joint", "bigru", "lr", "inside", "gauss", "lgbm"])
+def test_so_is_each_kind_alone(root, model):
+    plan = remade(root, f"blend.inputs=[{model}]", *PLAIN)
+    assert_as_submitted(plan, scored(plan))
+
+
+@pytest.mark.parametrize(
+    ("method", "calibration", "metric"),
+    [
+        ("auto", "auto", "log_loss"),
+        ("logits", "none", "log_loss"),
+        ("ranks", "platt", "log_loss"),
+        ("greedy", "beta", "f2"),
+        ("weights", "isotonic", "log_loss"),
+        ("weights", "temperature", "f2"),
+        ("probabilities", "isotonic", "log_loss"),
+    ],
+)
+def test_so_is_every_method_and_calibration(root, method, calibration, metric):
+    chosen = {"method": method, "calibration": calibration, "metric": metric, "trials": 10}
+    changes = (f"blend.{key}={value}" for key, value in chosen.items())
+    plan = remade(root, "blend.inputs=[resnet, resnext, gauss]", *changes)
+    for k in plan.fold_numbers if method != "auto" else ():
+        fitted = read_json(plan.workspace.fold("blend", k) / "blend.json")["classes"]["any"]
+        assert (fitted["combination"]["method"], fitted["calibration"]["method"]) == (method, calibration)
+    assert_as_submitted(plan, scored(plan))
+
+
+@pytest.mark.parametrize(("subtypes", "any_"), [(2.0, 2.0), (1.0, 0.05)])
+def test_so_is_an_applied_prevalence(root, monkeypatch, subtypes, any_):
+    inputs = ("blend.inputs=[resnext, gauss]", *PLAIN)
+    before = submitted(remade(root, *inputs).root)
+    estimate_another_prevalence(monkeypatch, subtypes, any_)
+    plan = remade(root, *inputs, "thresholds.prevalence=apply")
+    assert not np.allclose(submitted(root), before)
+    assert_as_submitted(plan, scored(plan))
+
+
+def test_each_fold_blends_its_own_models_as_its_own_file_says(root):
+    plan = remade(root, "blend.inputs=[resnet, gauss]", *PLAIN)
+    parts = []
+    for fold, model in enumerate(["resnet", "gauss", "resnet"]):
+        folder = plan.workspace.fold("blend", fold)
+        blend, record = json.loads((folder / "blend.json").read_text()), read_record(folder / "run.json") or {}
+        weights = [float(name == model) for name in blend["inputs"]]
+        for name in CLASSES:
+            blend["classes"][name] = {
+                "combination": {"method": "weights", "weights": weights},
+                "calibration": {"method": "temperature", "temperature": 2.0},
+            }
+        content = json.dumps(blend).encode()
+        (folder / "blend.json").write_bytes(content)
+        record["files"]["blend.json"] = sha256_bytes(content)
+        write_record(folder / "run.json", record)
+        test = pd.read_parquet(plan.workspace.fold(model, fold) / "test.parquet").set_index("image_id") / 2
+        parts.append(pd.DataFrame(project_any(test.to_numpy(), CLASSES, WEIGHTS), test.index, columns=CLASSES))
+    found = scored(plan_of(root, "blend.inputs=[resnet, gauss]", *PLAIN)).set_index("image_id")
+    mean = sum(part.loc[found.index] for part in parts) / 3
+    np.testing.assert_allclose(found[PROBABILITIES], expit(mean), rtol=1e-6)
+    for fold in plan.fold_numbers:
+        (plan.workspace.fold("blend", fold) / "run.json").unlink()
+
+
+def test_models_that_the_blend_does_not_read_are_not_needed(copy):
+    plan = remade(copy, "blend.inputs=[resnext]", *PLAIN)
+    for model in ("bigru", "lgbm", "joint"):
+        shutil.rmtree(plan.workspace.model(model))
+    plan = plan_of(copy, "blend.inputs=[resnext]", *PLAIN)
+    assert predict.needed(plan) == ["resnext", "blend"]
+    assert_as_submitted(plan, scored(plan))
+
+
+# ---- the table
+
+
+def slice_table(root: Path) -> pd.DataFrame:
+    return pd.read_parquet(plan_of(root).prepared.folder / "slices.parquet").query("split == 'test'")
+
+
+def study_files(root: Path) -> list[Path]:
+    """The test files of one study, in order of position."""
+    slices = slice_table(root)
+    return [root / "input/tiny" / path for path in slices[slices["study_id"] == slices["study_id"].iloc[0]]["path"]]
+
+
+def test_the_table_names_study_series_and_place_and_no_patient(trained, whole):
+    table, slices = whole[0], slice_table(trained)
+    assert list(table.columns) == ["image_id", "study_id", "series_id", "index", *PROBABILITIES, *POSITIVES]
+    same = ["image_id", "study_id", "series_id", "index"]
+    pd.testing.assert_frame_equal(table[same], slices[same].reset_index(drop=True), check_dtype=False)
+    assert not set(slices["patient_id"]) & set(table.astype(str).to_numpy().ravel())
+
+
+def test_a_study_is_shown_with_the_maximum_of_its_slices(whole):
+    table, printed = whole
+    for study, part in table.groupby("study_id"):
+        row = next(line.split() for line in printed.splitlines() if line.startswith(str(study)))
+        assert row == [str(study), str(len(part)), *(f"{p:.3f}" for p in part[PROBABILITIES].max())]
+
+
+def test_a_study_alone_scores_as_among_others_whatever_its_folders_and_names(copy, tmp_path_factory, capsys):
+    files, source = study_files(copy), tmp_path_factory.mktemp("cd")
+    (source / "A/B").mkdir(parents=True)
+    # as on a hospital's disc: no suffix, dots in the names, the same name in two folders
+    for number, file in enumerate(files):
+        shutil.copy(file, source / ("A" if number % 2 else "A/B") / f"1.2.840.{number // 2}")
+    (source / "notes.txt").write_text("nothing to see")
+    (source / "A/broken.dcm").write_bytes(files[0].read_bytes()[:-500])
+    table = scored(plan_of(copy, "compute.threads=2"), source)
+    assert table["index"].tolist() == list(range(len(files)))
+    names = [f"{'A' if number % 2 else 'A/B'}/1.2.840.{number // 2}" for number in range(len(files))]
+    if len(files) % 2:  # the last name is unique
+        names[-1] = f"1.2.840.{len(files) // 2}"
+    assert table["image_id"].tolist() == names
+    expected = submitted(copy).loc[[file.stem for file in files]]
+    np.testing.assert_allclose(logit(table[PROBABILITIES]), logit(expected), atol=OTHER_BATCHES)
+    said = capsys.readouterr().out
+    assert "quarantined: notes.txt: this is not a DICOM file" in said
+    assert "quarantined: A/broken.dcm: there are fewer pixels than the header says" in said
+
+
+def test_one_file_is_scored_like_a_folder_that_holds_nothing_else(copy, tmp_path_factory, monkeypatch):
+    file, between, one = study_files(copy)[0], tmp_path_factory.mktemp("between"), tmp_path_factory.mktemp("one")
+    monkeypatch.setattr("tempfile.tempdir", str(between))
+    shutil.copy(file, one / file.name)
+    plan = plan_of(copy)
+    alone = scored(plan, file)
+    assert alone["image_id"].tolist() == [file.stem]
+    pd.testing.assert_frame_equal(alone, scored(plan, one))
+    assert not list(between.glob("ich-*")), "the cache in between is removed"
+
+
+def test_linked_folders_are_read_once_even_in_a_circle(tmp_path):
+    for folder in ("disc/a", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "1.dcm").touch()
+    (tmp_path / "disc/a/up").symlink_to(tmp_path / "disc")
+    (tmp_path / "disc/b").symlink_to(tmp_path / "elsewhere")
+    assert predict._files(tmp_path / "disc") == (tmp_path / "disc", ["a/1.dcm", "b/1.dcm"])
+
+
+def test_without_thresholds_there_are_probabilities_alone(copy):
+    (copy / "oof/parts/thresholds.run.json").unlink()
+    assert list(scored(plan_of(copy), study_files(copy)[0]).columns)[4:] == PROBABILITIES
+
+
+# ---- refused
+
+
+@pytest.mark.parametrize(
+    ("file", "stage"),
+    [
+        ("resnet/fold0/model.safetensors", "cnn"),
+        ("lgbm/fold1/model_any.txt", "stack"),
+        ("blend/fold0/blend.json", "blend"),
+        ("thresholds.json", "thresholds"),
+    ],
+)
+def test_a_changed_model_is_refused_before_anything_is_read(copy, file, stage):
+    path = copy / "oof/parts" / file
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=f"is stale .* was changed.*; run `ich {stage}` first"):
+        scored(plan_of(copy), copy / "nowhere")
+
+
+def test_a_missing_fold_is_named_with_the_command_that_makes_it(copy):
+    (copy / "oof/parts/bigru/fold1/run.json").unlink()
+    with pytest.raises(UserError, match="needs sequence/bigru/fold1, which is missing; run `ich sequence` first"):
+        scored(plan_of(copy))
+    assert not (copy / "out.csv").exists()
+
+
+def test_other_settings_than_those_trained_with_are_refused(copy):
+    with pytest.raises(UserError, match="run `ich cnn` first"):
+        scored(plan_of(copy, "cnn.resnext.windows=[[40, 80]]"))
+
+
+def test_a_model_that_changes_during_the_run_is_refused(copy, monkeypatch):
+    path, read = copy / "oof/parts/lgbm/fold1/model_any.txt", predict._read
+
+    def changed(*arguments):
+        path.write_bytes(path.read_bytes() + b" ")
+        return read(*arguments)
+
+    monkeypatch.setattr(predict, "_read", changed)
+    with pytest.raises(UserError, match=r"model_any\.txt was changed"):
+        scored(plan_of(copy), study_files(copy)[0])
+    assert not (copy / "out.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        (None, "no such file or folder"),
+        ({}, "there is no file in this folder"),
+        ({"a.txt": b"text", "b/c": b""}, "not one readable slice in 2 files; a.txt: this is not a DICOM file"),
+        ({"a.dcm": None}, "not one readable slice in 1 files; a.dcm: there are fewer pixels than the header says"),
+    ],
+)
+def test_a_folder_without_a_readable_slice_is_one_line(root, trained, tmp_path, files, says):
+    source = tmp_path / "source"
+    if files is not None:
+        source.mkdir()
+    for name, content in (files or {}).items():
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_bytes(study_files(trained)[0].read_bytes()[:-500] if content is None else content)
+    with pytest.raises(UserError) as error:
+        predict.run(plan_of(trained), source, tmp_path / "out.csv")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out.csv").exists()

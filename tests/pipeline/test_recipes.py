@@ -1,0 +1,145 @@
+"""Each recipe that is shipped fits together: its own networks train two steps on a few slices of its format."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from conftest import fold_data, make
+from ich.phantom.competition import write_competition
+from ich.pipeline.state import Plan
+from ich.recipe import Recipe, load
+from ich.stages import ablate
+from ich.training import fit as training
+from ich.training.checkpoint import TrainingState
+from stages.test_formats import write_ntu, write_own, write_unibuc
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+RECIPES = {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in sorted(CONFIGS.rglob("*.yaml"))}
+OUTSIDE = [name for name, path in RECIPES.items() if load(path).competition.trained_by is not None]
+TRAINING = [name for name in RECIPES if name not in OUTSIDE]
+WITH_ABLATION = [name for name in TRAINING if load(RECIPES[name]).ablation is not None]
+
+
+def test_there_are_recipes_of_both_kinds():
+    assert len(TRAINING) >= 2
+    assert OUTSIDE
+    assert WITH_ABLATION
+
+
+# ---- competitions in miniature
+
+
+def write_rsna2019(root: Path) -> None:
+    write_competition(root, train_studies=5, test_studies=1, slices=4, size=64, seed=3)
+
+
+def write_folder(root: Path) -> None:
+    studies = write_own(root)
+    rows = [f"{study.study_id},{study.labels[:, 5].max()}" for study in studies]
+    (root / "labels.csv").write_text("\n".join(["study_id,any", *rows]) + "\n")
+
+
+WRITERS = {"rsna2019": write_rsna2019, "ntu_dlmi": write_ntu, "unibuc": write_unibuc, "folder": write_folder}
+
+
+@pytest.fixture(scope="module")
+def competitions(tmp_path_factory) -> Path:
+    """A root in which each format has its competition once; the caches are shared too."""
+    root = tmp_path_factory.mktemp("competitions")
+    for name, write in WRITERS.items():
+        write(root / "input" / name)
+    return root
+
+
+# ---- a recipe in miniature: its networks, inputs, losses and augmentations stay as they are
+
+GROUPS = ("pretrain", "cnn", "end_to_end", "sequence")
+READ_IMAGES = GROUPS[:3]
+
+
+def networks(recipe: Recipe) -> list[tuple[str, str]]:
+    return [(group, name) for group in GROUPS for name in getattr(recipe, group)]
+
+
+def loaded(path: Path, *more: str) -> Recipe:
+    """The recipe on its format's miniature, small pictures, two folds, one epoch."""
+    recipe = load(path)
+    root = f"input/{recipe.competition.format}"
+    changes = [f"competition.root={root}", "demo=null", "image.size=32", "folds.n=2", "compute.processes=1"]
+    for group, name in networks(recipe):
+        changes += [f"{group}.{name}.{change}" for change in ("epochs=1", "precision=fp32", "accumulate=1")]
+        if group in READ_IMAGES:
+            changes += [f"{group}.{name}.{change}" for change in ("pretrained=false", "weights=null", "workers=0")]
+    # needs networks of one fold only
+    changes += [f"sequence.{name}.features=in_sample" for name in recipe.sequence]
+    return load(path, [*changes, *more])
+
+
+def two_steps(plan: Plan) -> list[str]:
+    """Batch sizes with which an epoch of fold 0 has two steps."""
+    changes = []
+    for group, name in networks(plan.recipe):
+        data = fold_data(plan, name, None if group == "pretrain" else 0)
+        rows = data.rows["all" if group == "pretrain" else "train"]
+        of_slices = group in ("pretrain", "cnn")
+        count = len(rows) if of_slices else data.table.table["series"].iloc[rows].nunique()
+        assert count > 1, f"{group}.{name}"
+        changes.append(f"{group}.{name}.batch_size={count // 2 if of_slices else -(-count // 2)}")
+    return changes
+
+
+@pytest.fixture
+def steps(monkeypatch) -> list[int]:
+    """The number of steps of each network that was trained; no checkpoints are written."""
+    counted: list[int] = []
+    real = training.train_epoch
+
+    def train_epoch(state, loader, *rest):
+        counted.append(len(loader))
+        return real(state, loader, *rest)
+
+    monkeypatch.setattr(training, "train_epoch", train_epoch)
+    monkeypatch.setattr(TrainingState, "save", lambda *_: None)
+    return counted
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_every_network_of_a_recipe_trains_two_steps(competitions, steps, name):
+    path = RECIPES[name]
+    plan = Plan(loaded(path), competitions)
+    make(plan, "prepare", "folds")
+    recipe = loaded(path, *two_steps(plan))
+    plan = Plan(recipe, competitions)
+    make(plan, "pretrain")
+    make(plan, "cnn", "end_to_end", "sequence", fold=0)
+    assert len(steps) == len(networks(recipe))
+    assert min(steps) >= 2
+    for group, model in networks(recipe):
+        task = plan.fold(model, None if group == "pretrain" else 0)
+        assert plan.state(task).done
+        assert pd.read_csv(task.folder / "history.csv")["loss"].notna().all()
+    shutil.rmtree(plan.workspace.oof)
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_an_outside_validation_names_a_recipe_that_trains_at_its_image_size(name):
+    recipe = load(RECIPES[name])
+    trained_by = CONFIGS.parent / str(recipe.competition.trained_by)
+    assert trained_by in [RECIPES[other] for other in TRAINING]
+    assert load(trained_by).image == recipe.image
+
+
+@pytest.mark.parametrize("name", WITH_ABLATION)
+def test_every_run_of_an_ablation_is_a_recipe_that_has_its_systems(name):
+    ablation = load(RECIPES[name]).ablation
+    assert ablation is not None
+    plans = {plan.recipe.name: plan for plan in ablate.runs(RECIPES[name], [], CONFIGS.parent)}
+    variants = {system.variant for system in ablation.systems.values()}
+    assert len(plans) == len(ablation.seeds) * len(variants)
+    for system in ablation.systems.values():
+        for seed in ablation.seeds:
+            run = "_".join(filter(None, (load(RECIPES[name]).name, system.variant, f"s{seed}")))
+            assert system.model in plans[run].models
+            assert plans[run].recipe.folds.seed == seed

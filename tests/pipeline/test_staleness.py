@@ -1,0 +1,184 @@
+"""What each task reads, and what becomes out of date when something changes."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import CLASSES, make, plan_of
+from ich.errors import UserError
+from ich.pipeline.state import Plan
+
+FOLDS = range(3)
+AFTER = {"thresholds", "submit", "score", "explain", "report"}
+NOT_RUN = {"score", "explain", "report"}  # by the fixture
+STAGES = {"resnet": "cnn", "resnext": "cnn", "small": "cnn", "joint": "end_to_end", "bigru": "sequence"}
+STAGES |= {"lr": "sequence", "inside": "sequence", "gauss": "smooth", "lgbm": "stack", "blend": "blend"}
+LAST = ("gauss", "lgbm", "blend")  # they read all cnn models, all networks, and all models
+
+
+def out_of_date(plan: Plan) -> set[str]:
+    return {task.name for task in plan.all() if not plan.state(task).done} | NOT_RUN
+
+
+def whole(*models: str) -> set[str]:
+    """All tasks of these models."""
+    names = {f"{STAGES[model]}/{model}" for model in models}
+    names |= {f"{name}/fold{k}" for name in names for k in FOLDS}
+    read = {"resnet", "resnext", "small"} & set(models)  # by the sequence models bigru and inside
+    return names | {f"cnn/{model}/fold{k}/train" for model in read for k in FOLDS}
+
+
+def reads(plan: Plan, model: str, fold: int = 0) -> dict[str, tuple[str, ...]]:
+    return {task.name: files for task, files in plan.fold(model, fold).upstream}
+
+
+def test_everything_is_up_to_date(trained):
+    plan = plan_of(trained)
+    assert out_of_date(plan) == NOT_RUN
+    tasks = [task.name for task in plan.all()]
+    assert set(tasks) == {"demo", "prepare", "folds", "pretrain/simclr"} | whole(*STAGES) | AFTER
+    assert len(tasks) == len(set(tasks))
+    order = {name: place for place, name in enumerate(tasks)}
+    for task in plan.all():
+        assert all(order[upstream.name] < order[task.name] for upstream, _ in task.upstream), task.name
+
+
+# ---- what a fold reads
+
+DATA = {"folds": ("parts.csv",), "prepare": ("slices.parquet",)}
+
+
+def test_a_network_reads_the_images_and_the_fold_that_it_starts_from(trained):
+    plan = plan_of(trained)
+    images = {"folds": ("parts.csv",), "prepare": ("hu-*.npy",)}
+    assert reads(plan, "resnet", 1) == images
+    assert reads(plan, "small", 1) == images | {"pretrain/simclr": ("model.safetensors",)}
+    assert reads(plan, "joint", 1) == images | {"cnn/resnet/fold1": ("model.safetensors",)}
+
+
+def test_a_sequence_model_reads_in_sample_predictions_of_its_own_fold_or_out_of_fold_ones_of_all(trained):
+    valid, test = ("valid.parquet", "valid_embeddings.npy"), ("test.parquet", "test_embeddings.npy")
+    of = lambda features: reads(plan_of(trained, f"sequence.lr.features={features}"), "lr", 1)
+    train = {"cnn/resnet/fold1/train": ("train.parquet", "train_embeddings.npy")}
+    assert of("in_sample") == DATA | {"cnn/resnet/fold1": valid + test} | train
+    assert of("oof") == DATA | {f"cnn/resnet/fold{k}": valid + test if k == 1 else valid for k in FOLDS}
+    assert of("aligned") == DATA | {f"cnn/resnet/fold{k}": valid + test for k in FOLDS}
+    plan = plan_of(trained, *(f"sequence.{name}.features=oof" for name in ("bigru", "lr", "inside")))
+    assert not [task.name for task in plan.all() if task.name.endswith("/train")], "nobody reads them"
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        ("gauss", ["resnet", "resnext", "small"]),
+        ("lgbm", ["resnet", "resnext", "small", "joint", "bigru", "lr", "inside"]),
+        ("blend", [name for name in STAGES if name != "blend"]),
+    ],
+)
+def test_ensembles_read_the_predictions_of_all_folds_and_the_test_set_of_their_own(trained, model, inputs):
+    expected = {
+        f"{STAGES[name]}/{name}/fold{k}": ("valid.parquet", "test.parquet") if k == 1 else ("valid.parquet",)
+        for name in inputs
+        for k in FOLDS
+    }
+    assert reads(plan_of(trained), model, 1) == DATA | expected
+
+
+# ---- what a changed setting makes stale
+
+
+@pytest.mark.parametrize(
+    ("change", "stale"),
+    [
+        ("cnn.resnet.workers=2", set()),
+        ("compute.threads=2", set()),
+        ("pretrain.simclr.seed=8", {"pretrain/simclr"} | whole("small", "inside", *LAST)),
+        ("cnn.resnet.seed=8", whole("resnet", "joint", "bigru", "lr", "inside", *LAST)),
+        ("cnn.resnext.learning_rate=0.001", whole("resnext", "bigru", *LAST)),
+        ("end_to_end.joint.chunk=4", whole("joint", "lgbm", "blend")),
+        ("sequence.bigru.features=aligned", whole("bigru", "lgbm", "blend")),
+        ("smooth.gauss.widths=[0, 5]", whole("gauss", "blend")),
+        ("blend.method=logits", whole("blend")),
+        ("thresholds.metric=f1", set()),
+        ("folds.seed=8", {"folds", *whole(*STAGES)}),
+        ("image.size=48", {"prepare", "folds", "pretrain/simclr", *whole(*STAGES)}),
+    ],
+)
+def test_a_changed_setting_makes_its_dependants_stale_and_nothing_else(trained, change, stale):
+    after = AFTER if stale or "thresholds" in change else NOT_RUN
+    if change == "sequence.bigru.features=aligned":  # nobody reads these any more
+        stale = stale - {f"cnn/resnext/fold{k}/train" for k in FOLDS}
+    assert out_of_date(plan_of(trained, change)) == stale | after
+
+
+def test_a_state_says_why(trained):
+    plan = plan_of(trained, "cnn.resnet.seed=8")
+    assert plan.state(plan.fold("resnet", 0)).why == "seed was 7, is 8"
+    assert plan.state(plan.in_sample("resnet", 0)).why == "cnn/resnet/fold0 is stale"
+    assert plan.state(plan.in_sample("resnext", 0)).done
+    with pytest.raises(UserError, match=r"needs cnn/resnet/fold0, which is stale \(seed was 7, is 8\); run `ich cnn`"):
+        plan.require(plan.fold("blend", 1))
+
+
+# ---- what changed files make stale
+
+
+def test_other_weights_make_stale_what_was_predicted_with_them_and_nothing_else(copy):
+    path = copy / "oof/parts/resnext/fold1/valid.parquet"
+    path.write_bytes(path.read_bytes()[:-1])
+    fold = {"cnn/resnext/fold1", "cnn/resnext/fold1/train", "cnn/resnext"}
+    sequence = {"sequence/bigru", "sequence/bigru/fold1"}  # its other folds read only their own
+    assert out_of_date(plan_of(copy)) == fold | sequence | whole(*LAST) | AFTER
+    assert plan_of(copy).state(plan_of(copy).fold("resnext", 1)).why == "valid.parquet was changed"
+
+
+def test_a_damaged_record_makes_the_same_stale(copy):
+    path = copy / "oof/parts/bigru/fold0/run.json"
+    path.write_bytes(path.read_bytes().replace(b'"seed": 7', b'"seed": 8'))
+    assert out_of_date(plan_of(copy)) == {"sequence/bigru", "sequence/bigru/fold0"} | whole("lgbm", "blend") | AFTER
+
+
+def test_another_fold_file_makes_all_models_stale_but_pretraining(copy):
+    path = copy / "folds/parts.csv"
+    table = pd.read_csv(path)
+    table.assign(fold=(table["fold"] + 1) % 3).to_csv(path, index=False)
+    (copy / "folds/parts.run.json").unlink()
+    make(plan_of(copy), "folds")
+    assert out_of_date(plan_of(copy)) == whole(*STAGES) | AFTER
+
+
+def test_a_fold_made_again_leaves_its_dependants_up_to_date(copy):
+    """It has the same bytes."""
+    make(plan_of(copy), "cnn", model="resnext", fold=1, force=True)
+    assert out_of_date(plan_of(copy)) == NOT_RUN
+
+
+def test_files_that_training_does_not_read_may_be_missing(copy):
+    for name in ("solution.csv", "mislabelled.csv", "masks.npz"):
+        (copy / "input/tiny" / name).unlink()
+    assert out_of_date(plan_of(copy)) == NOT_RUN | {"demo"}
+
+
+# ---- the tables
+
+
+def test_no_patient_is_in_two_folds(trained):
+    folds = pd.read_csv(trained / "folds/parts.csv")
+    assert folds.groupby("patient_id")["fold"].nunique().max() == 1
+    assert set(folds["fold"]) == set(FOLDS)
+
+
+@pytest.mark.parametrize("model", STAGES)
+def test_a_model_predicts_every_labelled_slice_once_and_the_test_set_by_the_mean_of_its_folds(trained, model):
+    logits = [f"logit_{name}" for name in CLASSES]
+    slices = pd.read_parquet(plan_of(trained).prepared.folder / "slices.parquet").set_index("image_id")
+    fold_of = pd.read_csv(trained / "folds/parts.csv").set_index("study_id")["fold"]
+    folder = trained / "oof/parts" / model
+    oof, test = pd.read_parquet(folder / "oof.parquet"), pd.read_parquet(folder / "test.parquet")
+    assert sorted(oof["image_id"]) == sorted(slices.index[slices["split"] == "train"])
+    assert (oof["fold"].to_numpy() == fold_of[slices.loc[oof["image_id"], "study_id"]].to_numpy()).all()
+    parts = [pd.read_parquet(folder / f"fold{k}/test.parquet").set_index("image_id")[logits] for k in FOLDS]
+    mean = np.mean([part.loc[test["image_id"]].to_numpy("float64") for part in parts], axis=0)
+    np.testing.assert_allclose(test[logits], mean, atol=1e-6)
+    for table in (oof, test):
+        assert np.isfinite(table[logits]).all(axis=None)
