@@ -15,6 +15,7 @@ ich pretrain   "$@"    # where the recipe has something to pre-train
 ich cnn        "$@"
 ich end_to_end "$@"
 ich sequence   "$@"
+ich external   "$@"    # where the recipe has predictions from elsewhere
 ich smooth     "$@"    # where the recipe has a Gaussian baseline
 ich stack      "$@"
 ich blend      "$@"

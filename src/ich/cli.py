@@ -111,6 +111,7 @@ _models("pretrain", "SimCLR on all slices, without labels: weights that a backbo
 _models("cnn", "Stage 1: train backbones, write out-of-fold and test embeddings and logits.")
 _models("end_to_end", "Train backbones and recurrent heads as one network, whole studies at a time.")
 _models("sequence", "Stage 2: train LSTM and GRU models over the slices of each study.")
+_models("external", "Predictions from elsewhere, such as a teammate's model, joined by image id.")
 _models("smooth", "Mean logit of the inputs, smoothed along the study.")
 _models("stack", "LightGBM over the out-of-fold logits of the inputs.")
 _models("blend", "One prediction from all models, calibrated.")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from ich.data.cache import HuCache
@@ -39,6 +40,7 @@ class FoldData:
     table: SliceTable
     images: HuCache | None
     rows: dict[str, NDArray[np.int64]]
+    cache: Path = Path()
     start: Path | None = None
     """A .safetensors file whose weights the network starts from."""
 
@@ -48,11 +50,21 @@ class FoldData:
         table = SliceTable.read(workspace, cache)
         images = HuCache.open(cache, table.table) if settings.reads_images else None
         rows = {"all": np.arange(len(table.table))} if fold is None else _splits(table, settings, fold)
-        return cls(recipe, workspace, model, fold, settings, table, images, rows)
+        return cls(recipe, workspace, model, fold, settings, table, images, rows, cache)
 
     def slices(self, split: str) -> Slices:
         workers = getattr(self.settings, "workers", 0)
         return Slices(self.table.table, self.rows[split], self.table.classes, self.images, self.table.values, workers)
+
+    @property
+    def root(self) -> Path:
+        """The repository, which paths in the recipe are relative to."""
+        return self.workspace.root
+
+    @cached_property
+    def quarantined(self) -> set[str]:
+        """Image ids that the competition has and the slice table lacks."""
+        return set(pd.read_csv(self.cache / "quarantine.csv", dtype=str, keep_default_na=False)["image_id"])
 
     def labels(self, split: str) -> NDArray[np.float32]:
         """[n, c] of the rows of a split"""

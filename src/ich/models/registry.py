@@ -13,6 +13,7 @@ KINDS = {
     "cnn": ("ich.models.cnn", "Cnn", "FittedCnn"),
     "end_to_end": ("ich.models.end_to_end", "EndToEnd", "FittedEndToEnd"),
     "sequence": ("ich.models.sequence", "Sequence", "FittedSequence"),
+    "external": ("ich.models.external", "External", "FittedExternal"),
     "smooth": ("ich.models.smooth", "Smooth", "FittedSmooth"),
     "stack": ("ich.models.stack", "Stack", "FittedStack"),
     "blend": ("ich.models.blend", "Blend", "FittedBlend"),

@@ -21,6 +21,7 @@ VERSIONS = {
     "cnn": 2,
     "end_to_end": 2,
     "sequence": 2,
+    "external": 1,
     "smooth": 2,
     "stack": 3,
     "blend": 3,

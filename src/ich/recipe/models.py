@@ -35,6 +35,7 @@ class Model(Strict):
     writes_embeddings: ClassVar[bool] = False
     files: ClassVar[tuple[str, ...]] = ()
     """Written by every fold beside the predictions."""
+    scores_new_scans: ClassVar[bool] = True
     scores_in_sample: ClassVar[bool] = False
     """Whether the rows that it was fitted on are scored too; cheap models only."""
     fingerprint_ignores: ClassVar[frozenset[str]] = frozenset()
@@ -270,6 +271,21 @@ class Sequence(Head, Supervised):
         return self.inputs
 
 
+class External(Model):
+    """Predictions from elsewhere, such as a teammate's model, joined by image id."""
+
+    stage: ClassVar[str] = "external"
+    files: ClassVar[tuple[str, ...]] = ("external.json", "external.parquet")
+    scores_new_scans: ClassVar[bool] = False
+
+    oof: str = Field(description="CSV or Parquet: image_id, one column per class; out-of-fold, every labelled slice")
+    test: str | None = Field(default=None, description="the same for every test slice")
+    values: Literal["probability", "logit"] = Field(default="probability", description="what the columns hold")
+
+    def sources(self) -> dict[str, str]:
+        return {"oof": self.oof} | ({} if self.test is None else {"test": self.test})
+
+
 class Smooth(Model):
     """Mean logit of its inputs, smoothed along the study by a Gaussian, one width per class."""
 
@@ -307,7 +323,7 @@ class Stack(Model):
     seed: int = 7
 
     def input_models(self, recipe: Any) -> tuple[str, ...]:
-        return tuple(recipe.networks) if self.inputs == "all" else self.inputs
+        return (*recipe.networks, *recipe.external) if self.inputs == "all" else self.inputs
 
 
 BETAS = {"f1": 1.0, "f2": 2.0}  # the F-beta scores that are always reported

@@ -12,6 +12,7 @@ from ich.recipe.models import (
     Blend,
     Cnn,
     EndToEnd,
+    External,
     FScore,
     Model,
     Pretrain,
@@ -178,8 +179,8 @@ class Report(Strict):
     studies: tuple[str, ...] = Field(default=(), description="study ids that its viewer holds in any case")
 
 
-SECTIONS = ("pretrain", "cnn", "end_to_end", "sequence", "smooth", "stack")  # each a dict of models, in this order
-FIRST = ("cnn", "end_to_end")  # sections whose models need no other model
+SECTIONS = ("pretrain", "cnn", "end_to_end", "sequence", "external", "smooth", "stack")  # dicts of models
+FIRST = ("cnn", "end_to_end", "external")  # sections whose models need no other model
 TAKEN = ("blend", "trackers")  # folders beside those of the models
 
 
@@ -193,6 +194,7 @@ class Recipe(Strict):
     cnn: dict[str, Cnn] = Field(default_factory=dict)
     end_to_end: dict[str, EndToEnd] = Field(default_factory=dict)
     sequence: dict[str, Sequence] = Field(default_factory=dict)
+    external: dict[str, External] = Field(default_factory=dict)
     smooth: dict[str, Smooth] = Field(default_factory=dict)
     stack: dict[str, Stack] = Field(default_factory=dict)
     blend: Blend = Blend()
@@ -221,8 +223,8 @@ class Recipe(Strict):
             raise ValueError(f"there is no model that predicts slices by itself; add one below {' or '.join(FIRST)}")
         known = {
             "sequence": list(self.cnn),
-            "smooth": self.networks,
-            "stack": [*self.networks, *self.smooth],
+            "smooth": [*self.networks, *self.external],
+            "stack": [*self.networks, *self.external, *self.smooth],
             "blend": [name for name in self.models if name != "blend"],
         }
         for name, settings in self.models.items():

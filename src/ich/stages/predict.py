@@ -40,6 +40,11 @@ LISTED = 20  # quarantined files that are named one by one
 def run(plan: Plan, source: Path, out: Path) -> None:
     """Score `source`, a folder of DICOM files at any depth or one file, and write the table `out`."""
     plan.require(_task(plan, out))
+    for name in needed(plan):
+        if not plan.settings_of(name).scores_new_scans:
+            raise UserError(
+                f"{name} holds predictions of known slices only; remove it from blend.inputs to score others"
+            )
     if out.is_dir():
         raise UserError(f"{out}: this is a folder; give the name of the table to write, as {out / 'out.csv'}")
     root, names = _files(source)
