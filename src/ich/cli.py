@@ -66,11 +66,18 @@ def _plan(recipe: Path, overrides: list[str] | None) -> Any:
     return Plan(load(recipe, overrides or []), Path.cwd())
 
 
-def _stage(name: str, text: str) -> None:
-    """A command that runs stages/<name>.py and has no options of its own."""
+def _stage(name: str, text: str, task: Callable[[Any], Any] | None = None) -> None:
+    """A command that runs stages/<name>.py and has no options of its own.
+
+    task: the task of the stage in a plan. Where it is finished, the stage and its libraries are not imported.
+    """
 
     def run(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
-        import_module(f"ich.stages.{name}").run(_plan(recipe, overrides), force=force)
+        plan = _plan(recipe, overrides)
+        if task is not None and not force and plan.finished(task(plan)):
+            console.say(f"{name}: done, {task(plan).folder}")
+        else:
+            import_module(f"ich.stages.{name}").run(plan, force=force)
 
     command(run, name, text)
 
@@ -90,11 +97,24 @@ def _models(stage: str, text: str) -> None:
     def run(
         recipe: RecipePath, model: Model = None, fold: Fold = None, overrides: Set = None, force: Force = False
     ) -> None:
-        from ich.pipeline.runner import run_stage
+        plan = _plan(recipe, overrides)
+        tasks = plan.tasks_of(stage, model, fold)
+        if force or not plan.all_finished(tasks):
+            from ich.pipeline.runner import run_stage
 
-        run_stage(_plan(recipe, overrides), stage, model=model, fold=fold, force=force)
+            run_stage(plan, stage, model=model, fold=fold, force=force)
+        elif tasks:
+            console.say(f"{stage}: done, {len(tasks)} {'models' if stage == 'pretrain' else 'folds'}")
 
     command(run, stage, text)
+
+
+def _prepared(plan: Any) -> Any:
+    """The cache of the raw files as they are now, which the later stages of the recipe then use."""
+    task = plan.prepare()
+    if plan.finished(task):
+        plan.point_to(task)
+    return task
 
 
 _look("status", "ich.stages.status", "Every artifact: done | stale (and why) | missing | running | killed.")
@@ -105,7 +125,7 @@ _look(
     "Check every raw file and table, change nothing. Exit code 0 clean, 1 warnings, 2 errors.",
 )
 _stage("demo", "Write the synthetic competition.")
-_stage("prepare", "Raw files -> Hounsfield cache, slice table and quarantine list.")
+_stage("prepare", "Raw files -> Hounsfield cache, slice table and quarantine list.", _prepared)
 _stage("folds", "Folds by patient, balanced over the classes.")
 _models("pretrain", "SimCLR on all slices, without labels: weights that a backbone may start from.")
 _models("cnn", "Stage 1: train backbones, write out-of-fold and test embeddings and logits.")
@@ -154,7 +174,7 @@ def score(recipe: RecipePath, overrides: Set = None, force: Force = False) -> No
 
 
 command(score)
-_stage("explain", "Grad-CAM of the networks, the embedding map, and labels that look wrong.")
+_stage("explain", "Grad-CAM of the networks, the embedding map, and labels that look wrong.", lambda plan: plan.explain)
 
 
 def report(
@@ -166,10 +186,12 @@ def report(
     force: Force = False,
 ) -> None:
     """One page: scores, plots, errors, and a viewer of studies."""
-    from ich.stages import report as stage
-
     given = [f"report.studies={json.dumps(study)}"] if study else []
-    stage.run(_plan(recipe, [*(overrides or []), *given]), force=force)
+    plan = _plan(recipe, [*(overrides or []), *given])
+    if force or not plan.finished(plan.report):
+        import_module("ich.stages.report").run(plan, force=force)
+    else:
+        console.say(f"report: done, {plan.workspace.submissions / 'report.html'}")
 
 
 command(report)

@@ -245,6 +245,26 @@ class Graph:
         record, upstream = Record(self.workspace.model(model) / "run.json"), self._folds_and_slices + parts
         return Task(f"{stage}/{model}", stage, record, {}, upstream, model=model, files=("oof.parquet", "test.parquet"))
 
+    def tasks_of(self, stage: str, model: str | None = None, fold: int | None = None) -> list[Task]:
+        """The folds of a stage that --model and --fold name, with the in-sample predictions that other models read.
+
+        Raises UserError where there is no model of that name or no such fold.
+        """
+        names = ["blend"] if stage == "blend" else list(getattr(self.recipe, stage))
+        if model is not None and model not in names:
+            raise UserError(f"--model {model}: this recipe has {', '.join(names) or f'no {stage} model'}")
+        if fold is not None and fold not in self.fold_numbers:
+            raise UserError(f"--fold {fold}: this recipe has folds 0 to {self.fold_numbers[-1]}")
+        tasks: list[Task] = []
+        for name in names if model is None else [model]:
+            folds = [k for k in self.fold_numbers if fold is None or k == fold]
+            if name in self.recipe.pretrain:
+                tasks.append(self.fold(name, None))
+                continue
+            tasks += [self.fold(name, k) for k in folds]
+            tasks += [self.in_sample(name, k) for k in folds if name in self.read_in_sample]
+        return tasks
+
     # ---- what is made of their predictions
 
     @cached_property

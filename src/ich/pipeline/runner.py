@@ -1,6 +1,6 @@
 """Fitting the models of a stage: folds side by side, their predictions, and the assembled tables of each model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def run_stage(
 
     Raises Busy at the end where folds were left to other processes.
     """
-    tasks = [task for name in named(plan, stage, model) for task in _tasks(plan, name, fold)]
+    tasks = plan.tasks_of(stage, model, fold)
     todo = [task for task in tasks if force or not plan.finished(task)]
     for task in todo:
         if not _in_sample(task):  # these need a fold that may be made first
@@ -48,27 +48,6 @@ def run_stage(
         assemble(plan, name)
     if busy:
         raise Busy("\n".join(map(str, busy.values())))
-    if tasks and not todo:
-        say(f"{stage}: done, {len(tasks)} {'models' if tasks[0].fold is None else 'folds'}")
-
-
-def named(plan: Plan, stage: str, model: str | None) -> Sequence[str]:
-    """The models of a stage that --model names. Raises UserError where there is none of that name."""
-    names = ["blend"] if stage == "blend" else list(getattr(plan.recipe, stage))
-    if model is not None and model not in names:
-        raise UserError(f"--model {model}: this recipe has {', '.join(names) or f'no {stage} model'}")
-    return names if model is None else [model]
-
-
-def _tasks(plan: Plan, name: str, fold: int | None) -> list[Task]:
-    """The folds of a model that --fold names, and the in-sample predictions of those that another model reads."""
-    if name in plan.recipe.pretrain:
-        return [plan.fold(name, None)]
-    if fold is not None and fold not in plan.fold_numbers:
-        raise UserError(f"--fold {fold}: this recipe has folds 0 to {plan.fold_numbers[-1]}")
-    folds = [k for k in plan.fold_numbers if fold is None or k == fold]
-    in_sample = [plan.in_sample(name, k) for k in folds] if name in plan.read_in_sample else []
-    return [plan.fold(name, k) for k in folds] + in_sample
 
 
 def _in_sample(task: Task) -> bool:

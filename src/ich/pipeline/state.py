@@ -120,8 +120,14 @@ class Plan(Graph):
     # ---- making
 
     def finished(self, task: Task) -> bool:
-        """Whether the task is done, and no checkpoint of a killed run is left."""
-        return self.state(task).done and not (task.folder / CHECKPOINT).is_file()
+        """Whether the task is done, and neither a checkpoint nor notes of shards of a killed run are left."""
+        left = (task.folder / CHECKPOINT).is_file() or any(task.folder.glob("hu-*.json"))
+        return self.state(task).done and not left
+
+    def all_finished(self, tasks: list[Task]) -> bool:
+        """Whether the tasks of a stage are finished, and the tables of its models assembled."""
+        assembled = {task.model: self.assembled(task.model) for task in tasks if task.fold is not None}
+        return all(map(self.finished, [*tasks, *assembled.values()]))
 
     def require(self, task: Task) -> None:
         """Raise UserError unless everything that `task` reads is done; it names what has to be made first."""
