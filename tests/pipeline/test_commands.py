@@ -136,5 +136,5 @@ def test_an_end_to_end_network_alone_has_a_page_without_maps(copy):
     make(plan, "prepare", "folds", "end_to_end", "blend", "thresholds", "submit", "score", "explain", "report")
     page = plan.workspace.submissions.joinpath("report.html").read_text()
     assert "This recipe has no CNN, so there are no embeddings of slices" in page
-    assert "No network of this recipe makes a map of where it looks" in page
+    assert "No network of this recipe has a layer for Grad-CAM" in page
     assert "Grad-CAM for" not in page
