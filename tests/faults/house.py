@@ -45,9 +45,10 @@ def contents(root: Path) -> dict[str, str]:
 
 
 def snapshot(root: Path) -> dict[str, str]:
-    """As `contents`, but equal for two runs of a recipe: without measured values, the page that shows them, and with one name of the cache.
+    """As `contents`, but equal for two runs of a recipe.
 
-    The cache is named after the raw files' modification times, which differ between two runs of `ich demo`.
+    Measured values and the page that shows them are left out, and the cache has one name: it is named
+    after the raw files' modification times, which differ between two runs of `ich demo`.
     """
     pointer = read_record(root / "input/cache/tiny.json")
     key = pointer["key"] if pointer else "none"
