@@ -74,8 +74,9 @@ def _stage(name: str, text: str, task: Callable[[Any], Any] | None = None) -> No
 
     def run(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
         plan = _plan(recipe, overrides)
-        if task is not None and not force and plan.finished(task(plan)):
-            console.say(f"{name}: done, {task(plan).folder}")
+        known = None if task is None or force else task(plan)  # once: for prepare it lists all raw files
+        if known is not None and plan.finished(known):
+            console.say(f"{name}: done, {known.folder}")
         else:
             import_module(f"ich.stages.{name}").run(plan, force=force)
 
