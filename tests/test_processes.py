@@ -144,6 +144,24 @@ def test_workers_of_a_killed_process_end(tmp_path):
     assert (code, err) == (-signal.SIGKILL, "")
 
 
+STOPPED = """
+import os, signal
+from ich.processes import interruptible, side_by_side
+def work(_):
+    return os.getpid()
+if __name__ == "__main__":
+    with interruptible("that was all"):
+        workers = list(side_by_side(work, [(0,), (1,)], 2))
+        os.kill(workers[0], signal.SIGSTOP)
+        os.write(1, b"working\\n")
+"""
+
+
+def test_a_worker_that_does_not_exit_does_not_delay_the_end(tmp_path):
+    with program(tmp_path, STOPPED) as process:
+        assert end_of(process) == (0, "", "")
+
+
 LOADER = """
 import os, time
 import torch

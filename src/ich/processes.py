@@ -100,6 +100,12 @@ def end_with_parent(parent: int) -> None:
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
+def _end_workers() -> None:
+    """Kill the kept workers. loky itself asks them to exit, and waits forever if one is killed at that moment."""
+    if loky := sys.modules.get("joblib.externals.loky"):
+        loky.get_reusable_executor(reuse=True).shutdown(kill_workers=True)
+
+
 @contextmanager
 def interruptible(parting: str) -> Iterator[None]:
     """Let Ctrl-C or SIGTERM in this block end the process within two seconds, with `parting` as its last line.
@@ -136,7 +142,10 @@ def interruptible(parting: str) -> Iterator[None]:
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     threading.Thread(target=wait, name="interruption", daemon=True).start()
     try:
-        yield
+        try:
+            yield
+        finally:
+            _end_workers()
     except Interrupted as interruption:
         end(*interruption.args)
     finally:

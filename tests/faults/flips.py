@@ -115,7 +115,8 @@ def trial(
     if commands is None:
         commands = number < len(targets.kinds) and number % COMMANDS == 0
     if kind in RESUMED or commands:
-        copied(targets.killed.get(kind, targets.finished), root)
+        with _READING:  # another trial may have damaged it for a moment
+            copied(targets.killed.get(kind, targets.finished), root)
         what = damage(root / piece.path, random)
         said = _says(root, RESUMED[kind], 0, "") if kind in RESUMED else _by_commands(kind, piece, random, root)
         faults = [*said, *as_expected(root, reference)]
