@@ -1,7 +1,7 @@
 """`python -m benchmarks [TOPIC ...]`: time this repository against the machine's limits and against common code.
 
 Each topic prints its table, saves it as JSON with the machine and the versions in benchmarks/results, and updates the
-tables of docs/performance.md.
+tables of docs/background/performance.md.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
                 print(f"{one['name']}: {one['notes']}", flush=True)
         if not given.quick:
             print(f"-> {harness.save(results, topic, found)}", flush=True)
-            harness.update(harness.ROOT / "docs" / "performance.md", harness.document(results, TOPICS))
+            harness.update(harness.ROOT / "docs" / "background" / "performance.md", harness.document(results, TOPICS))
 
 
 if __name__ == "__main__":

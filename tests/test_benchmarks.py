@@ -1,4 +1,4 @@
-"""The benchmarks run, their arithmetic is right, and docs/performance.md shows their saved results."""
+"""The benchmarks run, their arithmetic is right, and docs/background/performance.md shows their saved results."""
 
 import json
 import re
@@ -182,6 +182,7 @@ def test_ich_starts_without_importing_what_it_does_not_need(words, absent, tmp_p
 
 
 def test_the_tables_of_the_docs_are_those_of_the_saved_results():
-    shown = re.search(r"<!-- results -->\n(.*)<!-- end -->", (ROOT / "docs" / "performance.md").read_text(), re.DOTALL)
+    page = (ROOT / "docs" / "background" / "performance.md").read_text()
+    shown = re.search(r"<!-- results -->\n(.*)<!-- end -->", page, re.DOTALL)
     assert shown is not None
     assert shown[1] == harness.document(ROOT / "benchmarks" / "results", command.TOPICS)

@@ -354,7 +354,7 @@ def test_what_a_header_says_can_end_no_line_and_reach_no_terminal(path):
 
 
 def test_each_reason_is_explained():
-    text = (Path(__file__).parents[2] / "docs" / "quarantine.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "quarantine.md").read_text(encoding="utf-8")
     explained = re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)
     assert explained == [reason.name.lower() for reason in Reason]
 

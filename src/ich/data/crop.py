@@ -100,7 +100,7 @@ def edge_box(image: np.ndarray, black: int) -> tuple[int, int, int]:
 
     Rows and columns that are not black would be all of them: the table reaches across the image and the head-rest
     stands below the head. So the piece is looked for as in `head_piece`, on a coarse grid, and its edges are then read
-    from the pixels. The whole image where no piece has 2 % of it. (docs/seeds.md, dual path)
+    from the pixels. The whole image where no piece has 2 % of it. (docs/background/seeds.md, dual path)
     """
     rows, columns = image.shape
     step = _step(image.shape)

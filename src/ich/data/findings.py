@@ -34,7 +34,7 @@ RULES: Mapping[str, Rule] = {
     "file_without_label": Rule("warning", "nothing, or add its label: unlabelled slices train nothing"),
     "test_file_not_asked_for": Rule("warning", "nothing, if the sample submission is the right one"),
     "extra_file": Rule("warning", "move it away: no table and no split of this format knows it"),
-    "quarantined": Rule("warning", "docs/quarantine.md says what to do about each reason; the run goes on without"),
+    "quarantined": Rule("warning", "see docs/reference/quarantine.md for each reason; the run goes on without"),
     "duplicate_uid": Rule("warning", "keep one of the files: SOPInstanceUID names one picture"),
     "duplicate_pixels": Rule("warning", "look at them: copies count twice, and across splits they leak"),
     "patient_in_train_and_test": Rule("warning", "competition.exclude_overlap: true leaves them out of training"),

@@ -51,7 +51,7 @@ def assign_slices(table: pd.DataFrame, classes: list[str], n: int, seed: int) ->
     """image_id, study_id, patient_id, fold and a 0/1 column a class, one row a labelled slice: folds at random.
 
     For comparison only: it leaks. Slices of a patient lie in several folds and look alike, so that scores out of such
-    folds promise more than new patients will keep. (docs/seeds.md, dual path: training data split 8:2 at random.)
+    folds are optimistic for new patients (docs/background/seeds.md, dual path).
 
     Fold sizes differ by one slice at most. Raises ValueError where there are fewer slices than folds.
     """

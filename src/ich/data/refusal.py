@@ -1,4 +1,4 @@
-"""Why a file cannot serve as a slice: the closed list of reasons (each explained in docs/quarantine.md)."""
+"""Why a file cannot serve as a slice: the closed list of reasons (each explained in docs/reference/quarantine.md)."""
 
 import errno
 from enum import StrEnum

@@ -43,9 +43,9 @@ class View:
     grey: one channel, the picture's own grey values; it has no Hounsfield units, so no window means anything to it.
 
     minmax: each channel of each picture is then stretched to 0..255 by its own minimum and maximum; one without
-    any contrast becomes 0. (docs/seeds.md, dual path)
+    any contrast becomes 0. (docs/background/seeds.md, dual path)
     clahe: clip limit of a contrast limited adaptive histogram equalisation of each channel in 8 x 8 tiles, after
-    that; 0 leaves it out. (Zuiderveld, Graphics Gems IV, 1994; docs/seeds.md, SDL + LRNN)
+    that; 0 leaves it out. (Zuiderveld, Graphics Gems IV, 1994; docs/background/seeds.md, SDL + LRNN)
     """
 
     kind: Literal["windows", "neighbours", "grey"]

@@ -209,7 +209,7 @@ def _backbone(spec: CnnSpec) -> Any:
 
 
 def _without_fully_connected(network: Any) -> Any:
-    """VGG's embedding is the mean of its 512 maps (docs/seeds.md, SDL + LRNN): its two layers of 4096 units go."""
+    """Remove VGG's layers of 4096 units: the embedding is its 512 map means (docs/background/seeds.md, SDL + LRNN)."""
     if isinstance(network, timm.models.VGG):
         network.pre_logits = nn.Identity()
         network.head_hidden_size = network.num_features

@@ -1,4 +1,4 @@
-"""A slice network and a study network trained together (docs/seeds.md, CNN-LSTM)."""
+"""A slice network and a study network trained together (docs/background/seeds.md, CNN-LSTM)."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext

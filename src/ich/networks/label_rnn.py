@@ -1,4 +1,4 @@
-"""Slice dependencies learning and the label decoder (docs/seeds.md, SDL + LRNN), alone and in both orders."""
+"""Slice dependencies and the label decoder, alone or in either order (docs/background/seeds.md, SDL + LRNN)."""
 
 import math
 

@@ -77,10 +77,10 @@ class SequenceHead(nn.Module):
 
 
 class StackedHead(nn.Module):
-    """linear(output of a stacked bidirectional RNN): of its last layer (docs/seeds.md, CNN-LSTM).
+    """linear(output of a stacked bidirectional RNN): of its last layer (docs/background/seeds.md, CNN-LSTM).
 
-    With `shortcuts` the outputs of all layers are added up (docs/seeds.md, HOHOHO), which shortens the way of
-    the gradient to the first of them.
+    With `shortcuts` the outputs of all layers are added up, which shortens the way of the gradient to the first of them
+    (docs/background/seeds.md, HOHOHO).
     """
 
     def __init__(

@@ -258,7 +258,7 @@ class Sequence(Head, Supervised):
         default="in_sample",
         description="what it is trained on. in_sample: what the fold's own model says of the rows that it was trained"
         " on; oof: the out-of-fold embeddings and logits, each fold in its own model's space; aligned: the same, turned"
-        " into one space by the test set's rows. docs/ensembling.md compares them",
+        " into one space by the test set's rows. docs/background/ensembling.md compares them",
     )
     reverse: bool = Field(
         default=False, description="predict the mean of each study read forwards and backwards (test-time augmentation)"

@@ -16,7 +16,7 @@ def coordinates(embeddings: NDArray[np.floating], seed: int) -> NDArray[np.float
     """t-SNE of embeddings [n, d], float32 [n, 2], the same for the same seed, however many cores there are.
 
     Each dimension is standardised first. Embeddings that are all the same, those of a network that has learned
-    nothing, lie at 0. (van der Maaten and Hinton, 2008; docs/seeds.md, HOHOHO)
+    nothing, lie at 0. (van der Maaten and Hinton, 2008; docs/background/seeds.md, HOHOHO)
     Raises ValueError for fewer than FEWEST embeddings.
     """
     if embeddings.ndim != 2 or len(embeddings) < FEWEST:

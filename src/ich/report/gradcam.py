@@ -43,7 +43,7 @@ def cells(network: nn.Module, layer: nn.Module, images: Tensor, class_index: int
 def saliency(network: nn.Module, images: Tensor, class_index: int) -> NDArray[np.float32]:
     """|gradient| of a class's logit by the grey values of uint8 pictures [B, C, S, S], the channels' maximum [B, S, S].
 
-    (Simonyan et al., Deep inside convolutional networks, 2013; docs/seeds.md, HOHOHO)
+    (Simonyan et al., Deep inside convolutional networks, 2013; docs/background/seeds.md, HOHOHO)
     """
     with _evaluating(network):
         gradient = Saliency(network).attribute(_read(network, images), class_index, abs=True)

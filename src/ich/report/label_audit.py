@@ -19,7 +19,7 @@ def patterns(labels: Labels, series: Codes, index: Codes) -> NDArray[np.bool_]:
 
     series [n] holds a code a series and index [n] the slice's place in it; rows may stand in any order. A slice
     that is missing is nobody's neighbour, so the ends of a series are never flagged, nor is an unknown label or one
-    beside an unknown one. (docs/seeds.md, HOHOHO: search for mislabelled slices)
+    beside an unknown one. (docs/background/seeds.md, HOHOHO: search for mislabelled slices)
     """
     before, after = _neighbours(labels, series, index)
     return (before == 1 - labels) & (after == 1 - labels)

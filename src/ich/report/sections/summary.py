@@ -147,4 +147,4 @@ def _quarantined(evidence: Evidence) -> list[Block]:
         return [Notes(["None: every file could be read, and every label has its file."])]
     rows = [[reason.replace("_", " "), f"{count:,}"] for reason, count in sorted(Counter(evidence.quarantined).items())]
     title = f"{len(evidence.quarantined):,} files are quarantined or missing"
-    return [Table(["reason", "files"], rows, title), Notes(["docs/quarantine.md explains each reason."])]
+    return [Table(["reason", "files"], rows, title), Notes(["docs/reference/quarantine.md explains each reason."])]

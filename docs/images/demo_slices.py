@@ -1,4 +1,4 @@
-"""Draw docs/demo_slices.png, the README's image of the synthetic competition: `python docs/demo_slices.py`."""
+"""Draw docs/images/demo_slices.png, slices of the synthetic competition: `python docs/images/demo_slices.py`."""
 
 from pathlib import Path
 

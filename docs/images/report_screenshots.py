@@ -1,6 +1,7 @@
-"""Draws docs/report_viewer.png and docs/report_mistakes.png: `python docs/report_pictures.py` after `bash run_all.sh`.
+"""Take the screenshots docs/images/report.png and errors.png of the demo's report page.
 
-Requires chromium and the packages of tests/requirements.txt.
+Usage: `python docs/images/report_screenshots.py`, after `bash run_all.sh`. Requires chromium and the packages of
+tests/requirements.txt.
 """
 
 from pathlib import Path
@@ -8,31 +9,31 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "submissions" / "demo" / "report.html"
+PAGE = HERE.parents[1] / "submissions" / "demo" / "report.html"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
 def viewer(page: Page) -> None:
-    """The second worst study, at a slice that the blend is sure of; Grad-CAM on, in the dark."""
+    """The study with the second highest log loss, at a confident slice, with Grad-CAM, in dark mode."""
     page.get_by_role("combobox", name="Study").select_option(index=1)
     page.locator("#viewer-slice").fill("9")
     page.locator("#viewer-cam-class").select_option(label="any")
     page.locator("#viewer-cam").check()
     page.locator("#viewer-cam").blur()
-    page.locator("#viewer").screenshot(path=HERE / "report_viewer.png")
+    page.locator("#viewer").screenshot(path=HERE / "report.png")
 
 
-def mistakes(page: Page) -> None:
-    """A label 0 in the middle of labels 1."""
+def errors(page: Page) -> None:
+    """A slice labelled 0 between slices labelled 1."""
     page.get_by_role("tab", name="False positives").click()
     case = page.locator("#errors article").filter(has_text="1 before, 1 after", visible=True)
-    case.first.screenshot(path=HERE / "report_mistakes.png")
+    case.first.screenshot(path=HERE / "errors.png")
 
 
 def main() -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
-        for scheme, draw in (("dark", viewer), ("light", mistakes)):
+        for scheme, draw in (("dark", viewer), ("light", errors)):
             page = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme=scheme)
             page.goto(PAGE.as_uri())
             page.wait_for_selector("body[data-ready=true]")
