@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Everything, in order: raw slices -> folds -> stage 1 -> stage 2 -> stack -> blend -> thresholds -> submission -> scores -> report.
+# All stages in order: raw slices -> folds -> stage 1 -> stage 2 -> stack -> blend -> thresholds -> submission -> scores -> report.
 # Usage: bash run_all.sh [recipe] [--set key=value ...] [--quiet | --verbose]
-# Each stage does what is missing or stale, and nothing else.
+# Each stage makes what is missing or out of date, and nothing else.
 set -euo pipefail
 cd "$(dirname "$0")"
 source ./setup.sh requirements.txt
 
 [[ "${1:--}" != -* ]] || set -- configs/demo.yaml "$@"
 
-ich demo       "$@"    # where the recipe's competition is a synthetic one
+ich demo       "$@"    # only if the recipe has a synthetic competition
 ich prepare    "$@"
 ich folds      "$@"
-ich pretrain   "$@"    # where the recipe has something to pre-train
+ich pretrain   "$@"    # only if the recipe has a pretrain section
 ich cnn        "$@"
 ich end_to_end "$@"
 ich sequence   "$@"
-ich external   "$@"    # where the recipe has predictions from elsewhere
-ich smooth     "$@"    # where the recipe has a Gaussian baseline
+ich external   "$@"    # only if the recipe has an external section
+ich smooth     "$@"    # only if the recipe has a smooth section
 ich stack      "$@"
 ich blend      "$@"
 ich thresholds "$@"

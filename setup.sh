@@ -1,14 +1,14 @@
-# Sourced by run_all.sh and tests/run.sh: makes .venv with the pinned packages, once, and puts it on the PATH.
-# Usage: source setup.sh requirements.txt [more requirements files]      PYTHON names another interpreter.
-ich_python() {  # a .venv with a working pip and a Python that is new enough; one left half-made is made again
+# Sourced by run_all.sh and tests/run.sh: installs the pinned packages into .venv once, and puts it on the PATH.
+# Usage: source setup.sh requirements.txt [more requirements files]      PYTHON: another interpreter.
+ich_python() {  # create .venv with Python 3.11 or newer; an incomplete one is replaced
     .venv/bin/python -m pip --version > /dev/null 2>&1 && return
     "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-        echo "Python 3.11 or newer is needed; name one with PYTHON=/path/to/python3.11" >&2
+        echo "Python 3.11 or newer is required; set PYTHON=/path/to/python3.11" >&2
         return 1
     }
     "${PYTHON:-python3}" -m venv --clear .venv
 }
-ich_install() {  # a requirements file and the package; remembered in a stamp, so that a second call does nothing
+ich_install() {  # a requirements file and the package; a stamp makes a second call return at once
     local stamp=".venv/installed-${1//\//-}" wanted
     wanted="$(cat pyproject.toml "$1")"
     [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
@@ -18,7 +18,7 @@ ich_install() {  # a requirements file and the package; remembered in a stamp, s
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable . || return
     printf '%s\n' "$wanted" > "$stamp.$$" && mv "$stamp.$$" "$stamp"
 }
-ich_setup() {  # one process installs at a time, where the system has flock; it lets go when it is killed
+ich_setup() {  # one process installs at a time, if the system has flock
     ! command -v flock > /dev/null || flock 9
     local file
     for file in "$@"; do
