@@ -1,6 +1,6 @@
 """`python -m tests.faults [kills|flips|full_disk|two_runs|one_fold ...]`: faults injected into runs of the tiny recipe.
 
-Without a name, all of them. Results of topics go to one JSON file, beside those of other topics there. Exit code 1 if
+Default: all topics. Their results are written to one JSON file; those of other topics in it are kept. Exit code 1 if
 anything failed. The workspace of a failed trial is kept.
 """
 
@@ -14,8 +14,8 @@ from itertools import chain
 from pathlib import Path
 
 from tests.faults import flips, full_disk, kills, one_fold, trials, two_runs
-from tests.faults.house import Reference, reference
 from tests.faults.trials import Outcome, conducted, side_by_side
+from tests.faults.workspaces import Reference, reference
 
 COUNTS = {"kills": 100, "flips": 600, "full_disk": full_disk.REAL, "two_runs": 20, "one_fold": one_fold.CASES}
 
@@ -23,7 +23,7 @@ TRIALS = {module.__name__.rpartition(".")[2]: module.trial for module in (kills,
 
 
 def outcomes(topic: str, given: argparse.Namespace, folder: Path, whole: Reference) -> Iterable[Outcome]:
-    """The outcomes of a topic as they come."""
+    """Yield the outcomes of a topic."""
     numbers = range(given.count or COUNTS[topic]) if given.only is None else [given.only]
     finished = folder / "finished"
     shared = {"folder": folder, "reference": whole}
@@ -33,7 +33,7 @@ def outcomes(topic: str, given: argparse.Namespace, folder: Path, whole: Referen
     if topic != "full_disk" or (given.only is not None and given.only < full_disk.FIRST):
         return found
     injected = full_disk.writes(seed=given.seed, folder=folder, finished=finished)
-    if given.only is not None:  # one write of the run that all of them are tried in
+    if given.only is not None:  # of the run in which each write fails once
         return (one for one in injected if one.trial == given.only)
     return chain(found, injected)
 
@@ -42,9 +42,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=(__doc__ or "").splitlines()[2])
     parser.add_argument("topics", nargs="*", metavar="TOPIC", help=", ".join(COUNTS))
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--count", type=int, help="trials a topic, instead of the long form's")
-    parser.add_argument("--jobs", type=int, default=2, help="trials side by side")
-    parser.add_argument("--only", type=int, metavar="TRIAL", help="this trial alone, and no results written")
+    parser.add_argument("--count", type=int, help="trials per topic; default: the long form")
+    parser.add_argument("--jobs", type=int, default=2, help="parallel trials")
+    parser.add_argument("--only", type=int, metavar="TRIAL", help="run this trial alone and write no results")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/faults.json"))
     given = parser.parse_args()
     if unknown := set(given.topics) - set(COUNTS):

@@ -1,7 +1,7 @@
-"""A bit flipped or a tail cut off in any artifact: the file is named, and nothing is made from it.
+"""A flipped bit or a truncated artifact: the error names the file, and nothing is made from it.
 
-Some trials damage a copy of the workspace and run the commands that a user types. The others read it through fresh
-plans in this process, and restore the file.
+Some trials damage a copy of the workspace and run commands. The others read it through new plans in this process and
+restore the file.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ from ich.pipeline.graph import CHECKPOINT, Task
 from ich.pipeline.state import Plan
 from ich.store import hashes
 from tests.conftest import House
-from tests.faults.house import Reference, as_expected, copied, ich, plan_of
 from tests.faults.trials import Outcome
+from tests.faults.workspaces import Reference, as_expected, copied, ich, plan_of
 
-CUTS = 6  # one trial of so many cuts off a tail; the others flip a bit
-COMMANDS = 3  # one kind of so many is damaged with commands in the first round
+CUTS = 6  # every 6th trial truncates; the others flip a bit
+COMMANDS = 3  # in the first round, commands are run for every 3rd kind
 POINTER = "prepare pointer"
-RESUMED = {  # written by a killed run -> the command that resumes it, and the stages that have not run
+RESUMED = {  # kind that a killed run leaves -> the command that resumes
     "checkpoint": ("cnn", "--model", "resnet", "--fold", "0"),
     "shard": ("prepare",),
     "note of a shard": ("prepare",),
@@ -40,7 +40,7 @@ _READING = threading.Lock()  # one trial at a time reads the workspace in this p
 
 @dataclass(frozen=True)
 class Piece:
-    """A file of the workspace, and the task whose record lists it; None: written by a killed run."""
+    """A file, and the task whose record lists it; None if a killed run wrote it."""
 
     path: str
     task: str | None
@@ -48,21 +48,21 @@ class Piece:
 
 @dataclass(frozen=True)
 class Targets:
-    """The finished workspace, one for each killed run, and the files of each kind."""
+    """The finished workspace, one workspace per killed run, and the files of each kind."""
 
     finished: Path
     killed: dict[str, Path]
     kinds: dict[str, list[Piece]]
 
     def kind_of(self, number: int, seed: int) -> str:
-        """All kinds in turn."""
+        """Return each kind in turn, in random order."""
         names = list(self.kinds)
         Random(f"{seed} flips").shuffle(names)
         return names[number % len(names)]
 
 
 def targets(finished: Path, folder: Path) -> Targets:
-    """Kill a training and a preparation beside the finished workspace."""
+    """Kill a training and a preparation in copies of the finished workspace."""
     training, preparing = copied(finished, folder / "killed_training"), copied(finished, folder / "killed_prepare")
     checkpoint = f"oof/tiny/resnet/fold0/{CHECKPOINT}"
     (training / "oof/tiny/resnet/fold0/run.json").unlink()
@@ -79,7 +79,7 @@ def targets(finished: Path, folder: Path) -> Targets:
 
 
 def kinds_of(root: Path) -> dict[str, list[Piece]]:
-    """Kind of artifact -> its files. Models of one stage, folds, classes and shards are of one kind."""
+    """Return kind -> its files. Models of one stage, folds, classes and shards are of one kind."""
     plan, found = plan_of(root), defaultdict[str, list[Piece]](list)
     for task in plan.all():
         stage, *rest = task.name.split("/")
@@ -108,7 +108,7 @@ def _kill_when(root: Path, words: tuple[str, ...], reached: Callable[[], bool]) 
 def trial(
     number: int, *, seed: int, folder: Path, targets: Targets, reference: Reference, commands: bool | None = None
 ) -> Outcome:
-    """Damage a file. commands: run commands in a copy, or read it in this process; None: some kinds by commands."""
+    """Damage a file. commands: run commands in a copy, or read it in this process; None: by number and kind."""
     kind, random = targets.kind_of(number, seed), Random(f"{seed} flips {number}")
     piece, root = random.choice(targets.kinds[kind]), folder / f"flips{number}"
     damage = _cut if number % CUTS == CUTS - 1 else _flip
@@ -139,7 +139,7 @@ def _flip(path: Path, random: Random) -> str:
 
 
 def _cut(path: Path, random: Random) -> str:
-    """Cut off the tail, or all."""
+    """Truncate, sometimes to nothing."""
     data = path.read_bytes()
     length = 0 if random.random() < 0.2 else random.randrange(len(data))
     _rewrite(path, data[:length])
@@ -147,7 +147,7 @@ def _cut(path: Path, random: Random) -> str:
 
 
 def _rewrite(path: Path, data: bytes) -> None:
-    """Keep the file's times, as a faulty disk does."""
+    """Write without changing the file's times, as a faulty disk does."""
     stat = path.stat()
     path.write_bytes(data)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -167,7 +167,7 @@ def _restored(path: Path) -> Iterator[None]:
 
 
 def _named(kind: str, piece: Piece, root: Path) -> Iterator[str]:
-    """The state of its task and `ich verify` have to name the file."""
+    """Check that the state of its task and `ich verify` name the file."""
     plan, name = plan_of(root), Path(piece.path).name
     if kind != POINTER:
         state = plan.state(_task(plan, piece))
@@ -185,7 +185,7 @@ def _named(kind: str, piece: Piece, root: Path) -> Iterator[str]:
 
 
 def _refused(piece: Piece, root: Path) -> Iterator[str]:
-    """Every task that reads the damaged one has to be refused, by its name."""
+    """Check that each task that reads the damaged one is refused and names it."""
     plan = plan_of(root)
     for task in _readers(plan, piece):
         try:
@@ -208,7 +208,7 @@ def _readers(plan: Plan, piece: Piece) -> list[Task]:
 
 
 def _by_commands(kind: str, piece: Piece, random: Random, root: Path) -> Iterator[str]:
-    """The commands that look, one that reads it, and the one that makes it again."""
+    """Run the commands that inspect it, one that reads it, and the one that remakes it."""
     plan, name = plan_of(root), Path(piece.path).name
     task = _task(plan, piece)
     readers = sorted({reader.stage for reader in _readers(plan, piece)} - {task.stage})
@@ -219,18 +219,18 @@ def _by_commands(kind: str, piece: Piece, random: Random, root: Path) -> Iterato
         yield from _says(root, (random.choice(readers),), 2, task.name)
     if task.fold is not None and (name in plan.settings_of(task.model).files or name.endswith(".txt")):
         yield from _says(root, ("predict", "input/tiny/stage_2_test", "-o", "out.csv"), 2, task.name)
-    if task.stage == "folds" and name.endswith(".csv"):  # it may be the user's own: it is not replaced unasked
+    if task.stage == "folds" and name.endswith(".csv"):  # it may be the user's own: replaced only by --force
         yield from _says(root, ("folds",), 2, name)
         yield from _says(root, ("folds", "--force"), 0, "")
     else:
         yield from _says(root, (task.stage,), 0, "")
-    if task.stage == "demo":  # its files have new times, after which the cache is named
+    if task.stage == "demo":  # its files have new times, on which the name of the cache depends
         shutil.rmtree(plan_of(root).prepared.folder)
         yield from _says(root, ("prepare",), 0, "")
 
 
 def _says(root: Path, words: tuple[str, ...], code: int, text: str) -> Iterator[str]:
-    """What is wrong with the end of a command that has to end with this code and text."""
+    """Run a command and yield deviations from the expected exit code and text."""
     done = ich(root, *words)
     said = done.stderr or done.stdout
     if done.returncode != code:

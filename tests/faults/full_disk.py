@@ -1,7 +1,7 @@
-"""A disk that is full, a folder that may not be written, no file handle left: one line, and the next call goes on.
+"""A full disk, a read-only folder, no file handles: a one-line error, and the next call resumes.
 
-`writes` lets each write of a run fail once (see injected/sitecustomize.py). `trial` has the real things: a tmpfs of a
-random size, a folder mounted read-only, and a low limit of open files.
+`writes` makes each write of a run fail once (see injected/sitecustomize.py). `trial` uses real ones: a tmpfs of random
+size, a folder mounted read-only, a low limit of open files.
 """
 
 import contextlib
@@ -14,7 +14,8 @@ from pathlib import Path
 from random import Random
 
 from tests.conftest import RECIPE
-from tests.faults.house import (
+from tests.faults.trials import Outcome
+from tests.faults.workspaces import (
     ENVIRONMENT,
     Reference,
     as_expected,
@@ -24,19 +25,18 @@ from tests.faults.house import (
     fresh,
     ich,
     left_behind,
-    made_again,
     plan_of,
     records,
+    rewritten,
     run_all,
     snapshot,
     stages,
 )
-from tests.faults.trials import Outcome
 
-OTHER = ("--set", "demo.seed=4")  # makes everything anew, beside what was there
-FIRST = 100  # number of the first injected fault; the real ones come before
+OTHER = ("--set", "demo.seed=4")  # remakes everything
+FIRST = 100  # number of the first injected fault, after the real ones
 REAL = 12
-PASSING = ("checkpoint.bin",)  # removed once they are of no use
+PASSING = ("checkpoint.bin",)  # removed when they are no longer needed
 INJECTED = Path(__file__).parent / "injected"
 
 
@@ -51,9 +51,9 @@ def writes(
     other: tuple[str, ...] = OTHER,
     names: tuple[str, ...] | None = None,
 ) -> Iterator[Outcome]:
-    """Give the commands in a finished house with other settings; each write fails once, then the command is repeated.
+    """Run commands with other settings in a finished workspace. Each write fails once, then the command is repeated.
 
-    names: the stages, all where None.
+    names: the stages; default: all.
     """
     expected, root, notes = folder / "writes_reference", folder / "writes", folder / "writes_notes"
     names = names or tuple(stages(finished))
@@ -92,7 +92,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _one_line(done: subprocess.CompletedProcess, name: str) -> Iterator[str]:
-    """What is wrong with the end of a command that the system refused something."""
+    """Yield deviations from a one-line error that names the file."""
     text = done.stderr.strip()
     if done.returncode != 2:
         yield f"exit code {done.returncode}: {text[-300:]}"
@@ -103,18 +103,18 @@ def _one_line(done: subprocess.CompletedProcess, name: str) -> Iterator[str]:
 
 
 def _harmed(before: dict[str, str], after: dict[str, str], written: list[str]) -> Iterator[str]:
-    """What is not as it was, without having been written whole in the meantime."""
+    """Yield files that changed although they were not completely written in the meantime."""
     for name in before.keys() | after.keys():
         whole = any(name == one or name.startswith(f"{one}/") for one in written)
         if before.get(name) != after.get(name) and not whole and not name.endswith(PASSING):
-            yield f"{name} is {'gone' if name not in after else 'another one'}"
+            yield f"{name} was {'removed' if name not in after else 'changed'}"
 
 
-# ---- the real things
+# ---- real faults
 
 
 def trial(number: int, *, seed: int, folder: Path, finished: Path, reference: Reference) -> Outcome:
-    """One of them, by number: half a tmpfs, the others the other two."""
+    """Run one, by number: half of them a tmpfs."""
     random = Random(f"{seed} full_disk {number}")
     which = (_tmpfs, _read_only, _tmpfs, _few_handles)[number % 4]
     root = folder / f"full_disk{number}"
@@ -122,13 +122,13 @@ def trial(number: int, *, seed: int, folder: Path, finished: Path, reference: Re
     try:
         what, faults = which(random, root, finished, reference)
     except PermissionError:
-        kind, what, faults = f"{kind}, left out", "no mount can be made here", []
+        kind, what, faults = f"{kind}, skipped", "mount is not permitted", []
     return Outcome(number, kind, what, tuple(faults[:10]))
 
 
 @contextlib.contextmanager
 def _mounted(*words: str) -> Iterator[None]:
-    """`mount words`, the last of which is the place. Raises PermissionError where it is refused."""
+    """Run `mount words`, the last of which is the mount point. Raises PermissionError if refused."""
     if subprocess.run(["mount", *words], capture_output=True, check=False).returncode:
         raise PermissionError
     try:
@@ -138,26 +138,26 @@ def _mounted(*words: str) -> Iterator[None]:
 
 
 def _tmpfs(random: Random, root: Path, finished: Path, reference: Reference) -> tuple[str, list[str]]:
-    """A run on a disk that is too small, then on a larger one."""
+    """Run on a disk that is too small, then enlarge it."""
     used = sum(-(-path.stat().st_size // 4096) * 4096 for path in finished.rglob("*") if not path.is_dir())
     size = int(used * random.uniform(0.02, 0.9))
     root.mkdir(parents=True, exist_ok=True)
     logs = root.with_name(f"{root.name}_logs")
     logs.mkdir(exist_ok=True)
     with _mounted("-t", "tmpfs", "-o", f"size={size}", "none", str(root)):
-        house = fresh(root / "house")
-        full = run_all(house, (), "full", logs=logs)
+        clone = fresh(root / "clone")
+        full = run_all(clone, (), "full", logs=logs)
         code = full.process.wait(3600)
         text = full.errors.read_text(errors="replace").strip()
         errors = [line for line in text.splitlines() if line.startswith("error: ")]
         faults = [f"exit code {code}: {text[-300:]}"] if code not in (0, 2) or (code == 2) != (len(errors) == 1) else []
         faults += [f"traceback: {text.splitlines()[-1]}"] if "Traceback" in text else []
-        faults += left_behind(house)
-        stood = records(house)
+        faults += left_behind(clone)
+        stood = records(clone)
         subprocess.run(["mount", "-o", "remount,size=256m", str(root)], check=True)
-        faults += run_all(house, (), "again", logs=logs).ended(3600)
-        faults += made_again(stood, house) + as_expected(house, reference)
-    return f"{size} of {used} bytes, {len(stood)} records stood, {(errors or ['enough'])[0]}", faults
+        faults += run_all(clone, (), "again", logs=logs).ended(3600)
+        faults += rewritten(stood, clone) + as_expected(clone, reference)
+    return f"{size} of {used} bytes, {len(stood)} finished records, {(errors or ['enough'])[0]}", faults
 
 
 def _read_only(random: Random, root: Path, finished: Path, reference: Reference) -> tuple[str, list[str]]:
@@ -167,7 +167,7 @@ def _read_only(random: Random, root: Path, finished: Path, reference: Reference)
     with _mounted("--bind", where, where):
         subprocess.run(["mount", "-o", "remount,bind,ro", where], check=True)
         faults = [*_one_line(ich(root, stage, "--force"), place), *_harmed(before, contents(root), [])]
-    return f"{place}, ich {stage}", faults + _goes_on(root, stage, reference)
+    return f"{place}, ich {stage}", faults + _resumes(root, stage, reference)
 
 
 def _few_handles(random: Random, root: Path, finished: Path, reference: Reference) -> tuple[str, list[str]]:
@@ -179,11 +179,11 @@ def _few_handles(random: Random, root: Path, finished: Path, reference: Referenc
     )
     faults = [] if done.returncode == 0 else [*_one_line(done, ""), *left_behind(root)]
     said = done.stderr.strip().splitlines() or ["enough"]
-    stage_only = [line for line in made_again(before, root) if done.returncode]
-    return f"{limit} handles, ich {stage}, {said[-1][-200:]}", faults + stage_only + _goes_on(root, stage, reference)
+    stage_only = [line for line in rewritten(before, root) if done.returncode]
+    return f"{limit} handles, ich {stage}, {said[-1][-200:]}", faults + stage_only + _resumes(root, stage, reference)
 
 
-def _goes_on(root: Path, stage: str, reference: Reference) -> list[str]:
+def _resumes(root: Path, stage: str, reference: Reference) -> list[str]:
     done = ich(root, stage)
     faults = [] if done.returncode == 0 else [f"the next call: exit code {done.returncode}: {done.stderr[-300:]}"]
     return faults + as_expected(root, reference)

@@ -1,6 +1,6 @@
-"""One fold trained again: what does not depend on it stays, and what does is stale until it is made again.
+"""One fold retrained: independent artifacts keep their bytes, dependent ones are stale until they are remade.
 
-What depends on what is computed here from what the tasks read, and not from their states.
+Dependencies are computed here from the inputs of the tasks, not from their states.
 """
 
 import shutil
@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ich.pipeline.state import Plan
-from tests.faults.house import (
+from tests.faults.trials import Outcome
+from tests.faults.workspaces import (
     Reference,
     Stamp,
     as_expected,
@@ -16,18 +17,17 @@ from tests.faults.house import (
     copied,
     ich,
     left_behind,
-    made_again,
     plan_of,
     records,
+    rewritten,
     run_all,
 )
-from tests.faults.trials import Outcome
 
 CASES = 8  # the same settings or another learning rate, two backbones, two folds
 
 
 def trial(number: int, *, folder: Path, finished: Path, reference: Reference, thorough: bool = True) -> Outcome:
-    """Train a fold of a finished workspace again. thorough: run all stages after that, with both learning rates."""
+    """Retrain a fold of a finished workspace. thorough: then run all stages, with both learning rates."""
     other, model, fold = number % 2 == 1, ("resnet", "resnext")[number // 2 % 2], number // 4 % 2
     rate = ("--set", f"cnn.{model}.learning_rate=0.001") if other else ()
     this, both = f"cnn/{model}/fold{fold}", {f"cnn/{model}/fold{k}" for k in (0, 1)}
@@ -60,25 +60,25 @@ def trial(number: int, *, folder: Path, finished: Path, reference: Reference, th
 
 
 def dependants(plan: Plan, names: Iterable[str]) -> set[str]:
-    """These tasks and all that read them, directly or not."""
+    """Return these tasks and all that read them, directly or not."""
     found = set(names)
-    for task in plan.all():  # in the order of the flow
+    for task in plan.all():  # in dependency order
         if any(upstream.name in found for upstream, _ in task.upstream):
             found.add(task.name)
     return found
 
 
 def _states(plan: Plan, changed: Iterable[str], made: Iterable[str]) -> list[str]:
-    """Tasks that depend on the changed ones, except those made since, must be stale; all others done."""
+    """Check that tasks that depend on changed ones, except those made since, are stale and all others done."""
     expected = dependants(plan, changed) - set(made)
     wrong = [task.name for task in plan.all() if plan.state(task).done == (task.name in expected)]
     return [f"{name} should{'' if name in expected else ' not'} be stale" for name in wrong]
 
 
 def _run_again(root: Path, stood: Mapping[str, Stamp], changed: Iterable[str], words: tuple[str, ...]) -> list[str]:
-    """Run all stages. Records of what does not depend on the changed tasks must stay the same files."""
+    """Run all stages. Records of tasks that do not depend on the changed ones must not be rewritten."""
     plan = plan_of(root, *words[1:])
     away = dependants(plan, changed)
     kept = {task.record.path.relative_to(root).as_posix() for task in plan.all() if task.name not in away}
     faults = [*run_all(root, words, f"again{len(words)}").ended(3600)]
-    return faults + made_again({name: stamp for name, stamp in stood.items() if name in kept}, root)
+    return faults + rewritten({name: stamp for name, stamp in stood.items() if name in kept}, root)

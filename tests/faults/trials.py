@@ -1,4 +1,4 @@
-"""Trials by number: conducted side by side, counted, and written down so that each can be repeated alone."""
+"""Numbered trials: run in parallel, counted, and recorded so that each can be repeated alone."""
 
 import json
 import time
@@ -15,7 +15,7 @@ from benchmarks.harness import machine
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a trial did and what was wrong. kind: what trials are counted by."""
+    """What a trial did (`what`) and what went wrong (`faults`). kind: the group in which it is counted."""
 
     trial: int
     kind: str
@@ -24,12 +24,12 @@ class Outcome:
 
 
 def side_by_side(trial: Callable[[int], Outcome], numbers: Iterable[int], jobs: int) -> Iterator[Outcome]:
-    """The outcomes of trials, as they end. A trial that raises is one that failed."""
+    """Yield the outcomes of trials as they end. A trial that raises has failed."""
 
     def tried(number: int) -> Outcome:
         try:
             return trial(number)
-        except Exception as error:  # of the harness itself: said, counted, and the other trials go on
+        except Exception as error:  # of the harness itself: reported and counted; the other trials continue
             traceback.print_exc()
             return Outcome(number, "the harness", "raised", (f"{type(error).__name__}: {error}",))
 
@@ -39,7 +39,7 @@ def side_by_side(trial: Callable[[int], Outcome], numbers: Iterable[int], jobs: 
 
 
 def conducted(topic: str, outcomes: Iterable[Outcome], seed: int, folder: Path) -> dict[str, Any]:
-    """Go through the outcomes, say each, and give the topic's part of the results, without this machine's paths."""
+    """Print each outcome and return the topic's part of the results, without paths of this machine."""
 
     def portable(text: str) -> str:
         return text.replace(f"{folder}/", "").replace(f"{Path.cwd()}/", "")
@@ -47,7 +47,7 @@ def conducted(topic: str, outcomes: Iterable[Outcome], seed: int, folder: Path) 
     started, done, failed = time.monotonic(), list[Outcome](), list[Outcome]()
     for outcome in outcomes:
         done.append(outcome)
-        said = "; ".join(outcome.faults) or "as it should be"
+        said = "; ".join(outcome.faults) or "passed"
         print(f"{topic} {outcome.trial}: {outcome.kind}, {outcome.what}: {said}", flush=True)
         if outcome.faults:
             failed.append(outcome)
@@ -73,7 +73,7 @@ def conducted(topic: str, outcomes: Iterable[Outcome], seed: int, folder: Path) 
 
 
 def write(out: Path, parts: dict[str, dict[str, Any]]) -> None:
-    """Put these topics' parts into the file, beside those of other topics."""
+    """Write these topics into the file and keep the others."""
     before = json.loads(out.read_text()) if out.is_file() else {}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(dict(sorted({**before, **parts}.items())), indent=2) + "\n")

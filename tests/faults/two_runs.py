@@ -1,16 +1,16 @@
-"""Two runs of one recipe at once in one workspace: the bytes of one run, and no dead end."""
+"""Two runs of one recipe at once in one workspace: the same bytes as one run."""
 
 import shutil
 import time
 from pathlib import Path
 from random import Random
 
-from tests.faults.house import Reference, as_expected, begin, run_all
 from tests.faults.trials import Outcome
+from tests.faults.workspaces import Reference, as_expected, begin, run_all
 
-PATIENCE = 10  # times the reference's seconds: a run that takes longer hangs
-WHOLE = 10  # one trial of so many is of two whole runs in a fresh clone; the others run five stages
-HEAD_START = 5.0  # seconds at most
+PATIENCE = 10  # timeout, in multiples of the reference's seconds
+WHOLE = 10  # every 10th trial runs all stages in a fresh clone; the others run five stages
+HEAD_START = 5.0  # maximum, seconds
 
 
 def trial(
@@ -22,7 +22,7 @@ def trial(
     reference: Reference,
     names: tuple[str, ...] | None = None,
 ) -> Outcome:
-    """Start a run, and another a moment later; let both end. names: their stages, drawn where None."""
+    """Start two runs, one shortly after the other. names: their stages; default: random."""
     random, root = Random(f"{seed} two_runs {number}"), folder / f"two_runs{number}"
     begin(random, root, finished, None if number % WHOLE == 0 else 5, names)
     words, head_start = ("--set", f"compute.processes={random.choice((1, 2))}"), random.uniform(0, HEAD_START)

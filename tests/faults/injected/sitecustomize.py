@@ -1,10 +1,8 @@
-"""A disk that is full at the first write of each file, in every Python that starts with this folder on PYTHONPATH.
+"""A full disk at the first write of each file, in every Python process with this folder on PYTHONPATH.
 
-FAULTS names a folder: `failed` lists the files whose write has failed already, and goes through from then on;
-`written` those that were written. How a write fails is drawn by FAULTS_SEED and the file's name: its temporary file
-cannot be opened, no more than half of it can be written, it cannot be brought to the disk, it cannot be renamed.
-One process at a time, on one core, so that stages have no
-worker processes.
+FAULTS names a folder: `failed` lists the files whose write has already failed, and now succeeds; `written` lists those
+that were written. FAULTS_SEED and the file's name determine how a write fails: the temporary file cannot be opened,
+only half of it can be written, or fsync or the renaming fails. All on one core, so that stages have no worker processes.
 """
 
 import errno
@@ -35,7 +33,7 @@ def note(name: str, line: str) -> None:
 
 
 def drawn(target: str, modes: tuple[str, ...]) -> str | None:
-    """How the write of this file fails; None: it goes through."""
+    """Return how the write of this file fails, or None."""
     known = [line.partition(" ")[2] for line in lines("failed")]
     if target in known:
         return None
@@ -49,7 +47,7 @@ def relative(path: object) -> str:
 
 
 def temporary(make):
-    """tempfile.mkstemp or mkdtemp, as `atomic` and `atomic_folder` call them."""
+    """Wrap tempfile.mkstemp or mkdtemp, as `atomic` and `atomic_folder` call them."""
 
     def made(suffix=None, prefix=None, dir=None, *arguments, **more):
         if suffix != ".tmp" or prefix is None or dir is None:
@@ -90,7 +88,7 @@ def renaming(rename):
 
 
 def write_text(path: Path, *arguments, **more):
-    """Path.write_text, as a lock's owner is written."""
+    """Replace Path.write_text, which writes the owner of a lock."""
     if path.suffix == ".lock" and drawn(relative(path), ("opening",)):
         raise full(path)
     return real_write_text(path, *arguments, **more)

@@ -1,4 +1,4 @@
-"""A clone in which the tiny recipe runs, and what is compared: bytes, records that stood, leftovers."""
+"""Workspaces of the tiny recipe, and their comparison: bytes, finished records, leftover files."""
 
 import contextlib
 import hashlib
@@ -26,7 +26,7 @@ PER_RUN = ("fingerprint", "settings", "key")  # of the cache: they hold the raw 
 ENVIRONMENT = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
 
 
-Stamp = tuple[str, int, int]  # hash, inode and time: tell a file from one of the same content that was written again
+Stamp = tuple[str, int, int]  # hash, inode, modification time: differ if a file is rewritten with the same bytes
 
 
 def sha256(path: Path) -> str:
@@ -47,8 +47,8 @@ def contents(root: Path) -> dict[str, str]:
 def snapshot(root: Path) -> dict[str, str]:
     """As `contents`, but equal for two runs of a recipe.
 
-    Measured values and the page that shows them are left out, and the cache has one name: it is named
-    after the raw files' modification times, which differ between two runs of `ich demo`.
+    Without measured values and the page that shows them. The cache gets a fixed name: its own depends on the raw
+    files' modification times, which differ between two runs of `ich demo`.
     """
     pointer = read_record(root / "input/cache/tiny.json")
     key = pointer["key"] if pointer else "none"
@@ -65,7 +65,7 @@ def snapshot(root: Path) -> dict[str, str]:
 
 
 def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    """What differs between two snapshots, one line per file."""
+    """Return one line per file that differs between two snapshots."""
     lines = [f"{name} is missing" for name in expected.keys() - found.keys()]
     lines += [f"{name} should not exist" for name in found.keys() - expected.keys()]
     lines += [f"{name} has other bytes" for name in expected.keys() & found.keys() if expected[name] != found[name]]
@@ -80,11 +80,11 @@ def records(root: Path) -> dict[str, Stamp]:
     }
 
 
-def made_again(stood: Mapping[str, Stamp], root: Path) -> list[str]:
-    """The records that stood and are not the same file any more. Notes of shards go when the cache is complete."""
+def rewritten(stood: Mapping[str, Stamp], root: Path) -> list[str]:
+    """Return finished records that were rewritten. Records of shards are removed when the cache is complete."""
     now = records(root)
     kept = {name: stamp for name, stamp in stood.items() if not Path(name).name.startswith("hu-")}
-    return [f"{name} stood and was made again" for name, stamp in kept.items() if now.get(name) != stamp]
+    return [f"{name} was finished and was rewritten" for name, stamp in kept.items() if now.get(name) != stamp]
 
 
 def left_behind(root: Path) -> list[str]:
@@ -98,7 +98,7 @@ def plan_of(root: Path, *overrides: str) -> Plan:
 
 
 def as_expected(root: Path, reference: "Reference") -> list[str]:
-    """What differs from an uninterrupted run; nothing may be unfinished or left behind."""
+    """Return the differences from an uninterrupted run, unfinished artifacts and leftover files."""
     unfinished = [f"ich status: {name} is {state}" for name, state in House(root).states().items() if state != "done"]
     return differences(reference.snapshot, snapshot(root)) + left_behind(root) + unfinished
 
@@ -107,14 +107,14 @@ def as_expected(root: Path, reference: "Reference") -> list[str]:
 
 
 def fresh(root: Path) -> Path:
-    """A new clone at `root`, in which nothing was run."""
+    """Make a new clone at `root` without artifacts."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     return cloned(root).root
 
 
 def copied(source: Path, root: Path) -> Path:
-    """A copy of a workspace, in place of what is at `root`."""
+    """Replace `root` by a copy of a workspace."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     return copied_into(source, root)
@@ -126,7 +126,7 @@ def stages(root: Path) -> list[str]:
 
 
 def without(source: Path, root: Path, names: Sequence[str]) -> Path:
-    """A copy of a finished workspace in which these stages have not run; its run_all.sh runs them alone."""
+    """Copy a finished workspace without the artifacts of these stages; its run_all.sh runs only them."""
     plan = plan_of(copied(source, root))
     for task in [task for task in plan.all() if task.stage in names]:
         for name in plan.files_of(task):
@@ -142,9 +142,9 @@ def without(source: Path, root: Path, names: Sequence[str]) -> Path:
 def begin(
     random: Random, root: Path, finished: Path, length: int | None, names: Sequence[str] | None = None
 ) -> Sequence[str]:
-    """A workspace at `root` for a run of these stages, or so many consecutive ones; None: of all, in a fresh clone.
+    """Make a workspace for a run of the stages `names`, else of `length` random consecutive ones, else of all.
 
-    `ich demo` runs in fresh clones only: the cache is named after the times of its files.
+    Only a fresh clone runs `ich demo`, because the name of the cache depends on the times of the demo's files.
     """
     if names is None:
         names = stages(finished)
@@ -162,13 +162,13 @@ def begin(
 
 @dataclass(frozen=True)
 class Running:
-    """A `run_all.sh` in a session of its own, and the file that its standard error goes to."""
+    """A running `run_all.sh` in its own session, and the file with its standard error."""
 
     process: subprocess.Popen
     errors: Path
 
     def living(self) -> dict[int, int]:
-        """Process -> parent of all that lives in the session; Linux only."""
+        """Return process -> parent for all processes of the session (Linux only)."""
         found = {}
         for path in Path("/proc").glob("[0-9]*/stat"):
             try:
@@ -180,7 +180,7 @@ class Running:
         return found
 
     def gone(self, timeout: float = 120) -> bool:
-        """Wait for the end of all that lives in the session. False: something still runs."""
+        """Wait until all processes of the session have ended. Returns False after the timeout."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             if self.process.poll() is not None and not self.living():
@@ -189,13 +189,13 @@ class Running:
         return False
 
     def kill(self) -> None:
-        """Every process at once, as in a power cut."""
+        """Kill all processes at once, as a power cut does."""
         for pid in self.living():
             killed(pid)
         self.process.wait()
 
     def ended(self, timeout: float) -> Iterator[str]:
-        """Wait for the end, and yield what was wrong with it."""
+        """Wait for the end and yield what is wrong with it."""
         name = self.errors.name
         try:
             code = self.process.wait(timeout)
@@ -206,7 +206,7 @@ class Running:
         if code:
             yield f"{name}: exit code {code}: {self.errors.read_text(errors='replace').strip()[-300:]}"
         if not self.gone():
-            yield f"{name}: a process of it still runs"
+            yield f"{name}: a process is still running"
         yield from self.tracebacks()
 
     def tracebacks(self) -> Iterator[str]:
@@ -216,7 +216,7 @@ class Running:
 
 
 def run_all(root: Path, words: Iterable[str] = (), name: str = "run", *, logs: Path | None = None) -> Running:
-    """Start `bash run_all.sh tests/tiny.yaml words`; its output goes to files in the root (or `logs`)."""
+    """Start `bash run_all.sh tests/tiny.yaml words`, with its output in files in the root (or `logs`)."""
     errors = (logs or root) / f"{name}.err"
     with errors.with_suffix(".out").open("wb") as out, errors.open("wb") as err:
         command = ["bash", "run_all.sh", RECIPE, *words]
@@ -225,7 +225,7 @@ def run_all(root: Path, words: Iterable[str] = (), name: str = "run", *, logs: P
 
 
 def ich(root: Path, *words: str, environment: Mapping[str, str] = ENVIRONMENT) -> subprocess.CompletedProcess:
-    """`ich command tests/tiny.yaml arguments`, to its end."""
+    """Run `ich command tests/tiny.yaml arguments`."""
     command = [sys.executable, "-m", "ich.cli", words[0], RECIPE, *words[1:]]
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
@@ -237,14 +237,14 @@ def killed(pid: int) -> None:
 
 @dataclass(frozen=True)
 class Reference:
-    """An uninterrupted run: its snapshot, and its seconds with as many runs beside it as trials will have."""
+    """An uninterrupted run: its snapshot, and its seconds while as many runs run in parallel as trials will."""
 
     snapshot: dict[str, str]
     seconds: float
 
 
 def reference(folder: Path, jobs: int) -> Reference:
-    """Run the recipe in `jobs` fresh clones at once, which must not differ. The first is left as `finished`."""
+    """Run the recipe in `jobs` fresh clones at once, which must not differ. The first is kept as `finished`."""
     started = time.monotonic()
     runs = [run_all(fresh(folder / name)) for name in ("finished", *(f"beside{i}" for i in range(1, jobs)))]
     if faults := [fault for running in runs for fault in running.ended(3600)]:
