@@ -2,7 +2,7 @@
 
 FAULTS names a folder: `failed` lists the files whose write has already failed, and now succeeds; `written` lists those
 that were written. FAULTS_SEED and the file's name determine how a write fails: the temporary file cannot be opened,
-only half of it can be written, or fsync or the renaming fails. All on one core, so that stages have no worker processes.
+only half of it can be written, or fsync or the renaming fails. One core is used, so that stages have no workers.
 """
 
 import errno
