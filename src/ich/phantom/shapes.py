@@ -13,7 +13,7 @@ Array = NDArray[np.floating]
 Point = tuple[float, float, float]
 Coordinates = tuple[Array, Array, Array]
 Box = tuple[slice, slice, slice]
-FAR = 12.0  # mm; distances are not computed further out
+FAR = 12.0  # mm; larger distances are not computed
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ def smooth_min(a: Array, b: Array, k: float) -> Array:
 
 
 def smooth_step(low: float, high: float, value: Array) -> Array:
-    """0 below `low`, 1 above `high`, a cubic between."""
+    """Cubic step: 0 below `low`, 1 above `high`."""
     t = np.clip((value - np.float32(low)) / np.float32(high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def soft(distance: Array, edge: float) -> Array:
-    """Occupancy in [0, 1] of a signed distance: a linear step `edge` mm wide around its zero."""
+    """Occupancy in [0, 1] of a signed distance: a linear step of `edge` mm around zero."""
     step = distance * np.float32(-1 / edge)
     step += 0.5
     return np.clip(step, 0, 1, out=step)
@@ -129,7 +129,7 @@ class Frame:
         return x, y, z
 
     def box(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> Box:
-        """The smallest box of samples that holds the axis-parallel block low..high (head coordinates, mm)."""
+        """The smallest box of samples that contains the axis-parallel block low..high (head coordinates, mm)."""
         corners = np.array([[x, y, z] for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])])
         inverse = np.linalg.inv(np.stack([self.row, self.column, self.normal], axis=1))
         point, plane = corners @ inverse.T, self.origins @ inverse.T
@@ -137,7 +137,7 @@ class Frame:
         last = int(np.searchsorted(plane[:, 2], point[:, 2].max(), side="right"))
         if first >= last:
             return slice(0, 0), slice(0, 0), slice(0, 0)
-        # The pixel that shows a point moves from plane to plane where the planes are tilted.
+        # In tilted planes, a point's pixel changes from plane to plane.
         from_, to, middle = plane[first:last].min(0), plane[first:last].max(0), (self.size - 1) / 2
         start = np.maximum(np.floor(point.min(0) - to + middle), 0).astype(int)
         stop = np.minimum(np.ceil(point.max(0) - from_ + middle).astype(int) + 1, self.size)
@@ -150,8 +150,8 @@ def union(
 ) -> Array:
     """Signed distance to the union of shapes on a frame, cut off at `far` mm outside.
 
-    Each shape is evaluated in its own box. `coordinates`: displaced ones that replace the frame's own, near enough to
-    them that `far` covers the difference.
+    Each shape is evaluated in its own box. coordinates: displaced ones that replace the frame's; they may differ by
+    less than `far`.
     """
     field = np.full((len(frame.origins), frame.size, frame.size), far, np.float32)
     for shape in shapes:
@@ -164,9 +164,9 @@ def union(
 
 
 class Noise:
-    """A smooth random field over the head, unit variance; `scale` is the standard deviation of its smoothing, in mm.
+    """A smooth random field over the head with unit variance; `scale`: standard deviation of its smoothing, in mm.
 
-    With `sheets` it is band-limited and divided by its gradient: values are about the distance in mm to its zeros.
+    With `sheets`, it is band-limited and divided by its gradient: values approximate the distance in mm to its zeros.
     """
 
     PITCH = 4.0  # mm between nodes
@@ -188,14 +188,14 @@ class Noise:
         self.grid = grid
 
     def __call__(self, x: Array, y: Array, z: Array) -> Array:
-        """The field at points (mm), linear between its nodes, constant beyond its border."""
+        """Evaluate the field at points (mm), linear between its nodes, constant beyond its border."""
         points = np.stack([x, y, z])
         points += self.HALF
         points *= 1 / self.PITCH
         return ndimage.map_coordinates(self.grid, points, order=1, mode="nearest", prefilter=False)
 
     def on(self, frame: Frame, stretch: Point = (1.0, 1.0, 1.0)) -> Array:
-        """The field on a frame, linear between every other pixel. `stretch` multiplies the coordinates."""
+        """Evaluate the field on every other pixel of a frame and interpolate. `stretch` multiplies the coordinates."""
         coarse = replace(frame, row=2 * frame.row, column=2 * frame.column, size=frame.size // 2)
         values = self(*(a * s for a, s in zip(coarse.at(), stretch, strict=True)))
         return np.stack([cv2.resize(plane, (frame.size, frame.size)) for plane in values])
