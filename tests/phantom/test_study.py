@@ -61,13 +61,10 @@ def test_requested_bleeds_are_visible_in_nearly_every_study(bleeding, kind):
     assert sum(bool(s.labels[:, kind].any()) for s in bleeding[kind]) >= STUDIES - 1
 
 
-ANY_KIND = [(kind, lambda bone, brain: bone.cavity < 3, 0.95) for kind in range(5)]  # mm; slices are thick
-
-
 @pytest.mark.parametrize(
     ("kind", "allowed", "share"),
     [
-        *ANY_KIND,
+        *((kind, lambda bone, brain: bone.cavity < 3, 0.95) for kind in range(5)),  # mm; slices are thick
         (bleeds.SUBDURAL, lambda bone, brain: bone.tentorium > -3, 0.95),
         (bleeds.INTRAPARENCHYMAL, lambda bone, brain: brain.ventricle > -2, 0.85),
         (bleeds.INTRAPARENCHYMAL, lambda bone, brain: bone.cavity < -1, 0.9),
@@ -150,17 +147,6 @@ def test_volumes_have_a_long_tail():
     rng = np.random.default_rng(0)
     volumes = np.array([np.prod(bleeds.draw_intraparenchymal(rng).reach) for _ in range(400)])
     assert volumes.mean() > 1.5 * np.median(volumes)
-
-
-def test_lesions_are_smaller_at_their_ends(bleeding):
-    ends, middles = [], []
-    for study in bleeding[1]:
-        area = visible(study, 1).sum((1, 2))
-        positive = np.flatnonzero(area)
-        if len(positive) >= 3:
-            ends.append(min(area[positive[0]], area[positive[-1]]))
-            middles.append(area.max())
-    assert np.mean(ends) < 0.6 * np.mean(middles)
 
 
 def test_slices_are_ordered_along_the_normal_and_most_scans_are_tilted():

@@ -4,20 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ich.phantom.shapes import (
-    Array,
-    Capsule,
-    Coordinates,
-    Ellipsoid,
-    Frame,
-    Noise,
-    Point,
-    Shape,
-    mirrored,
-    smooth_min,
-    smooth_step,
-    union,
-)
+from ich.phantom.frame import Frame, Noise, union
+from ich.phantom.shapes import Array, Capsule, Coordinates, Ellipsoid, Point, Shape, mirrored, smooth_min, smooth_step
 
 
 @dataclass(frozen=True)

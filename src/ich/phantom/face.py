@@ -5,19 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ich.phantom.anatomy import Cranium, Head
-from ich.phantom.shapes import (
-    FAR,
-    Array,
-    Capsule,
-    Ellipsoid,
-    Frame,
-    Point,
-    Shape,
-    mirrored,
-    smooth_min,
-    smooth_step,
-    union,
-)
+from ich.phantom.frame import Frame, union
+from ich.phantom.shapes import FAR, Array, Capsule, Ellipsoid, Point, Shape, mirrored, smooth_min, smooth_step
 
 
 @dataclass

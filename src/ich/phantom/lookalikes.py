@@ -5,20 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ich.phantom.anatomy import Brain, Cranium
-from ich.phantom.shapes import (
-    Array,
-    Box,
-    Capsule,
-    Ellipsoid,
-    Frame,
-    Point,
-    Shape,
-    mirrored,
-    mix,
-    smooth_step,
-    soft,
-    union,
-)
+from ich.phantom.frame import Box, Frame, union
+from ich.phantom.shapes import Array, Capsule, Ellipsoid, Point, Shape, mirrored, mix, smooth_step, soft
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ich.phantom.anatomy import Head
-from ich.phantom.shapes import Array, Frame, Point, soft
+from ich.phantom.frame import Frame
+from ich.phantom.shapes import Array, Point, soft
 
 SUBPLANES = 3
 FINE_EDGE = 0.9

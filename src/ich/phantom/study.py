@@ -10,7 +10,7 @@ from ich.phantom import anatomy, bleeds, face, lesions, lookalikes, scanner, tis
 from ich.phantom.shapes import FAR, mix, soft
 
 CLASSES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
-GRID = 64  # rows and columns of the coarse frame, whatever the image size
+GRID = 64  # rows and columns of the coarse frame, for every image size
 # Visible area that makes a slice positive, mm2 per subtype.
 AREAS = (60.0, 60.0, 50.0, 120.0, 90.0)
 ANATOMY, BLEEDS, SCAN, NOISE, LABELS, EVOLUTION = range(6)
