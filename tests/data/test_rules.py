@@ -33,7 +33,7 @@ def slices(**columns) -> pd.DataFrame:
 
 
 def described(faults: rules.Faults, table: pd.DataFrame, key: str = "image_id") -> list[str]:
-    return [rules.described(fault, table, key) for fault in faults]
+    return [rules.describe(fault, table, key) for fault in faults]
 
 
 # ---- labels and slices

@@ -19,7 +19,7 @@ from ich.data import dicom, images
 from ich.data.crop import AIR, BLACK, Piece, box_around, edge_box, head_piece, resize_all
 from ich.data.dicom import Reason, Unreadable
 from ich.data.files import ahead, located
-from ich.data.slice_table import SERIES, Progress, Quarantined, counted, quarantined
+from ich.data.slice_table import SERIES, Progress, Quarantined, quarantine_list, with_indices
 from ich.processes import side_by_side
 from ich.store.atomic import atomic
 from ich.store.hashes import digest, remember, sha256_file
@@ -115,9 +115,9 @@ def write_shards(
         reused += len(rows) if written.reused else 0
         on_done(len(rows))
     table = table.assign(shard=numbers, shard_row=0, **dict(zip(BOX, np.concatenate(boxes).T, strict=True)))
-    refused = quarantined(table, unread)
+    refused = quarantine_list(table, unread)
     if unread:
-        table = counted(table.drop(index=list(unread)).reset_index(drop=True))
+        table = with_indices(table.drop(index=list(unread)).reset_index(drop=True))
     return table.assign(shard_row=table.groupby("shard").cumcount().astype("int32")), refused, reused
 
 

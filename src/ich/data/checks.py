@@ -165,7 +165,7 @@ def folds(assigned: pd.DataFrame, table: pd.DataFrame, classes: Sequence[str], n
     assigned = assigned.astype({"fold": int} | dict.fromkeys(classes, int))
     labelled, key = folding.labelled_slices(table, classes), rules.fold_key(assigned)
     if faults := list(rules.folds(assigned, labelled, n)):
-        return findings("folds", [where] * len(faults), [rules.described(one, assigned, key) for one in faults])
+        return findings("folds", [where] * len(faults), [rules.describe(one, assigned, key) for one in faults])
     shares = labelled.groupby(labelled[key].map(assigned.set_index(key)["fold"]))[list(classes)].mean()
     gaps = folding.missing_classes(assigned, list(classes), n)
     told = [", ".join(f"fold {k} {share:.2%}" for k, share in shares[c].items()) for c in classes]

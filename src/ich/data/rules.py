@@ -42,7 +42,7 @@ class Fault(NamedTuple):
 Faults = Iterator[Fault]
 
 
-def described(fault: Fault, table: pd.DataFrame, key: str) -> str:
+def describe(fault: Fault, table: pd.DataFrame, key: str) -> str:
     """Describe a fault: the first row by its `key`, the value, the expected value, and the number of rows."""
     if not len(fault.rows):
         return f"{fault.column}: {fault.expected}"
@@ -54,7 +54,7 @@ def described(fault: Fault, table: pd.DataFrame, key: str) -> str:
 def require(faults: Faults, table: pd.DataFrame, key: str) -> None:
     """Raise ValueError for the first fault."""
     for fault in faults:
-        raise ValueError(described(fault, table, key))
+        raise ValueError(describe(fault, table, key))
 
 
 # ---- raw data

@@ -36,7 +36,7 @@ class Quarantined:
 # ---- headers
 
 
-def read_geometry(path: Path, values: str = "hu") -> Geometry | Unreadable:
+def read_geometry(path: Path, values: str) -> Geometry | Unreadable:
     """Read the identity and position of a file or an archive's member; `values` as in Raw."""
     try:
         with located(path) as file:
@@ -103,7 +103,7 @@ def slice_table(raw: Raw, geometries: Sequence[Geometry | Unreadable]) -> tuple[
     table = _in_order(table)
     columns = ["image_id", "patient_id", "study_id", "series_id", "position", "index", "n_slices", "split"]
     columns += ["tilt", "row_spacing", "column_spacing", *classes, "frame", "path"]
-    return table[columns], quarantined(raw.files, refused) + _without_file(raw, table)
+    return table[columns], quarantine_list(raw.files, refused) + _without_file(raw, table)
 
 
 def _in_order(table: pd.DataFrame) -> pd.DataFrame:
@@ -115,16 +115,16 @@ def _in_order(table: pd.DataFrame) -> pd.DataFrame:
         is_test=table["split"] == "test",
     )
     keys = ["is_test", "study_id", "series_id", "order", "acquisition", "instance", "image_id"]
-    return counted(table.sort_values(keys, ignore_index=True, kind="stable"))
+    return with_indices(table.sort_values(keys, ignore_index=True, kind="stable"))
 
 
-def chosen(table: pd.DataFrame, choice: Choice) -> tuple[pd.DataFrame, list[Quarantined]]:
+def apply_choice(table: pd.DataFrame, choice: Choice) -> tuple[pd.DataFrame, list[Quarantined]]:
     """Split a slice table into the slices that a competition's `choose` keeps and the quarantined others."""
     reasons = {i: Unreadable(Reason[name.upper()], detail) for i, (name, detail) in choice.reasons.items()}
-    return counted(table[choice.keep.to_numpy()].reset_index(drop=True)), quarantined(table, reasons)
+    return with_indices(table[choice.keep.to_numpy()].reset_index(drop=True)), quarantine_list(table, reasons)
 
 
-def counted(table: pd.DataFrame) -> pd.DataFrame:
+def with_indices(table: pd.DataFrame) -> pd.DataFrame:
     """Add each slice's position in its series and the series' length; the slices of a series are adjacent, in order."""
     series = table.groupby(SERIES, sort=False)
     counts = series["image_id"].transform("size").astype("int32")
@@ -143,7 +143,7 @@ def without_overlap(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return table[~both].reset_index(drop=True), note if both.any() else ""
 
 
-def quarantined(files: pd.DataFrame, refused: Mapping[int, Unreadable]) -> list[Quarantined]:
+def quarantine_list(files: pd.DataFrame, refused: Mapping[int, Unreadable]) -> list[Quarantined]:
     """List the rejected rows of a table with image_id, split and path."""
     names = files[["image_id", "split", "path"]].astype(str).to_numpy()
     reasons = {i: (refused[i].reason.name.lower(), refused[i].detail) for i in sorted(refused)}

@@ -55,7 +55,7 @@ def _prepare(plan: Plan, folder: Path, fingerprint: str, force: bool) -> Made:
     remarks = list(raw.notes)
     if raw.choose is not None:
         choice = raw.choose(table)
-        table, others = slice_table.chosen(table, choice)
+        table, others = slice_table.apply_choice(table, choice)
         quarantined, remarks = quarantined + others, [*remarks, *choice.notes]
     left_out = ""
     if recipe.competition.exclude_overlap:
