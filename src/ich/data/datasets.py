@@ -94,17 +94,17 @@ class SliceDataset(Batches[SliceBatch]):
 
     def __getitems__(self, items: list[tuple[int, int]]) -> SliceBatch:
         chosen = np.array([i for _, i in items])
-        ids = [(epoch, self.image_ids[i]) for epoch, i in items]
-        images = self.images(chosen, [sample_seed(self.seed, *of) for of in ids])
+        samples = [(epoch, self.image_ids[i]) for epoch, i in items]
+        images = self.images(chosen, [sample_seed(self.seed, *sample) for sample in samples])
         targets = None if self.targets is None else self.targets[chosen]
         if self.transform.cutmix and self.targets is not None and targets is not None:
             n, size, alpha = len(self), self.hu.shape[-1], self.transform.cutmix
             draws = [
-                cutmix_draw(sample_seed(self.seed, *of, "cutmix"), i, n, size, alpha)
-                for of, (_, i) in zip(ids, items, strict=True)
+                cutmix_draw(sample_seed(self.seed, *sample, "cutmix"), i, n, size, alpha)
+                for sample, (_, i) in zip(samples, items, strict=True)
             ]
             partners = np.array([partner for partner, _ in draws])
-            others = self.images(partners, [sample_seed(self.seed, *of, "partner") for of in ids])
+            others = self.images(partners, [sample_seed(self.seed, *sample, "partner") for sample in samples])
             for k, (partner, box) in enumerate(draws):
                 paste(images[k], others[k], box)
                 if share := covered(box, size):
@@ -142,9 +142,9 @@ class TwoViews(Batches[TwoViewBatch]):
 
     def __getitems__(self, items: list[tuple[int, int]]) -> TwoViewBatch:
         chosen = np.array([i for _, i in items])
-        ids = [(epoch, self.dataset.image_ids[i]) for epoch, i in items]
+        samples = [(epoch, self.dataset.image_ids[i]) for epoch, i in items]
         first, second = (
-            as_tensor(self.dataset.images(chosen, [sample_seed(self.seed, *of, use) for of in ids]))
+            as_tensor(self.dataset.images(chosen, [sample_seed(self.seed, *sample, use) for sample in samples]))
             for use in ("first", "second")
         )
         return TwoViewBatch(first, second, torch.from_numpy(self.dataset.rows[chosen]))
