@@ -17,16 +17,16 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader
 
 from benchmarks.harness import Result, compare
-from ich.data.augment import Augmentation, build
+from ich.data.augment import Augment, Augmentation
 from ich.data.batches import epoch_loader
-from ich.data.datasets import SliceBatch, SliceDataset
-from ich.data.views import View, Window, neighbour_rows
+from ich.data.datasets import SliceBatch, SliceDataset, Transform
+from ich.data.windowing import Window, Windowing, neighbour_rows
 from ich.networks.cnn import Cnn, CnnSpec
 from ich.training.fit import FitSettings, fit
 from ich.training.run import Run
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-VIEW = View("windows", (Window(40, 80), Window(80, 200), Window(600, 2800)))  # a recipe's default
+WINDOWING = Windowing("windows", (Window(40, 80), Window(80, 200), Window(600, 2800)))  # a recipe's default
 CLASSES, SEED = 6, 7
 DISTINCT = 2048  # different slices at most; longer epochs repeat them, augmented differently
 
@@ -49,7 +49,7 @@ class Case:
 
     def network(self) -> Cnn:
         torch.manual_seed(SEED)
-        return Cnn(CnnSpec(self.backbone, len(VIEW.windows), CLASSES, self.kwargs)).to(DEVICE)
+        return Cnn(CnnSpec(self.backbone, len(WINDOWING.windows), CLASSES, self.kwargs)).to(DEVICE)
 
     def dataset(self, folder: Path, *, augment: bool) -> SliceDataset:
         """Slices of noise in a memory map, with random labels."""
@@ -64,9 +64,7 @@ class Case:
             neighbour_rows(np.arange(distinct), np.zeros(distinct, np.int64)),
             [f"ID_{k}" for k in range(self.slices)],
             (random.random((self.slices, CLASSES)) < 0.1).astype(np.float32),
-            VIEW,
-            build(Augmentation()) if augment else None,
-            SEED,
+            Transform(WINDOWING, Augment(Augmentation()) if augment else None, seed=SEED),
         )
 
 

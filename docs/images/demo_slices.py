@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ich.data.views import View, Window, render
+from ich.data.windowing import Window, Windowing, render
 from ich.phantom.study import CLASSES, make_study
 
 BRAIN, SUBDURAL = Window(40, 80), Window(60, 160)
@@ -16,7 +16,9 @@ MIN_AREA = 1500  # pixels of a bleed that is large enough to show
 
 
 def tile(hu: np.ndarray, window: Window, caption: str) -> np.ndarray:
-    grey = cv2.resize(render(hu[None], View("windows", (window,)))[..., 0], (TILE, TILE), interpolation=cv2.INTER_AREA)
+    grey = cv2.resize(
+        render(hu[None], Windowing("windows", (window,)))[..., 0], (TILE, TILE), interpolation=cv2.INTER_AREA
+    )
     return cv2.putText(grey, caption, (6, TILE - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.42, 235, 1, cv2.LINE_AA)
 
 

@@ -1,4 +1,4 @@
-"""A slice table of RSNA 2019's size; the competition's own table cannot be redistributed."""
+"""A random slice table of RSNA 2019's size; the competition's own table cannot be redistributed."""
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ RUN = 9.0  # mean number of adjacent slices that show the same bleed
 
 
 def rsna_sized(seed: int = 7) -> pd.DataFrame:
-    """image_id, study_id, patient_id, split and one 0/1 column per class, with bleeds in runs of slices."""
+    """Draw image_id, study_id, patient_id, split and one 0/1 column per class; bleeds are runs of slices."""
     random = np.random.default_rng(seed)
     owner = np.concatenate([np.arange(PATIENTS), np.arange(REPEATED), np.zeros(MOST_STUDIES - 2, dtype=int)])
     spare = STUDIES - len(owner)

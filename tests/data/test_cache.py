@@ -1,7 +1,7 @@
 import pickle
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import cv2
@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ich.data import cache, dicom, slice_table
+from ich.data.cache import ImageFormat
 from ich.data.competitions import Raw
 from ich.data.crop import box_around, edge_box, head_piece, resized
 from ich.data.dicom import Reason, SliceHeader, Unreadable
@@ -26,44 +27,32 @@ def head(size: int = 128, row: int = 50, column: int = 64, radius: int = 36) -> 
     return np.where(distance < radius - 4, 35, np.where(distance < radius, 1200, -1000)).astype(np.int16)
 
 
-def with_head_rest(picture: np.ndarray) -> np.ndarray:
-    """The shell of a head-rest that touches the scalp, and the table across the whole picture below it."""
-    size = len(picture)
+def with_head_rest(image: np.ndarray) -> np.ndarray:
+    """Add the shell of a head-rest that touches the scalp, and a table across the image below it."""
+    size = len(image)
     y, x = np.mgrid[:size, :size]
     arc = np.abs(np.hypot(y - 50, x - 64) - 38.5) < 1.6
-    result = np.where(arc & (y > 60), 100, picture)
+    result = np.where(arc & (y > 60), 100, image)
     result[size - 12 : size - 9] = 300
     return result.astype(np.int16)
 
 
-def head_box(slices: list[np.ndarray]) -> tuple[int, int, int]:
-    return box_around([head_piece(one) for one in slices], slices[0].shape)
-
-
-def test_the_box_is_the_head_and_its_margin():
-    row, column, side = head_box([head()])
+def test_the_box_is_the_head_and_its_margin_without_head_rest_and_table():
+    plain, real = (box_around([head_piece(one)], one.shape) for one in (head(), with_head_rest(head())))
+    row, column, side = plain
     assert side == pytest.approx(72 * 1.04, abs=3)
     assert (row + side / 2, column + side / 2) == pytest.approx((50, 64), abs=2)
-
-
-def test_head_rest_and_table_do_not_fool_the_box():
-    plain, real = head_box([head()]), head_box([with_head_rest(head())])
     assert np.abs(np.subtract(plain, real)).max() <= 3
 
 
 def test_a_resize_by_area_is_the_mean_of_the_pixels():
-    picture = np.arange(16, dtype=np.int16).reshape(4, 4) * 10
-    assert resized(picture, (0, 0, 4), 2).tolist() == [[25, 45], [105, 125]]
+    image = np.arange(16, dtype=np.int16).reshape(4, 4) * 10
+    assert resized(image, (0, 0, 4), 2).tolist() == [[25, 45], [105, 125]]
 
 
-def test_a_box_beyond_the_picture_is_filled_with_air():
-    picture = np.full((2, 2), 40, np.int16)
-    assert resized(picture, (-1, -1, 4), 4).tolist() == [
-        [-1024, -1024, -1024, -1024],
-        [-1024, 40, 40, -1024],
-        [-1024, 40, 40, -1024],
-        [-1024, -1024, -1024, -1024],
-    ]
+def test_a_box_beyond_the_image_is_filled_with_air():
+    outer, inner = [-1024] * 4, [-1024, 40, 40, -1024]
+    assert resized(np.full((2, 2), 40, np.int16), (-1, -1, 4), 4).tolist() == [outer, inner, inner, outer]
 
 
 # ---- black edges
@@ -78,11 +67,10 @@ def test_the_edges_are_those_of_the_head_to_the_pixel(place):
 
 
 @pytest.mark.parametrize("size", [128, 512])
-def test_table_and_head_rest_do_not_fool_the_edges_as_they_fool_rows_and_columns_that_are_not_black(size):
-    plain = np.kron(head(), np.ones((size // 128, size // 128), np.int16))
-    real = np.kron(with_head_rest(head()), np.ones((size // 128, size // 128), np.int16))
+def test_table_and_head_rest_are_no_part_of_the_edges(size):
+    plain, real = (np.kron(one, np.ones((size // 128,) * 2, np.int16)) for one in (head(), with_head_rest(head())))
     rows, columns = np.nonzero(real > -300)
-    assert (columns.min(), columns.max() + 1) == (0, size)  # the table: nothing would be cropped
+    assert (columns.min(), columns.max() + 1) == (0, size)  # the table: a box of all bright pixels would crop nothing
     assert rows.max() + 1 == size * 119 / 128
     difference = np.subtract(edge_box(plain, -300), edge_box(real, -300))
     assert np.abs(difference).max() <= size * 3 / 128
@@ -90,146 +78,128 @@ def test_table_and_head_rest_do_not_fool_the_edges_as_they_fool_rows_and_columns
 
 @pytest.mark.parametrize("row", [3, 50, 125])
 def test_a_wide_head_gets_a_square_around_its_centre(row):
-    picture = np.full((128, 200), -1000, np.int16)
+    image = np.full((128, 200), -1000, np.int16)
     inside = slice(max(row - 20, 0), min(row + 20, 128))
-    picture[inside, 70:150] = 40
-    top, left, side = edge_box(picture, -300)
+    image[inside, 70:150] = 40
+    top, left, side = edge_box(image, -300)
     assert (left, side) == (70, 80)
-    assert top == (inside.start + inside.stop - 80) // 2  # beyond the picture, if need be
+    assert top == (inside.start + inside.stop - 80) // 2  # beyond the image, if need be
 
 
-def test_each_slice_has_edges_of_its_own(tmp_path):
-    """Heads of three sizes: one box with `head`, three with `edges`, and each fills its picture."""
-    heads = [head(256, 128, 128, radius) for radius in (100, 60, 40)]
-    for i, picture in enumerate(heads):
-        dicom.write(tmp_path / f"{i}.dcm", picture, replace(at(i), image_id=str(i)))
-    files = pd.DataFrame([(str(i), "train", f"{i}.dcm") for i in range(3)], columns=["image_id", "split", "path"])
-    raw = Raw(files, pd.DataFrame({"image_id": files["image_id"], "bleed": 1.0}), [], {"bleed": 1.0}, "", ())
-    geometries = slice_table.read_geometries(tmp_path, raw.files["path"].tolist(), 1, lambda _: None)
-    table, _ = slice_table.slice_table(raw, geometries)
+@pytest.mark.parametrize("value", [-1000, -300])
+def test_a_slice_without_or_with_little_tissue_is_not_cropped(value):
+    image = np.full((100, 80), value, np.int16)
+    assert edge_box(image, -300) == (0, 0, 100)
+    image[40:52, 40:52] = 40  # 1.8 % of the image
+    assert edge_box(image, -300) == (0, 0, 100)
+
+
+def test_each_slice_has_its_own_edges(tmp_path):
+    """Heads of three sizes: one box with `head`, three with `edges`, and each fills its image."""
+    for i, radius in enumerate((100, 60, 40)):
+        dicom.write(tmp_path / f"{i}.dcm", head(256, 128, 128, radius), replace(at(i), image_id=str(i)))
+    table, _ = table_of(tmp_path, raw_of(["0.dcm", "1.dcm", "2.dcm"]))
     sides = {}
     for crop in ("head", "edges", "none"):
-        found, hu, _ = filled(tmp_path / crop, table, tmp_path, 64, crop)
+        found, hu, _ = filled(tmp_path / crop, table, tmp_path, ImageFormat(64, crop))
         sides[crop] = found["crop_side"].tolist()
         if crop == "edges":
-            tissue = hu > -300
-            assert tissue.any(axis=1).sum(axis=1).min() >= 62
+            assert (hu > -300).any(axis=1).sum(axis=1).min() >= 62
     assert sides["edges"] == pytest.approx([199, 119, 79], abs=1)
     assert sides["none"] == [256, 256, 256]
     assert len(set(sides["head"])) == 1
 
 
-def test_grey_pictures_have_edges_too_and_no_head(tmp_path):
-    picture = np.full((100, 100), 10, np.uint8)  # as black as black gets in a compressed picture
-    picture[20:60, 30:70] = 11
-    cv2.imwrite(str(tmp_path / "a.png"), picture)
-    raw = Raw(
-        pd.DataFrame([("a", "train", "a.png")], columns=["image_id", "split", "path"]),
-        pd.DataFrame({"image_id": ["a"], "bleed": 1.0}),
-        [],
-        {"bleed": 1.0},
-        "",
-        (),
-    )
-    geometries = slice_table.read_geometries(tmp_path, ["a.png"], 1, lambda _: None, "grey")
-    table, _ = slice_table.slice_table(raw, geometries)
-    boxes = {}
-    for crop in ("head", "edges", "none"):
-        found, _, _ = filled(tmp_path / crop, table, tmp_path, 20, crop, values="grey")
-        boxes[crop] = found[["crop_row", "crop_column", "crop_side"]].iloc[0].tolist()
-    assert boxes == {"head": [0, 0, 100], "edges": [20, 30, 40], "none": [0, 0, 100]}
-
-
-@pytest.mark.parametrize("value", [-1000, -300])
-def test_a_slice_without_tissue_or_with_a_speck_of_it_keeps_the_whole_picture(value):
-    picture = np.full((100, 80), value, np.int16)
-    assert edge_box(picture, -300) == (0, 0, 100)
-    picture[40:52, 40:52] = 40  # 1.8 % of the picture
-    assert edge_box(picture, -300) == (0, 0, 100)
+@pytest.mark.parametrize(("crop", "box"), [("head", [0, 0, 100]), ("edges", [20, 30, 40]), ("none", [0, 0, 100])])
+def test_grey_images_have_edges_but_no_head(tmp_path, crop, box):
+    image = np.full((100, 100), 10, np.uint8)  # black after a lossy compression
+    image[20:60, 30:70] = 11
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    table, _ = table_of(tmp_path, raw_of(["a.png"]), "grey")
+    found, _, _ = filled(tmp_path / "cache", table, tmp_path, ImageFormat(20, crop, "grey"))
+    assert found[["crop_row", "crop_column", "crop_side"]].iloc[0].tolist() == box
 
 
 # ---- from files to the slice table and its rows
 
 
-def filled(folder: Path, table: pd.DataFrame, root: Path, size: int, crop: str, **more: Any):
-    """Table, pixels, and what could not be read."""
-    table, unread, _ = cache.write_shards(folder, table, root, size, crop, 1, lambda _: None, **more)
+def raw_of(paths: list[str], labels: dict[str, float] | None = None, test_ids: Sequence[str] = ()) -> Raw:
+    """Training files, each with the label 1 unless `labels` are given."""
+    ids = [Path(path).stem for path in paths]
+    labels = dict.fromkeys(ids, 1.0) if labels is None else labels
+    files = pd.DataFrame({"image_id": ids, "split": "train", "path": paths})
+    table = pd.DataFrame({"image_id": list(labels), "bleed": list(labels.values())})
+    return Raw(files, table, list(test_ids), {"bleed": 1.0}, "", ())
+
+
+def table_of(root: Path, raw: Raw, values: str = "hu", jobs: int = 1):
+    """The slice table and the rejected files."""
+    paths = raw.files["path"].tolist()
+    return slice_table.slice_table(raw, slice_table.read_geometries(root, paths, jobs, lambda _: None, values))
+
+
+def filled(folder: Path, table: pd.DataFrame, root: Path, image: ImageFormat):
+    """The table, the pixels and the unreadable slices."""
+    table, unread, _ = cache.write_shards(folder, table, root, image, 1, lambda _: None)
     return table, cache.HuCache.open(folder, table)[:], unread
 
 
-def competition(tmp_path, headers: dict[str, SliceHeader], unlabelled=()) -> Raw:
-    """A file an image, whose pixels all hold its place in `headers`."""
+def competition(root: Path, headers: dict[str, SliceHeader]) -> Raw:
+    """One file per image, whose pixels all have its number in `headers`."""
     for value, (image, header) in enumerate(headers.items()):
-        dicom.write(tmp_path / f"{image}.dcm", np.full((8, 8), value, np.int16), replace(header, image_id=image))
-    files = pd.DataFrame([(i, "train", f"{i}.dcm") for i in headers], columns=pd.Index(["image_id", "split", "path"]))
-    labels = pd.DataFrame({"image_id": [i for i in headers if i not in unlabelled], "bleed": 1.0})
-    return Raw(files, labels, [], {"bleed": 1.0}, "", ())
+        dicom.write(root / f"{image}.dcm", np.full((8, 8), value, np.int16), replace(header, image_id=image))
+    return raw_of([f"{image}.dcm" for image in headers])
 
 
 def at(z: float, **changes) -> SliceHeader:
     return replace(HEADER, position=(0.0, 0.0, z), **changes)
 
 
-def built(tmp_path, raw: Raw):
-    geometries = slice_table.read_geometries(tmp_path, raw.files["path"].tolist(), 1, lambda _: None)
-    table, refused = slice_table.slice_table(raw, geometries)
-    table, hu, unread = filled(tmp_path / "cache", table, tmp_path, 8, "none")
-    return table, refused + unread, hu
-
-
-def test_a_tilted_series_is_ordered_along_its_normal_and_not_along_z(tmp_path):
+def test_a_tilted_series_is_sorted_along_its_normal_and_not_along_z(tmp_path):
     cos, sin = np.cos(np.radians(70)), np.sin(np.radians(70))
     tilted = replace(HEADER, orientation=(1.0, 0.0, 0.0, 0.0, cos, sin))  # normal (0, -sin, cos)
     low_z_first = {"a": replace(tilted, position=(0.0, -20.0, 1.0)), "b": replace(tilted, position=(0.0, 0.0, 2.0))}
-    table, _, _ = built(tmp_path, competition(tmp_path, low_z_first))
+    table, _ = table_of(tmp_path, competition(tmp_path, low_z_first))
     assert table["image_id"].tolist() == ["b", "a"]
 
 
 def test_two_series_of_a_study_are_kept_apart(tmp_path):
     headers = {"a": at(0, series_id="r1"), "b": at(1, series_id="r2"), "c": at(2, series_id="r1")}
-    table, _, _ = built(tmp_path, competition(tmp_path, headers))
+    table, _ = table_of(tmp_path, competition(tmp_path, headers))
     assert table["image_id"].tolist() == ["a", "c", "b"]
     assert table["position"].tolist() == [0, 2, 1]
     assert table["index"].tolist() == [0, 1, 0]
     assert table["n_slices"].tolist() == [2, 2, 1]
 
 
-def test_slices_at_one_place_stand_by_acquisition_then_instance_then_name(tmp_path):
+def test_slices_at_one_position_are_sorted_by_acquisition_then_instance_then_id(tmp_path):
     raw = competition(tmp_path, {name: at(z) for name, z in zip("abcdef", (5, 5, 5, 5.0004, 0, 9), strict=True)})
     headers = [dicom.geometry(tmp_path / path) for path in raw.files["path"]]
     places = {"a": (2, 1), "b": (1, 9), "c": (1, 7), "d": (1, 7), "e": (3, 9), "f": (0, 0)}
     headers = [replace(h, acquisition=a, instance=i) for h, (a, i) in zip(headers, places.values(), strict=True)]
     table, _ = slice_table.slice_table(raw, headers)
     assert table["image_id"].tolist() == ["e", "c", "d", "b", "a", "f"]
-    without_place = [headers[0], replace(headers[1], position=None), *headers[2:]]  # one of them is enough
-    table, _ = slice_table.slice_table(raw, without_place)
+    one_without = [headers[0], replace(headers[1], position=None), *headers[2:]]
+    table, _ = slice_table.slice_table(raw, one_without)
     assert table["image_id"].tolist() == ["f", "a", "c", "d", "b", "e"]  # 0, 1, 7, 7, 9 (first), 9
 
 
-def test_an_unreadable_slice_leaves_no_hole(tmp_path):
-    raw = competition(tmp_path, {"a": at(0), "b": at(1), "c": at(2)})
-    broken = tmp_path / "b.dcm"
-    broken.write_bytes(broken.read_bytes()[:-10])
-    table, quarantined, hu = built(tmp_path, raw)
+def test_an_unreadable_slice_leaves_no_gap(tmp_path):
+    table, _ = table_of(tmp_path, competition(tmp_path, {"a": at(0), "b": at(1), "c": at(2)}))
+    cut = tmp_path / "b.dcm"
+    cut.write_bytes(cut.read_bytes()[:-10])
+    table, hu, unread = filled(tmp_path / "cache", table, tmp_path, ImageFormat(8))
     assert table["image_id"].tolist() == ["a", "c"]
     assert table["index"].tolist() == [0, 1]
     assert table["n_slices"].tolist() == [2, 2]
     assert hu[:, 0, 0].tolist() == [0, 2]
-    assert [(q.image_id, q.reason) for q in quarantined] == [("b", "truncated")]
+    assert [(q.image_id, q.reason) for q in unread] == [("b", "truncated")]
 
 
-def test_a_refused_header_and_a_promised_image_without_file_are_listed(tmp_path):
-    raw = competition(tmp_path, {"a": at(0), "b": at(1)})
+def test_a_damaged_header_and_labelled_or_test_images_without_a_file_are_quarantined(tmp_path):
+    competition(tmp_path, {"a": at(0)})
     (tmp_path / "b.dcm").write_text("no")
-    raw = Raw(
-        raw.files,
-        pd.concat([raw.labels, pd.DataFrame({"image_id": ["z"], "bleed": 0.0})]),
-        ["t"],
-        {"bleed": 1.0},
-        "",
-        (),
-    )
-    _, quarantined, _ = built(tmp_path, raw)
+    _, quarantined = table_of(tmp_path, raw_of(["a.dcm", "b.dcm"], {"a": 1.0, "b": 1.0, "z": 0.0}, ["t"]))
     assert [(q.image_id, q.split, q.reason) for q in quarantined] == [
         ("b", "train", "not_dicom"),
         ("z", "train", "label_without_file"),
@@ -238,23 +208,20 @@ def test_a_refused_header_and_a_promised_image_without_file_are_listed(tmp_path)
 
 
 @pytest.mark.parametrize("crop", ["head", "edges"])
-def test_the_cache_is_the_same_whatever_the_number_of_processes(tmp_path, crop):
+def test_the_cache_is_the_same_with_any_number_of_processes(tmp_path, crop):
     raw = competition(tmp_path, {f"i{k}": at(k % 7, study_id=f"s{k // 7}") for k in range(40)})
-    geometries = slice_table.read_geometries(tmp_path, raw.files["path"].tolist(), 2, lambda _: None)
-    table, _ = slice_table.slice_table(raw, geometries)
+    table, _ = table_of(tmp_path, raw, jobs=2)
     for jobs in (1, 2):
-        cache.write_shards(tmp_path / str(jobs), table, tmp_path, 8, crop, jobs, lambda _: None)
+        cache.write_shards(tmp_path / str(jobs), table, tmp_path, ImageFormat(8, crop), jobs, lambda _: None)
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / str(jobs)).iterdir()} for jobs in (1, 2))
-    assert len(one) == 2 * 6  # a shard and its note per series: a small cache is divided as far as it goes
+    assert len(one) == 2 * 6  # a shard and its note per series: a small cache is divided as far as possible
     assert one == two
 
 
-def test_an_image_in_two_folders_is_refused(tmp_path):
+def test_an_image_in_two_folders_is_rejected(tmp_path):
     raw = competition(tmp_path, {"a": at(0)})
-    twice = Raw(pd.concat([raw.files, raw.files.assign(split="test")]), raw.labels, [], {"bleed": 1.0}, "", ())
-    geometries = slice_table.read_geometries(tmp_path, twice.files["path"].tolist(), 1, lambda _: None)
-    with pytest.raises(ValueError, match="image a lies in two folders"):
-        slice_table.slice_table(twice, geometries)
+    with pytest.raises(ValueError, match="image a is in two folders"):
+        table_of(tmp_path, replace(raw, files=pd.concat([raw.files, raw.files.assign(split="test")])))
 
 
 # ---- shards
@@ -265,7 +232,7 @@ class Killed(BaseException):
 
 
 class Scanner:
-    """Slices of four by four pixels in series of these lengths, some in one file with others, some unreadable."""
+    """Slices of 4 x 4 pixels in series of these lengths, two per file; those `refused` are unreadable."""
 
     def __init__(self, folder: Path, lengths: list[int], refused: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.refused, self.read = folder, refused, set()
@@ -280,12 +247,12 @@ class Scanner:
         self.read |= set(frames)
         noise = [np.random.default_rng(k).integers(-1000, 1000, (4, 4)).astype(np.int16) for k in frames]
         return [
-            Unreadable(Reason.TRUNCATED, f"at {k}") if k in self.refused else picture
-            for k, picture in zip(frames, noise, strict=True)
+            Unreadable(Reason.TRUNCATED, f"at {k}") if k in self.refused else image
+            for k, image in zip(frames, noise, strict=True)
         ]
 
     def fill(self, killed_after: int | None = None, fingerprint: str = "f"):
-        """Bytes of the shards, table, and what could not be read; killed once so many slices are done."""
+        """The files, the table and the unreadable slices; killed after `killed_after` slices."""
         self.read.clear()
         slices = 0
 
@@ -296,14 +263,14 @@ class Scanner:
                 raise Killed
 
         table, unread, self.reused = cache.write_shards(
-            self.folder, self.table, Path(), 4, "none", 1, advance, fingerprint=fingerprint
+            self.folder, self.table, Path(), ImageFormat(4), 1, advance, fingerprint
         )
         return {path.name: path.read_bytes() for path in self.folder.iterdir()}, table.to_csv(), unread
 
 
 @settings(max_examples=40)
 @given(data=st.data(), lengths=st.lists(st.integers(1, 4), min_size=1, max_size=6))
-def test_a_killed_call_is_resumed_and_leaves_the_same_bytes(tmp_path_factory, data, lengths):
+def test_a_killed_call_is_resumed_and_writes_the_same_bytes(tmp_path_factory, data, lengths):
     total = sum(lengths)
     refused = data.draw(st.sets(st.integers(0, total - 1)))
     with pytest.MonkeyPatch.context() as patch:
@@ -323,21 +290,21 @@ def test_a_killed_call_is_resumed_and_leaves_the_same_bytes(tmp_path_factory, da
         assert not scanner.read
 
 
-def test_shards_hold_whole_series_in_order_up_to_their_size(tmp_path, monkeypatch):
+def test_shards_contain_whole_series_up_to_the_size_limit(tmp_path, monkeypatch):
     scanner = Scanner(tmp_path, [3, 1, 2, 5, 1, 1], {1, 4}, monkeypatch)
     for least, most, expected in ((3, 1 << 27, [4, 2, 5, 2]), (1, 1 << 27, [13]), (1, 32 * 5, [4, 2, 5, 2])):
         monkeypatch.setattr(cache, "LEAST_SHARDS", least)
         monkeypatch.setattr(cache, "SHARD_BYTES", most)
-        table, _, _ = cache.write_shards(tmp_path, scanner.table, Path(), 4, "none", 1, lambda _: None)
+        table, _, _ = cache.write_shards(tmp_path, scanner.table, Path(), ImageFormat(4), 1, lambda _: None)
         shards = np.repeat(np.arange(len(expected)), expected)
         assert table["shard"].tolist() == np.delete(shards, [1, 4]).tolist()
-        assert len(list(tmp_path.glob("*.npy"))) == len(expected)  # none is left of the division before
+        assert len(list(tmp_path.glob("*.npy"))) == len(expected)  # those of the division before are removed
 
 
 @pytest.mark.parametrize(
     "damage", ["flipped pixel", "cut shard", "lost shard", "flipped note", "cut note", "lost note"]
 )
-def test_a_damaged_shard_or_note_is_made_again_alone(tmp_path, monkeypatch, damage):
+def test_only_a_damaged_shard_or_note_is_written_again(tmp_path, monkeypatch, damage):
     scanner = Scanner(tmp_path, [2, 3, 1, 2], {3}, monkeypatch)
     whole = scanner.fill()
     what, which = damage.split()
@@ -351,7 +318,7 @@ def test_a_damaged_shard_or_note_is_made_again_alone(tmp_path, monkeypatch, dama
     assert scanner.read == {2, 3, 4}
 
 
-def test_a_shard_of_another_fingerprint_or_of_other_slices_is_made_again(tmp_path, monkeypatch):
+def test_a_shard_with_another_fingerprint_or_other_slices_is_written_again(tmp_path, monkeypatch):
     scanner = Scanner(tmp_path, [2, 3], set(), monkeypatch)
     scanner.fill()
     scanner.fill(fingerprint="g")
@@ -361,7 +328,7 @@ def test_a_shard_of_another_fingerprint_or_of_other_slices_is_made_again(tmp_pat
     assert scanner.read == {2, 4}
 
 
-def test_a_shard_is_as_numpy_would_save_it(tmp_path, monkeypatch):
+def test_a_shard_has_the_bytes_of_numpy_save(tmp_path, monkeypatch):
     for refused in ({0, 5}, set()):
         Scanner(tmp_path, [4, 3], refused, monkeypatch).fill(fingerprint=str(refused))
         for path in sorted(tmp_path.glob("hu-*.npy")):
@@ -369,7 +336,7 @@ def test_a_shard_is_as_numpy_would_save_it(tmp_path, monkeypatch):
             assert path.read_bytes() == (tmp_path / "saved.npy").read_bytes()
 
 
-def test_without_room_for_all_shards_it_says_so_before_it_begins(tmp_path, monkeypatch):
+def test_too_little_disk_space_is_an_error_before_any_slice_is_read(tmp_path, monkeypatch):
     scanner = Scanner(tmp_path, [4, 3], set(), monkeypatch)
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: Mock(free=200))
     with pytest.raises(UserError, match=r"No space left.*2.24e-07 GB are needed.*make room"):
@@ -379,15 +346,15 @@ def test_without_room_for_all_shards_it_says_so_before_it_begins(tmp_path, monke
 
 @pytest.fixture
 def opened(tmp_path, monkeypatch):
-    """A cache of five shards, of which the last has no readable slice; and its pixels as one array."""
+    """A cache of five shards, the last without a readable slice; and its pixels as one array."""
     scanner = Scanner(tmp_path, [3, 3, 3, 3, 1], {4, 12}, monkeypatch)
     monkeypatch.setattr(cache, "LEAST_SHARDS", 5)
-    table, _, _ = cache.write_shards(tmp_path, scanner.table, Path(), 4, "none", 1, lambda _: None)
+    table, _, _ = cache.write_shards(tmp_path, scanner.table, Path(), ImageFormat(4), 1, lambda _: None)
     noise = [np.random.default_rng(k).integers(-1000, 1000, (4, 4)) for k in range(12) if k != 4]
     return cache.HuCache.open(tmp_path, table), np.stack(noise).astype(np.int16)
 
 
-def test_the_cache_is_one_array_in_the_order_of_the_slice_table(opened):
+def test_the_cache_is_indexed_like_one_array_in_the_order_of_the_slice_table(opened):
     hu, whole = opened
     assert (len(hu), hu.shape, hu.dtype) == (11, whole.shape, whole.dtype)
     for rows in (0, np.int64(10), -1, slice(2, 9), [10, 0, 5], np.array([[3, 3], [9, 1]]), slice(0, 0)):
@@ -395,23 +362,23 @@ def test_the_cache_is_one_array_in_the_order_of_the_slice_table(opened):
     assert not hu[3].flags.writeable
 
 
-def test_the_cache_maps_a_shard_when_it_is_read_and_another_process_maps_its_own(opened):
+def test_a_shard_is_mapped_when_it_is_read_and_never_pickled(opened):
     hu, whole = opened
     assert list(hu._mapped) == [0]
     np.testing.assert_array_equal(hu[10], whole[10])
     assert list(hu._mapped) == [0, 3]
     other = pickle.loads(pickle.dumps(hu))
-    assert not other._mapped  # their pixels would be sent along
+    assert not other._mapped
     np.testing.assert_array_equal(other[:], whole)
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"no array", np.zeros((3, 4, 4)), np.zeros((2, 4, 4), np.int16), np.zeros((3, 4, 5), np.int16)]
 )
-def test_a_damaged_shard_is_one_line_that_names_it(opened, content):
+def test_the_error_for_a_damaged_shard_names_it(opened, content):
     hu, _ = opened
     path = hu.folder / "hu-00002.npy"
     path.unlink()
     path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
-    with pytest.raises(UserError, match=r"hu-00002.npy is not as this program writes it \(.*`ich prepare`"):
+    with pytest.raises(UserError, match=r"hu-00002.npy: damaged shard \(.*`ich prepare`"):
         hu[6]

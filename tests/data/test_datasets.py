@@ -4,210 +4,155 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ich.data.augment import Augmentation, build
+from ich.data.augment import Augment, Augmentation
 from ich.data.batches import EpochBatches, epoch_loader
-from ich.data.datasets import SliceDataset, TwoViews, covered, cutmix_box, paste, sample_seed
+from ich.data.datasets import SliceDataset, Transform, TwoViews, cutmix_box, sample_seed
 from ich.data.studies import Studies, study_batch, study_loader
-from ich.data.views import View, Window, neighbour_rows, render
+from ich.data.windowing import Window, Windowing, neighbour_rows, render
 
-WINDOWS = View("windows", (Window(40, 80), Window(80, 200)))
-NEIGHBOURS = View("neighbours", (Window(80, 200),))
+WINDOWS = Windowing("windows", (Window(40, 80), Window(80, 200)))
+NEIGHBOURS = Windowing("neighbours", (Window(80, 200),))
+AUGMENT = Augment(Augmentation())
 HU = np.random.default_rng(0).integers(-100, 200, (20, 8, 8)).astype(np.int16)
 AROUND = neighbour_rows(np.arange(20) // 5, np.arange(20) % 5)
+ROWS = [17, 2, 3, 4, 9, 0, 12]
 
 
-def dataset(view: View, augmentation: Augmentation | None = None, seed: int = 3, cutmix: float = 0.0) -> SliceDataset:
-    rows = np.array([17, 2, 3, 4, 9, 0, 12])
-    targets = rows[:, None] * np.ones((1, 6), np.float32)
-    augment = None if augmentation is None else build(augmentation)
-    ids = [f"ID_{row}" for row in rows]
-    return SliceDataset(HU, rows, AROUND, ids, targets.astype(np.float32), view, augment, seed, cutmix)
+def dataset(windowing: Windowing, augment: Augment | None = None, cutmix: float = 0.0) -> SliceDataset:
+    targets = np.repeat(np.array(ROWS, np.float32)[:, None], 6, axis=1)
+    ids, transform = [f"ID_{row}" for row in ROWS], Transform(windowing, augment, cutmix, seed=3)
+    return SliceDataset(HU, np.array(ROWS), AROUND, ids, targets, transform)
 
 
-def test_each_epoch_shows_every_slice_once_in_another_order():
+def image_of(row: int, windowing: Windowing) -> np.ndarray:
+    return render(HU[AROUND[row]] if windowing is NEIGHBOURS else HU[row][None], windowing)
+
+
+def test_each_epoch_has_every_slice_once_in_an_order_of_seed_and_epoch_alone():
     orders = []
-    for epoch in range(3):
-        batches = list(EpochBatches(10, 4, seed=1, epoch=epoch, shuffle=True, drop_last=False))
+    for seed, epoch in ((1, 0), (1, 1), (2, 0), (1, 0)):
+        batches = list(EpochBatches(10, 4, seed, epoch, shuffle=True, drop_last=False))
         assert [len(batch) for batch in batches] == [4, 4, 2]
         items = [item for batch in batches for item in batch]
         assert {e for e, _ in items} == {epoch}
         orders.append([i for _, i in items])
         assert sorted(orders[-1]) == list(range(10))
-    assert orders[0] != orders[1] != orders[2]
+        torch.manual_seed(9)
+    first, *others, again = orders
+    assert first == again
+    assert first not in others
 
 
-def test_the_order_depends_on_seed_and_epoch_alone():
-    first = list(EpochBatches(50, 8, seed=1, epoch=4, shuffle=True, drop_last=True))
-    np.random.default_rng(0).random(100)
-    torch.manual_seed(9)
-    assert first == list(EpochBatches(50, 8, seed=1, epoch=4, shuffle=True, drop_last=True))
-    assert first != list(EpochBatches(50, 8, seed=2, epoch=4, shuffle=True, drop_last=True))
+@pytest.mark.parametrize(("n", "drop_last", "sizes"), [(10, True, [4, 4]), (3, True, [3]), (10, False, [4, 4, 2])])
+def test_an_incomplete_batch_is_dropped_unless_it_is_the_only_one(n, drop_last, sizes):
+    batches = EpochBatches(n, 4, 0, 0, shuffle=True, drop_last=drop_last)
+    assert [len(batch) for batch in batches] == sizes
+    assert len(batches) == len(sizes)
 
 
-def test_an_incomplete_batch_is_dropped_unless_it_is_the_only_one():
-    assert [len(b) for b in EpochBatches(10, 4, 0, 0, shuffle=True, drop_last=True)] == [4, 4]
-    assert [len(b) for b in EpochBatches(3, 4, 0, 0, shuffle=True, drop_last=True)] == [3]
-    for n, drop in [(10, True), (10, False), (3, True), (8, False)]:
-        batches = EpochBatches(n, 4, 0, 0, shuffle=False, drop_last=drop)
-        assert len(batches) == len(list(batches))
-    with pytest.raises(ValueError, match="at least one"):
-        EpochBatches(0, 4, 0, 0, shuffle=False, drop_last=False)
-
-
-@pytest.mark.parametrize("view", [WINDOWS, NEIGHBOURS])
-def test_pictures_targets_and_rows_belong_together(view: View):
+@pytest.mark.parametrize("windowing", [WINDOWS, NEIGHBOURS])
+def test_images_targets_and_rows_belong_together(windowing: Windowing):
     seen = []
-    for images, targets, rows in epoch_loader(dataset(view), epoch=0, batch_size=3, shuffle=False):
-        assert images.dtype == torch.uint8
-        assert images.shape[1:] == (view.channels, 8, 8)
-        assert images.is_contiguous(memory_format=torch.channels_last)
-        assert targets is not None
-        for image, target, row in zip(images, targets, rows.tolist(), strict=True):
-            hu = HU[AROUND[row]] if view is NEIGHBOURS else HU[row][None]
-            np.testing.assert_array_equal(image.permute(1, 2, 0), render(hu, view))
+    for batch in epoch_loader(dataset(windowing), epoch=0, batch_size=3, shuffle=False):
+        assert batch.images.dtype == torch.uint8
+        assert batch.images.shape[1:] == (windowing.channels, 8, 8)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        for image, target, row in zip(*batch, strict=True):
+            np.testing.assert_array_equal(image.permute(1, 2, 0), image_of(int(row), windowing))
             assert target.tolist() == [row] * 6
-            seen.append(row)
-    assert seen == [17, 2, 3, 4, 9, 0, 12]
+            seen.append(int(row))
+    assert seen == ROWS
 
 
-@pytest.mark.parametrize("view", [WINDOWS, NEIGHBOURS])
-def test_batches_are_the_same_whatever_the_number_of_workers(view: View):
-    def batches(workers: int):
-        return list(epoch_loader(dataset(view, Augmentation()), 2, 2, shuffle=True, workers=workers))
-
-    alone, shared = batches(0), batches(2)
+@pytest.mark.parametrize("windowing", [WINDOWS, NEIGHBOURS])
+def test_batches_are_the_same_with_any_number_of_workers(windowing: Windowing):
+    alone, shared = (
+        list(epoch_loader(dataset(windowing, AUGMENT, cutmix=1.0), 2, 2, shuffle=True, workers=workers))
+        for workers in (0, 2)
+    )
     assert len(alone) == len(shared) == 3
     for one, other in zip(alone, shared, strict=True):
         for a, b in zip(one, other, strict=True):
             assert torch.equal(a, b)
 
 
-def test_a_slice_is_changed_by_its_id_and_epoch_not_by_its_place():
-    def pictures(epoch: int, batch_size: int, shuffle: bool) -> dict[int, np.ndarray]:
-        loader = epoch_loader(dataset(WINDOWS, Augmentation()), epoch, batch_size, shuffle)
-        return {int(r): x.numpy() for images, _, rows in loader for x, r in zip(images, rows, strict=True)}
-
-    ordered, shuffled, later = pictures(1, 3, False), pictures(1, 7, True), pictures(2, 3, False)
-    assert ordered.keys() == shuffled.keys() == later.keys()
-    augment = build(Augmentation())
-    for row, shown in ordered.items():
-        np.testing.assert_array_equal(shown, shuffled[row])
-        assert not np.array_equal(shown, later[row])
-        expected = augment(render(HU[row][None], WINDOWS), sample_seed(3, 1, f"ID_{row}"))
-        np.testing.assert_array_equal(shown.transpose(1, 2, 0), expected)
+def test_augmentation_depends_on_id_and_epoch_but_not_on_the_order():
+    for epoch, batch_size, shuffle in ((1, 3, False), (1, 7, True), (2, 3, False)):
+        for batch in epoch_loader(dataset(WINDOWS, AUGMENT), epoch, batch_size, shuffle):
+            for image, row in zip(batch.images, batch.real_rows.tolist(), strict=True):
+                expected = AUGMENT(image_of(row, WINDOWS), sample_seed(3, epoch, f"ID_{row}"))
+                np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
 
 
-def test_loading_draws_nothing_from_the_models_random_numbers():
+def test_loading_leaves_the_global_generator_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    list(epoch_loader(dataset(WINDOWS, Augmentation()), 0, 3, shuffle=True))
+    list(epoch_loader(dataset(WINDOWS, AUGMENT), 0, 3, shuffle=True))
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_parts_of_different_length_are_refused():
-    with pytest.raises(ValueError, match="belong together"):
-        SliceDataset(HU, np.arange(4), AROUND, ["a", "b"], None, WINDOWS, None, 0)
+def test_parts_of_different_length_are_rejected():
+    with pytest.raises(ValueError, match="same length, got 4, 2 and None"):
+        SliceDataset(HU, np.arange(4), AROUND, ["a", "b"], None, Transform(WINDOWS))
 
 
 # ---- CutMix
 
 
-def test_a_box_by_hand():
-    images, others = np.zeros((2, 5, 5, 2), np.uint8), np.full((2, 5, 5, 2), 9, np.uint8)
-    for image, other, box in zip(images, others, [(1, 3, 2, 5), (2, 2, 0, 5)], strict=True):
-        paste(image, other, box)
-    assert images[0, ..., 1].tolist() == [[0] * 5, [0, 0, 9, 9, 9], [0, 0, 9, 9, 9], [0] * 5, [0] * 5]
-    assert not images[1].any()
-    assert covered((1, 3, 2, 5), 5) == 2 * 3 / 25
-    assert covered((2, 2, 0, 5), 5) == 0
+@pytest.mark.parametrize("augment", [None, AUGMENT])
+@pytest.mark.parametrize("windowing", [WINDOWS, NEIGHBOURS])
+def test_cutmix_shows_a_partner_in_the_box_and_mixes_targets_by_area(windowing: Windowing, augment: Augment | None):
+    mixed, shares = dataset(windowing, augment, cutmix=1.0), []
 
+    def image(row: int, *seed: object) -> np.ndarray:
+        plain = image_of(row, windowing)
+        return plain if augment is None else augment(plain, sample_seed(3, *seed))
 
-@pytest.mark.parametrize("augmentation", [None, Augmentation()])
-@pytest.mark.parametrize("view", [WINDOWS, NEIGHBOURS])
-def test_cutmix_shows_a_partner_in_the_box_and_mixes_targets_by_area(view: View, augmentation: Augmentation | None):
-    mixed, rows = dataset(view, augmentation, cutmix=1.0), dataset(view).rows.tolist()
-    augment = (lambda image, seed: image) if augmentation is None else build(augmentation)
-    shares = []
-    for epoch in range(8):
-        batch = mixed.__getitems__([(epoch, i) for i in range(7)])
-        assert batch.targets is not None
-        for i, row in enumerate(rows):
+    batches = [(epoch, batch) for epoch in range(8) for batch in epoch_loader(mixed, epoch, 3, shuffle=True)]
+    for epoch, batch in batches:
+        images = batch.images.permute(0, 2, 3, 1).numpy()
+        for shown, target, row in zip(images, batch.targets, batch.real_rows.tolist(), strict=True):
             rng = np.random.default_rng(sample_seed(3, epoch, f"ID_{row}", "cutmix"))
-            partner = rows[[k for k in range(7) if k != i][int(rng.integers(6))]]
+            partner = [other for other in ROWS if other != row][int(rng.integers(6))]
             top, bottom, left, right = cutmix_box(8, 1.0, rng)
-            own, other = (
-                augment(render(HU[AROUND[r]] if view is NEIGHBOURS else HU[r][None], view), seed)
-                for r, seed in (
-                    (row, sample_seed(3, epoch, f"ID_{row}")),
-                    (partner, sample_seed(3, epoch, f"ID_{row}", "partner")),
-                )
-            )
+            own, other = image(row, epoch, f"ID_{row}"), image(partner, epoch, f"ID_{row}", "partner")
             inside = np.zeros((8, 8), bool)
             inside[top:bottom, left:right] = True
-            shown = batch.images[i].permute(1, 2, 0).numpy()
+            share = inside.mean()
             np.testing.assert_array_equal(shown[inside], other[inside])
             np.testing.assert_array_equal(shown[~inside], own[~inside])
-            share = inside.mean()
-            np.testing.assert_allclose(batch.targets[i], [(1 - share) * row + share * partner] * 6, rtol=1e-6)
-            assert batch.rows[i] == row
+            np.testing.assert_allclose(target, [(1 - share) * row + share * partner] * 6, rtol=1e-6)
             shares.append(share)
-    assert np.mean(np.array(shares) > 0) > 0.8  # all but the boxes that round to nothing
+    np.testing.assert_array_equal(mixed.targets, dataset(windowing).targets)  # the dataset's own are unchanged
+    assert np.mean(np.array(shares) > 0) > 0.8  # the others were rounded to nothing
     assert len(set(shares)) > 10
 
 
-def test_cutmix_depends_on_seed_epoch_and_id_alone_and_leaves_the_targets_handed_in():
-    mixed = dataset(WINDOWS, Augmentation(), cutmix=1.0)
-
-    def found(epoch: int, batch_size: int, shuffle: bool, workers: int = 0) -> dict[int, tuple]:
-        loaded = epoch_loader(mixed, epoch, batch_size, shuffle, workers)
-        return {
-            int(r): (x.numpy(), y.tolist())
-            for images, targets, rows in loaded
-            for x, y, r in zip(images, targets if targets is not None else [], rows, strict=True)
-        }
-
-    first = found(1, 7, True)
-    assert len(first) == 7
-    for again in (found(1, 2, False), found(1, 3, False, workers=2)):
-        for row, (image, target) in first.items():
-            np.testing.assert_array_equal(again[row][0], image)
-            assert again[row][1] == target
-    assert any(found(2, 7, True)[row][1] != target for row, (_, target) in first.items())
-    np.testing.assert_array_equal(mixed.targets, dataset(WINDOWS).targets)
-
-
-def test_cutmix_without_targets_or_with_one_slice_is_refused():
-    for rows, targets in ((np.arange(4), None), (np.arange(1), np.ones((1, 6), np.float32))):
-        ids = [str(row) for row in rows]
-        with pytest.raises(ValueError, match="CutMix"):
-            SliceDataset(HU, rows, AROUND, ids, targets, WINDOWS, None, 0, cutmix=1.0)
+@pytest.mark.parametrize(("rows", "targets"), [(np.arange(4), None), (np.arange(1), np.ones((1, 6), np.float32))])
+def test_cutmix_without_targets_or_with_one_slice_is_rejected(rows, targets):
+    with pytest.raises(ValueError, match="CutMix"):
+        SliceDataset(HU, rows, AROUND, [str(row) for row in rows], targets, Transform(WINDOWS, cutmix=1.0))
 
 
 # ---- two views
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_two_views_are_two_changes_of_the_same_slices(workers: int):
-    views = TwoViews(dataset(NEIGHBOURS, Augmentation()))
+def test_two_views_are_two_augmentations_of_the_same_slices(workers: int):
+    views, seen = TwoViews(dataset(NEIGHBOURS, AUGMENT)), []
     assert len(views) == 7
-    augment, seen = build(Augmentation()), []
-    for first, second, rows, _ in epoch_loader(views, 4, 3, shuffle=True, workers=workers):
-        for images, name in ((first, "first"), (second, "second")):
+    for batch in epoch_loader(views, 4, 3, shuffle=True, workers=workers):
+        rows = batch.real_rows.tolist()
+        for images, name in ((batch.first, "first"), (batch.second, "second")):
             assert images.dtype == torch.uint8
             assert images.is_contiguous(memory_format=torch.channels_last)
-            for image, row in zip(images, rows.tolist(), strict=True):
-                expected = augment(render(HU[AROUND[row]], NEIGHBOURS), sample_seed(3, 4, f"ID_{row}", name))
+            for image, row in zip(images, rows, strict=True):
+                expected = AUGMENT(image_of(row, NEIGHBOURS), sample_seed(3, 4, f"ID_{row}", name))
                 np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
-        assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-        seen += rows.tolist()
+        assert not any(torch.equal(a, b) for a, b in zip(batch.first, batch.second, strict=True))
+        seen += rows
     assert len(set(seen)) == len(seen) == 6  # an incomplete last batch is dropped
-
-
-def test_two_views_want_an_augmentation_and_no_cutmix():
-    for slices in (dataset(WINDOWS), dataset(WINDOWS, Augmentation(), cutmix=1.0)):
-        with pytest.raises(ValueError, match="two views"):
-            TwoViews(slices)
 
 
 # ---- studies
@@ -243,12 +188,12 @@ def test_padding_puts_every_slice_at_its_place(lengths: list[int], data: st.Data
             assert not study[length:].any()
 
 
-def test_an_epoch_of_studies_holds_each_chosen_study_once():
+def test_an_epoch_of_studies_has_each_chosen_study_once():
     studies, chosen = packed([3, 1, 4, 2, 5]), np.array([4, 0, 2])
     whole = [list(range(10, 15)), list(range(3)), list(range(4, 8))]
     for shuffle in (False, True):
         batches = list(study_loader(studies, chosen, 2, shuffle=shuffle, seed=1, epoch=1))
-        rows = [study.tolist() for batch in batches for study in batch.rows.split(batch.lengths.tolist())]
+        rows = [study.tolist() for batch in batches for study in batch.real_rows.split(batch.lengths.tolist())]
         assert sorted(rows) == sorted(whole)
         assert shuffle or rows == whole
 
@@ -262,7 +207,7 @@ def test_packed_studies_are_checked():
         Studies(good.features, good.base[:3], good.geometry, good.targets, good.offsets)
 
 
-@pytest.mark.parametrize("batch", [dataset(WINDOWS)[0, 3], TwoViews(dataset(WINDOWS, Augmentation()))[0, 3]])
+@pytest.mark.parametrize("batch", [dataset(WINDOWS)[0, 3], TwoViews(dataset(WINDOWS, AUGMENT))[0, 3]])
 def test_batches_of_slices_have_no_padding(batch):
     assert [tuple(images.shape) for images in batch.inputs] == [(1, 2, 8, 8)] * len(batch.inputs)
     assert batch.real(batch.inputs[0]) is batch.inputs[0]
@@ -270,7 +215,7 @@ def test_batches_of_slices_have_no_padding(batch):
     assert batch.targets is None or batch.targets.tolist() == [[4] * 6]
 
 
-def test_tables_lie_on_a_gpu_that_has_twice_the_room_and_else_in_the_arrays(monkeypatch):
+def test_tables_are_moved_to_a_gpu_with_twice_their_size_free(monkeypatch):
     studies, gpu = packed([2, 3]), torch.device("cuda", 0)
     size = 5 * (5 * 2 + (6 + 2 + 6) * 4)
     for free, there in ((2 * size, gpu), (2 * size - 1, torch.device("cpu"))):

@@ -216,7 +216,7 @@ def test_the_frames_of_a_file_are_slices_of_the_table_and_the_cache(tmp_path):
     assert not refused
     assert table["image_id"].tolist() == ["a#1", "a#2", "a#0"]
     assert table["bleed"].tolist() == [1, 0, 0]
-    filled, refused, _ = cache.write_shards(tmp_path, table, tmp_path, 3, "none", 1, lambda _: None)
+    filled, refused, _ = cache.write_shards(tmp_path, table, tmp_path, cache.ImageFormat(3), 1, lambda _: None)
     assert not refused
     assert filled["n_slices"].tolist() == [3, 3, 3]
     hu = cache.HuCache.open(tmp_path, filled)

@@ -99,7 +99,7 @@ def test_a_series_with_such_files_is_prepared_without_them(folder):
     headers = slice_table.read_geometries(folder, files["path"].tolist(), 1, lambda _: None)
     table, refused = slice_table.slice_table(raw, headers)
     assert not refused
-    table, refused, _ = cache.write_shards(folder, table, folder, 16, "none", 1, lambda _: None)
+    table, refused, _ = cache.write_shards(folder, table, folder, cache.ImageFormat(16), 1, lambda _: None)
     assert table["image_id"].tolist() == ["40", "41", "42"]
     assert cache.HuCache.open(folder, table)[:][:, 0, 0].tolist() == [40, 41, 42]
     assert [(q.image_id, q.reason) for q in refused] == [

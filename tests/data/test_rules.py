@@ -32,8 +32,8 @@ def slices(**columns) -> pd.DataFrame:
     return pd.DataFrame(table | columns)
 
 
-def told(faults: rules.Faults, table: pd.DataFrame, key: str = "image_id") -> list[str]:
-    return [rules.described(fault, table, key) for fault in faults]
+def described(faults: rules.Faults, table: pd.DataFrame, key: str = "image_id") -> list[str]:
+    return [rules.describe(fault, table, key) for fault in faults]
 
 
 # ---- labels and slices
@@ -49,39 +49,35 @@ def told(faults: rules.Faults, table: pd.DataFrame, key: str = "image_id") -> li
         ({"all": 1}, ["all: a column that does not belong; expected image_id, any"]),
     ],
 )
-def test_the_label_table_has_named_images_once_and_labels_of_0_and_1(columns, expected):
+def test_label_table(columns, expected):
     table = pd.DataFrame({"image_id": ["a", "b", "c"], "any": [0.0, 1.0, NAN]} | columns)
-    assert told(rules.label_table(table, ["any"]), table) == expected
+    assert described(rules.label_table(table, ["any"]), table) == expected
 
 
 @pytest.mark.parametrize(
     ("column", "value", "expected"),
     [
         ("position", 1e6, "-10000 to 10000"),
-        ("tilt", 91.0, "0 to 90"),
         ("row_spacing", 512.0, "0.05 to 5"),
-        ("column_spacing", 0.0, "0.05 to 5"),
         ("n_slices", 0, "1 to 100000"),
         ("n_slices", NAN, "1 to 100000"),
-        ("index", -1, "0 to 100000"),
         ("split", "valid", "one of train, test"),
         ("any", 0.5, "0 or 1"),
         ("patient_id", "", "a name"),
-        ("study_id", "", "a name"),
-        ("series_id", "", "a name"),
         ("path", "", "a name"),
     ],
 )
-def test_a_value_that_no_scanner_gives_is_told(column, value, expected):
+def test_an_implausible_value_is_a_fault(column, value, expected):
     table = slices()
-    assert told(rules.slice_values(table, CLASSES), table) == []
     table[column] = [*table[column][:4], value]
-    assert told(rules.slice_values(table, CLASSES), table) == [f"image_id e: {column} is {value}; expected {expected}"]
+    assert described(rules.slice_values(table, CLASSES), table) == [
+        f"image_id e: {column} is {value}; expected {expected}"
+    ]
 
 
-def test_absent_places_and_spacings_belong_in_the_slice_table():
-    table = slices(position=NAN, tilt=NAN, row_spacing=NAN, column_spacing=NAN)
-    assert told(rules.slice_values(table, CLASSES), table) == []
+@pytest.mark.parametrize("table", [slices(), slices(position=NAN, tilt=NAN, row_spacing=NAN, column_spacing=NAN)])
+def test_plausible_values_and_missing_positions_and_spacings_are_no_fault(table):
+    assert described(rules.slice_values(table, CLASSES), table) == []
 
 
 @pytest.mark.parametrize(
@@ -97,37 +93,35 @@ def test_absent_places_and_spacings_belong_in_the_slice_table():
             {"position": [5.0, 0.0, 0.0, -1.0, 1.0]},
             ["image_id b: position is 0.0; expected in ascending order within the series (2 such rows)"],
         ),
-        ({"position": [5.0, NAN, -5.0, 0.0, 1.0]}, []),  # without a place the series may be in any order
-        ({"position": [5.0004, 5.0, -5.0, 0.0, 1.0]}, []),  # one place
+        ({"position": [5.0, NAN, -5.0, 0.0, 1.0]}, []),  # without positions, a series may be in any order
+        ({"position": [5.0004, 5.0, -5.0, 0.0, 1.0]}, []),  # the same position
         ({"shard_row": [0, 1, 3, 2, 0]}, ["image_id c: shard_row is 3; expected its place in its shard (2 such rows)"]),
         (
             {"shard": [1, 1, 0, 0, 0], "shard_row": [0, 1, 0, 1, 2]},
             ["image_id c: shard is 0; expected in ascending order"],
         ),
         (
-            {"series_id": ["1", "2", "2", "1", "3"], "study_id": ["s"] * 4 + ["u"]},
+            {"series_id": ["1", "2", "2", "1", "3"], "study_id": ["s"] * 4 + ["u"], "position": NAN},
             [
                 "image_id d: series_id is 1; expected the slices of a series together",
                 "image_id b: index is 1; expected its place in its series (2 such rows)",
-                "image_id c: position is -5.0; expected in ascending order within the series",
             ],
         ),
     ],
 )
-def test_a_slice_table_that_breaks_a_rule_is_told(columns, expected):
+def test_slice_table(columns, expected):
     table = slices(**columns)
-    found = told(rules.slice_table(table, CLASSES), table)
-    assert found == expected or found == [*expected[:1], *expected[2:]]
+    assert described(rules.slice_table(table, CLASSES), table) == expected
 
 
-def test_a_split_that_there_is_not_is_told_first():
+def test_require_raises_for_the_first_fault():
     table = slices(split=["train"] * 2 + ["valid"] * 2 + ["test"])
     with pytest.raises(ValueError, match=r"image_id c: split is valid; expected one of train, test \(2 such rows\)"):
         rules.require(rules.slice_table(table, CLASSES), table, "image_id")
 
 
 @pytest.mark.parametrize(("values", "outside"), [("hu", [0, 2]), ("grey", [0, 2, 3])])
-def test_pixels_outside_their_range_are_told(values, outside, monkeypatch):
+def test_pixels_out_of_range_are_a_fault(values, outside, monkeypatch):
     monkeypatch.setattr(rules, "CHUNK", 2)
     hu = np.zeros((5, 3, 3), dtype=np.int16)
     hu[0, 0, 0], hu[2, 2, 2], hu[3, 1, 1] = -1025, 3072, -1
@@ -138,17 +132,17 @@ def test_pixels_outside_their_range_are_told(values, outside, monkeypatch):
 
 
 @pytest.mark.parametrize("hu", [np.zeros((5, 3, 3), np.float32), np.zeros((4, 3, 3), np.int16), np.zeros(5, np.int16)])
-def test_pixels_of_another_shape_are_refused(hu):
+def test_pixels_of_another_shape_or_type_are_rejected(hu):
     with pytest.raises(ValueError, match=r"expected int16 \[5, s, s\]"):
         list(rules.pixels(hu, 5, "hu", lambda _: None))
 
 
-def test_a_reason_or_a_split_that_is_not_of_the_list_is_told():
-    table = pd.DataFrame({"image_id": ["x", "y"], "split": ["test", "train"], "reason": ["truncated", "because"]})
+@pytest.mark.parametrize("column", ["reason", "split"])
+def test_an_unknown_reason_or_split_in_the_quarantine_list_is_a_fault(column):
+    table = pd.DataFrame({"image_id": ["x", "y"], "split": ["test", "train"], "reason": "truncated"})
+    table.loc[1, column] = "because"
     (fault,) = rules.quarantine(table)
-    assert (fault.rows.tolist(), fault.column) == ([1], "reason")
-    (fault,) = rules.quarantine(table.assign(reason="truncated", split=["test", ""]))
-    assert (fault.rows.tolist(), fault.column) == ([1], "split")
+    assert (fault.rows.tolist(), fault.column) == ([1], column)
 
 
 # ---- folds
@@ -160,26 +154,31 @@ BY_SLICE = LABELLED[["image_id", "study_id", "patient_id"]].assign(fold=[0, 1, 0
 
 @pytest.mark.parametrize("assigned", [BY_STUDY, BY_SLICE])
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "expected"),
     [
         (lambda t: t, []),
         (lambda t: t[t["fold"] == 1], ["fold 0 is empty", "labelled have no fold"]),
         (lambda t: pd.concat([t, t.iloc[:1]]), ["expected each once"]),
         (lambda t: t.assign(fold=t["fold"] + 1), ["fold is 2; expected 0 to 1", "fold 0 is empty"]),
-        (lambda t: t.assign(fold=0), ["fold 1 is empty, and folds.n is 2"]),
+        (lambda t: t.assign(fold=0), ["fold 1 is empty (folds.n is 2)"]),
         (lambda t: pd.concat([t, t.iloc[:1].assign(image_id="z", study_id="z")]), ["expected a labelled"]),
     ],
 )
-def test_folds_by_study_and_by_slice_that_break_a_rule_are_told(assigned, change, says):
+def test_folds_by_study_and_by_slice(assigned, change, expected):
     changed = change(assigned)[assigned.columns].reset_index(drop=True)
-    found = told(rules.folds(changed, LABELLED, 2), changed, rules.fold_key(assigned))
-    assert len([one for one in found if any(said in one for said in says)]) == len(says)
-    assert bool(found) == bool(says)
+    found = described(rules.folds(changed, LABELLED, 2), changed, rules.fold_key(assigned))
+    assert len([one for one in found if any(part in one for part in expected)]) == len(expected)
+    assert bool(found) == bool(expected)
 
 
-def test_a_patient_in_two_folds_and_a_study_of_another_patient_are_told():
-    found = told(rules.folds(BY_STUDY.assign(patient_id="p"), LABELLED.assign(patient_id="p"), 2), BY_STUDY, "study_id")
-    assert found == ["study_id s: patient_id is p; expected all studies of a patient in one fold (2 such rows)"]
-    other = BY_STUDY.assign(patient_id=["p", "x"])
-    found = told(rules.folds(other, LABELLED, 2), other, "study_id")
-    assert found == ["study_id t: patient_id is x; expected the patient of the slice table"]
+@pytest.mark.parametrize(
+    ("patients", "labelled", "expected"),
+    [
+        (["p", "p"], LABELLED.assign(patient_id="p"), "study_id s: patient_id is p; expected all studies of a patient"),
+        (["p", "x"], LABELLED, "study_id t: patient_id is x; expected the patient of the slice table"),
+    ],
+)
+def test_a_patient_in_two_folds_or_another_patient_is_a_fault(patients, labelled, expected):
+    table = BY_STUDY.assign(patient_id=patients)
+    (fault,) = described(rules.folds(table, labelled, 2), table, "study_id")
+    assert fault.startswith(expected)

@@ -4,24 +4,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ich.data.augment import Augmentation, build
+from ich.data.augment import Augment, Augmentation
 from ich.data.batches import epoch_loader
-from ich.data.datasets import SliceDataset, cutmix_box, sample_seed
+from ich.data.datasets import SliceDataset, Transform, cutmix_box, sample_seed
 from ich.data.study_images import StudyImages
-from ich.data.views import View, Window, neighbour_rows, render
+from ich.data.windowing import Window, Windowing, neighbour_rows, render
 
-WINDOWS = View("windows", (Window(40, 80), Window(80, 200)))
-NEIGHBOURS = View("neighbours", (Window(80, 200),))
+WINDOWS = Windowing("windows", (Window(40, 80), Window(80, 200)))
+NEIGHBOURS = Windowing("neighbours", (Window(80, 200),))
+AUGMENT = Augment(Augmentation())
 
 
-def studies(
-    lengths: list[int],
-    view: View = WINDOWS,
-    augmentation: Augmentation | None = None,
-    cutmix: float = 0.0,
-    labelled: bool = True,
-) -> StudyImages:
-    """Studies in a cache that holds them the other way round, with a slice of nobody's before them."""
+def studies(lengths: list[int], windowing=WINDOWS, augment=None, cutmix: float = 0.0, labelled=True) -> StudyImages:
+    """Studies in a cache with the studies in reverse order, after one slice that belongs to none."""
     n, rng = sum(lengths), np.random.default_rng(0)
     hu = rng.integers(-100, 200, (n + 1, 8, 8)).astype(np.int16)
     ends = np.cumsum(lengths)
@@ -30,62 +25,67 @@ def studies(
     study[rows] = np.repeat(np.arange(len(lengths)), lengths)
     index[rows] = np.concatenate([np.arange(k) for k in lengths])
     targets = np.column_stack([rows, rows + 100.0]).astype(np.float32) if labelled else None
-    augment = None if augmentation is None else build(augmentation)
-    ids = [f"i{row}" for row in rows]
-    slices = SliceDataset(hu, rows, neighbour_rows(study, index), ids, targets, view, augment, 5, cutmix)
+    transform = Transform(windowing, augment, cutmix, seed=5)
+    slices = SliceDataset(hu, rows, neighbour_rows(study, index), [f"i{row}" for row in rows], targets, transform)
     geometry = rng.normal(size=(n + 1, 2)).astype(np.float32)
     return StudyImages(slices, np.append(0, ends), [f"s{k}" for k in range(len(lengths))], geometry)
 
 
-def picture(set_: StudyImages, row: int) -> np.ndarray:
-    slices = set_.slices
-    return render(slices.hu[slices.neighbours[row]] if slices.view is NEIGHBOURS else slices.hu[row][None], slices.view)
+def image_of(dataset: StudyImages, row: int) -> np.ndarray:
+    slices, windowing = dataset.slices, dataset.slices.transform.windowing
+    return render(slices.hu[slices.neighbours[row]] if windowing is NEIGHBOURS else slices.hu[row][None], windowing)
 
 
 @settings(max_examples=30)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=5), st.data())
-def test_every_slice_is_at_its_place_and_padding_is_nothing(lengths: list[int], data: st.DataObject):
-    set_ = studies(lengths, data.draw(st.sampled_from([WINDOWS, NEIGHBOURS])))
+def test_every_slice_is_at_its_place_and_padding_is_zero(lengths: list[int], data: st.DataObject):
+    windowing = data.draw(st.sampled_from([WINDOWS, NEIGHBOURS]))
+    dataset = studies(lengths, windowing)
     chosen = data.draw(st.lists(st.sampled_from(range(len(lengths))), min_size=1, max_size=4))
-    batch = set_.__getitems__([(0, k) for k in chosen])
+    batch = dataset.__getitems__([(0, k) for k in chosen])
     first = [sum(lengths) + 1 - sum(lengths[: k + 1]) for k in range(len(lengths))]
     rows = [first[k] + t for k in chosen for t in range(lengths[k])]
     assert batch.lengths.tolist() == [lengths[k] for k in chosen]
     assert batch.real_rows.tolist() == rows
     images, geometry, given_lengths = batch.inputs
     assert given_lengths is batch.lengths
-    assert (images.dtype, images.shape[1:]) == (torch.uint8, (set_.slices.view.channels, 8, 8))
+    assert (images.dtype, images.shape[1:]) == (torch.uint8, (windowing.channels, 8, 8))
     assert images.is_contiguous(memory_format=torch.channels_last)
     for image, row in zip(images, rows, strict=True):
-        np.testing.assert_array_equal(image.permute(1, 2, 0), picture(set_, row))
+        np.testing.assert_array_equal(image.permute(1, 2, 0), image_of(dataset, row))
     np.testing.assert_array_equal(batch.targets, np.column_stack([rows, np.array(rows) + 100]).astype(np.float32))
     assert geometry.shape == (len(chosen), max(batch.lengths), 2)
-    np.testing.assert_array_equal(batch.real(geometry), set_.geometry[rows])
+    np.testing.assert_array_equal(batch.real(geometry), dataset.geometry[rows])
     for study, length in zip(geometry, batch.lengths, strict=True):
         assert not study[length:].any()
 
 
-def test_all_slices_of_a_study_are_changed_alike_and_studies_differently():
-    set_ = studies([4, 3, 2], augmentation=Augmentation(noise=0.1))
-    augment = build(Augmentation(noise=0.1))
+def test_the_slices_of_a_study_are_augmented_alike():
+    augment = Augment(Augmentation(noise=0.1))
+    dataset = studies([4, 3, 2], augment=augment)
     for epoch in (0, 1):
-        batch = set_.__getitems__([(epoch, k) for k in (2, 0, 1)])
+        batch = dataset.__getitems__([(epoch, k) for k in (2, 0, 1)])
         names = ["s2"] * 2 + ["s0"] * 4 + ["s1"] * 3
-        for image, row, name in zip(batch.images, batch.rows.tolist(), names, strict=True):
-            expected = augment(picture(set_, row), sample_seed(5, epoch, name))
+        for image, row, name in zip(batch.images, batch.real_rows.tolist(), names, strict=True):
+            expected = augment(image_of(dataset, row), sample_seed(5, epoch, name))
             np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
 
 
-@pytest.mark.parametrize("lengths", [[4, 2], [2, 4], [5, 3], [1, 6], [3, 3]])
-def test_cutmix_is_one_box_a_study_and_the_partner_lies_at_the_same_relative_place(lengths: list[int]):
-    """Of two studies each is the other's partner."""
-    places = {(4, 2): [0, 0, 1, 1], (2, 4): [1, 3], (5, 3): [0, 0, 1, 2, 2], (3, 5): [0, 2, 4]}
-    places |= {(1, 6): [3], (6, 1): [0] * 6, (3, 3): [0, 1, 2]}
-    set_, boxes = studies(lengths, NEIGHBOURS, Augmentation(), cutmix=1.0), set()
-    augment = build(Augmentation())
+@pytest.mark.parametrize(
+    ("lengths", "others"),  # others: the partner's slice for each slice of the first and of the second study
+    [
+        ([4, 2], ([0, 0, 1, 1], [1, 3])),
+        ([5, 3], ([0, 0, 1, 2, 2], [0, 2, 4])),
+        ([1, 6], ([3], [0] * 6)),
+        ([3, 3], ([0, 1, 2], [0, 1, 2])),
+    ],
+)
+def test_cutmix_has_one_box_per_study_and_the_partner_slice_at_the_same_relative_position(lengths, others):
+    """With two studies, each is the other's partner."""
+    dataset, boxes = studies(lengths, NEIGHBOURS, AUGMENT, cutmix=1.0), set()
     for epoch in range(10):
-        batch = set_.__getitems__([(epoch, 0), (epoch, 1)])
-        images = iter(batch.images)
+        batch = dataset.__getitems__([(epoch, 0), (epoch, 1)])
+        images, rows = iter(batch.images), [part.tolist() for part in batch.real_rows.split(lengths)]
         assert batch.targets is not None
         for k in (0, 1):
             rng = np.random.default_rng(sample_seed(5, epoch, f"s{k}", "cutmix"))
@@ -95,12 +95,11 @@ def test_cutmix_is_one_box_a_study_and_the_partner_lies_at_the_same_relative_pla
             inside = np.zeros((8, 8), bool)
             inside[top:bottom, left:right] = True
             share = inside.mean()
-            rows, others = (batch.rows.split(lengths)[j].tolist() for j in (k, 1 - k))
-            for t, row in enumerate(rows):
-                other = others[places[lengths[k], lengths[1 - k]][t]]
+            for t, row in enumerate(rows[k]):
+                other = rows[1 - k][others[k][t]]
                 shown = next(images).permute(1, 2, 0).numpy()
-                own = augment(picture(set_, row), sample_seed(5, epoch, f"s{k}"))
-                foreign = augment(picture(set_, other), sample_seed(5, epoch, f"s{k}", "partner"))
+                own = AUGMENT(image_of(dataset, row), sample_seed(5, epoch, f"s{k}"))
+                foreign = AUGMENT(image_of(dataset, other), sample_seed(5, epoch, f"s{k}", "partner"))
                 np.testing.assert_array_equal(shown[~inside], own[~inside])
                 np.testing.assert_array_equal(shown[inside], foreign[inside])
                 mixed = (1 - share) * row + share * other
@@ -108,15 +107,13 @@ def test_cutmix_is_one_box_a_study_and_the_partner_lies_at_the_same_relative_pla
     assert len(boxes) > 10
 
 
-def test_an_epoch_is_every_study_once_whatever_the_batches_and_workers():
-    set_ = studies([3, 1, 4, 2, 5], augmentation=Augmentation(), cutmix=1.0)
+def test_an_epoch_has_every_study_once_with_any_batch_size_and_number_of_workers():
+    dataset = studies([3, 1, 4, 2, 5], augment=AUGMENT, cutmix=1.0)
 
     def found(batch_size: int, shuffle: bool, workers: int = 0) -> list[tuple]:
-        loaded, result = epoch_loader(set_, 1, batch_size, shuffle, workers), []
-        for batch in loaded:
-            assert batch.targets is not None
-            lengths = batch.lengths.tolist()
-            parts = (part.split(lengths) for part in (batch.rows, batch.images, batch.targets))
+        result = []
+        for batch in epoch_loader(dataset, 1, batch_size, shuffle, workers):
+            parts = (part.split(batch.lengths.tolist()) for part in (batch.real_rows, batch.images, batch.targets))
             result += [tuple(part.tolist() for part in study) for study in zip(*parts, strict=True)]
         return result
 
@@ -132,16 +129,16 @@ def test_studies_without_labels_have_no_targets():
     assert studies([2, 1], labelled=False)[0, 1].targets is None
 
 
-def test_parts_that_do_not_belong_together_are_refused():
+def test_parts_of_different_length_are_rejected():
     good = studies([2, 3])
     parts = (good.slices, good.offsets, good.study_ids, good.geometry)
-    for place, wrong, says in (
+    for place, wrong, message in (
         (1, np.array([0, 2, 4]), "offsets"),
         (1, np.array([0, 5, 5]), "offsets"),
-        (2, ["s0"], "do not belong"),
-        (3, good.geometry[1:], "do not belong"),
+        (2, ["s0"], "1 study ids for 2 studies"),
+        (3, good.geometry[1:], "5 rows of geometry for 6 cached slices"),
     ):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             StudyImages(*(wrong if i == place else part for i, part in enumerate(parts)))
     with pytest.raises(ValueError, match="two studies"):
         studies([4], cutmix=1.0)

@@ -32,7 +32,7 @@ def by_image(path: Path) -> dict[str, dict[str, float]]:
     return images
 
 
-def test_the_same_seed_gives_the_same_bytes_with_any_number_of_processes(written, written_by_two):
+def test_a_seed_gives_the_same_bytes_with_any_number_of_processes(written, written_by_two):
     one, two = digests(written.root), digests(written_by_two)
     assert len(one) > 90
     assert one == two
@@ -62,7 +62,7 @@ def test_tables_have_six_rows_per_slice_file(written, split, name):
         assert all(labels["any"] == max(labels[c] for c in CLASSES[:5]) for labels in images.values())
 
 
-def test_the_solution_is_true_and_wrong_training_labels_are_listed(written):
+def test_the_solution_is_true_and_all_wrong_training_labels_are_listed(written):
     solution = by_image(written.root / "solution.csv")
     as_written = {r["ID"]: int(r["Label"]) for r in table(written.root / "stage_2_train.csv")}
     wrong: dict[str, tuple[int, int]] = {}
@@ -91,16 +91,6 @@ def test_wrong_labels_are_few_and_never_in_a_healthy_study():
     assert changed == pytest.approx((4 * 0.07 + 8 * 0.035 / 3 * 0.8) / 30, abs=0.003)
 
 
-def test_no_patient_is_in_train_and_test(written):
-    train, test = (
-        {dicom.geometry(p).patient_id for p in (written.root / f"stage_2_{split}").glob("*.dcm")}
-        for split in ("train", "test")
-    )
-    assert train
-    assert test
-    assert not train & test
-
-
 def test_files_have_both_pixel_formats_and_both_transfer_syntaxes(written):
     formats, syntaxes = set(), set()
     for path in written.root.rglob("*.dcm"):
@@ -113,7 +103,7 @@ def test_files_have_both_pixel_formats_and_both_transfer_syntaxes(written):
     assert len(syntaxes) == 2
 
 
-def test_files_keep_hounsfield_units_and_positions(written):
+def test_files_contain_hounsfield_units_and_positions(written):
     for planned, study in written.studies[:4]:
         paths = [written.root / f"stage_2_{planned.split}" / f"{i}.dcm" for i in study.image_ids]
         for path, hu in zip(paths, study.hu, strict=True):
@@ -123,12 +113,11 @@ def test_files_keep_hounsfield_units_and_positions(written):
         assert all(a is not None and b is not None and a < b for a, b in pairwise(positions))
 
 
-def test_image_ids_do_not_show_the_order_of_the_slices():
-    study = make_study(5, 3, 0, slices=20, size=32)
-    assert sorted(study.image_ids) not in (list(study.image_ids), list(study.image_ids)[::-1])
+def test_image_ids_do_not_show_the_order_of_the_slices(written):
+    assert not any(sorted(study.image_ids) == list(study.image_ids) for _, study in written.studies)
 
 
-def test_a_folder_with_files_is_refused(tmp_path):
+def test_a_folder_with_files_is_rejected(tmp_path):
     (tmp_path / "mine.txt").write_text("keep me")
     with pytest.raises(ValueError, match="not empty"):
         write_competition(tmp_path, train_studies=1, test_studies=1, slices=4, size=32, seed=0)

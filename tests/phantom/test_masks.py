@@ -1,4 +1,4 @@
-"""masks.npz: its content, and the masks of cropped and resized images."""
+"""masks.npz: contents, and the masks of cropped and resized images."""
 
 import zipfile
 
@@ -9,7 +9,7 @@ from ich.phantom.masks import add_mask, lesion_masks
 from ich.phantom.study import CLASSES
 
 
-def test_the_file_has_the_masks_of_slices_with_a_bleed_and_no_others(written):
+def test_the_file_contains_the_masks_of_exactly_the_slices_with_a_bleed(written):
     expected = {
         image_id: mask
         for _, study in written.studies
@@ -59,7 +59,7 @@ def test_a_subtype_is_one_bit_and_none_is_all_of_them(stored, name, areas):
 
 
 def test_a_pixel_belongs_to_a_bleed_that_covers_half_of_it(stored):
-    """At half the size: of the rectangle whole blocks, of the corner's 3 x 3 one and a half."""
+    """At half the size, the rectangle has whole blocks and the 3 x 3 corner partial ones."""
     first, second = lesion_masks(stored, ["a", "b"], np.array([[0, 0, 40]] * 2), 20, None)
     assert np.argwhere(first).min(0).tolist() == [4, 6]
     assert first.sum() == (128 + 16) / 4

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ich.phantom.competition import plan_competition
 from ich.phantom.study import CLASSES, identifier, make_study
 
-# Share of RSNA 2019's 752,803 slices: 3,145, 36,118, 26,205, 35,675 and 47,166 positives.
+# Prevalence in RSNA 2019: 3,145, 36,118, 26,205, 35,675 and 47,166 of 752,803 slices.
 RSNA = (0.0042, 0.0480, 0.0348, 0.0474, 0.0627)
 
 
@@ -24,7 +24,7 @@ def test_a_plan_has_the_requested_studies_and_each_patient_in_one_split(train, t
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_demo_has_positive_patients_of_every_class_for_three_folds(seed):
+def test_the_demo_has_enough_patients_of_every_class_for_three_folds(seed):
     plan = plan_competition(train_studies=84, test_studies=40, seed=seed)
     for split, least in (("train", 9), ("test", 3)):
         for kind in range(5):
@@ -59,6 +59,6 @@ def test_identifiers_are_unique(seed, start):
     assert all(len(i) == 12 and i.startswith("ID_") and int(i[3:], 16) >= 0 for i in made)
 
 
-def test_a_split_without_studies_is_refused():
+def test_a_split_without_studies_is_rejected():
     with pytest.raises(ValueError, match="at least 1"):
         plan_competition(train_studies=0, test_studies=3, seed=0)

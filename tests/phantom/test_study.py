@@ -1,10 +1,10 @@
-"""Anatomy, bleeds and geometry of rendered studies, against fields evaluated independently of the renderer."""
+"""Anatomy, bleeds and geometry of rendered studies, compared with fields that are evaluated separately."""
 
 import cv2
 import numpy as np
 import pytest
 
-from ich.phantom import anatomy, bleeds, lesions, lookalikes, scanner
+from ich.phantom import anatomy, bleeds, lesions, scanner
 from ich.phantom.study import ANATOMY, AREAS, CLASSES, GRID, SCAN, Study, make_study, stream
 
 SEED = 11
@@ -18,7 +18,7 @@ def draw(seed: int, patient: int, slices: int, size: int) -> tuple[anatomy.Head,
 
 
 def healthy(patient: int) -> tuple[anatomy.Head, anatomy.Cranium, anatomy.Brain]:
-    """The head of a patient on all sub-planes of the first scan: no bleed has pushed its brain."""
+    """The head of a patient on all sub-planes of the first scan, without displacement by bleeds."""
     head, scan = draw(SEED, patient, SLICES, GRID)
     bone = anatomy.cranium(head, scan.frame(GRID))
     return head, bone, anatomy.brain(head, scan.frame(GRID), bone, (bone.x, bone.y, bone.z))
@@ -61,15 +61,25 @@ def test_requested_bleeds_are_visible_in_nearly_every_study(bleeding, kind):
     assert sum(bool(s.labels[:, kind].any()) for s in bleeding[kind]) >= STUDIES - 1
 
 
-@pytest.mark.parametrize("kind", range(5))
-def test_every_bleed_lies_inside_the_skull(bleeding, anatomies, kind):
-    for study, (bone, _) in zip(bleeding[kind], anatomies, strict=True):
-        where = visible(study, kind)
-        # mid-plane distance; the slice's other planes may reach some mm further where the skull slopes
-        assert np.mean(middle(bone.cavity)[where] < 3) > 0.95
+@pytest.mark.parametrize(
+    ("kind", "allowed", "share"),
+    [
+        *((kind, lambda bone, brain: bone.cavity < 3, 0.95) for kind in range(5)),  # mm; slices are thick
+        (bleeds.SUBDURAL, lambda bone, brain: bone.tentorium > -3, 0.95),
+        (bleeds.INTRAPARENCHYMAL, lambda bone, brain: brain.ventricle > -2, 0.85),
+        (bleeds.INTRAPARENCHYMAL, lambda bone, brain: bone.cavity < -1, 0.9),
+        (bleeds.INTRAVENTRICULAR, lambda bone, brain: brain.ventricle < 4, 0.9),
+    ],
+)
+def test_bleeds_are_in_plausible_places(bleeding, anatomies, kind, allowed, share):
+    inside = [
+        middle(allowed(*anatomy_of))[visible(study, kind)]
+        for study, anatomy_of in zip(bleeding[kind], anatomies, strict=True)
+    ]
+    assert np.concatenate(inside).mean() > share
 
 
-def test_epidural_blood_touches_the_inner_table_and_is_thickest_in_its_middle(bleeding, anatomies):
+def test_epidural_blood_touches_the_inner_table_and_is_thickest_in_the_middle(bleeding, anatomies):
     profiles = []
     for study, (bone, _) in zip(bleeding[0], anatomies, strict=True):
         where = visible(study, 0)
@@ -86,17 +96,13 @@ def test_epidural_blood_touches_the_inner_table_and_is_thickest_in_its_middle(bl
     assert centre > 1.15 * last
 
 
-def test_subdural_blood_touches_skull_falx_or_tentorium_and_stays_above_it(bleeding, anatomies):
+def test_subdural_blood_is_next_to_skull_falx_or_tentorium(bleeding, anatomies):
     for study, (bone, brain) in zip(bleeding[4], anatomies, strict=True):
-        where = visible(study, 4)
-        walls = np.minimum(
-            -middle(bone.vault), np.minimum(np.abs(middle(brain.falx_x)), np.abs(middle(bone.tentorium)))
-        )
-        assert np.median(walls[where]) < 12
-        assert np.mean(middle(bone.tentorium)[where] > -3) > 0.95
+        walls = np.minimum(np.abs(brain.falx_x), np.abs(bone.tentorium))
+        assert np.median(middle(np.minimum(-bone.vault, walls))[visible(study, 4)]) < 12
 
 
-def test_a_crescent_is_longer_than_thick_and_keeps_to_one_side():
+def test_a_crescent_is_longer_than_thick_and_on_one_side():
     head, bone, brain = healthy(0)
     bleed = bleeds.Bleed(bleeds.SUBDURAL, "crescent", (60.0, 0.0, 25.0), (0.0, 60.0, 40.0), 9.0, 60.0)
     field = lesions.shape(bleed, head, bone, brain, np.array([0.0, 1.0, 0.0])).field
@@ -107,17 +113,14 @@ def test_a_crescent_is_longer_than_thick_and_keeps_to_one_side():
 
 
 def test_ventricular_blood_fills_ventricles_from_below(bleeding, anatomies):
-    shares = []
     for study, (bone, brain) in zip(bleeding[2], anatomies, strict=True):
         where = visible(study, 2)
-        shares.append(np.mean(middle(brain.ventricle)[where] < 4))
         unfilled = (middle(brain.ventricle) < -2) & ~where
         if unfilled.any() and where.any():
             assert middle(bone.y)[where].mean() > middle(bone.y)[unfilled].mean() - 8
-    assert np.mean(shares) > 0.9
 
 
-def test_subarachnoid_blood_lies_in_sulci_and_cisterns(bleeding, anatomies):
+def test_subarachnoid_blood_is_in_sulci_and_cisterns(bleeding, anatomies):
     shares = []
     for study, (bone, brain) in zip(bleeding[3], anatomies, strict=True):
         pia = np.minimum(np.abs(brain.sulcus) - brain.width, brain.cistern)
@@ -131,37 +134,13 @@ def test_subarachnoid_blood_lies_in_sulci_and_cisterns(bleeding, anatomies):
     assert np.mean(shares) > 0.9
 
 
-def test_parenchymal_blood_is_deep_to_the_inner_table_and_outside_the_ventricles(bleeding, anatomies):
-    for study, (bone, brain) in zip(bleeding[1], anatomies, strict=True):
-        where = visible(study, 1)
-        assert (-middle(bone.cavity)[where]).mean() > 4
-        assert np.mean(middle(brain.ventricle)[where] > -2) > 0.85
-
-
 @pytest.mark.parametrize(("kind", "low", "high"), [(0, 45, 85), (1, 42, 85), (2, 35, 80), (3, 30, 80), (4, 10, 80)])
-def test_density_of_visible_blood_is_that_of_blood(bleeding, kind, low, high):
+def test_visible_blood_has_the_density_of_blood(bleeding, kind, low, high):
     for study in bleeding[kind]:
         core = np.stack([cv2.erode(m.astype(np.uint8), np.ones((3, 3), np.uint8)) for m in visible(study, kind)]) > 0
-        core &= study.hu < 300  # not the skull beside it
+        core &= study.hu < 300  # without adjacent skull
         if core.sum() >= 15:
             assert low < np.median(study.hu[core]) < high
-
-
-def test_volumes_have_a_long_tail():
-    rng = np.random.default_rng(0)
-    volumes = np.array([np.prod(bleeds.draw_intraparenchymal(rng).reach) for _ in range(400)])
-    assert volumes.mean() > 1.5 * np.median(volumes)
-
-
-def test_ends_of_lesions_are_fainter_than_their_middle(bleeding):
-    ends, middles = [], []
-    for study in bleeding[1]:
-        area = visible(study, 1).sum((1, 2))
-        positive = np.flatnonzero(area)
-        if len(positive) >= 3:
-            ends.append(min(area[positive[0]], area[positive[-1]]))
-            middles.append(area.max())
-    assert np.mean(ends) < 0.6 * np.mean(middles)
 
 
 def test_slices_are_ordered_along_the_normal_and_most_scans_are_tilted():
@@ -182,7 +161,7 @@ def test_positions_are_the_centre_of_the_first_pixel():
     np.testing.assert_allclose(scan.positions, expected, atol=1e-3)
 
 
-def test_the_image_size_changes_neither_anatomy_nor_bleeds():
+def test_anatomy_and_bleeds_do_not_depend_on_the_image_size():
     small, large = (make_study(4, 2, 0, slices=8, size=s, kinds=[1, 4]) for s in (64, 128))
     assert small.hu.shape[0] == large.hu.shape[0]
     np.testing.assert_allclose(small.scan.positions[:, 2], large.scan.positions[:, 2], atol=2)
@@ -197,7 +176,7 @@ def test_a_second_study_shows_the_same_head_from_another_scan():
     assert not set(first.image_ids) & set(second.image_ids)
 
 
-def test_bleeds_have_paled_by_the_second_study():
+def test_bleeds_are_paler_in_the_second_study():
     change = []
     for p in range(6):
         cores = []
@@ -208,12 +187,6 @@ def test_bleeds_have_paled_by_the_second_study():
     assert np.mean(change) < -2
 
 
-def test_bleed_rate_is_the_fraction_of_patients_with_a_bleed():
-    rng = np.random.default_rng(0)
-    for rate, low, high in ((0.0, 0, 0), (0.4, 0.3, 0.5), (1.0, 1, 1)):
-        assert low <= np.mean([bool(bleeds.draw_kinds(rng, rate)) for _ in range(300)]) <= high
-
-
 def test_air_bone_and_brain_have_their_hounsfield_units():
     study = make_study(4, 2, 0, slices=10, size=128)
     inside = np.clip(study.hu[6], -1024, 3071)
@@ -222,15 +195,6 @@ def test_air_bone_and_brain_have_their_hounsfield_units():
     assert 18 < np.median(inside[50:75, 50:78]) < 45
 
 
-def test_look_alikes_are_drawn_without_bleeds():
-    rng = np.random.default_rng(0)
-    drawn = [lookalikes.draw_extras(rng) for _ in range(300)]
-    assert np.mean([e.metal is not None for e in drawn]) == pytest.approx(0.05, abs=0.03)
-    assert np.mean([bool(e.infarcts) for e in drawn]) == pytest.approx(0.3, abs=0.08)
-    assert np.mean([e.swelling is not None for e in drawn]) == pytest.approx(0.15, abs=0.06)
-    assert max(density for e in drawn for _, density in e.dense) == 3000
-
-
-def test_impossible_sizes_are_refused():
+def test_too_small_sizes_are_rejected():
     with pytest.raises(ValueError, match="at least 4"):
         make_study(0, 0, 0, slices=2, size=64)

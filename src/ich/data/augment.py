@@ -1,14 +1,12 @@
-"""Random changes of a training slice: the one module that uses albumentations.
+"""Random augmentation of training images: the one module that uses albumentations.
 
-The change of an image depends on the seed it is given and on nothing else. Two habits of albumentations 2.0.8
-stand against that: its generators repeat themselves in loader workers, and `Compose.set_random_seed` gives
-every transform the same generator, so that an image would be flipped exactly when it is also brightened.
-Here each transform gets a seed of its own before each image, and they are called one after the other without a
-Compose, whose checks of boxes, masks and shapes have nothing to check.
+The change of an image depends on its seed alone. albumentations 2.0.8 does not guarantee that: its generators repeat
+themselves in loader workers, and `Compose.set_random_seed` gives every transform the same generator, so that an image
+would be flipped exactly when it is also brightened. Therefore each transform is seeded before each image, and the
+transforms are called one after the other without a Compose.
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -18,16 +16,16 @@ from numpy.typing import NDArray
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks PyPI for a newer version
 import albumentations as A
 
-CROP_RATIO = 1.1  # largest width over height, or height over width, of a crop
+CROP_RATIO = 1.1  # largest ratio of the sides of a crop
 SEED_STEP = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: keeps the transforms' seeds far apart
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How strongly training images vary. A strength of 0 leaves that change out."""
+    """Strength of each random change of a training image. A strength of 0 disables the change."""
 
     crop: float = 0.0
-    """Smallest share of the picture's area that a random crop of nearly the same shape keeps, resized to the whole."""
+    """Smallest share of the image's area in a random crop of nearly its shape, which is resized to the whole."""
     flip: float = 0.5
     """Probability of a left-right mirror."""
     vertical_flip: float = 0.0
@@ -35,13 +33,13 @@ class Augmentation:
     transpose: float = 0.0
     """Probability of swapping rows and columns."""
     shift: float = 0.06
-    """Largest move in each direction, as a share of the picture's side."""
+    """Largest shift in each direction, as a share of the image's side."""
     scale: float = 0.1
     """Largest change of size, as a share."""
     rotate: float = 15.0
     """Largest rotation, degrees."""
     optical: float = 0.0
-    """Largest distortion coefficient of a lens, barrel or pincushion; 0.05 is usual."""
+    """Largest coefficient of a lens distortion, barrel or pincushion; 0.05 is usual."""
     grid: float = 0.0
     """Largest stretch of the cells of a 5 x 5 grid, as a share; 0.3 is usual."""
     brightness: float = 0.1
@@ -57,13 +55,42 @@ class Augmentation:
 
 
 class Augment:
-    """Callable that changes one image; see `build`."""
+    """Callable that augments one image."""
 
-    def __init__(self, transforms: Sequence[A.BasicTransform]) -> None:
-        self._transforms = transforms
+    def __init__(self, settings: Augmentation) -> None:
+        s = settings
+        transforms: list[tuple[float, A.BasicTransform]] = [
+            # the size is set per image
+            (s.crop, A.RandomResizedCrop((1, 1), scale=(s.crop, 1), ratio=(1 / CROP_RATIO, CROP_RATIO), p=1)),
+            (s.flip, A.HorizontalFlip(p=s.flip)),
+            (s.vertical_flip, A.VerticalFlip(p=s.vertical_flip)),
+            (s.transpose, A.Transpose(p=s.transpose)),
+            (
+                max(s.shift, s.scale, s.rotate),
+                A.Affine(
+                    scale=(1 - s.scale, 1 + s.scale),
+                    translate_percent=(-s.shift, s.shift),
+                    rotate=(-s.rotate, s.rotate),
+                    keep_ratio=True,
+                    border_mode=cv2.BORDER_CONSTANT,  # black, which is air in every window
+                    p=1,
+                ),
+            ),
+            (s.optical, A.OpticalDistortion(distort_limit=(-s.optical, s.optical), p=1)),
+            (s.grid, A.GridDistortion(5, distort_limit=(-s.grid, s.grid), p=1)),
+            (
+                s.jitter * max(s.brightness, s.contrast),
+                A.RandomBrightnessContrast(
+                    brightness_limit=(-s.brightness, s.brightness), contrast_limit=(-s.contrast, s.contrast), p=s.jitter
+                ),
+            ),
+            (s.noise, A.GaussNoise(std_range=(0, s.noise), p=1)),
+            (s.dropout, A.CoarseDropout((1, 4), (0.05, 0.2), (0.05, 0.2), p=s.dropout)),
+        ]
+        self._transforms = [transform for strength, transform in transforms if strength]
 
     def __call__(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-        """Return a changed copy of uint8 [H, W, C]; the same seed makes the same change."""
+        """Return an augmented copy of uint8 [H, W, C]; the same seed makes the same change."""
         for place, transform in enumerate(self._transforms):
             own = (seed + place * SEED_STEP) % 2**64
             if isinstance(transform, A.CoarseDropout | A.GaussNoise):
@@ -74,53 +101,3 @@ class Augment:
                 transform.size = image.shape[:2]
             image = transform(image=image)["image"]
         return image
-
-
-def build(settings: Augmentation) -> Augment:
-    """Build the pipeline: crop, mirrors, one affine map, distortions, brightness and contrast, noise, rectangles."""
-    transforms: list[A.BasicTransform] = []
-    if settings.crop:
-        scale, ratio = (settings.crop, 1), (1 / CROP_RATIO, CROP_RATIO)
-        transforms.append(A.RandomResizedCrop(size=(1, 1), scale=scale, ratio=ratio, p=1))  # sized by each image
-    for probability, mirror in (
-        (settings.flip, A.HorizontalFlip),
-        (settings.vertical_flip, A.VerticalFlip),
-        (settings.transpose, A.Transpose),
-    ):
-        if probability:
-            transforms.append(mirror(p=probability))
-    if settings.shift or settings.scale or settings.rotate:
-        transforms.append(
-            A.Affine(
-                scale=(1 - settings.scale, 1 + settings.scale),
-                translate_percent=(-settings.shift, settings.shift),
-                rotate=(-settings.rotate, settings.rotate),
-                keep_ratio=True,
-                border_mode=cv2.BORDER_CONSTANT,  # black, which is air in every window
-                p=1,
-            )
-        )
-    if settings.optical:
-        transforms.append(A.OpticalDistortion(distort_limit=(-settings.optical, settings.optical), p=1))
-    if settings.grid:
-        transforms.append(A.GridDistortion(5, distort_limit=(-settings.grid, settings.grid), p=1))
-    if settings.jitter and (settings.brightness or settings.contrast):
-        transforms.append(
-            A.RandomBrightnessContrast(
-                brightness_limit=(-settings.brightness, settings.brightness),
-                contrast_limit=(-settings.contrast, settings.contrast),
-                p=settings.jitter,
-            )
-        )
-    if settings.noise:
-        transforms.append(A.GaussNoise(std_range=(0, settings.noise), p=1))
-    if settings.dropout:
-        transforms.append(
-            A.CoarseDropout(
-                num_holes_range=(1, 4),
-                hole_height_range=(0.05, 0.2),
-                hole_width_range=(0.05, 0.2),
-                p=settings.dropout,
-            )
-        )
-    return Augment(transforms)

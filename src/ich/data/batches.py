@@ -1,10 +1,10 @@
-"""Batches of any data set: which samples, in which order, made by this process or by worker processes.
+"""Batches of any dataset: their order, and the loader with or without worker processes.
 
-What a batch holds depends on (seed, epoch) alone: neither on the number of workers nor on the batches drawn before.
+A batch depends on (seed, epoch) alone: neither on the number of workers nor on the batches drawn before.
 
 Every batch is a named tuple with the same interface, so that one loop trains and one function predicts:
-`network(*batch.inputs)` gives outputs, `batch.real(outputs)` those of real slices (without padding) [n, c],
-`batch.targets` belongs to these, float32 [n, c] or None, and `batch.real_rows` int64 [n] names their rows.
+`inputs` are the arguments of the network, `real(outputs)` drops the padding from its outputs and gives [n, c],
+`targets` float32 [n, c] or None are the labels, and `real_rows` int64 [n] the row numbers of the n slices.
 """
 
 import os
@@ -22,7 +22,7 @@ from ich.processes import end_with_parent
 
 
 def real_slices(values: Tensor, lengths: NDArray[np.int64]) -> Tensor:
-    """[n, ...] of padded [B, T, ...]: the first lengths[b] of each b, one after the other."""
+    """Pack padded values [B, T, ...] to [n, ...]: the first lengths[b] of each b, one after the other."""
     inside = np.arange(values.shape[1]) < lengths[:, None]
     # by numbers, not by a mask, whose true places a GPU would have to count first
     numbers = torch.from_numpy(np.flatnonzero(inside)).to(values.device, non_blocking=True)
@@ -30,14 +30,11 @@ def real_slices(values: Tensor, lengths: NDArray[np.int64]) -> Tensor:
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, i), i below `n`; the order depends on (seed, epoch) alone.
-
-    With `drop_last` an incomplete last batch is left out, unless it is the only one.
-    """
+    """Batches of (epoch, i) with i below `n`; `drop_last` drops an incomplete last batch unless it is the only one."""
 
     def __init__(self, n: int, batch_size: int, seed: int, epoch: int, *, shuffle: bool, drop_last: bool) -> None:
         if n < 1 or batch_size < 1:
-            raise ValueError(f"need at least one sample and a batch size of 1, got {n} and {batch_size}")
+            raise ValueError(f"need at least one sample and a batch size of at least 1, got {n} and {batch_size}")
         self.n, self.batch_size, self.seed, self.epoch, self.shuffle = n, batch_size, seed, epoch, shuffle
         end = min(n, max(n // batch_size, 1) * batch_size) if drop_last else n
         self.starts = range(0, end, batch_size)
@@ -57,11 +54,11 @@ Batch = TypeVar("Batch")
 
 
 class Batches(Dataset[Batch]):
-    """A data set that is asked for whole batches at a time, by (epoch, i)."""
+    """A dataset that makes whole batches of (epoch, i)."""
 
     seed: int
     drops_last = False
-    """Whether a shuffled epoch leaves out an incomplete last batch, which would unsettle the batch statistics."""
+    """A shuffled epoch leaves out an incomplete last batch, whose batch statistics would be noisy."""
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -76,7 +73,7 @@ class Batches(Dataset[Batch]):
 def epoch_loader(
     dataset: Batches[Batch], epoch: int, batch_size: int, shuffle: bool, workers: int = 0
 ) -> DataLoader[Batch]:
-    """Iterate over one epoch of a dataset; the same batches whatever `workers`, processes beside this one."""
+    """Iterate over one epoch of a dataset; the batches are the same with any number of `workers` (processes)."""
     drop_last = shuffle and dataset.drops_last
     return DataLoader(
         dataset,
@@ -85,15 +82,14 @@ def epoch_loader(
         num_workers=workers,
         worker_init_fn=_begin_worker,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # of its own: else it takes from the network's random numbers
+        generator=torch.Generator(),  # else the loader draws from the network's generator
     )
 
 
 def _shared(batch: Any) -> Any:
-    """The batch as it is; of a worker, in shared memory.
+    """Put a worker's batch into shared memory.
 
-    It would get there anyway, but in a thread of torch's whose failure, where that memory is full, is never reported:
-    the loader would wait for the batch forever.
+    DataLoader would do so in a thread whose errors are lost: if that memory is full, the loader would wait forever.
     """
     if get_worker_info() is not None:
         for part in batch:

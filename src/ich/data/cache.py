@@ -19,7 +19,7 @@ from ich.data import dicom, images
 from ich.data.crop import AIR, BLACK, Piece, box_around, edge_box, head_piece, resize_all
 from ich.data.dicom import Reason, Unreadable
 from ich.data.files import ahead, located
-from ich.data.slice_table import SERIES, Progress, Quarantined, counted, quarantined
+from ich.data.slice_table import SERIES, Progress, Quarantined, quarantine_list, with_indices
 from ich.processes import side_by_side
 from ich.store.atomic import atomic
 from ich.store.hashes import digest, remember, sha256_file
@@ -27,15 +27,29 @@ from ich.store.records import read_record, write_record
 
 SHARD_BYTES = 1 << 27  # of pixels: 1,024 slices of 256 x 256
 LEAST_SHARDS = 32  # of a small competition, so that every core has some
-BLOCK = 8  # slices resized and written at once, which the processor's cache holds
+BLOCK = 8  # slices resized and written at once, which fit into the processor's cache
 HELD = 31 << 20  # bytes; 32 MiB are M_MMAP_THRESHOLD's maximum, mallopt(3)
 BOX = ("crop_row", "crop_column", "crop_side", "raw_rows", "raw_columns")
-Places = list[tuple[str, int]]  # path below the competition's folder, and frame, of each slice of a series
-Crop = Literal["head", "edges", "none"]
+Places = list[tuple[str, int]]  # path below the competition's folder and frame, for each slice of a series
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """The pixels of the cached slices.
+
+    size: rows and columns.
+    crop: "head": one square around the head for all slices of a series (grey images are not cropped). "edges": one
+    square per slice without its black edges, so that the slices of a series are not aligned. "none": the whole slice.
+    values: "hu": Hounsfield units. "grey": grey values 0..255.
+    """
+
+    size: int
+    crop: Literal["head", "edges", "none"] = "none"
+    values: str = "hu"
 
 
 def read_frames(path: Path, frames: Sequence[int], values: str = "hu") -> list[np.ndarray | Unreadable]:
-    """int16 [rows, columns] of each frame: Hounsfield units, or grey values 0..255; a refused one gives why."""
+    """Read frames as int16 [rows, columns] of Hounsfield units or grey values; Unreadable for each rejected one."""
     try:
         with located(path) as file:
             return dicom.hounsfields(file, frames) if values == "hu" else [images.grey(file)]
@@ -54,7 +68,7 @@ def notes(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Shard:
-    """The slices of a written shard: BOX of each, int32 [n, 5], and the unreadable ones, by their place in it."""
+    """A written shard: BOX of each slice, int32 [n, 5], and the unreadable slices by their number in the shard."""
 
     boxes: NDArray[np.int32]
     unread: Mapping[int, Unreadable]
@@ -66,35 +80,29 @@ def write_shards(
     folder: Path,
     table: pd.DataFrame,
     root: Path,
-    size: int,
-    crop: Crop,
+    image: ImageFormat,
     jobs: int,
     on_done: Progress,
-    values: str = "hu",
     fingerprint: str = "",
 ) -> tuple[pd.DataFrame, list[Quarantined], int]:
     """Write the pixels of a slice table as shards, int16 [rows, size, size]; a shard holds whole series, in order.
 
-    values: hu: Hounsfield units; grey: grey values 0..255.
-    crop: head: one square around the head in all slices of a series (of grey images: the whole); edges: one square
-    per slice, without its black edges, so that the slices of a series are not aligned; none: the whole slice.
+    Returns the table without the unreadable slices, with `shard`, `shard_row` and the crop (crop_row, crop_column and
+    crop_side, in pixels of the raw slice of raw_rows x raw_columns); the unreadable slices; and the number of slices
+    in finished shards of an earlier call with the same fingerprint, which are reused.
 
-    Returns the table without the slices whose pixels could not be read, with `shard`, `shard_row` and the crop:
-    crop_row, crop_column and crop_side, in pixels of the raw slice (of raw_rows x raw_columns); the unreadable slices;
-    and how many slices were in finished shards of an earlier call with the same fingerprint, which are reused.
-
-    A shard is one task: it is written whole or not at all, and depends on its own files alone. So the folder holds the
-    same bytes in the end, however many processes there are and however often they were killed.
+    A shard is written atomically and depends on its own files alone. So the folder has the same bytes in the end,
+    with any number of processes and after any number of kills.
     """
-    shards = _shards(table, size)
+    shards = _shards(table, image.size)
     names = {shard_name(k) for k in range(len(shards))}
     for path in folder.glob("hu-*.npy"):
         if path.name not in names:
             path.unlink()
-    _require_space(folder, 2 * size**2 * len(table))
+    _require_space(folder, 2 * image.size**2 * len(table))
     places = list(zip(table["path"], table["frame"].astype(int).tolist(), strict=True))
     tasks = (
-        (folder / shard_name(k), fingerprint, root, [[places[i] for i in rows] for rows in shard], size, crop, values)
+        (folder / shard_name(k), fingerprint, root, [[places[i] for i in rows] for rows in shard], image)
         for k, shard in enumerate(shards)
     )
     boxes, numbers, unread, reused = [], np.empty(len(table), np.int32), {}, 0
@@ -107,14 +115,14 @@ def write_shards(
         reused += len(rows) if written.reused else 0
         on_done(len(rows))
     table = table.assign(shard=numbers, shard_row=0, **dict(zip(BOX, np.concatenate(boxes).T, strict=True)))
-    refused = quarantined(table, unread)
+    refused = quarantine_list(table, unread)
     if unread:
-        table = counted(table.drop(index=list(unread)).reset_index(drop=True))
+        table = with_indices(table.drop(index=list(unread)).reset_index(drop=True))
     return table.assign(shard_row=table.groupby("shard").cumcount().astype("int32")), refused, reused
 
 
 def _shards(table: pd.DataFrame, size: int) -> list[list[NDArray[np.intp]]]:
-    """The rows of each series of each shard. Series stand together in the table."""
+    """The rows of each series in each shard. The rows of a series are adjacent in the table."""
     codes = table.groupby(SERIES, sort=False).ngroup().to_numpy()
     most = min(SHARD_BYTES // (2 * size**2), -(-len(table) // LEAST_SHARDS))
     shards: list[list[NDArray[np.intp]]] = []
@@ -129,7 +137,7 @@ def _shards(table: pd.DataFrame, size: int) -> list[list[NDArray[np.intp]]]:
 
 
 def _require_space(folder: Path, size: int) -> None:
-    """Raise UserError where the disk cannot hold `size` bytes of shards, of which some may be there."""
+    """Raise UserError if the disk cannot hold `size` bytes of shards, including those already there."""
     folder.mkdir(parents=True, exist_ok=True)
     there = sum(path.stat().st_size for path in folder.glob("hu-*.npy"))
     if size - there > shutil.disk_usage(folder).free:
@@ -137,82 +145,81 @@ def _require_space(folder: Path, size: int) -> None:
         raise errors.refused(folder, full)
 
 
-def _write_shard(
-    path: Path, fingerprint: str, root: Path, series: list[Places], size: int, crop: Crop, values: str
-) -> Shard:
-    """Write a shard, and a note beside it by which a later call can reuse it; or reuse it."""
-    fingerprint, note = digest([fingerprint, size, crop, values, series]), path.with_suffix(".json")
+def _write_shard(path: Path, fingerprint: str, root: Path, series: list[Places], image: ImageFormat) -> Shard:
+    """Write a shard and a note by which a later call can reuse it; or reuse it."""
+    fingerprint = digest([fingerprint, image.size, image.crop, image.values, series])
+    note = path.with_suffix(".json")
     known = read_record(note)
     if known and known["fingerprint"] == fingerprint and path.is_file() and sha256_file(path) == known["shard"]:
         unread = {int(i): Unreadable(Reason[name], detail) for i, (name, detail) in known["unread"].items()}
         return Shard(np.array(known["boxes"], np.int32), unread, known["shard"], reused=True)
     cv2.setNumThreads(1)
-    # From now on malloc keeps what it is given back. Each series in new pages would take twice as long.
+    # From now on malloc keeps freed memory. New pages for each series would take twice as long.
     np.empty(HELD, np.uint8)
     boxes: list[list[int]] = []
     unread: dict[int, Unreadable] = {}
     with atomic(path) as temporary:
         with temporary.open("wb") as file:
-            _write_header(file, 0, size)
+            _write_header(file, 0, image.size)
             for places in series:
-                of_series, lost = _write_series(file, root, places, size, crop, values)
+                of_series, lost = _write_series(file, root, places, image)
                 unread |= {len(boxes) + i: why for i, why in lost.items()}
                 boxes += of_series
             file.seek(0)
-            _write_header(file, len(boxes) - len(unread), size)
+            _write_header(file, len(boxes) - len(unread), image.size)
         written = sha256_file(temporary)
-    said = {str(i): [why.reason.name, why.detail] for i, why in unread.items()}
-    write_record(note, {"fingerprint": fingerprint, "shard": written, "boxes": boxes, "unread": said})
+    reasons = {str(i): [why.reason.name, why.detail] for i, why in unread.items()}
+    write_record(note, {"fingerprint": fingerprint, "shard": written, "boxes": boxes, "unread": reasons})
     return Shard(np.array(boxes, np.int32), unread, written, reused=False)
 
 
 def _write_header(file: BinaryIO, rows: int, size: int) -> None:
-    """As long for few rows as for many: numpy leaves room for the digits."""
+    """Write the header of a .npy file; numpy pads it, so that its length does not depend on `rows`."""
     kind = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int16)), "fortran_order": False}
     np.lib.format.write_array_header_1_0(file, kind | {"shape": (rows, size, size)})
 
 
 def _write_series(
-    file: BinaryIO, root: Path, places: Places, size: int, crop: Crop, values: str
+    file: BinaryIO, root: Path, places: Places, image: ImageFormat
 ) -> tuple[list[list[int]], dict[int, Unreadable]]:
-    """Append the squares of a series' slices; BOX of each slice, and the unreadable ones by their place."""
+    """Append the cropped slices of a series; returns BOX of each slice, and the unreadable ones by their number."""
     slices: dict[int, np.ndarray] = {}
     unread: dict[int, Unreadable] = {}
     heads: dict[tuple[int, ...], list[Piece]] = {}  # by shape of the slice
     parts = [list(part) for _, part in groupby(enumerate(places), key=lambda item: item[1][0])]
-    for path, some in zip(ahead([root / part[0][1][0] for part in parts]), parts, strict=True):
-        for (i, _), image in zip(some, read_frames(path, [frame for _, (_, frame) in some], values), strict=True):
-            if isinstance(image, Unreadable):
-                unread[i] = image
+    for path, part in zip(ahead([root / part[0][1][0] for part in parts]), parts, strict=True):
+        for (i, _), raw in zip(part, read_frames(path, [frame for _, (_, frame) in part], image.values), strict=True):
+            if isinstance(raw, Unreadable):
+                unread[i] = raw
                 continue
-            slices[i] = image
-            if crop == "head" and values == "hu":
-                heads.setdefault(image.shape, []).append(head_piece(image))
+            slices[i] = raw
+            if image.crop == "head" and image.values == "hu":
+                heads.setdefault(raw.shape, []).append(head_piece(raw))
     found = {shape: box_around(pieces, shape) for shape, pieces in heads.items()}
     boxes = [[0] * len(BOX) for _ in places]
-    for i, image in slices.items():
-        box = found.get(image.shape, (0, 0, max(image.shape)))
-        boxes[i] = [*(edge_box(image, BLACK[values]) if crop == "edges" else box), *image.shape]
-    for box, run in groupby(slices, key=lambda i: boxes[i]):  # neighbours with one box, a few at once
+    for i, raw in slices.items():
+        box = found.get(raw.shape, (0, 0, max(raw.shape)))
+        boxes[i] = [*(edge_box(raw, BLACK[image.values]) if image.crop == "edges" else box), *raw.shape]
+    for box, run in groupby(slices, key=lambda i: boxes[i]):
         ids, (row, column, side, *_) = list(run), box
         for some in (ids[k : k + BLOCK] for k in range(0, len(ids), BLOCK)):
-            block = np.empty((len(some), size, size), np.int16)
-            resize_all([slices[i] for i in some], (row, column, side), AIR if values == "hu" else 0, block)
+            block = np.empty((len(some), image.size, image.size), np.int16)
+            resize_all([slices[i] for i in some], (row, column, side), AIR if image.values == "hu" else 0, block)
             file.write(block.data)
     return boxes, unread
 
 
 class HuCache:
-    """The slices of a HU cache as one array int16 [n, S, S] in the order of its slice table.
+    """The slices of a HU cache as one array int16 [n, S, S], in the order of its slice table.
 
-    Indexed by a row number (gives a view [S, S]), or by an array of them or a slice (gives a copy). A shard is mapped
-    into memory when it is first read. May be handed to other processes, which map the shards anew.
+    A row number gives a view [S, S]; an array of them, or a slice, gives a copy. A shard is mapped into memory when it
+    is first read. Unpickled in another process, the cache maps the shards again.
     """
 
     dtype = np.dtype(np.int16)
 
     def __init__(self, folder: Path, shard: NDArray[np.integer], row: NDArray[np.integer]) -> None:
-        """shard, row [n]: the shard of each slice, and its row there. Raises UserError for a damaged first shard."""
+        """shard, row [n]: each slice's shard and row in it. Raises UserError if the first shard is damaged."""
         self.folder, self._shard, self._row = folder, shard, row
         self._counts = np.bincount(shard)
         self._mapped: dict[int, NDArray[np.int16]] = {}
@@ -221,7 +228,7 @@ class HuCache:
 
     @classmethod
     def open(cls, folder: Path, table: pd.DataFrame) -> Self:
-        """The cache in `folder`, of which `table` is the slice table, or has its columns shard and shard_row."""
+        """Open the cache in `folder`; `table` has the columns shard and shard_row of its slice table."""
         return cls(folder, table["shard"].to_numpy(), table["shard_row"].to_numpy())
 
     def __len__(self) -> int:
@@ -250,7 +257,7 @@ class HuCache:
             except Exception as error:  # numpy's own errors have no common base
                 why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
                 raise errors.UserError(
-                    f"{path} is not as this program writes it ({why}); delete it, and `ich prepare` makes it again"
+                    f"{path}: damaged shard ({why}); delete it and run `ich prepare` again"
                 ) from None
             self._mapped[number] = np.asarray(found)
         return self._mapped[number]

@@ -142,7 +142,7 @@ def patients(table: pd.DataFrame, *, left_out: bool) -> pd.DataFrame:
 
 def prevalence(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     """Positives a class among the labelled training slices, and classes without any, or with nothing else."""
-    labelled = _labelled(table, classes)
+    labelled = folding.labelled_slices(table, classes)
     if labelled.empty:
         return findings("prevalence", [])
     slices, n = labelled[list(classes)].sum().astype(int), len(labelled)
@@ -158,18 +158,14 @@ def prevalence(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     )
 
 
-def _labelled(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    return table[(table["split"] == "train") & table[list(classes)].notna().all(axis=1)]
-
-
 def folds(assigned: pd.DataFrame, table: pd.DataFrame, classes: Sequence[str], n: int, where: str) -> pd.DataFrame:
     """The fold table (all columns as text) against its rules and the slices, and prevalence per class and fold."""
     if faults := list(rules.fold_cells(assigned, classes, n)):
         return misfits(assigned, faults, where, lines=True)
     assigned = assigned.astype({"fold": int} | dict.fromkeys(classes, int))
-    labelled, key = _labelled(table, classes), rules.fold_key(assigned)
+    labelled, key = folding.labelled_slices(table, classes), rules.fold_key(assigned)
     if faults := list(rules.folds(assigned, labelled, n)):
-        return findings("folds", [where] * len(faults), [rules.described(one, assigned, key) for one in faults])
+        return findings("folds", [where] * len(faults), [rules.describe(one, assigned, key) for one in faults])
     shares = labelled.groupby(labelled[key].map(assigned.set_index(key)["fold"]))[list(classes)].mean()
     gaps = folding.missing_classes(assigned, list(classes), n)
     told = [", ".join(f"fold {k} {share:.2%}" for k, share in shares[c].items()) for c in classes]

@@ -1,18 +1,17 @@
-"""Slices of the HU cache as images: the training and prediction data of networks that read single slices."""
+"""Slices of the HU cache as images: the datasets of networks that read single slices."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ich.data.augment import Augment
 from ich.data.batches import Batches
-from ich.data.views import Slices, View, render_rows
-
-Augment = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
-"""Changes one image [S, S, C] by a seed; see `ich.data.augment`."""
+from ich.data.windowing import HuArray, Windowing, render_rows
 
 
 class SliceBatch(NamedTuple):
@@ -20,16 +19,12 @@ class SliceBatch(NamedTuple):
     """uint8 [B, C, S, S], in channels_last memory"""
     targets: torch.Tensor | None
     """float32 [B, c]"""
-    rows: torch.Tensor
+    real_rows: torch.Tensor
     """int64 [B]: row numbers in the HU cache"""
 
     @property
     def inputs(self) -> tuple[torch.Tensor, ...]:
         return (self.images,)
-
-    @property
-    def real_rows(self) -> torch.Tensor:
-        return self.rows
 
     def real(self, values: torch.Tensor) -> torch.Tensor:
         return values
@@ -39,8 +34,8 @@ class TwoViewBatch(NamedTuple):
     first: torch.Tensor
     """uint8 [B, C, S, S], in channels_last memory"""
     second: torch.Tensor
-    """the same slices, changed in another way"""
-    rows: torch.Tensor
+    """the same slices with another augmentation"""
+    real_rows: torch.Tensor
     """int64 [B]: row numbers in the HU cache"""
     targets: None = None
 
@@ -48,87 +43,91 @@ class TwoViewBatch(NamedTuple):
     def inputs(self) -> tuple[torch.Tensor, ...]:
         return (self.first, self.second)
 
-    @property
-    def real_rows(self) -> torch.Tensor:
-        return self.rows
-
     def real(self, values: torch.Tensor) -> torch.Tensor:
         return values
+
+
+@dataclass(frozen=True)
+class Transform:
+    """From a cached slice to the image that a network reads.
+
+    cutmix: alpha of CutMix, 0 for none. A box of every image shows the same place of another slice of the dataset, and
+    the targets are mixed by the share of the area. (Yun et al., ICCV 2019, arXiv:1905.04899)
+    """
+
+    windowing: Windowing
+    augment: Augment | None = None
+    cutmix: float = 0.0
+    seed: int = 0
 
 
 class SliceDataset(Batches[SliceBatch]):
     """Slices of the HU cache as images.
 
-    hu: int16 [N, S, S], usually a `HuCache`. rows: int64 [n], the rows of `hu` this set consists of.
-    neighbours: int64 [N, 3] of `ich.data.views.neighbour_rows`. image_ids: the n ids of `rows`.
-    targets: float32 [n, c] or None. augment: None leaves the images as they are.
-    cutmix: alpha of CutMix, 0 for none: a box of every image shows the same place of another slice of the set, and
-    the targets are mixed by the share of the area. (Yun et al., ICCV 2019, arXiv:1905.04899)
+    hu: int16 [N, S, S], usually a `HuCache`. rows: int64 [n], the rows of `hu` in this dataset. neighbours: int64
+    [N, 3] of `neighbour_rows`. image_ids: the n ids of `rows`. targets: float32 [n, c] or None.
     """
 
     drops_last = True
 
     def __init__(
         self,
-        hu: Slices,
+        hu: HuArray,
         rows: NDArray[np.int64],
         neighbours: NDArray[np.int64],
         image_ids: Sequence[str],
         targets: NDArray[np.float32] | None,
-        view: View,
-        augment: Augment | None,
-        seed: int,
-        cutmix: float = 0.0,
+        transform: Transform,
     ) -> None:
         if len(image_ids) != len(rows) or (targets is not None and len(targets) != len(rows)):
             raise ValueError(
-                f"{len(rows)} rows, {len(image_ids)} image ids and "
-                f"{'no' if targets is None else len(targets)} targets do not belong together"
+                f"rows, image_ids and targets must have the same length, got {len(rows)}, {len(image_ids)} and "
+                f"{None if targets is None else len(targets)}"
             )
-        if cutmix and (targets is None or len(rows) < 2):
-            raise ValueError("CutMix mixes a slice and its targets with another's: it needs targets and two slices")
+        if transform.cutmix and (targets is None or len(rows) < 2):
+            raise ValueError("CutMix requires targets and at least two slices")
         self.hu, self.rows, self.neighbours, self.image_ids = hu, rows, neighbours, image_ids
-        self.targets, self.view, self.augment, self.seed = targets, view, augment, seed
-        self.cutmix = cutmix
+        self.targets, self.transform, self.seed = targets, transform, transform.seed
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitems__(self, items: list[tuple[int, int]]) -> SliceBatch:
         chosen = np.array([i for _, i in items])
-        ids = [(epoch, self.image_ids[i]) for epoch, i in items]
-        images = self.images(chosen, [sample_seed(self.seed, *of) for of in ids])
+        samples = [(epoch, self.image_ids[i]) for epoch, i in items]
+        images = self.images(chosen, [sample_seed(self.seed, *sample) for sample in samples])
         targets = None if self.targets is None else self.targets[chosen]
-        if self.cutmix and self.targets is not None and targets is not None:
-            seeds = [sample_seed(self.seed, *of, "cutmix") for of in ids]
-            size, n = self.hu.shape[-1], len(self)
-            draws = [cutmix_draw(seed, i, n, size, self.cutmix) for seed, i in zip(seeds, chosen.tolist(), strict=True)]
+        if self.transform.cutmix and self.targets is not None and targets is not None:
+            n, size, alpha = len(self), self.hu.shape[-1], self.transform.cutmix
+            draws = [
+                cutmix_draw(sample_seed(self.seed, *sample, "cutmix"), i, n, size, alpha)
+                for sample, (_, i) in zip(samples, items, strict=True)
+            ]
             partners = np.array([partner for partner, _ in draws])
-            others = self.images(partners, [sample_seed(self.seed, *of, "partner") for of in ids])
+            others = self.images(partners, [sample_seed(self.seed, *sample, "partner") for sample in samples])
             for k, (partner, box) in enumerate(draws):
                 paste(images[k], others[k], box)
-                share = covered(box, size)
-                if share:
+                if share := covered(box, size):
                     targets[k] = (1 - share) * targets[k] + share * self.targets[partner]
         return SliceBatch(
             images=as_tensor(images),
             targets=None if targets is None else torch.from_numpy(targets),
-            rows=torch.from_numpy(self.rows[chosen]),
+            real_rows=torch.from_numpy(self.rows[chosen]),
         )
 
     def images(self, chosen: NDArray[np.integer], seeds: Sequence[int]) -> NDArray[np.uint8]:
-        """uint8 [m, S, S, C] of the slices `chosen` (numbers in this set, [m]), each changed by its own seed."""
+        """Images uint8 [m, S, S, C] of slices `chosen` (numbers in this dataset, [m]), each augmented by its seed."""
         rows = self.rows[chosen]
-        needed = self.neighbours[rows] if self.view.kind == "neighbours" else rows[:, None]
-        images = render_rows(self.hu, needed, self.view)
-        if self.augment is not None:
+        needed = self.neighbours[rows] if self.transform.windowing.kind == "neighbours" else rows[:, None]
+        images = render_rows(self.hu, needed, self.transform.windowing)
+        if self.transform.augment is not None:
             for image, seed in zip(images, seeds, strict=True):
-                image[:] = self.augment(image, seed)
+                image[:] = self.transform.augment(image, seed)
         return images
 
 
 class TwoViews(Batches[TwoViewBatch]):
-    """Each slice of a data set under two independent changes, for contrastive learning. Targets are not read.
+    """Each slice of a dataset with two independent augmentations, for contrastive learning. Targets are ignored.
 
     (SimCLR: Chen et al., ICML 2020, arXiv:2002.05709)
     """
@@ -136,8 +135,6 @@ class TwoViews(Batches[TwoViewBatch]):
     drops_last = True
 
     def __init__(self, dataset: SliceDataset) -> None:
-        if dataset.augment is None or dataset.cutmix:
-            raise ValueError("two views of a slice come of an augmentation, and without CutMix")
         self.dataset, self.seed = dataset, dataset.seed
 
     def __len__(self) -> int:
@@ -145,23 +142,23 @@ class TwoViews(Batches[TwoViewBatch]):
 
     def __getitems__(self, items: list[tuple[int, int]]) -> TwoViewBatch:
         chosen = np.array([i for _, i in items])
-        ids = [(epoch, self.dataset.image_ids[i]) for epoch, i in items]
+        samples = [(epoch, self.dataset.image_ids[i]) for epoch, i in items]
         first, second = (
-            as_tensor(self.dataset.images(chosen, [sample_seed(self.seed, *of, use) for of in ids]))
+            as_tensor(self.dataset.images(chosen, [sample_seed(self.seed, *sample, use) for sample in samples]))
             for use in ("first", "second")
         )
         return TwoViewBatch(first, second, torch.from_numpy(self.dataset.rows[chosen]))
 
 
 def as_tensor(images: NDArray[np.uint8]) -> torch.Tensor:
-    """Images [m, S, S, C] as [m, C, S, S] in channels_last memory."""
+    """Images [m, S, S, C] as a tensor [m, C, S, S] in channels_last memory."""
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 def sample_seed(seed: int, epoch: int, image_id: str, use: str = "") -> int:
     """Hash (seed, epoch, image_id, use) to an integer of 63 bits, the same on every machine.
 
-    use: tells the draws of one image apart where there are several.
+    use: separates several random numbers for the same image.
     """
     text = f"{seed}/{epoch}/{image_id}/{use}" if use else f"{seed}/{epoch}/{image_id}"
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
@@ -175,17 +172,17 @@ Box = tuple[int, int, int, int]
 
 
 def cutmix_draw(seed: int, i: int, n: int, size: int, alpha: float) -> tuple[int, Box]:
-    """The partner, any of `n` but `i`, and the box of one CutMix."""
+    """Draw a partner, any of `n` but `i`, and the box of one CutMix."""
     rng = np.random.default_rng(seed)
     partner = int(rng.integers(n - 1))
     return partner + (partner >= i), cutmix_box(size, alpha, rng)
 
 
 def cutmix_box(size: int, alpha: float, rng: np.random.Generator) -> Box:
-    """A random box of an image of size x size.
+    """Draw a box of an image of size x size.
 
-    It covers 1 - Beta(alpha, alpha) of the area where it lies inside; the centre is uniform, and what reaches beyond
-    the image is cut off, so the box may also be empty. (Yun et al., ICCV 2019, arXiv:1905.04899)
+    Its area is 1 - Beta(alpha, alpha) of the image's and its centre is uniform. It is cropped to the image, so it may
+    be empty. (Yun et al., ICCV 2019, arXiv:1905.04899)
     """
     side = int(size * np.sqrt(1 - rng.beta(alpha, alpha)))
     top, left = (int(centre) - side // 2 for centre in rng.integers(size, size=2))
@@ -193,12 +190,12 @@ def cutmix_box(size: int, alpha: float, rng: np.random.Generator) -> Box:
 
 
 def covered(box: Box, size: int) -> float:
-    """The box's share of an image."""
+    """Return the box's share of an image's area."""
     top, bottom, left, right = box
     return (bottom - top) * (right - left) / size**2
 
 
 def paste(image: NDArray[np.uint8], other: NDArray[np.uint8], box: Box) -> None:
-    """Show the box of another image in `image`, both [..., S, S, C]."""
+    """Copy the box of another image into `image`, both [..., S, S, C]."""
     top, bottom, left, right = box
     image[..., top:bottom, left:right, :] = other[..., top:bottom, left:right, :]

@@ -11,7 +11,7 @@ import pandas as pd
 from ich.data import dicom, images
 from ich.data.dicom import Geometry, Unreadable
 from ich.data.files import located
-from ich.data.slice_table import Progress, Quarantined, quarantined, read_each
+from ich.data.slice_table import Progress, Quarantined, quarantine_list, read_each
 
 
 class Image(NamedTuple):
@@ -65,7 +65,7 @@ def with_images(
     table = table.merge(
         pd.DataFrame(read, columns=pd.Index(columns)), on=["path", "frame"], how="left", validate="one_to_one"
     )
-    refused = quarantined(table, {i: why for i, why in enumerate(table["refusal"]) if isinstance(why, Unreadable)})
+    refused = quarantine_list(table, {i: why for i, why in enumerate(table["refusal"]) if isinstance(why, Unreadable)})
     named = table["instance_uid"] != ""
     table["instance_uid"] += table["number"].where(named, "")
     table["path"] += table["number"]

@@ -1,4 +1,4 @@
-"""Folds by patient, balanced over all classes, the rare ones first; a share of the patients."""
+"""Folds by patient, stratified by all classes; and random subsets of the patients."""
 
 from collections.abc import Sequence
 
@@ -13,16 +13,21 @@ from ich.data import rules
 SLICES_OVER_PATIENTS = 4
 
 
+def labelled_slices(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """The training slices with a label for every class."""
+    return table[table[list(classes)].notna().all(axis=1) & (table["split"] == "train")]
+
+
 def assign(table: pd.DataFrame, classes: list[str], n: int, seed: int) -> pd.DataFrame:
-    """study_id, patient_id, fold and a 0/1 column a class (any slice positive), one row a labelled study.
+    """Assign each labelled study to a fold: study_id, patient_id, fold, and per class 1 if any slice is positive.
 
-    Greedy: patients in falling order of the share they hold of all classes, so that the rare ones come first; each goes
-    where the sum over classes of squared shares grows least. A class counts by its positive slices and, much less, by
-    its positive patients: the second spreads a class of few patients over all folds. Ties are broken by `seed`.
+    Greedy: patients are sorted by their share of all classes, largest first, so that rare classes come first. Each is
+    put where the sum over classes of squared shares grows least. A class is measured by its positive slices and, with
+    less weight, by its positive patients, which spreads a class with few patients over all folds. `seed` breaks ties.
 
-    Raises ValueError where there are fewer patients than folds.
+    Raises ValueError if there are fewer patients than folds.
     """
-    labelled = table[table[classes].notna().all(axis=1) & (table["split"] == "train")]
+    labelled = labelled_slices(table, classes)
     owners = labelled.groupby("study_id")["patient_id"].nunique()
     if (owners > 1).any():
         raise ValueError(f"study {owners.index[owners > 1][0]} belongs to two patients")
@@ -30,10 +35,7 @@ def assign(table: pd.DataFrame, classes: list[str], n: int, seed: int) -> pd.Dat
     if len(slices) < n:
         raise ValueError(f"{len(slices)} labelled patients cannot fill {n} folds; set folds.n to {max(len(slices), 2)}")
     size = labelled.groupby("patient_id", sort=True).size()
-    by_slice, by_patient = (
-        np.column_stack([slices, size]),
-        np.column_stack([slices > 0, np.ones(len(slices))]),
-    )
+    by_slice, by_patient = np.column_stack([slices, size]), np.column_stack([slices > 0, np.ones(len(slices))])
     load = np.hstack([SLICES_OVER_PATIENTS * _shares(by_slice), _shares(by_patient)])
     fold = _greedy(load, n, np.random.default_rng(seed))
     of_patient = pd.Series(fold, index=slices.index, name="fold")
@@ -48,14 +50,14 @@ def assign(table: pd.DataFrame, classes: list[str], n: int, seed: int) -> pd.Dat
 
 
 def assign_slices(table: pd.DataFrame, classes: list[str], n: int, seed: int) -> pd.DataFrame:
-    """image_id, study_id, patient_id, fold and a 0/1 column a class, one row a labelled slice: folds at random.
+    """Assign each labelled slice to a random fold: image_id, study_id, patient_id, fold and the labels.
 
-    For comparison only: it leaks. Slices of a patient lie in several folds and look alike, so that scores out of such
-    folds are optimistic for new patients (docs/background/seeds.md, dual path).
+    For comparison only: similar slices of a patient are in several folds, so that the scores are too optimistic for
+    new patients. (docs/seeds.md, dual path: training data split 8:2 at random.)
 
-    Fold sizes differ by one slice at most. Raises ValueError where there are fewer slices than folds.
+    Fold sizes differ by at most one slice. Raises ValueError if there are fewer slices than folds.
     """
-    labelled = table[table[classes].notna().all(axis=1) & (table["split"] == "train")].sort_values("image_id")
+    labelled = labelled_slices(table, classes).sort_values("image_id")
     if len(labelled) < n:
         raise ValueError(
             f"{len(labelled)} labelled slices cannot fill {n} folds; set folds.n to {max(len(labelled), 2)}"
@@ -67,17 +69,16 @@ def assign_slices(table: pd.DataFrame, classes: list[str], n: int, seed: int) ->
 
 
 def patient_share(patients: Sequence[str], positive: NDArray[np.bool_], share: float, seed: int) -> NDArray[np.bool_]:
-    """Rows [n] of about `share` of the patients, drawn at random: for an inner validation, or for a part of the labels.
+    """Select the rows [n] of a random `share` of the patients: for an inner validation set, or a part of the labels.
 
-    patients [n] names each row's patient, and `positive` [n] the rows with a bleeding. Patients with any such row and
-    patients without are drawn apart: of each kind the share to the nearest patient, but of two or more at least one and
-    not all. A share of 1 is everybody. The order of the rows does not matter, and what a smaller share draws is part
-    of what a larger one draws.
+    patients [n]: the patient of each row. positive [n]: rows with a bleed. The draw is stratified: patients with and
+    without a bleed are drawn separately and rounded to whole patients, of two or more at least one but not all. A
+    share of 1 selects everyone. The order of the rows does not matter; a larger share includes the smaller.
 
-    Raises ValueError for a share outside ]0, 1], and where too few patients are there to draw some and leave others.
+    Raises ValueError for a share outside ]0, 1], and if there are too few patients to draw some but not all.
     """
     if not 0 < share <= 1:
-        raise ValueError(f"a share of the patients lies above 0 and is at most 1, not {share}")
+        raise ValueError(f"a share of the patients must be above 0 and at most 1, not {share}")
     names, of_row = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
     bleeds = np.bincount(of_row, weights=positive, minlength=len(names)) > 0
     random = np.random.default_rng(seed)
@@ -87,17 +88,17 @@ def patient_share(patients: Sequence[str], positive: NDArray[np.bool_], share: f
         wanted = round(share * len(order))
         drawn[order[: min(max(wanted, 1), len(order) - 1) if len(order) > 1 else wanted]] = True
     if share < 1 and (drawn.all() or not drawn.any()):
-        raise ValueError(f"{len(names)} patients are too few to draw some with and without bleeding and leave others")
+        raise ValueError(f"{len(names)} patients are too few to draw some but not all of them")
     return drawn[of_row]
 
 
 def _shares(counts: np.ndarray) -> np.ndarray:
-    """Each column scaled to sum to 1; one without any count stays 0."""
+    """Scale each column to a sum of 1; a column of zeros stays 0."""
     return counts / np.maximum(counts.sum(axis=0), 1)
 
 
 def _greedy(load: np.ndarray, n: int, random: np.random.Generator) -> np.ndarray:
-    """Fold of each row of `load` [patients, measures]."""
+    """Assign each row of `load` [patients, measures] to a fold."""
     order = np.lexsort((random.permutation(len(load)), -load.sum(axis=1)))
     filled = np.zeros((n, load.shape[1]))
     fold = np.empty(len(load), dtype=np.int64)
@@ -111,14 +112,14 @@ def _greedy(load: np.ndarray, n: int, random: np.random.Generator) -> np.ndarray
 
 
 def fold_of(assigned: pd.DataFrame, labelled: pd.DataFrame) -> pd.Series:
-    """Fold of each labelled slice by image_id, NaN without; of a key that stands twice the first row's."""
+    """The fold of each labelled slice by image_id, NaN if it has none; of a duplicate key, the first row counts."""
     key = rules.fold_key(assigned)
     fold = assigned.drop_duplicates(key).set_index(key)["fold"].astype("float64")
     return pd.Series(labelled[key].map(fold).to_numpy(), index=labelled["image_id"], dtype="float64")
 
 
 def missing_classes(folds: pd.DataFrame, classes: list[str], n: int) -> list[tuple[int, str]]:
-    """(fold, class) pairs without a positive study although the class has at least `n` positive patients."""
+    """List the (fold, class) pairs without a positive study, for classes with at least `n` positive patients."""
     counts = folds.groupby("fold")[classes].sum().reindex(range(n), fill_value=0)
     patients = folds.groupby("patient_id")[classes].max().sum()
     return [(k, c) for c in classes for k in range(n) if patients[c] >= n and counts.loc[k, c] == 0]

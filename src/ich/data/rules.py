@@ -1,7 +1,7 @@
-"""The rules that labels, slice table, pixels, quarantine list and folds must satisfy, each stated once.
+"""Rules for labels, slice table, pixels, quarantine list and folds, each defined once.
 
-`ich check` asks them of the raw data, `prepare` and `folds` of what they write, and `verify` of the finished files.
-A function yields one `Fault` per broken rule, and nothing where all is well.
+`ich check` applies them to the raw data, `prepare` and `folds` to their outputs, and `verify` to the finished files.
+Each function yields one `Fault` per broken rule.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from ich.data.refusal import Reason
 
-SAME_PLACE = 1e-3  # mm; positions nearer than this are one place, the rest is rounding
+SAME_PLACE = 1e-3  # mm; a smaller difference of positions is rounding
 SPLITS = ("train", "test")
 REASONS = [reason.name.lower() for reason in Reason]
-CHUNK = 64  # slices: 32 MiB at full size
-PIXELS = {"hu": (-1024, 3071), "grey": (0, 255)}  # by what the pixels are
+CHUNK = 64  # slices: 32 MiB at 512 x 512
+PIXELS = {"hu": (-1024, 3071), "grey": (0, 255)}
 RANGES = {
     "index": (0, 1e5),
     "n_slices": (1, 1e5),
@@ -34,7 +34,7 @@ class Fault(NamedTuple):
     """A broken rule."""
 
     rows: NDArray[np.intp]
-    """numbers of the rows that break it; empty: it concerns the column as a whole"""
+    """numbers of the rows that break it; empty if it is about the column as a whole"""
     column: str
     expected: str
 
@@ -42,8 +42,8 @@ class Fault(NamedTuple):
 Faults = Iterator[Fault]
 
 
-def described(fault: Fault, table: pd.DataFrame, key: str) -> str:
-    """A fault in words: the first row by its `key`, the value, what was expected, and how many rows there are."""
+def describe(fault: Fault, table: pd.DataFrame, key: str) -> str:
+    """Describe a fault: the first row by its `key`, the value, the expected value, and the number of rows."""
     if not len(fault.rows):
         return f"{fault.column}: {fault.expected}"
     first, several = fault.rows[0], f" ({len(fault.rows)} such rows)" if len(fault.rows) > 1 else ""
@@ -54,21 +54,21 @@ def described(fault: Fault, table: pd.DataFrame, key: str) -> str:
 def require(faults: Faults, table: pd.DataFrame, key: str) -> None:
     """Raise ValueError for the first fault."""
     for fault in faults:
-        raise ValueError(described(fault, table, key))
+        raise ValueError(describe(fault, table, key))
 
 
-# ---- what the raw data holds
+# ---- raw data
 
 
 def label_table(table: pd.DataFrame, classes: Sequence[str], key: str = "image_id") -> Faults:
-    """The key once per row, and 0, 1 or nothing per class."""
+    """Each key once, and 0, 1 or NaN per class."""
     yield from _columns(table, (key, *classes))
     yield from _names(table, key, unique=True)
     yield from _labels(table, classes)
 
 
 def slice_values(table: pd.DataFrame, classes: Sequence[str]) -> Faults:
-    """Names that are not empty, and numbers that a scanner may give."""
+    """Names that are not empty, and numbers in a plausible range."""
     for name in ("image_id", "patient_id", "study_id", "series_id", "path"):
         yield from _names(table, name, unique=name == "image_id")
     yield from _among(table, "split", SPLITS)
@@ -78,11 +78,11 @@ def slice_values(table: pd.DataFrame, classes: Sequence[str]) -> Faults:
     yield from _labels(table, classes)
 
 
-# ---- what prepare writes
+# ---- outputs of prepare
 
 
 def slice_table(table: pd.DataFrame, classes: Sequence[str]) -> Faults:
-    """Each image once, no label on test slices, series together and in order of position, shards in order."""
+    """Each image once, no labels of test slices, series adjacent and sorted by position, shards in order."""
     yield from _names(table, "image_id", unique=True)
     yield from _among(table, "split", SPLITS)
     yield from _labels(table, classes)
@@ -95,7 +95,7 @@ def slice_table(table: pd.DataFrame, classes: Sequence[str]) -> Faults:
     yield from _where(table["index"] != series.cumcount(), "index", "expected its place in its series")
     yield from _where(table["n_slices"] != series["split"].transform("size"), "n_slices", "expected its series' length")
     place = (table["position"] / SAME_PLACE).round()
-    placed = place.notna().groupby(number).transform("all")  # else the series is in order of its instance numbers
+    placed = place.notna().groupby(number).transform("all")  # else the series is sorted by instance number
     falls = placed & (place.groupby(number).diff() < 0)
     yield from _where(falls, "position", "expected in ascending order within the series")
     in_shard = table.groupby("shard", sort=False).cumcount()
@@ -104,9 +104,9 @@ def slice_table(table: pd.DataFrame, classes: Sequence[str]) -> Faults:
 
 
 def pixels(shard: NDArray, rows: int, values: str, advance: Callable[[int], None]) -> Faults:
-    """A shard, int16 [rows, s, s] of Hounsfield units or grey values in their range; read in chunks."""
+    """A shard int16 [rows, s, s] with Hounsfield units or grey values in their range; it is read in chunks."""
     if shard.dtype != np.int16 or shard.ndim != 3 or len(shard) != rows or shard.shape[1] != shard.shape[2]:
-        raise ValueError(f"{shard.dtype} {list(shard.shape)}; expected int16 [{rows}, s, s], by slices.parquet")
+        raise ValueError(f"{shard.dtype} {list(shard.shape)}; expected int16 [{rows}, s, s] by slices.parquet")
     (low, high), outside = PIXELS[values], np.zeros(rows, dtype=bool)
     for start in range(0, rows, CHUNK):
         block = np.asarray(shard[start : start + CHUNK])
@@ -116,16 +116,16 @@ def pixels(shard: NDArray, rows: int, values: str, advance: Callable[[int], None
 
 
 def quarantine(table: pd.DataFrame) -> Faults:
-    """Each file or image with a reason of the closed list."""
+    """Each file or image with a known reason."""
     yield from _among(table, "reason", REASONS)
     yield from _among(table, "split", SPLITS)
 
 
-# ---- what folds writes
+# ---- outputs of folds
 
 
 def fold_cells(table: pd.DataFrame, classes: Sequence[str], n: int) -> Faults:
-    """The cells of a fold table, read as text: one row per study, or per slice where it has image_id."""
+    """The cells of a fold table, read as text: one row per study, or per slice if it has image_id."""
     key = fold_key(table)
     yield from _columns(table, (*dict.fromkeys((key, "study_id")), "patient_id", "fold", *classes))
     for name in table.columns.intersection([key, "patient_id"]):
@@ -135,17 +135,17 @@ def fold_cells(table: pd.DataFrame, classes: Sequence[str], n: int) -> Faults:
 
 
 def folds(table: pd.DataFrame, labelled: pd.DataFrame, n: int) -> Faults:
-    """Each labelled study (or slice) in one of `n` folds; by study, each patient in one fold.
+    """Each labelled study (or slice) in one of `n` folds, and all studies of a patient in the same one.
 
-    labelled: the labelled rows of the slice table, which also name the patient of each study.
+    labelled: the labelled rows of the slice table.
     """
     key = fold_key(table)
     yield from _names(table, key, unique=True)
-    yield from _where(~table["fold"].isin(range(n)), "fold", f"expected 0 to {n - 1}, for folds.n is {n}")
+    yield from _where(~table["fold"].isin(range(n)), "fold", f"expected 0 to {n - 1} (folds.n is {n})")
     if empty := sorted(set(range(n)) - set(table["fold"])):
-        yield Fault(np.array([], dtype=np.intp), "fold", f"fold {empty[0]} is empty, and folds.n is {n}")
-    what = "slice" if key == "image_id" else "study"
-    yield from _where(~table[key].isin(labelled[key]), key, f"expected a labelled {what} of the slice table")
+        yield Fault(np.array([], dtype=np.intp), "fold", f"fold {empty[0]} is empty (folds.n is {n})")
+    unit = "slice" if key == "image_id" else "study"
+    yield from _where(~table[key].isin(labelled[key]), key, f"expected a labelled {unit} of the slice table")
     if without := sorted(set(labelled[key]) - set(table[key])):
         yield Fault(np.array([], dtype=np.intp), key, f"{len(without)} labelled have no fold, {without[0]} first")
     if key == "study_id":
@@ -157,7 +157,7 @@ def folds(table: pd.DataFrame, labelled: pd.DataFrame, n: int) -> Faults:
 
 
 def fold_key(table: pd.DataFrame) -> str:
-    """image_id where folds are by slice, study_id where they are by patient."""
+    """image_id if folds are by slice, study_id if they are by patient."""
     return "image_id" if "image_id" in table else "study_id"
 
 

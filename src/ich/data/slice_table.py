@@ -1,4 +1,4 @@
-"""The slice table: one row per slice of the files that can be read, and the quarantine list of the others."""
+"""The slice table: one row per readable slice; and the quarantine list of the other files."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from ich.data.rules import SAME_PLACE
 from ich.processes import side_by_side
 
 CHUNK = 64  # files per task of a process
-ID_OF = {"slice": "image_id", "study": "study_id"}  # what Raw.level joins labels by
+ID_OF = {"slice": "image_id", "study": "study_id"}  # the column that labels are joined by, by Raw.level
 SERIES = ["split", "study_id", "series_id"]
 Progress = Callable[[int], None]
 Result = TypeVar("Result")
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Quarantined:
-    """A file, or an image of the labels without a file, that cannot be used."""
+    """A file that cannot be used, or a labelled image without a file."""
 
     image_id: str
     split: str
@@ -36,8 +36,8 @@ class Quarantined:
 # ---- headers
 
 
-def read_geometry(path: Path, values: str = "hu") -> Geometry | Unreadable:
-    """Identity and place of a file or a member of an archive, or why it is refused; `values` as in Raw."""
+def read_geometry(path: Path, values: str) -> Geometry | Unreadable:
+    """Read the identity and position of a file or an archive's member; `values` as in Raw."""
     try:
         with located(path) as file:
             return dicom.geometry(file) if values == "hu" else images.geometry(file)
@@ -48,14 +48,14 @@ def read_geometry(path: Path, values: str = "hu") -> Geometry | Unreadable:
 def read_geometries(
     root: Path, paths: Sequence[str], jobs: int, on_done: Progress, values: str = "hu"
 ) -> list[Geometry | Unreadable]:
-    """`read_geometry` of each file, in order."""
+    """Read the geometry of each file, in order, with `jobs` processes."""
     return read_each(read_geometry, root, paths, values, jobs, on_done)
 
 
 def read_each(
     read: Callable[[Path, str], Result], root: Path, paths: Sequence[str], values: str, jobs: int, on_done: Progress
 ) -> list[Result]:
-    """`read(path, values)` of each file, in order, by `jobs` processes."""
+    """Call `read(path, values)` for each file, in order, with `jobs` processes."""
     tasks = ((read, [root / path for path in paths[i : i + CHUNK]], values) for i in range(0, len(paths), CHUNK))
     found: list[Result] = []
     for part in side_by_side(_read_chunk, tasks, jobs):
@@ -72,40 +72,38 @@ def _read_chunk(read: Callable[[Path, str], Result], paths: Sequence[Path], valu
 
 
 def slice_table(raw: Raw, geometries: Sequence[Geometry | Unreadable]) -> tuple[pd.DataFrame, list[Quarantined]]:
-    """The slice table of the readable headers, and what was refused.
+    """Build the slice table of the readable headers and the quarantine list.
 
     Columns: image_id, patient_id, study_id, series_id, position (mm), index, n_slices, split, tilt (degrees),
     row_spacing, column_spacing (mm), one float32 column per class (NaN: unlabelled), frame, path. Each frame of a
-    multi-frame file is a slice, its image_id that of the file with `#<frame>`, from 0. Slices of a series stand
-    together, in order of position; a series of which a slice has no position is ordered by instance number. Slices at
-    one place stand in the order of their acquisitions, then of instance number and image id. Labels of studies are
-    given to each slice of the study.
+    multi-frame file is a slice with image_id `<file>#<frame>`, counted from 0. The slices of a series are adjacent and
+    sorted by position; if any of them has no position, by instance number. Slices at the same position are sorted by
+    acquisition, instance number and image id. The label of a study is given to each of its slices.
     """
     classes = list(raw.classes)
     refused = {i: g for i, g in enumerate(geometries) if isinstance(g, Unreadable)}
-    files: list[int] = []
-    suffixes: list[str] = []
-    headers: list[Geometry] = []
-    for i, first in enumerate(geometries):
-        if isinstance(first, Geometry):
-            for frame in (first, *first.further):
-                files.append(i)
-                suffixes.append(f"#{frame.frame}" if first.further else "")
-                headers.append(frame)
-    table = raw.files.iloc[files].reset_index(drop=True)
-    table["image_id"] += pd.Series(suffixes, dtype="str")
-    said = pd.DataFrame([vars(header) for header in headers], columns=list(Geometry.__annotations__))
-    table = pd.concat([table, said], axis=1).merge(raw.labels, on=ID_OF[raw.level], how="left", validate="many_to_one")
+    frames = [
+        (i, header, f"#{header.frame}" if first.further else "")
+        for i, first in enumerate(geometries)
+        if isinstance(first, Geometry)
+        for header in (first, *first.further)
+    ]
+    table = raw.files.iloc[[i for i, _, _ in frames]].reset_index(drop=True)
+    table["image_id"] += pd.Series([suffix for _, _, suffix in frames], dtype="str")
+    headers = pd.DataFrame([vars(header) for _, header, _ in frames], columns=list(Geometry.__annotations__))
+    table = pd.concat([table, headers], axis=1).merge(
+        raw.labels, on=ID_OF[raw.level], how="left", validate="many_to_one"
+    )
     if table["image_id"].duplicated().any():
         twice = table.loc[table["image_id"].duplicated(), "image_id"].iloc[0]
-        raise ValueError(f"image {twice} lies in two folders; keep one of its files")
+        raise ValueError(f"image {twice} is in two folders; keep one of its files")
     table[classes] = table[classes].astype("float32")
     table.loc[table["study_id"].isin(raw.test_studies), "split"] = "test"
     table.loc[table["split"] == "test", classes] = np.nan
     table = _in_order(table)
     columns = ["image_id", "patient_id", "study_id", "series_id", "position", "index", "n_slices", "split"]
     columns += ["tilt", "row_spacing", "column_spacing", *classes, "frame", "path"]
-    return table[columns], quarantined(raw.files, refused) + _without_file(raw, table)
+    return table[columns], quarantine_list(raw.files, refused) + _without_file(raw, table)
 
 
 def _in_order(table: pd.DataFrame) -> pd.DataFrame:
@@ -117,24 +115,24 @@ def _in_order(table: pd.DataFrame) -> pd.DataFrame:
         is_test=table["split"] == "test",
     )
     keys = ["is_test", "study_id", "series_id", "order", "acquisition", "instance", "image_id"]
-    return counted(table.sort_values(keys, ignore_index=True, kind="stable"))
+    return with_indices(table.sort_values(keys, ignore_index=True, kind="stable"))
 
 
-def chosen(table: pd.DataFrame, choice: Choice) -> tuple[pd.DataFrame, list[Quarantined]]:
-    """The slices of a slice table that a competition's `choose` keeps, counted anew, and the others with why."""
+def apply_choice(table: pd.DataFrame, choice: Choice) -> tuple[pd.DataFrame, list[Quarantined]]:
+    """Split a slice table into the slices that a competition's `choose` keeps and the quarantined others."""
     reasons = {i: Unreadable(Reason[name.upper()], detail) for i, (name, detail) in choice.reasons.items()}
-    return counted(table[choice.keep.to_numpy()].reset_index(drop=True)), quarantined(table, reasons)
+    return with_indices(table[choice.keep.to_numpy()].reset_index(drop=True)), quarantine_list(table, reasons)
 
 
-def counted(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with each slice's place in its series and the series' length; series stand together and in order."""
+def with_indices(table: pd.DataFrame) -> pd.DataFrame:
+    """Add each slice's position in its series and the series' length; the slices of a series are adjacent, in order."""
     series = table.groupby(SERIES, sort=False)
     counts = series["image_id"].transform("size").astype("int32")
     return table.assign(index=series.cumcount().astype("int32"), n_slices=counts)
 
 
 def without_overlap(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """A slice table without the training studies of patients who are in the test set too, and a note that counts."""
+    """Drop the training studies of patients who are also in the test set; returns the table and a note."""
     train = table["split"] == "train"
     both = train & table["patient_id"].isin(table.loc[~train, "patient_id"])
     counts = table.loc[both, ["patient_id", "study_id", "image_id"]].nunique()
@@ -145,15 +143,15 @@ def without_overlap(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return table[~both].reset_index(drop=True), note if both.any() else ""
 
 
-def quarantined(files: pd.DataFrame, refused: Mapping[int, Unreadable]) -> list[Quarantined]:
-    """The refused rows of a table with image_id, split and path."""
+def quarantine_list(files: pd.DataFrame, refused: Mapping[int, Unreadable]) -> list[Quarantined]:
+    """List the rejected rows of a table with image_id, split and path."""
     names = files[["image_id", "split", "path"]].astype(str).to_numpy()
     reasons = {i: (refused[i].reason.name.lower(), refused[i].detail) for i in sorted(refused)}
     return [Quarantined(names[i, 0], names[i, 1], names[i, 2], *reason) for i, reason in reasons.items()]
 
 
 def _without_file(raw: Raw, table: pd.DataFrame) -> list[Quarantined]:
-    """Images (studies) that the labels or the sample submission name and that have no file (no readable one)."""
+    """List the images (studies) of the labels or the sample submission without a (readable) file."""
     present = set(raw.files["image_id"]) | set(table["image_id"])
     present |= set(table["study_id"]) if raw.level == "study" else set()
     promised = [("train", i) for i in raw.labels[ID_OF[raw.level]]] + [("test", i) for i in raw.test_ids]

@@ -1,4 +1,4 @@
-"""Studies out of packed arrays, padded to batches: what the networks over a study's slices read."""
+"""Studies of packed arrays in padded batches: the dataset of networks that read whole studies."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -13,31 +13,26 @@ from ich.data.batches import EpochBatches, real_slices
 
 
 class StudyBatch(NamedTuple):
-    """B studies of n slices in all, padded to the longest, of T slices."""
+    """B studies with n slices in total, padded to the T slices of the longest."""
 
     features: torch.Tensor
-    """float32 [B, T, D], 0 beyond a study's end"""
+    """float32 [B, T, D], zero-padded"""
     base: torch.Tensor
-    """float32 [B, T, c]: logits to start from"""
+    """float32 [B, T, c]: the logits that are refined"""
     geometry: torch.Tensor
-    """float32 [B, T, 2]: the gap to the next slice, 0 at the last; the place in the study, -1..1"""
+    """float32 [B, T, 2]: the gap to the next slice, 0 at the last; the position in the study, -1..1"""
     lengths: NDArray[np.int64]
-    """[B]: slices of each study; not a tensor, for the network has to know them before a GPU has got that far"""
+    """[B]: slices per study; not a tensor, since the network needs them without waiting for a GPU"""
     targets: torch.Tensor | None
     """float32 [n, c]: of the real slices, one study after the other"""
-    rows: torch.Tensor
+    real_rows: torch.Tensor
     """int64 [n]: row numbers in the packed arrays"""
 
     @property
     def inputs(self) -> tuple[torch.Tensor | NDArray[np.int64], ...]:
         return (self.features, self.base, self.geometry, self.lengths)
 
-    @property
-    def real_rows(self) -> torch.Tensor:
-        return self.rows
-
     def real(self, values: torch.Tensor) -> torch.Tensor:
-        """[n, ...] of [B, T, ...]."""
         return real_slices(values, self.lengths)
 
 
@@ -47,7 +42,7 @@ class Studies:
 
     features: float16 or float32 [N, D]. base: float32 [N, c]. geometry: float32 [N, 2], as in `StudyBatch`.
     targets: float32 [N, c] or None. offsets: int64 [studies + 1]; study k is rows offsets[k]:offsets[k + 1].
-    device: where batches are made, of tables that lie there.
+    device: where `tables` and batches are.
     """
 
     features: NDArray[np.floating]
@@ -63,16 +58,16 @@ class Studies:
         if lengths != {n}:
             raise ValueError(f"features, base, geometry and targets differ in length: {n} and {sorted(lengths)}")
         if self.offsets[0] != 0 or self.offsets[-1] != n or (np.diff(self.offsets) < 1).any():
-            raise ValueError(f"offsets must rise from 0 to {n} and leave no study empty")
+            raise ValueError(f"offsets must rise strictly from 0 to {n}")
 
     @cached_property
     def tables(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """features, base, geometry and targets on the device; on a CPU in the arrays' own memory."""
+        """features, base, geometry and targets on the device; on a CPU they share the arrays' memory."""
         arrays = (self.features, self.base, self.geometry, self.targets)
         return tuple(None if one is None else torch.from_numpy(one).to(self.device) for one in arrays)  # pyright: ignore[reportReturnType]
 
     def near(self, device: torch.device) -> "Studies":
-        """The studies with their tables on a GPU that has twice the room for them; else as they are."""
+        """Move the tables to a GPU if twice their size is free there."""
         if device.type != "cuda":
             return self
         size = sum(one.nbytes for one in (self.features, self.base, self.geometry, self.targets) if one is not None)
@@ -87,19 +82,20 @@ def study_loader(
     shuffle: bool,
     seed: int = 0,
     epoch: int = 0,
+    reverse: bool = False,
 ) -> Iterator[StudyBatch]:
-    """Yield the `chosen` studies (numbers, [m]) in batches padded to their longest study."""
+    """Yield batches of the studies `chosen` (numbers, [m])."""
     for batch in EpochBatches(len(chosen), batch_size, seed, epoch, shuffle=shuffle, drop_last=False):
-        yield study_batch(studies, np.asarray(chosen)[[i for _, i in batch]])
+        yield study_batch(studies, np.asarray(chosen)[[i for _, i in batch]], reverse)
 
 
-def study_batch(studies: Studies, chosen: NDArray[np.integer]) -> StudyBatch:
-    """Pad the `chosen` studies to the longest of them."""
-    starts = studies.offsets[chosen]
-    lengths = studies.offsets[chosen + 1] - starts
+def study_batch(studies: Studies, chosen: NDArray[np.integer], reverse: bool = False) -> StudyBatch:
+    """Pad the studies `chosen` to the longest of them; with `reverse`, the slices of each are in the opposite order."""
+    starts, ends = studies.offsets[chosen], studies.offsets[chosen + 1]
+    lengths = ends - starts
     place = np.arange(lengths.max())
     inside = place < lengths[:, None]
-    numbers = starts[:, None] + place
+    numbers = ends[:, None] - 1 - place if reverse else starts[:, None] + place
     within = torch.from_numpy(np.where(inside, numbers, 0).ravel()).to(studies.device, non_blocking=True)
     beyond = torch.from_numpy(~inside)[..., None].to(studies.device, non_blocking=True)
     rows = torch.from_numpy(numbers[inside]).to(studies.device, non_blocking=True)
@@ -109,31 +105,15 @@ def study_batch(studies: Studies, chosen: NDArray[np.integer]) -> StudyBatch:
         return found.masked_fill_(beyond, 0)
 
     features, base, geometry, targets = studies.tables
+    geometry = pad(geometry)
+    if reverse:  # the gap to the next slice was stored with that slice
+        gap = torch.nn.functional.pad(geometry[:, 1:, :1], (0, 0, 0, 1))
+        geometry = torch.cat([gap, -geometry[..., 1:]], dim=-1)
     return StudyBatch(
         features=pad(features),
         base=pad(base),
-        geometry=pad(geometry),
+        geometry=geometry,
         lengths=lengths,
         targets=None if targets is None else targets.index_select(0, rows),
-        rows=rows,
-    )
-
-
-def from_the_other_end(batch: StudyBatch) -> StudyBatch:
-    """The same studies with their slices numbered from the other end, as the scanner might have numbered them."""
-    device, lengths = batch.rows.device, torch.from_numpy(batch.lengths)[:, None]
-    place = torch.arange(batch.features.shape[1])
-    turned = torch.where(place < lengths, lengths - 1 - place, place).to(device, non_blocking=True)[..., None]
-    ends = batch.lengths.cumsum()
-    last = np.repeat(2 * ends - batch.lengths - 1, batch.lengths)  # first and last slice of each study, added up
-    flat = torch.from_numpy(last - np.arange(ends[-1])).to(device, non_blocking=True)
-    # a gap lies between two slices, and the one after which it stands is now the other
-    before = torch.nn.functional.pad(batch.geometry[:, :-1, :1], (0, 0, 1, 0))
-    return StudyBatch(
-        features=batch.features.take_along_dim(turned, dim=1),
-        base=batch.base.take_along_dim(turned, dim=1),
-        geometry=torch.cat([before, -batch.geometry[..., 1:]], dim=-1).take_along_dim(turned, dim=1),
-        lengths=batch.lengths,
-        targets=None if batch.targets is None else batch.targets[flat],
-        rows=batch.rows[flat],
+        real_rows=rows,
     )

@@ -1,4 +1,4 @@
-"""Whole studies as images, for networks that are trained from the slice to the study in one piece."""
+"""Whole studies as images: the dataset of networks that are trained end to end."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,41 +12,36 @@ from ich.data.datasets import SliceDataset, as_tensor, covered, cutmix_draw, pas
 
 
 class StudyImagesBatch(NamedTuple):
-    """B studies of n slices in all, the longest of T slices."""
+    """B studies with n slices in total; the longest has T slices."""
 
     images: torch.Tensor
-    """uint8 [n, C, S, S], in channels_last memory: one study after the other, without padding"""
+    """uint8 [n, C, S, S], in channels_last memory, one study after the other, without padding"""
     geometry: torch.Tensor
     """float32 [B, T, 2], 0 beyond a study's end"""
     lengths: NDArray[np.int64]
-    """[B]: slices of each study; not a tensor, for the network needs them before a GPU has got that far"""
+    """[B]: slices per study; not a tensor, since the network needs them without waiting for a GPU"""
     targets: torch.Tensor | None
     """float32 [n, c]"""
-    rows: torch.Tensor
+    real_rows: torch.Tensor
     """int64 [n]: row numbers in the HU cache"""
 
     @property
     def inputs(self) -> tuple[torch.Tensor | NDArray[np.int64], ...]:
         return (self.images, self.geometry, self.lengths)
 
-    @property
-    def real_rows(self) -> torch.Tensor:
-        return self.rows
-
     def real(self, values: torch.Tensor) -> torch.Tensor:
-        """[n, ...] of [B, T, ...]."""
         return real_slices(values, self.lengths)
 
 
 class StudyImages(Batches[StudyImagesBatch]):
-    """Studies of a set of slices.
+    """Studies of a dataset of slices.
 
-    slices: the slices of the studies, packed one study after the other, each in order of position. offsets: int64
-    [studies + 1]; study k is the slices offsets[k]:offsets[k + 1]. study_ids: a name per study, which its changes
-    depend on. geometry: float32 [N, 2], rows as in the HU cache.
+    slices: packed one study after the other, each in order of position. offsets: int64 [studies + 1]; study k is the
+    slices offsets[k]:offsets[k + 1]. study_ids: one name per study, of which its seed is made. geometry: float32
+    [N, 2], rows as in the HU cache.
 
-    All slices of a study are changed in the same way. Where the slices have CutMix, a study has one box, and in it
-    another study's slices from the same share of the way through it.
+    All slices of a study are augmented in the same way. With CutMix, a study has one box and one partner; each slice
+    is mixed with the partner's slice at the same relative position.
     """
 
     def __init__(
@@ -57,14 +52,14 @@ class StudyImages(Batches[StudyImagesBatch]):
         geometry: NDArray[np.float32],
     ) -> None:
         if offsets[0] != 0 or offsets[-1] != len(slices) or (np.diff(offsets) < 1).any():
-            raise ValueError(f"offsets must rise from 0 to {len(slices)} and leave no study empty")
+            raise ValueError(f"offsets must rise strictly from 0 to {len(slices)}")
         if len(study_ids) != len(offsets) - 1 or len(geometry) != len(slices.hu):
             raise ValueError(
-                f"{len(study_ids)} study ids and a geometry of {len(geometry)} rows do not belong to "
-                f"{len(offsets) - 1} studies and {len(slices.hu)} cached slices"
+                f"got {len(study_ids)} study ids for {len(offsets) - 1} studies, and {len(geometry)} rows of geometry "
+                f"for {len(slices.hu)} cached slices"
             )
-        if slices.cutmix and len(study_ids) < 2:
-            raise ValueError("CutMix mixes a study with another: it needs two studies")
+        if slices.transform.cutmix and len(study_ids) < 2:
+            raise ValueError("CutMix requires at least two studies")
         self.slices, self.offsets, self.study_ids, self.geometry = slices, offsets, study_ids, geometry
         self.seed = slices.seed
 
@@ -83,30 +78,26 @@ class StudyImages(Batches[StudyImagesBatch]):
             geometry=torch.from_numpy(geometry),
             lengths=lengths,
             targets=None if self.slices.targets is None else torch.from_numpy(np.concatenate(targets)),
-            rows=torch.from_numpy(rows),
+            real_rows=torch.from_numpy(rows),
         )
 
     def _study(self, epoch: int, k: int) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
         """Images [T, S, S, C] of study k and their targets [T, c]."""
         chosen = np.arange(*self.offsets[k : k + 2])
-        images = self._changed(chosen, epoch, k, "")
+        images = self._images(chosen, epoch, k, "")
         if self.slices.targets is None:
             return images, None
         targets = self.slices.targets[chosen]
-        if self.slices.cutmix:
+        if alpha := self.slices.transform.cutmix:
             seed, size = sample_seed(self.seed, epoch, self.study_ids[k], "cutmix"), self.slices.hu.shape[-1]
-            partner, box = cutmix_draw(seed, k, len(self), size, self.slices.cutmix)
-            chosen = self._same_place(len(chosen), partner)
-            paste(images, self._changed(chosen, epoch, k, "partner"), box)
+            partner, box = cutmix_draw(seed, k, len(self), size, alpha)
+            start, end = self.offsets[partner : partner + 2]
+            others = start + (2 * np.arange(len(chosen)) + 1) * (end - start) // (2 * len(chosen))
+            paste(images, self._images(others, epoch, k, "partner"), box)
             if share := covered(box, size):
-                targets[:] = (1 - share) * targets + share * self.slices.targets[chosen]
+                targets[:] = (1 - share) * targets + share * self.slices.targets[others]
         return images, targets
 
-    def _changed(self, chosen: NDArray[np.int64], epoch: int, k: int, use: str) -> NDArray[np.uint8]:
+    def _images(self, chosen: NDArray[np.int64], epoch: int, k: int, use: str) -> NDArray[np.uint8]:
         seed = sample_seed(self.seed, epoch, self.study_ids[k], use)
         return self.slices.images(chosen, [seed] * len(chosen))
-
-    def _same_place(self, length: int, partner: int) -> NDArray[np.int64]:
-        """The slices of `partner` that `length` equal parts of it have in their middle."""
-        start, end = self.offsets[partner : partner + 2]
-        return start + (2 * np.arange(length) + 1) * (end - start) // (2 * length)

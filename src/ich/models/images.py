@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ich.data.augment import Augmentation, build
-from ich.data.datasets import SliceDataset
+from ich.data.augment import Augment, Augmentation
+from ich.data.datasets import SliceDataset, Transform
 from ich.data.study_images import StudyImages
-from ich.data.views import View, Window, neighbour_rows
+from ich.data.windowing import Window, Windowing, neighbour_rows
 from ich.models.data import FoldData
 from ich.models.slices import Slices
 from ich.models.studies import geometry
@@ -36,17 +36,17 @@ class TrainingLoader:
         return self.batches(epoch)
 
 
-def windowing(settings: Backbone, values: str) -> View:
+def windowing(settings: Backbone, values: str) -> Windowing:
     """How a network sees a slice. hu: by the windows of the settings; grey: as it is, one channel."""
-    enhance = settings.model_dump(include={field.name for field in fields(View)} - {"windows"})
+    enhance = settings.model_dump(include={field.name for field in fields(Windowing)} - {"windows"})
     if values == "grey":
-        return View("grey", **enhance)
-    return View(settings.input, tuple(Window(level, width) for level, width in settings.windows), **enhance)
+        return Windowing("grey", **enhance)
+    return Windowing(settings.input, tuple(Window(level, width) for level, width in settings.windows), **enhance)
 
 
-def view_of(spec: dict[str, Any]) -> View:
+def view_of(spec: dict[str, Any]) -> Windowing:
     """The windowing that `image_spec` recorded."""
-    return View(**{**spec["view"], "windows": tuple(Window(**window) for window in spec["view"]["windows"])})
+    return Windowing(**{**spec["view"], "windows": tuple(Window(**window) for window in spec["view"]["windows"])})
 
 
 def image_spec(settings: Backbone, data: FoldData, *, dropout: float = 0.0) -> tuple[CnnSpec, dict[str, Any]]:
@@ -63,24 +63,23 @@ def image_spec(settings: Backbone, data: FoldData, *, dropout: float = 0.0) -> t
     return network, saved
 
 
-def slice_dataset(slices: Slices, view: View) -> SliceDataset:
+def slice_dataset(slices: Slices, view: Windowing) -> SliceDataset:
     """The images of these slices, without labels and changes."""
-    return _dataset(slices, view, None, None, 0, 0.0)
+    return _dataset(slices, None, Transform(view))
 
 
 def training_dataset(data: FoldData, split: str, seed: int, *, labels: bool = True) -> SliceDataset:
     """The augmented images of a split."""
     settings = data.settings
-    augment = build(Augmentation(**settings.augment.model_dump()))
-    targets = data.labels(split) if labels else None
+    augment = Augment(Augmentation(**settings.augment.model_dump()))
     view = windowing(settings, data.table.values)
-    return _dataset(data.slices(split), view, targets, augment, seed, getattr(settings, "cutmix", 0.0))
+    transform = Transform(view, augment, getattr(settings, "cutmix", 0.0), seed)
+    return _dataset(data.slices(split), data.labels(split) if labels else None, transform)
 
 
-def _dataset(slices: Slices, view: View, targets: Any, augment: Any, seed: int, cutmix: float) -> SliceDataset:
+def _dataset(slices: Slices, targets: Any, transform: Transform) -> SliceDataset:
     neighbours = neighbour_rows(slices.table["series"].to_numpy(), slices.table["index"].to_numpy())
-    ids = slices.ids.tolist()
-    return SliceDataset(slices.images, slices.rows, neighbours, ids, targets, view, augment, seed, cutmix)
+    return SliceDataset(slices.images, slices.rows, neighbours, slices.ids.tolist(), targets, transform)
 
 
 def study_dataset(slices: Slices, dataset: SliceDataset) -> StudyImages:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ich.console import progress, say
-from ich.data.studies import Studies, from_the_other_end, study_loader
+from ich.data.studies import Studies, study_loader
 from ich.errors import UserError
 from ich.models.base import Model
 from ich.models.data import FoldData
@@ -91,12 +91,12 @@ class FittedSequence(FittedNetwork):
         studies = studies_of(slices, inputs, self.spec["inputs"])
         chosen = np.arange(len(studies.offsets) - 1)
 
-        def batches() -> Any:
-            return study_loader(studies, chosen, self.spec["batch_size"], shuffle=False)
+        def batches(reverse: bool = False) -> Any:
+            return study_loader(studies, chosen, self.spec["batch_size"], shuffle=False, reverse=reverse)
 
         with progress(f"{self.name}: predicting", n, inner=True) as advance:
             logits = predict(network, batches(), n, self.spec["precision"], advance)["logits"]
             if self.spec["reverse"]:
-                backwards = map(from_the_other_end, batches())
-                logits = (logits + predict(network, backwards, n, self.spec["precision"])["logits"]) / 2
+                backwards = predict(network, batches(reverse=True), n, self.spec["precision"])["logits"]
+                logits = (logits + backwards) / 2
         return Predictions(logits)

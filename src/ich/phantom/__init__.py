@@ -1,7 +1,7 @@
-"""A synthetic head-CT competition: whole heads with bleeds, scanned and written as RSNA 2019 lays its files out.
+"""A synthetic head-CT competition: whole heads with bleeds, in the file layout of RSNA 2019.
 
-One patient's head is made of implicit shapes in millimetres (`anatomy`, `face`, on the primitives of `shapes`).
-Bleeds are drawn (`bleeds`) and shaped (`lesions`) where anatomy allows them, with `lookalikes` beside them. Slices of
-finite thickness are filled with Hounsfield units (`tissue`), and a `scanner` adds its geometry, noise and artefacts.
-`study` puts one scan together, `competition` plans all of them and writes files and labels.
+`anatomy` and `face` describe one patient's head by implicit shapes (`shapes`) on the planes of a series (`frame`).
+`bleeds` draws anatomically plausible bleeds, `lesions` shapes them, and `lookalikes` adds other findings. `tissue`
+fills slices of finite thickness with Hounsfield units, and `scanner` adds its geometry, noise and artifacts. `study`
+makes one scan; `competition` plans all of them and writes their files and labels.
 """

@@ -1,41 +1,29 @@
-"""One patient's cranium and brain: drawn once, then evaluated as signed distances on any stack of planes."""
+"""One patient's cranium and brain as signed distances on a stack of planes."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from ich.phantom.shapes import (
-    Array,
-    Capsule,
-    Coordinates,
-    Ellipsoid,
-    Frame,
-    Noise,
-    Point,
-    Shape,
-    mirrored,
-    smooth_min,
-    smooth_step,
-    union,
-)
+from ich.phantom.frame import Frame, Noise, union
+from ich.phantom.shapes import Array, Capsule, Coordinates, Ellipsoid, Point, Shape, mirrored, smooth_min, smooth_step
 
 
 @dataclass(frozen=True)
 class Head:
-    """Properties of a patient that are the same in every scan. Lengths in mm, densities in Hounsfield units."""
+    """Properties of a patient, the same in every scan. Lengths in mm, densities in Hounsfield units."""
 
     scale: Point  # of the atlas along x, y, z
     shear: Point  # asymmetry: x by y, x by z, y by z
     skull: float  # thickness of the vault
     scalp: float
-    atrophy: float  # 0 young and tight .. 1 wide sulci and ventricles
+    atrophy: float  # 0: narrow, 1: wide sulci and ventricles
     ventricles: tuple[float, float]  # radius factor, patient's left (x > 0) and right
     midline: float  # bow of the falx to one side
     white: float
     grey: float
     csf: float
     diploe: float
-    leukoaraiosis: float  # darkening of the white matter round the ventricles
+    leukoaraiosis: float  # darkening of the white matter around the ventricles
     sinus: float  # density of the blood in the dural sinuses
     dura: float  # density of falx and tentorium
     air: tuple[float, ...]  # 0..1: air in frontal, ethmoid, sphenoid and maxillary sinuses, mastoid cells, nose
@@ -78,7 +66,7 @@ class Cranium:
     y: Array
     z: Array
     noise: Array  # smooth, unit variance
-    vault: Array  # inside of the vault alone, as if it had no floor
+    vault: Array  # inside of the vault without the skull base
     cavity: Array  # inside of the skull
     outer: Array  # outside of the skull's vault
     tentorium: Array  # > 0 above the tentorial sheet, < 0 below it
@@ -86,17 +74,17 @@ class Cranium:
 
 @dataclass
 class Brain:
-    """Signed distances inside the cavity, mm; `x`, `y`, `z` are undisplaced head coordinates of the tissue."""
+    """Signed distances inside the cavity, mm; `x`, `y`, `z` are the tissue's head coordinates before displacement."""
 
     x: Array
     y: Array
     z: Array
-    sulcus: Array  # signed: zero in the middle of a sulcus or the Sylvian fissure
+    sulcus: Array  # zero in the middle of a sulcus or the Sylvian fissure
     width: Array  # half width of the sulci there; falls below zero where they end
     cistern: Array
     ventricle: Array
     nuclei: Array  # thalamus, lentiform nucleus, caudate
-    falx: Array  # > 0 where the hemispheres are joined and no falx is
+    falx: Array  # > 0 where there is no falx between the hemispheres
     falx_x: Array  # signed distance to the mid-sagittal sheet
     leaf: Array  # < 0 where the tentorium is
     delta: Array  # Hounsfield units added to the tissue
@@ -131,7 +119,7 @@ NUCLEI = [
 
 
 def cranium(head: Head, frame: Frame) -> Cranium:
-    """Evaluate the cavity of the skull with its three fossae, and the outside of the vault."""
+    """Evaluate the cavity of the skull with its three fossae and the outside of the vault."""
     x, y, z = frame.at()
     noise = head.smooth.on(frame)
     wide = x / (1 + 0.11 / 85 * y - 0.05 / 85**2 * y * y)
@@ -144,7 +132,7 @@ def cranium(head: Head, frame: Frame) -> Cranium:
     cavity = -smooth_min(-vault, z - floor, 6)
     cavity = smooth_min(cavity, union(frame, CANAL, 4, far=30.0), 5)
     ridge = union(frame, RIDGES, 3)
-    # The union ends FAR mm off the ridges: stretch it there, so that the cavity's depth does not end with it.
+    # `union` cuts distances off at FAR mm; stretched there, they do not cut off the cavity's depth.
     cavity = -smooth_min(-cavity, ridge + 9 * np.maximum(ridge - 5, 0), 3)
     thick = head.skull * (1 + 0.16 * noise)
     thick *= 1 + 0.30 * smooth_step(-50, -85, y) + 0.35 * smooth_step(60, 85, y)
@@ -158,7 +146,7 @@ def cranium(head: Head, frame: Frame) -> Cranium:
 
 
 def _cisterns(atrophy: float) -> list[Shape]:
-    """Basal cisterns: suprasellar star, round the brainstem, quadrigeminal plate, round the medulla."""
+    """Basal cisterns: suprasellar, around the brainstem, quadrigeminal, around the medulla."""
     w = 0.75 + 0.6 * atrophy
     return [
         Ellipsoid((0, -13, -9), (9 * w, 8 * w, 6)),
@@ -176,10 +164,10 @@ def _cisterns(atrophy: float) -> list[Shape]:
 
 
 def _sulci(head: Head, bone: Cranium, moved: Coordinates, falx_x: Array, falx: Array) -> tuple[Array, Array, Array]:
-    """Sulci and Sylvian fissure: signed distance to their middle, half width, and the cistern on the insula."""
+    """Sulci and Sylvian fissure: signed distance to their middle, half width, and the insular cistern."""
     x, y, z = moved
     depth, ax = -bone.cavity, np.abs(x)
-    # Pulled out to the surface along the radius, the noise cuts its sheets at right angles to it.
+    # Pulled out along the radius, the noise's sheets meet the surface at right angles.
     pull = 1 / np.maximum(1 + np.clip(bone.cavity, -70, 5) / 82, 0.6)
     sulcus = head.sulci(x * pull * 0.75, y * pull, z * pull)
     inward = np.minimum(depth, np.abs(falx_x) + np.maximum(falx, 0))
@@ -200,7 +188,7 @@ def _sulci(head: Head, bone: Cranium, moved: Coordinates, falx_x: Array, falx: A
 
 
 def brain(head: Head, frame: Frame, bone: Cranium, moved: Coordinates) -> Brain:
-    """Evaluate the brain; `moved` are the coordinates its tissue had before any bleed pushed it."""
+    """Evaluate the brain; `moved`: the coordinates of its tissue before bleeds displaced it."""
     x, y, z = moved
     falx_x = x - head.midline * (1 - (y / 85) ** 2)
     falx = 1 - np.sqrt(((y - 4) / 44) ** 2 + ((z - 2) / 31) ** 2)
@@ -227,7 +215,7 @@ def brain(head: Head, frame: Frame, bone: Cranium, moved: Coordinates) -> Brain:
     cistern = np.minimum(union(frame, _cisterns(head.atrophy), 2.5, moved) + 0.5 * bone.noise, insula)
     nuclei = union(frame, NUCLEI, 1.5, moved)
 
-    # Departures from plain white matter: texture, leukoaraiosis, brainstem, and the cerebellum's folia.
+    # Differences from white matter: texture, leukoaraiosis, brainstem, and the cerebellum's folia.
     delta = bone.noise * 0.8
     if head.leukoaraiosis > 0.3:
         rim = smooth_step(13, 1, ventricle) * (bone.tentorium > 0)

@@ -1,4 +1,4 @@
-"""Draw bleeds at random where anatomy allows them, with long-tailed sizes."""
+"""Random, anatomically plausible bleeds with long-tailed sizes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,16 +25,16 @@ class Bleed:
 
     kind: int
     form: Literal["lens", "crescent", "falcine", "tentorial", "blob", "layer", "space"]
-    centre: Point  # of a layer: the side (0 both), the level it reaches along gravity, unused
-    reach: Point  # half extents; of a layer only the first counts, the softness of its level
+    centre: Point  # of a layer: the side (0: both), the level along gravity, unused
+    reach: Point  # half extents; of a layer: the softness of its level, unused, unused
     thickness: float
     density: float  # HU
     gradient: float = 0.0  # HU denser at the back than at the front: settled blood cells
     texture: float = 2.0  # HU, uneven density
     oedema: float = 0.0  # mm of dark rim
-    push: float = 0.0  # mm by which the brain beside it gives way
-    front: float = 0.0  # reach towards the forehead where a suture ends it, else 0
-    offset: float = 0.0  # where in the noise its outline lies
+    push: float = 0.0  # mm by which the adjacent brain is displaced
+    front: float = 0.0  # of a lens: half extent towards the forehead
+    offset: float = 0.0  # position of its outline in the noise
 
 
 def draw_kinds(rng: np.random.Generator, bleed_rate: float) -> list[int]:
@@ -48,7 +48,7 @@ def draw_kinds(rng: np.random.Generator, bleed_rate: float) -> list[int]:
 
 
 def draw_bleeds(rng: np.random.Generator, kinds: Sequence[int]) -> list[Bleed]:
-    """Draw bleeds of exactly these kinds; those of one head share a cause and so their place."""
+    """Draw bleeds of exactly these kinds; those of one head have a common cause."""
     bleeds: list[Bleed] = []
     trauma = EPIDURAL in kinds or (SUBDURAL in kinds and rng.random() < 0.7)
     ruptured = INTRAVENTRICULAR in kinds and not trauma
@@ -73,7 +73,7 @@ def draw_bleeds(rng: np.random.Generator, kinds: Sequence[int]) -> list[Bleed]:
 
 
 def draw_epidural(rng: np.random.Generator) -> Bleed:
-    """A lens, mostly under the temporal squama, that ends before the coronal and lambdoid sutures."""
+    """Draw a lens, mostly under the temporal squama, that ends at the coronal and lambdoid sutures."""
     side = int(rng.choice((-1, 1)))
     site = rng.random()
     if site < 0.68:
@@ -101,7 +101,7 @@ def draw_epidural(rng: np.random.Generator) -> Bleed:
 
 
 def draw_subdural(rng: np.random.Generator) -> Bleed:
-    """A crescent over a hemisphere, or a layer along the falx or the tentorium; acute, mixed, isodense or old."""
+    """Draw a crescent over a hemisphere, or a layer along falx or tentorium; acute, mixed, isodense or old."""
     side = int(rng.choice((-1, 1)))
     age = rng.random()
     density, gradient = rng.uniform(58, 76), 0.0
@@ -130,7 +130,7 @@ def draw_subdural(rng: np.random.Generator) -> Bleed:
 
 
 def draw_intraparenchymal(rng: np.random.Generator, contusion: bool = False, deep: bool = False) -> Bleed:
-    """A blob with a dark rim: deep, lobar, in the cerebellum or the pons; a contusion near a pole."""
+    """Draw a blob with a dark rim: deep, lobar, in the cerebellum or the pons; a contusion near a pole."""
     side = int(rng.choice((-1, 1)))
     site = rng.random() * (0.55 if deep else 1.0)
     if contusion:
@@ -166,7 +166,7 @@ def draw_intraparenchymal(rng: np.random.Generator, contusion: bool = False, dee
 
 
 def draw_intraventricular(rng: np.random.Generator) -> Bleed:
-    """Blood settled in the occipital horns, or casts of whole ventricles."""
+    """Draw blood settled in the occipital horns, or casts of whole ventricles."""
     level = float(rng.choice((rng.uniform(33, 46), rng.uniform(10, 33), rng.uniform(-60, 10)), p=(0.4, 0.33, 0.27)))
     side = float(rng.choice((-1.0, 0.0, 1.0), p=(0.25, 0.5, 0.25)))
     softness = (rng.uniform(1.0, 4.0), 0.0, 0.0)
@@ -175,7 +175,7 @@ def draw_intraventricular(rng: np.random.Generator) -> Bleed:
 
 
 def draw_subarachnoid(rng: np.random.Generator, aneurysm: bool | None) -> Bleed:
-    """Blood in the basal cisterns and Sylvian fissures, or in the sulci of one region; at random without `aneurysm`."""
+    """Draw blood in the basal cisterns and Sylvian fissures (aneurysm) or in the sulci of one region; None: either."""
     side = int(rng.choice((-1, 1)))
     if aneurysm is None:
         aneurysm = rng.random() < 0.4
@@ -192,7 +192,7 @@ def draw_subarachnoid(rng: np.random.Generator, aneurysm: bool | None) -> Bleed:
 
 
 def followed_up(bleed: Bleed, rng: np.random.Generator) -> Bleed:
-    """The same bleed some days later: paler, its size a little changed, the rim wider."""
+    """Age a bleed by some days: paler, slightly changed in size, with a wider rim."""
     factor = rng.uniform(0.75, 1.12)
     rx, ry, rz = bleed.reach
     return replace(
@@ -209,7 +209,7 @@ def _long_tailed(rng: np.random.Generator, median: float, spread: float, low: fl
 
 
 def _on_vault(side: int, azimuth: float, z: float) -> Point:
-    """A point of the inner table: azimuth in degrees from the forehead (0) over the ear (90) to the back (180)."""
+    """A point of the inner table; azimuth in degrees: forehead 0, ear 90, back 180."""
     ring = np.sqrt(max(1 - ((z - 6) / 76) ** 2, 0.05))
     angle = np.deg2rad(azimuth)
     return float(side * 66 * ring * np.sin(angle)), float(-84 * ring * np.cos(angle)), z

@@ -1,6 +1,6 @@
-"""The synthetic competition on disk: DICOM slices, label tables and the hidden solution, as RSNA 2019 lays them out.
+"""The synthetic competition's files: DICOM slices, label tables and the hidden solution, laid out like RSNA 2019.
 
-masks.npz and mislabelled.csv hold the bleeds and the wrong labels. No training stage reads them.
+masks.npz and mislabelled.csv contain the bleeds and the wrong labels. No training stage reads them.
 """
 
 import csv
@@ -19,18 +19,18 @@ from ich.phantom.masks import add_mask
 from ich.phantom.study import CLASSES, LABELS, make_study, stream
 from ich.processes import side_by_side
 
-LARGE = 1000  # training studies from which on prevalence is the real one and no quota holds
-REAL_RATE, DEMO_RATE = 0.39, 0.62  # fraction of patients with a bleed
-QUOTA = (0.13, 0.26, 0.22, 0.25, 0.27)  # minimum fraction of a small competition's patients, per subtype
+LARGE = 1000  # with more training studies, prevalence is that of RSNA 2019 and there is no quota
+REAL_RATE, DEMO_RATE = 0.39, 0.62  # share of the patients with a bleed
+QUOTA = (0.13, 0.26, 0.22, 0.25, 0.27)  # minimum share of a small competition's patients, per subtype
 WRONG = 0.035  # rate of wrong labels in bleeding studies
-PLAN = 7  # random streams: the competition's own purposes follow a study's
+PLAN = 7  # a random stream that no study uses
 
 Labels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class PlannedStudy:
-    """One study to be made: whose, which, its split and what bleeds in it (indices into CLASSES)."""
+    """A study to be made. kinds: the subtypes that bleed (indices into CLASSES)."""
 
     patient: int
     study: int
@@ -39,13 +39,13 @@ class PlannedStudy:
 
 
 def plan_competition(*, train_studies: int, test_studies: int, seed: int) -> list[PlannedStudy]:
-    """Plan which patient has which studies and bleeds; no patient is in both splits.
+    """Plan the studies and bleeds of each patient; no patient is in both splits.
 
-    About an eighth of the patients have two studies. Above LARGE training studies, subtypes are as frequent as in
-    RSNA 2019; below, QUOTA raises the rare ones so that every class has patients in each of a few folds.
+    About an eighth of the patients have two studies. With more than LARGE training studies, subtypes are as frequent
+    as in RSNA 2019; otherwise QUOTA raises the rare ones, so that every class has patients in each of a few folds.
     """
     if train_studies < 1 or test_studies < 1:
-        raise ValueError(f"{train_studies} training and {test_studies} test studies: both must be at least 1")
+        raise ValueError(f"train_studies and test_studies must be at least 1, got {train_studies} and {test_studies}")
     large = train_studies > LARGE
     planned: list[PlannedStudy] = []
     patient = 0
@@ -57,23 +57,23 @@ def plan_competition(*, train_studies: int, test_studies: int, seed: int) -> lis
         streams = [stream(seed, patient + p, 1, PLAN) for p in range(len(sizes))]
         kinds = [draw_kinds(rng, REAL_RATE if large else DEMO_RATE) for rng in streams]
         if not large:
-            # Rare subtypes are given to more patients: first to those that bleed already, last to healthy ones.
+            # More patients get the rare subtypes: first those that bleed already, last the healthy ones.
             for kind, share in enumerate(QUOTA):
                 missing = int(np.ceil(share * len(kinds))) - sum(kind in k for k in kinds)
                 without = sorted((k for k in kinds if kind not in k), key=lambda k: (not k, len(k)))
                 for chosen in without[: max(missing, 0)]:
                     chosen.append(kind)
-        for p, studies in enumerate(sizes):
-            planned += [PlannedStudy(patient + p, s, split, tuple(sorted(kinds[p]))) for s in range(studies)]
+        for p, count_of in enumerate(sizes):
+            planned += [PlannedStudy(patient + p, s, split, tuple(sorted(kinds[p]))) for s in range(count_of)]
         patient += len(sizes)
     return planned
 
 
 def wrong_labels(labels: Labels, rng: np.random.Generator) -> Labels:
-    """Labels [slices, 6] with errors: ends of a lesion missed or extended, one subtype taken for another.
+    """Add errors to labels [slices, 6]: ends of a lesion missed or extended, one subtype taken for another.
 
-    Beside an end of a lesion, a label is wrong with probability 2 WRONG; in a positive slice, a subtype is replaced
-    with probability WRONG / 3.
+    The two labels at an end of a lesion are wrong with probability 2 WRONG each; in a positive slice, a subtype is
+    replaced with probability WRONG / 3.
     """
     written = labels.copy()
     for k in range(5):
@@ -92,8 +92,8 @@ def wrong_labels(labels: Labels, rng: np.random.Generator) -> Labels:
 def _write_study(
     root: Path, planned: PlannedStudy, seed: int, slices: int, size: int
 ) -> tuple[tuple[str, ...], Labels, Labels, dict[str, NDArray[np.uint8]]]:
-    """Make and write one study: its image ids, written labels, true labels, masks of the slices with a bleed."""
-    cv2.setNumThreads(1)  # studies are made side by side
+    """Make and write one study; returns image ids, written labels, true labels, masks of the slices with a bleed."""
+    cv2.setNumThreads(1)  # studies are made in parallel
     study = make_study(seed, planned.patient, planned.study, slices=slices, size=size, kinds=planned.kinds)
     scan = study.scan
     for image_id, hu, (x, y, z) in zip(study.image_ids, study.hu, scan.positions.tolist(), strict=True):
@@ -134,31 +134,31 @@ def write_competition(
     jobs: int = 1,
     on_progress: Callable[[int], object] = lambda _: None,
 ) -> None:
-    """Write a competition into the new or empty folder `root`; the same bytes whatever `jobs` is.
+    """Write a competition into the new or empty folder `root`; the same bytes with any number of `jobs`.
 
-    `slices` is the mean number per study, `size` the matrix. `on_progress(1)` is called after each study.
+    slices: mean number per study. size: rows and columns. `on_progress(1)` is called after each study.
     Raises ValueError if `root` is not empty.
     """
     root.mkdir(parents=True, exist_ok=True)
     if any(root.iterdir()):
-        raise ValueError(f"{root} is not empty; name a new folder for the competition")
+        raise ValueError(f"{root} is not empty; choose a new folder for the competition")
     for split in ("train", "test"):
         (root / f"stage_2_{split}").mkdir()
     planned = plan_competition(train_studies=train_studies, test_studies=test_studies, seed=seed)
     made = side_by_side(_write_study, [(root, p, seed, slices, size) for p in planned], jobs)
-    labels: dict[str, dict[str, tuple[list[int], list[int]]]] = {"train": {}, "test": {}}
+    slices_of: dict[str, list[tuple[str, list[int], list[int]]]] = {"train": [], "test": []}
     with zipfile.ZipFile(root / "masks.npz", "w") as archive:
         for p, (image_ids, written, true, masks) in zip(planned, made, strict=True):
-            labels[p.split].update(zip(image_ids, zip(written.tolist(), true.tolist(), strict=True), strict=True))
+            slices_of[p.split] += zip(image_ids, written.tolist(), true.tolist(), strict=True)
             for image_id, mask in masks.items():
                 add_mask(archive, image_id, mask)
             on_progress(1)
-    # Six rows per slice: name, label as written, true label. The order of random ids gives no order of the slices.
+    # Six rows per slice: name, label as written, true label. Sorted by random ids, they do not show the slices' order.
     train, test = (
         [
             (f"{image_id}_{name}", label, truth)
-            for image_id in sorted(labels[split])
-            for name, label, truth in zip(CLASSES, *labels[split][image_id], strict=True)
+            for image_id, *labels in sorted(slices_of[split])
+            for name, label, truth in zip(CLASSES, *labels, strict=True)
         ]
         for split in ("train", "test")
     )

@@ -1,23 +1,12 @@
-"""Skull base, face, neck and scalp: what the low slices show around and below the brain."""
+"""Skull base, face, neck and scalp."""
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ich.phantom.anatomy import Cranium, Head
-from ich.phantom.shapes import (
-    FAR,
-    Array,
-    Capsule,
-    Ellipsoid,
-    Frame,
-    Point,
-    Shape,
-    mirrored,
-    smooth_min,
-    smooth_step,
-    union,
-)
+from ich.phantom.frame import Frame, union
+from ich.phantom.shapes import FAR, Array, Capsule, Ellipsoid, Point, Shape, mirrored, smooth_min, smooth_step
 
 
 @dataclass
@@ -76,7 +65,7 @@ NOSE = [Capsule((0, -88, -34), (0, -106, -66), 6, 11)]
 
 
 def _cavities(air: tuple[float, ...]) -> list[tuple[Shape, float]]:
-    """Air spaces with the thickness of their bony wall in mm."""
+    """Air spaces and the thickness of their bony wall in mm."""
     frontal, _, sphenoid, maxillary, _, nose = air
     spaces: list[tuple[bool, Shape, float]] = [
         (sphenoid > 0.3, Ellipsoid((0, -35, -31), (11, 9, 8)), 1.5),
@@ -109,7 +98,7 @@ def _skin(head: Head, frame: Frame, bone: Cranium) -> Array:
 
 
 def face(head: Head, frame: Frame, bone: Cranium, swelling: tuple[Point, float] | None) -> Face:
-    """Everything outside the cavity of the skull but the vault's bone; `swelling`: a scalp haematoma, where and mm."""
+    """Evaluate everything outside the skull. swelling: position and height (mm) of a scalp haematoma."""
     skin = _skin(head, frame, bone)
     haematoma = np.full_like(skin, FAR)
     if swelling is not None:
@@ -127,7 +116,7 @@ def face(head: Head, frame: Frame, bone: Cranium, swelling: tuple[Point, float] 
         bones = np.maximum(bones, -space)
         if wall > 0:
             bones = np.minimum(bones, np.abs(space - wall / 2) - (wall / 2 + 0.3))
-    # Mastoid and ethmoid: bone blown up with air, the thicker the walls between the cells the less air there is.
+    # Mastoid and ethmoid: air cells in bone; the less air, the thicker the walls between the cells.
     mastoid = [(shape, 0.6 + 1.3 * (1 - head.air[4])) for shape in mirrored(Ellipsoid((56, 27, -43), (9.5, 13, 16)))]
     ethmoid = [(shape, 0.4 + 1.3 * (1 - head.air[1])) for shape in mirrored(Ellipsoid((6.5, -60, -27), (6, 21, 12)))]
     for shape, wall in mastoid + ethmoid:
@@ -144,7 +133,7 @@ def face(head: Head, frame: Frame, bone: Cranium, swelling: tuple[Point, float] 
     bones = np.minimum(np.maximum(bones, -orbit), shell)
     air = np.maximum(air, -orbit)
 
-    # Below the skull base, sheets of fat part the muscles. Planes are sorted upwards.
+    # Below the skull base, sheets of fat separate the muscles. Planes are sorted upwards.
     flesh = np.maximum(skin + (9 + 2 * bone.noise), bone.z + 16)
     low = frame.origins[:, 2] < (abs(frame.row[2]) + abs(frame.column[2])) * frame.size / 2 - 5
     sheets = head.sulci.on(replace(frame, origins=frame.origins[low]), (0.7, 0.7, 0.45))

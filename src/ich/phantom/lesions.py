@@ -1,4 +1,4 @@
-"""Bleeds on the coarse frame: their shape, their density, and how they displace the brain."""
+"""Bleeds on the coarse frame: shape, density, and displacement of the brain."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from ich.phantom.bleeds import Bleed
 from ich.phantom.shapes import Array, Coordinates, Ellipsoid, smooth_step, soft
 from ich.phantom.tissue import Upsampler
 
-CONTRAST = 12.0  # HU by which a bleed must change a pixel to be seen there ...
-COVER = 0.5  # ... unless it fills this share of the pixel's volume (an isodense subdural shows by its shape)
+CONTRAST = 12.0  # HU by which a bleed must change a pixel to be visible there ...
+COVER = 0.5  # ... unless it fills this share of the pixel's volume (an isodense subdural is visible by its shape)
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Lesion:
 
 
 def displaced(bleeds: Sequence[Bleed], bone: Cranium) -> Coordinates:
-    """Where the tissue now at each sample lay before the bleeds pushed it, head coordinates in mm."""
+    """Head coordinates (mm) of each sample's tissue before the bleeds displaced it."""
     x, y, z = bone.x, bone.y, bone.z
     for bleed in bleeds:
         if bleed.push == 0:
@@ -46,9 +46,9 @@ def displaced(bleeds: Sequence[Bleed], bone: Cranium) -> Coordinates:
 
 
 def shape(bleed: Bleed, head: Head, bone: Cranium, brain: Brain, gravity: NDArray[np.float64]) -> Lesion:
-    """Evaluate the bleed on the coarse frame. Oedema and parted gyri go into `brain`, in place.
+    """Evaluate the bleed on the coarse frame; adds oedema and widened sulci to `brain`, in place.
 
-    `gravity`: the unit vector, in head coordinates, that points to the table.
+    gravity: unit vector in head coordinates that points to the table.
     """
     cx, cy, cz = (np.float32(c) for c in bleed.centre)
     rx, ry, rz = (np.float32(max(r, 1e-3)) for r in bleed.reach)
@@ -56,18 +56,18 @@ def shape(bleed: Bleed, head: Head, bone: Cranium, brain: Brain, gravity: NDArra
     thickness, offset, side = np.float32(bleed.thickness), np.float32(bleed.offset), np.sign(cx)
     match bleed.form:
         case "lens":
-            # Depth under the inner table against a paraboloid: convex on both sides, and zero where a suture is.
+            # Depth under the inner table minus a paraboloid: convex on both sides, and zero at sutures.
             depth = -bone.cavity
             across = np.maximum(x**2 + z**2 - depth * depth, 0)
             u = (y / np.where(y < 0, np.float32(bleed.front), ry)) ** 2 + across / (rz * rz)
             field = (depth - thickness * (1 - u)) * 0.8
         case "crescent":
-            # Of even thickness over a hemisphere, thinning at its ends; it stops at the falx and at the tentorium.
+            # Of even thickness over a hemisphere, thin at its ends; bounded by falx and tentorium.
             u = (y / ry) ** 2 + (z / rz) ** 2 + 0.08 * bone.noise
             field = -bone.vault - thickness * (1 - u) / np.sqrt(0.15 + np.abs(1 - u))
             field = np.maximum(field, np.maximum(3 - side * brain.falx_x, 1.5 - bone.tentorium))
         case "falcine" | "tentorial":
-            # A layer on one side of the sheet, up to the edge of the sheet.
+            # A layer on one side of the sheet, up to its edge.
             if bleed.form == "falcine":
                 above, u, edge = side * brain.falx_x, (y / ry) ** 2 + (z / rz) ** 2, brain.falx + 2
             else:
@@ -75,21 +75,21 @@ def shape(bleed: Bleed, head: Head, bone: Cranium, brain: Brain, gravity: NDArra
             field = np.abs(above - thickness / 2) - thickness / 2 * np.clip(1 - u, -1, 1)
             field = np.maximum(field, edge)
         case "blob":
-            # A rough ellipsoid up to the walls of the ventricles; darkens the tissue round it.
+            # A rough ellipsoid, bounded by the ventricles, that darkens the tissue around it.
             rough = head.smooth(bone.x * 1.8 + offset, bone.y * 1.8, bone.z * 1.8 + offset)
             field = Ellipsoid(bleed.centre, bleed.reach).distance(bone.x, bone.y, bone.z)
             field += 0.22 * bleed.thickness * rough * smooth_step(3 * bleed.thickness, 0, field)
             brain.delta -= 12 * smooth_step(bleed.oedema, 0, field) * (1 + 0.2 * bone.noise)
             field = np.maximum(np.maximum(field, 0.4 - brain.ventricle), 2.5 + bone.cavity)
         case "layer":
-            # The fraction of blood in the fluid of a ventricle: settled towards the table up to a level.
+            # The share of blood in the ventricles' fluid: settled towards the table up to a level.
             gx, gy, gz = gravity.astype(np.float32)
             height = bone.x * gx + bone.y * gy + bone.z * gz
             field = smooth_step(-bleed.reach[0], bleed.reach[0], height - cy + 2 * bone.noise)
             if side:
                 field = field * smooth_step(-3, 3, side * brain.falx_x)
         case "space":
-            # The fraction of blood in the fluid of sulci and cisterns, patchy in one region; clots part the gyri there.
+            # The share of blood in the fluid of sulci and cisterns, patchy in one region; clots widen the sulci there.
             patchy = head.smooth(bone.x + offset, bone.y + offset, bone.z)
             field = smooth_step(1.05, 0.7, np.sqrt(x**2 + y**2 + z**2) / rx + 0.18 * patchy)
             brain.width += np.where(brain.width > -0.5, np.float32(2.6), np.float32(0)) * field
@@ -103,10 +103,10 @@ def shape(bleed: Bleed, head: Head, bone: Cranium, brain: Brain, gravity: NDArra
 def paint(
     lesions: Sequence[Lesion], up: Upsampler, hu: Array, spaces: Array, ventricles: Array, skull: Array, edge: float
 ) -> NDArray[np.uint8]:
-    """Put the lesions into the contents of the skull, in place; returns the mask of the slice.
+    """Add the lesions to the contents of the skull, in place; returns the mask of the slice.
 
-    `hu`, and the occupancies of subarachnoid spaces, ventricles and skull, are float32 [planes, rows, columns].
-    Bit k of the mask [rows, columns] is set where a bleed of kind k is visible.
+    hu, and the occupancies of subarachnoid spaces, ventricles and skull: float32 [planes, rows, columns]. Bit k of the
+    mask [rows, columns] is set where a bleed of kind k is visible.
     """
     seen: dict[int, Array] = {}
     filled: dict[int, Array] = {}

@@ -1,35 +1,23 @@
-"""Findings other than bleeds: look-alikes of bleeds, old infarcts and cysts, and what surgeons leave in a head."""
+"""Findings other than bleeds: look-alikes of bleeds, old infarcts, cysts, clips and shunts."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from ich.phantom.anatomy import Brain, Cranium
-from ich.phantom.shapes import (
-    Array,
-    Box,
-    Capsule,
-    Ellipsoid,
-    Frame,
-    Point,
-    Shape,
-    mirrored,
-    mix,
-    smooth_step,
-    soft,
-    union,
-)
+from ich.phantom.frame import Box, Frame, union
+from ich.phantom.shapes import Array, Capsule, Ellipsoid, Point, Shape, mirrored, mix, smooth_step, soft
 
 
 @dataclass(frozen=True)
 class Extras:
     """Findings of one patient other than bleeds."""
 
-    dense: list[tuple[Shape, float]]  # small dense things and their HU
+    dense: list[tuple[Shape, float]]  # small dense objects and their HU
     infarcts: list[tuple[Ellipsoid, float]]  # old infarcts and by how many HU they are darker
     cyst: Ellipsoid | None
-    swelling: tuple[Point, float] | None  # scalp haematoma: where, mm
-    metal: tuple[Point, float] | None  # a clip: where, strength of its streaks in HU
+    swelling: tuple[Point, float] | None  # scalp haematoma: position, height in mm
+    metal: tuple[Point, float] | None  # a clip: position, strength of its streaks in HU
 
 
 def draw_extras(rng: np.random.Generator) -> Extras:
@@ -69,7 +57,7 @@ def draw_extras(rng: np.random.Generator) -> Extras:
 
 
 def _calcifications(rng: np.random.Generator) -> list[tuple[Shape, float]]:
-    """Calcified choroid plexus, pineal gland, falx, basal ganglia and carotid arteries, each at random."""
+    """Draw calcifications of choroid plexus, pineal gland, falx, basal ganglia and carotid arteries."""
     found: list[tuple[Shape, float]] = []
     if rng.random() < 0.6:
         for sign in (1, -1):
@@ -84,7 +72,7 @@ def _calcifications(rng: np.random.Generator) -> list[tuple[Shape, float]]:
         y, z = rng.uniform(-66, -20), rng.uniform(34, 60)
         end = (0.0, y + rng.uniform(4, 18), z + rng.uniform(-4, 8))
         found.append((Capsule((0.0, y, z), end, rng.uniform(1.0, 2.2), 1.0), rng.uniform(110, 500)))
-    if rng.random() < 0.08:  # basal ganglia, faint: the best imitation of a small bleed
+    if rng.random() < 0.08:  # faint, in the basal ganglia: very similar to a small bleed
         density = rng.uniform(55, 110)
         for sign in (1, -1):
             radius = rng.uniform(2.5, 5)
@@ -95,7 +83,7 @@ def _calcifications(rng: np.random.Generator) -> list[tuple[Shape, float]]:
 
 
 def _vessels_and_lenses(rng: np.random.Generator) -> list[tuple[Shape, float]]:
-    """Vessels of the base, now and then one dense with clot, and the lenses of the eyes."""
+    """Draw the basal arteries, sometimes dense with clot, and the lenses of the eyes."""
     density = rng.normal(46, 5)
     found: list[tuple[Shape, float]] = [(Capsule((0, -7, -38), (0, -9, -18), 1.9, 1.9), density + 3)]
     for sign in (1, -1):
@@ -117,7 +105,7 @@ def add_to_brain(extras: Extras, frame: Frame, bone: Cranium, brain: Brain) -> N
 
 
 def inserts(extras: Extras, frame: Frame) -> list[tuple[Box, Array, float]]:
-    """The dense findings on the fine frame: box, occupancy and HU of each."""
+    """Evaluate the dense findings on the fine frame: box, occupancy and HU of each."""
     made: list[tuple[Box, Array, float]] = []
     pixel = float(np.sqrt((frame.row**2).sum()))
     for shape, density in extras.dense:
@@ -129,7 +117,7 @@ def inserts(extras: Extras, frame: Frame) -> list[tuple[Box, Array, float]]:
 
 
 def paint(inserts: list[tuple[Box, Array, float]], hu: Array, planes: slice) -> None:
-    """Put the inserts into the sub-planes `planes` of a slice, `hu` [planes, size, size], in place."""
+    """Add the inserts to the sub-planes `planes` of a slice, `hu` [planes, size, size], in place."""
     for (depth, rows, columns), weight, density in inserts:
         first, last = max(depth.start, planes.start), min(depth.stop, planes.stop)
         if first < last:

@@ -1,4 +1,4 @@
-"""masks.npz, the bleeds of a synthetic competition: one bit field per slice, written and read."""
+"""masks.npz: the bleeds of a synthetic competition, one bit field per slice."""
 
 import zipfile
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from ich.data.crop import resized
 
-EPOCH = (1980, 1, 1, 0, 0, 0)  # date of each file in the archive, so that the same masks are the same bytes
+EPOCH = (1980, 1, 1, 0, 0, 0)  # date of each file in the archive, so that the bytes depend on the masks alone
 
 
 def add_mask(archive: zipfile.ZipFile, image_id: str, mask: NDArray[np.uint8]) -> None:
-    """Add the mask [size, size] of a slice; bit k: CLASSES[k] is visible in the pixel."""
+    """Add the mask [size, size] of a slice. Bit k: CLASSES[k] is visible in the pixel."""
     entry = zipfile.ZipInfo(f"{image_id}.npy", EPOCH)
     entry.compress_type = zipfile.ZIP_DEFLATED
     with archive.open(entry, "w") as file:
@@ -23,11 +23,11 @@ def add_mask(archive: zipfile.ZipFile, image_id: str, mask: NDArray[np.uint8]) -
 def lesion_masks(
     path: Path, image_ids: Sequence[str], boxes: NDArray[np.integer], size: int, bit: int | None
 ) -> NDArray[np.bool_]:
-    """Masks of the bleeds in the cropped and resized images of some slices, bool [n, size, size].
+    """Read the masks of slices and crop and resize them like their images, bool [n, size, size].
 
-    boxes [n, 3]: the square (row, column, side) that was cut out of each slice, in pixels; it may reach beyond.
-    A pixel belongs to a bleed that covers half of it. Slices without a bleed are not in the file.
-    bit: one subtype, its index in CLASSES; None for all of them.
+    boxes [n, 3]: the square (row, column, side) of each crop, in pixels; it may extend beyond the slice. A pixel
+    belongs to a bleed that covers half of it. Slices without a bleed are not in the file. bit: the index of a subtype
+    in CLASSES; None for all of them.
     """
     masks = np.zeros((len(image_ids), size, size), dtype=bool)
     with np.load(path, allow_pickle=False) as stored:

@@ -1,4 +1,4 @@
-"""The scanner: where the slices lie, how their files are coded, and what noise, motion, bone and metal do to them."""
+"""The scanner: positions and file format of the slices, noise, and artifacts of motion, bone and metal."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ich.phantom.anatomy import Head
-from ich.phantom.shapes import Array, Frame, Point, soft
+from ich.phantom.frame import Frame
+from ich.phantom.shapes import Array, Point, soft
 
 SUBPLANES = 3
 FINE_EDGE = 0.9
@@ -15,9 +16,9 @@ FINE_EDGE = 0.9
 
 @dataclass(frozen=True)
 class Scan:
-    """One acquisition. Positions and spacings in mm, scanner coordinates as DICOM has them (x left, y back, z up)."""
+    """One acquisition. Positions and spacings in mm, in DICOM's patient coordinates (x left, y back, z up)."""
 
-    centres: NDArray[np.float64]  # [slices, 3] middle of each image
+    centres: NDArray[np.float64]  # [slices, 3] centre of each image
     tilt: float  # of the gantry about x, radians
     pixel: float
     size: int
@@ -25,9 +26,9 @@ class Scan:
     pose: NDArray[np.float64]  # [3, 3] scanner -> atlas coordinates of the head
     noise: float  # standard deviation in the brain, HU
     sharpness: float  # standard deviation of the reconstruction's blur, mm
-    cupping: float  # HU that the skull adds to the brain beside it
+    cupping: float  # HU that the skull adds to the adjacent brain
     streaks: float  # HU of the dark bands between the petrous bones
-    moved: tuple[int, float, float] | None  # first slice that moved, degrees, mm
+    moved: tuple[int, float, float] | None  # first of two moved slices, degrees, mm
     rest: tuple[float, float, float, float]  # head-rest: radius, distance behind the head, half opening in radians, HU
     signed: bool
     intercept: float
@@ -104,7 +105,7 @@ def draw_scan(rng: np.random.Generator, head: Head, slices: int, size: int) -> S
 
 
 def _draw_pose(rng: np.random.Generator, head: Head, tilt: float) -> NDArray[np.float64]:
-    """Scanner -> atlas: the head's own scale and asymmetry after a small rotation about each axis, [3, 3]."""
+    """Scanner -> atlas [3, 3]: a small rotation about each axis, then the head's scale and asymmetry."""
     roll, lean, nod = np.deg2rad(rng.normal(0, (5.0, 2.5, 4.0)))
     nod = nod - 0.9 * tilt
     cz, sz, cy, sy, cx, sx = np.cos(roll), np.sin(roll), np.cos(lean), np.sin(lean), np.cos(nod), np.sin(nod)
@@ -117,10 +118,10 @@ def _draw_pose(rng: np.random.Generator, head: Head, tilt: float) -> NDArray[np.
 
 
 def head_rest(scan: Scan, behind: float) -> Array:
-    """Hounsfield units [size, size] of air with the head-rest and, under it, the table.
+    """Hounsfield units [size, size] of air with the head-rest and the table below it.
 
-    `behind` is the y (scanner, mm) of the back of the head. Both run along z, and the gantry tilts about x through the
-    middle of the image: their section is the same in every slice.
+    behind: y (scanner, mm) of the back of the head. Both extend along z, and the gantry tilts about x through the
+    centre of the image, so their section is the same in every slice.
     """
     u = scan.offsets
     x = u[None, :] + np.float32(scan.centres[0, 0])
@@ -138,7 +139,7 @@ def head_rest(scan: Scan, behind: float) -> Array:
 
 
 def _add_metal_streaks(scan: Scan, image: Array, index: int, metal: tuple[Point, float], rays: Array) -> None:
-    """Add the rays of a metal clip to a slice that holds it, in place. `rays` [n]: their weights over 180 degrees."""
+    """Add the streaks of a metal clip to its slice, in place. rays [n]: their weights over 180 degrees."""
     point, strength = metal
     axes = np.array(scan.orientation).reshape(2, 3)
     place = product(np.linalg.inv(scan.pose), np.array(point)[:, None])[:, 0] - scan.centres[index]
@@ -146,7 +147,7 @@ def _add_metal_streaks(scan: Scan, image: Array, index: int, metal: tuple[Point,
         return
     dx = scan.offsets[None, :] - np.float32((place * axes[0]).sum())
     dy = scan.offsets[:, None] - np.float32((place * axes[1]).sum())
-    rays = np.concatenate([rays, rays])  # a ray goes through the clip and out on the other side
+    rays = np.concatenate([rays, rays])  # a ray continues on the other side of the clip
     angle = (np.arctan2(dy, dx) + np.float32(np.pi)) * (len(rays) / (2 * np.pi))
     first = np.floor(angle).astype(np.int32)
     part = angle - first
@@ -158,10 +159,10 @@ def _add_metal_streaks(scan: Scan, image: Array, index: int, metal: tuple[Point,
 def acquire(
     scan: Scan, index: int, image: Array, cavity: Array, metal: tuple[Point, float] | None, rng: np.random.Generator
 ) -> NDArray[np.int16]:
-    """Reconstruct a slice: `image` [size, size] in HU with artifacts, blur and noise, as the file will hold it.
+    """Reconstruct a slice: add artifacts, blur and noise to `image` [size, size] in HU.
 
-    `cavity`: distance to the inside of the skull, mm, [size, size]. `metal`: a clip in head coordinates and the
-    strength of its streaks in HU.
+    cavity: distance to the inside of the skull, mm, [size, size]. metal: a clip in head coordinates and the strength
+    of its streaks in HU.
     """
     image = image + scan.cupping * np.exp(np.minimum(cavity, 0) * 0.2) * (cavity < 0)
     level = float((scan.pose * scan.centres[index]).sum(1)[2] + 30)  # mm above the petrous bones
@@ -174,7 +175,7 @@ def acquire(
     if metal is not None:
         _add_metal_streaks(scan, image, index, metal, rng.standard_normal(72).astype(np.float32))
     if scan.moved is not None and scan.moved[0] <= index < scan.moved[0] + 2:
-        # The head moved during the turn: some of the projections saw it elsewhere.
+        # The head moved during the rotation: a part of the projections shows it elsewhere.
         _, degrees, shift = scan.moved
         half = (scan.size - 1) / 2
         turn = cv2.getRotationMatrix2D((half, half), degrees, 1.0)

@@ -1,19 +1,15 @@
-"""Implicit shapes and smooth random fields, evaluated on the tilted planes of a CT series."""
+"""Implicit shapes: signed distances in mm, and how to combine them."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 # Everything here is computed in float32; the stubs call much of it float64.
 Array = NDArray[np.floating]
 Point = tuple[float, float, float]
 Coordinates = tuple[Array, Array, Array]
-Box = tuple[slice, slice, slice]
-FAR = 12.0  # mm; distances are not computed further out
+FAR = 12.0  # mm; larger distances are not computed
 
 
 @dataclass(frozen=True)
@@ -85,13 +81,13 @@ def smooth_min(a: Array, b: Array, k: float) -> Array:
 
 
 def smooth_step(low: float, high: float, value: Array) -> Array:
-    """0 below `low`, 1 above `high`, a cubic between."""
+    """Cubic step: 0 below `low`, 1 above `high`."""
     t = np.clip((value - np.float32(low)) / np.float32(high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def soft(distance: Array, edge: float) -> Array:
-    """Occupancy in [0, 1] of a signed distance: a linear step `edge` mm wide around its zero."""
+    """Occupancy in [0, 1] of a signed distance: a linear step of `edge` mm around zero."""
     step = distance * np.float32(-1 / edge)
     step += 0.5
     return np.clip(step, 0, 1, out=step)
@@ -100,102 +96,3 @@ def soft(distance: Array, edge: float) -> Array:
 def mix(hu: Array, weight: Array, value: float | Array) -> None:
     """Blend `value` into `hu` by `weight` in [0, 1], in place."""
     hu += weight * (value - hu)
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Square pixel grids on a stack of parallel planes, in head coordinates (mm).
-
-    Head coordinates: x to the patient's left (image right), y to the back (image bottom), z to the vertex, the origin
-    near the foramina of Monro. `origins` [planes, 3] are the plane centres; `row` and `column` the steps of one pixel
-    to the right and down; `normal` any vector out of the plane. Planes are sorted along the normal.
-    """
-
-    origins: NDArray[np.float64]
-    row: NDArray[np.float64]
-    column: NDArray[np.float64]
-    normal: NDArray[np.float64]
-    size: int
-
-    def at(self, box: Box | None = None) -> Coordinates:
-        """Head coordinates x, y, z of all samples or those of a box, each float32 [planes, rows, columns]."""
-        planes, rows, columns = box or (slice(None), slice(None), slice(None))
-        steps = np.arange(self.size) - (self.size - 1) / 2
-        i, j = steps[rows, None], steps[columns]
-        origins = self.origins[planes].astype(np.float32)
-        x, y, z = (
-            origins[:, a, None, None] + (self.column[a] * i + self.row[a] * j).astype(np.float32) for a in range(3)
-        )
-        return x, y, z
-
-    def box(self, low: NDArray[np.float64], high: NDArray[np.float64]) -> Box:
-        """The smallest box of samples that holds the axis-parallel block low..high (head coordinates, mm)."""
-        corners = np.array([[x, y, z] for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])])
-        inverse = np.linalg.inv(np.stack([self.row, self.column, self.normal], axis=1))
-        point, plane = corners @ inverse.T, self.origins @ inverse.T
-        first = int(np.searchsorted(plane[:, 2], point[:, 2].min(), side="left"))
-        last = int(np.searchsorted(plane[:, 2], point[:, 2].max(), side="right"))
-        if first >= last:
-            return slice(0, 0), slice(0, 0), slice(0, 0)
-        # The pixel that shows a point moves from plane to plane where the planes are tilted.
-        from_, to, middle = plane[first:last].min(0), plane[first:last].max(0), (self.size - 1) / 2
-        start = np.maximum(np.floor(point.min(0) - to + middle), 0).astype(int)
-        stop = np.minimum(np.ceil(point.max(0) - from_ + middle).astype(int) + 1, self.size)
-        rows, columns = (slice(int(start[a]), max(int(start[a]), int(stop[a]))) for a in (1, 0))
-        return slice(first, last), rows, columns
-
-
-def union(
-    frame: Frame, shapes: Iterable[Shape], k: float = 0.0, coordinates: Coordinates | None = None, far: float = FAR
-) -> Array:
-    """Signed distance to the union of shapes on a frame, cut off at `far` mm outside.
-
-    Each shape is evaluated in its own box. `coordinates`: displaced ones that replace the frame's own, near enough to
-    them that `far` covers the difference.
-    """
-    field = np.full((len(frame.origins), frame.size, frame.size), far, np.float32)
-    for shape in shapes:
-        low, high = shape.bounds()
-        box = frame.box(low - far, high + far)
-        if field[box].size:
-            x, y, z = frame.at(box) if coordinates is None else (c[box] for c in coordinates)
-            field[box] = smooth_min(field[box], shape.distance(x, y, z), k)
-    return field
-
-
-class Noise:
-    """A smooth random field over the head, unit variance; `scale` is the standard deviation of its smoothing, in mm.
-
-    With `sheets` it is band-limited and divided by its gradient: values are about the distance in mm to its zeros.
-    """
-
-    PITCH = 4.0  # mm between nodes
-    HALF = 120.0  # mm from the middle to the border
-
-    def __init__(self, rng: np.random.Generator, scale: float, sheets: bool = False) -> None:
-        def smoothed(field: Array, sigma: float) -> Array:
-            return ndimage.gaussian_filter(field, sigma, mode="wrap", truncate=2.5)
-
-        side, sigma = int(2 * self.HALF / self.PITCH) + 1, scale / self.PITCH
-        grid = smoothed(rng.standard_normal((side, side, side), dtype=np.float32), sigma)
-        if sheets:
-            grid -= smoothed(grid, 1.6 * sigma)
-        grid /= grid.std()
-        if sheets:
-            gx, gy, gz = np.gradient(grid, self.PITCH)
-            slope = smoothed(np.sqrt(gx * gx + gy * gy + gz * gz), 1.0)
-            grid /= slope + 0.15 * slope.mean()
-        self.grid = grid
-
-    def __call__(self, x: Array, y: Array, z: Array) -> Array:
-        """The field at points (mm), linear between its nodes, constant beyond its border."""
-        points = np.stack([x, y, z])
-        points += self.HALF
-        points *= 1 / self.PITCH
-        return ndimage.map_coordinates(self.grid, points, order=1, mode="nearest", prefilter=False)
-
-    def on(self, frame: Frame, stretch: Point = (1.0, 1.0, 1.0)) -> Array:
-        """The field on a frame, linear between every other pixel. `stretch` multiplies the coordinates."""
-        coarse = replace(frame, row=2 * frame.row, column=2 * frame.column, size=frame.size // 2)
-        values = self(*(a * s for a, s in zip(coarse.at(), stretch, strict=True)))
-        return np.stack([cv2.resize(plane, (frame.size, frame.size)) for plane in values])

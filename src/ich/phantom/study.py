@@ -1,4 +1,4 @@
-"""One study: a head, its bleeds and a scan of it, as Hounsfield units with lesion masks and labels."""
+"""One study: a scan of a head with bleeds, as Hounsfield units with lesion masks and labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from ich.phantom import anatomy, bleeds, face, lesions, lookalikes, scanner, tis
 from ich.phantom.shapes import FAR, mix, soft
 
 CLASSES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
-GRID = 64  # rows and columns of the coarse frame, whatever the image size
-# Visible area that makes a slice positive, mm2 per subtype: sheets and sulci need more than a blob does.
+GRID = 64  # rows and columns of the coarse frame, for every image size
+# Visible area that makes a slice positive, mm2 per subtype.
 AREAS = (60.0, 60.0, 50.0, 120.0, 90.0)
 ANATOMY, BLEEDS, SCAN, NOISE, LABELS, EVOLUTION = range(6)
 
 
 @dataclass(frozen=True)
 class Study:
-    """A series of slices in order along the slice normal."""
+    """A series of slices, sorted along the slice normal."""
 
     patient_id: str
     study_id: str
@@ -31,12 +31,12 @@ class Study:
 
 
 def stream(seed: int, patient: int, study: int, purpose: int) -> np.random.Generator:
-    """Random numbers for one purpose, independent of image sizes and of the other purposes."""
+    """Random generator for one purpose, independent of image sizes and other purposes."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(patient, study, purpose)))
 
 
 def identifier(seed: int, number: int, digits: int) -> str:
-    """A random-looking "ID_<hex>", different for different numbers (a keyed Feistel permutation of 4 x digits bits)."""
+    """Map a number to a unique, random-looking "ID_<hex>" (a keyed Feistel permutation of 4 x digits bits)."""
     half = 2 * digits
     low, high = number & ((1 << half) - 1), number >> half
     for turn in range(4):
@@ -46,7 +46,7 @@ def identifier(seed: int, number: int, digits: int) -> str:
 
 
 def label_slices(masks: NDArray[np.uint8], pixel: float) -> NDArray[np.uint8]:
-    """Labels [slices, 6] of masks: a subtype is positive if at least its AREAS is visible, `any` if a subtype is."""
+    """Labels [slices, 6] of masks: a subtype is positive if at least its AREAS is visible."""
     area = np.stack([((masks >> k) & 1).sum((1, 2)) for k in range(5)], axis=1) * pixel**2
     labels = (area >= np.array(AREAS)).astype(np.uint8)
     return np.concatenate([labels, labels.max(1, keepdims=True)], axis=1)
@@ -59,7 +59,7 @@ def render(
     drawn: Sequence[bleeds.Bleed],
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-    """Render a scan: Hounsfield units and lesion masks, each [slices, size, size]. `rng` draws the noise."""
+    """Render a scan: Hounsfield units and lesion masks, each [slices, size, size]."""
     frame = scan.frame(GRID)
     bone = anatomy.cranium(head, frame)
     brain = anatomy.brain(head, frame, bone, lesions.displaced(drawn, bone))
@@ -93,13 +93,13 @@ def render(
 
 
 def make_study(seed: int, patient: int, study: int, *, slices: int, size: int, kinds: Sequence[int] = ()) -> Study:
-    """Make the study with these numbers; the same bytes on every call.
+    """Make the study with these numbers; every call gives the same bytes.
 
-    `slices` is the mean number per study, `size` the matrix, `kinds` the subtypes that bleed (indices into CLASSES).
-    A patient's second study shows the same head, its bleeds some days older.
+    slices: mean number per study. size: rows and columns. kinds: the subtypes that bleed (indices into CLASSES). A
+    patient's second study shows the same head, with the bleeds some days older.
     """
     if slices < 4 or size < 32:
-        raise ValueError(f"slices {slices}, size {size}: must be at least 4 and 32")
+        raise ValueError(f"slices must be at least 4 and size at least 32, got {slices} and {size}")
     anatomy_rng, bleed_rng = stream(seed, patient, 0, ANATOMY), stream(seed, patient, 0, BLEEDS)
     head, extras = anatomy.draw_head(anatomy_rng), lookalikes.draw_extras(anatomy_rng)
     bleed_rng.random(7)  # once used to draw `kinds`; skipped, so that a seed still gives the same study

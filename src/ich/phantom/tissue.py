@@ -1,4 +1,4 @@
-"""Hounsfield units of a slice: shapes from the coarse frame on fine pixels, averaged through the slice's thickness."""
+"""Hounsfield units of a slice: shapes from the coarse frame on fine pixels."""
 
 import cv2
 import numpy as np
@@ -11,13 +11,13 @@ AIR, FAT, SKIN, MUSCLE, CORTICAL = -1000.0, -95.0, 25.0, 58.0, 1350.0
 
 
 class Upsampler:
-    """Resamples one slice's sub-planes from the coarse frame to fine pixels, in a window around a shape."""
+    """Resample one slice's sub-planes from the coarse frame to fine pixels, in a window around a shape."""
 
     def __init__(self, planes: slice, size: int, around: Array) -> None:
-        """`around` [all planes, grid, grid]: the window holds all pixels where this distance is below 8 mm."""
+        """around [all planes, grid, grid]: the window contains all pixels with this distance below 8 mm."""
         grid = around.shape[-1]
         near = around[planes].min(0) < 8
-        # Windows end on pixels of both frames where these have a common divisor.
+        # Windows end on pixels of both frames if their sizes have a common divisor.
         step = min(4 * grid // int(np.gcd(grid, size)), grid)
         coarse, fine = [slice(0, 0)] * 2, [slice(0, 0)] * 2
         for axis in (0, 1):
@@ -46,7 +46,7 @@ class Upsampler:
 
 
 def outside(up: Upsampler, head: Head, bone: Cranium, face: Face, edge: float) -> Array:
-    """Hounsfield units of everything but the contents of the skull, float32 [planes, rows, columns]."""
+    """Hounsfield units outside the cavity of the skull, float32 [planes, rows, columns]."""
     skin = up(face.skin)
     hu = np.full(skin.shape, AIR, np.float32)
     body = soft(skin, edge)
@@ -74,9 +74,9 @@ def outside(up: Upsampler, head: Head, bone: Cranium, face: Face, edge: float) -
 def inside(
     up: Upsampler, head: Head, bone: Cranium, brain: Brain, cavity: Array, edge: float
 ) -> tuple[Array, Array, Array]:
-    """Contents of the skull: HU, and the occupancies of the subarachnoid spaces and of the ventricles.
+    """Contents of the skull: HU, and the occupancies of subarachnoid spaces and ventricles.
 
-    `cavity` and the results are float32 [planes, rows, columns].
+    cavity and the results: float32 [planes, rows, columns].
     """
     falx_x, falx = up(brain.falx_x), up(brain.falx)
     pia = -cavity - (0.8 + 1.7 * head.atrophy)
@@ -85,7 +85,7 @@ def inside(
     if up.low(brain.cistern) < 4:
         np.minimum(pia, up(brain.cistern), out=pia)
     dura = soft(np.abs(falx_x) - 1.1, edge) * soft(falx + 2, 2.0)
-    sinuses: list[Array] = []  # the sagittal one along the falx's root, the transverse ones along the tentorium's
+    sinuses: list[Array] = []  # sagittal at the root of the falx, transverse at that of the tentorium
     if up.low(brain.falx) < -8:
         sinus = np.abs(falx_x) - 0.75 * cavity - (3.0 + up(bone.noise))
         sinuses.append(np.maximum(sinus, falx + 8))

@@ -308,7 +308,7 @@ def _ruled(
     """Faults of a file by a rule of `ich.data.rules`."""
     try:
         table = read()
-        yield from ((name, rules.described(fault, table, rules.fold_key(table))) for fault in rule(table))
+        yield from ((name, rules.describe(fault, table, rules.fold_key(table))) for fault in rule(table))
     except MALFORMED as error:
         yield name, f"is malformed ({' '.join(str(error).split())})"
 

@@ -60,7 +60,7 @@ def _of_slices(plan: Plan, raw: Raw) -> Iterator[pd.DataFrame]:
     slices, refused = slice_table.slice_table(raw, [header for header, _ in examined])
     if raw.choose is not None:
         choice = raw.choose(slices)
-        slices, others = slice_table.chosen(slices, choice)
+        slices, others = slice_table.apply_choice(slices, choice)
         refused += others
         yield findings.findings("note", choice.notes)
     yield checks.misfits(slices, rules.slice_values(slices, classes), "slices")

@@ -30,7 +30,7 @@ def _divide(plan: Plan, force: bool) -> Made:
     path, settings = plan.workspace.folds, plan.recipe.folds
     classes = plan.record_of(plan.prepared)["classes"]
     slices = read_parquet(plan.prepared.folder / "slices.parquet")
-    labelled = slices[slices[classes].notna().all(axis=1) & (slices["split"] == "train")]
+    labelled = folds.labelled_slices(slices, classes)
     by_slice = settings.by == "slice"
     try:
         assigned = (folds.assign_slices if by_slice else folds.assign)(slices, classes, settings.n, settings.seed)

@@ -130,9 +130,8 @@ def _read(
         raise UserError(f"{source}: {error}") from None
     if not slices.empty:
         with progress("predict: pixels", len(slices)) as advance:
-            slices, unread, _ = cache.write_shards(
-                folder, slices, root, image.size, image.crop, plan.cores, advance, values
-            )
+            pixels = cache.ImageFormat(image.size, image.crop, values)
+            slices, unread, _ = cache.write_shards(folder, slices, root, pixels, plan.cores, advance)
         quarantined += unread
     if slices.empty:
         first = quarantined[0]

@@ -55,7 +55,7 @@ def _prepare(plan: Plan, folder: Path, fingerprint: str, force: bool) -> Made:
     remarks = list(raw.notes)
     if raw.choose is not None:
         choice = raw.choose(table)
-        table, others = slice_table.chosen(table, choice)
+        table, others = slice_table.apply_choice(table, choice)
         quarantined, remarks = quarantined + others, [*remarks, *choice.notes]
     left_out = ""
     if recipe.competition.exclude_overlap:
@@ -65,11 +65,9 @@ def _prepare(plan: Plan, folder: Path, fingerprint: str, force: bool) -> Made:
     if force:
         for note in cache.notes(folder):
             note.unlink()
-    size, crop = recipe.image.size, recipe.image.crop
+    image = cache.ImageFormat(recipe.image.size, recipe.image.crop, raw.values)
     with progress("prepare: pixels", len(table)) as advance:
-        table, unread, reused = cache.write_shards(
-            folder, table, root, size, crop, plan.cores, advance, raw.values, fingerprint
-        )
+        table, unread, reused = cache.write_shards(folder, table, root, image, plan.cores, advance, fingerprint)
     if reused:
         say(f"prepare: resumed, {reused:,} of {len(table) + len(unread):,} slices were in finished shards")
     quarantined += unread

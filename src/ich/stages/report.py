@@ -12,7 +12,7 @@ from ich.console import progress, say
 from ich.data import cache
 from ich.data.cache import HuCache
 from ich.data.crop import AIR, resized
-from ich.data.views import View, Window, render
+from ich.data.windowing import Window, Windowing, render
 from ich.errors import UserError
 from ich.models.table import SliceTable
 from ich.pipeline.state import Made, Plan
@@ -26,7 +26,7 @@ from ich.store.atomic import write_text
 
 SIDE = 256  # pixels, at most, of a slice on the page
 PIXELS = 64 * SIDE**2  # at most, of a series: a series of many thin slices is shown smaller
-BRAIN = View("windows", (Window(40.0, 80.0),))
+BRAIN = Windowing("windows", (Window(40.0, 80.0),))
 
 
 def run(plan: Plan, *, force: bool = False) -> None:
@@ -53,7 +53,7 @@ def _report(plan: Plan) -> Made:
         card_maps = [_scaled(maps[np.searchsorted(rows, one.beside)])[one.beside.index(one.row)] for one in cards]
 
     images, greys = [], []
-    view = BRAIN if evidence.values == "hu" else View("grey")
+    view = BRAIN if evidence.values == "hu" else Windowing("grey")
     with progress("report: images", len(studies) + len(cards), "series") as advance:
         for study in studies.values():
             images.append(images_of_series(plan, slices, study.rows))

@@ -25,7 +25,7 @@ window.studyViewer = (() => {
     return values;
   }
 
-  /* Grey of every stored value, as a pixel of ImageData: black at level - width / 2 and below, as in ich.data.views. */
+  /* Grey of every stored value, as a pixel of ImageData: black at level - width / 2 and below, as in ich.data.windowing. */
   function windowTable(low, high, level, width) {
     const table = new Uint32Array(high - low + 1);
     for (let i = 0; i < table.length; i++) {
