@@ -53,7 +53,7 @@ def assign_slices(table: pd.DataFrame, classes: list[str], n: int, seed: int) ->
     """Assign each labelled slice to a random fold: image_id, study_id, patient_id, fold and the labels.
 
     For comparison only: similar slices of a patient are in several folds, so that the scores are too optimistic for
-    new patients. (docs/seeds.md, dual path: training data split 8:2 at random.)
+    new patients. (docs/background/seeds.md, dual path: training data split 8:2 at random.)
 
     Fold sizes differ by at most one slice. Raises ValueError if there are fewer slices than folds.
     """

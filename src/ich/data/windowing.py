@@ -42,9 +42,9 @@ class Windowing:
     the next one, each in every window. "grey": one channel with the image's own grey values, which have no Hounsfield
     units and so no windows.
     minmax: stretch each channel of each image to 0..255 by its own minimum and maximum. A constant channel becomes 0.
-    (docs/seeds.md, dual path)
+    (docs/background/seeds.md, dual path)
     clahe: clip limit of the contrast limited adaptive histogram equalization that follows, in 8 x 8 tiles per channel;
-    0 disables it. (Zuiderveld, Graphics Gems IV, 1994; docs/seeds.md, SDL + LRNN)
+    0 disables it. (Zuiderveld, Graphics Gems IV, 1994; docs/background/seeds.md, SDL + LRNN)
     """
 
     kind: Literal["windows", "neighbours", "grey"]
