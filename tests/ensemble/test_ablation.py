@@ -11,12 +11,6 @@ from ich.ensemble.ablation import Row, markdown, order, summary
 scores = st.lists(st.floats(-10, 10).map(lambda value: round(value, 3)), min_size=2, max_size=8)
 
 
-def test_an_interval_by_hand():
-    # three scores 0.1 apart: standard deviation 0.1, and 4.30265 is the 97.5 % point of t with 2 degrees
-    assert summary([0.6, 0.7, 0.8]) == pytest.approx((0.7, 4.30265 * 0.1 / math.sqrt(3)), rel=1e-5)
-    assert summary([0.7]) == pytest.approx((0.7, math.nan), nan_ok=True)
-
-
 @given(scores)
 def test_an_interval_equals_scipys(values):
     mean, half_width = summary(values)
@@ -26,6 +20,7 @@ def test_an_interval_equals_scipys(values):
         assert (mean - half_width, mean + half_width) == pytest.approx((low, high), abs=1e-9)
     else:
         assert half_width == pytest.approx(0, abs=1e-12)
+    assert summary(values[:1]) == pytest.approx((values[0], math.nan), nan_ok=True)
 
 
 @pytest.mark.parametrize("values", [[], [0.1, math.nan], [math.inf]])
@@ -49,19 +44,6 @@ def test_missing_and_infinite_scores_raise(values):
 def test_verdicts_by_hand(better, worse, verdict):
     assert order(better, worse)[2] == verdict
     assert order(worse, better, larger_is_better=False)[2] == verdict
-
-
-@given(scores, st.data())
-def test_a_verdict_is_the_sign_of_the_interval(better, data):
-    worse = data.draw(st.lists(st.floats(-10, 10), min_size=len(better), max_size=len(better)))
-    (difference, half_width, verdict), (opposite, _, turned) = order(better, worse), order(worse, better)
-    assert (difference, half_width) == summary(np.subtract(better, worse)), "paired by seed"
-    assert opposite == -difference
-    assert (difference - half_width > 0) == (verdict == "reproduced") == (turned == "reversed")
-    assert (difference + half_width < 0) == (verdict == "reversed") == (turned == "reproduced")
-    if verdict == "undecided, as claimed":
-        assert difference > 0
-        assert turned == "undecided, opposite"
 
 
 def test_markup_in_names_is_escaped():

@@ -246,21 +246,6 @@ def test_equal_models_and_shuffled_labels_give_the_mean():
     assert np.mean(gains) <= 0.001
 
 
-@pytest.mark.parametrize("metric", ["log_loss", 2.0])
-def test_the_order_of_rows_does_not_matter(metric):
-    z, y, fold = simulated(9, n=240, noise=(0.5, 1.0, 6.0))
-    order = np.random.default_rng(0).permutation(len(y))
-    for method in ("auto", *METHODS):
-        options = {"method": method, "metric": metric, "trials": 12}
-        one, other = (
-            blend.choose_combination(z[rows], y[rows], fold[rows], Bootstrap(rows, resamples=300), **options)
-            for rows in (np.arange(len(y)), order)
-        )
-        assert other.combination.method == one.combination.method
-        assert other.combination.weights == pytest.approx(one.combination.weights, abs=2e-6)
-        assert other.out_of_fold == pytest.approx(one.out_of_fold[order], abs=1e-4)
-
-
 def test_a_named_method_is_compared_with_the_mean_only():
     z, y, fold = simulated(10, n=200, noise=(1.0, 1.0))
     for method in METHODS:

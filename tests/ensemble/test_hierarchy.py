@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
 from scipy.special import expit, logit
 
 from ich.ensemble.hierarchy import project_any
@@ -65,24 +64,6 @@ def test_no_loss_rises_and_the_projection_is_idempotent(table, share):
     assert (projected[:, 3:] >= projected[:, :3]).all()
     assert np.array_equal(project_any(projected, CLASSES, share), projected)
     assert np.array_equal(project_any(projected.astype(np.float32), CLASSES, share), projected.astype(np.float32))
-
-
-def test_the_projection_is_the_optimum_of_a_general_solver():
-    table = np.random.default_rng(3).normal(0, 2, (12, 4))
-    share = np.array([1, 2, 0.5, 2])
-    projected = project_any(table, CLASSES, share)
-    for row, found in zip(table, projected, strict=True):
-        p = expit(row)
-
-        def divergence(r, p=p):
-            return float((share * (r * np.log(r / p) + (1 - r) * np.log((1 - r) / (1 - p)))).sum())
-
-        order = {"type": "ineq", "fun": lambda r: r[3] - r[:3]}
-        solved = minimize(
-            divergence, np.full(4, 0.5), bounds=[(1e-9, 1 - 1e-9)] * 4, constraints=order, method="SLSQP", tol=1e-14
-        )
-        assert expit(found) == pytest.approx(solved.x, abs=1e-4)
-        assert divergence(expit(found)) <= divergence(solved.x) + 1e-9
 
 
 def test_logits_are_clipped_as_in_the_metric():

@@ -35,14 +35,6 @@ def test_each_image_has_one_row_of_finite_logits(table, expected):
         list(invariants.predictions(table.rename(columns={"logit_any": "any"}), IDS, CLASSES, FOLDS))
 
 
-def test_test_logits_are_the_mean_of_the_folds_joined_by_id():
-    parts = [rows("abc", logit_any=[1.0, 2, 3]), rows("cab", logit_any=[5.0, 1, 4])]
-    mean = rows("abc", logit_any=[1.0, 3, 4], logit_subdural=[1 / 16, 3 / 16, 1 / 8])
-    assert broken(invariants.mean_of(mean, parts, CLASSES)) == []
-    mean.loc[1, "logit_any"] = 3.001
-    assert broken(invariants.mean_of(mean, parts, CLASSES)) == [["b"]]
-
-
 def test_embeddings_have_one_finite_row_per_image(monkeypatch):
     monkeypatch.setattr(invariants, "CHUNK", 2)
     array, ids = np.zeros((3, 4), dtype=np.float16), rows()["image_id"]

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy.special import expit, logit
 
 from ich.ensemble import prevalence
-from ich.ensemble.final import prevalence_factors, shift, shift_all
+from ich.ensemble.final import prevalence_factors, shift_all
 from ich.ensemble.intervals import Bootstrap
 from ich.ensemble.prevalence import HIGHEST, LOWEST
 
@@ -15,15 +15,6 @@ def binormal(rng, n, share, prior, distance=2.0):
     y = rng.random(n) < share
     x = rng.normal(np.where(y, distance / 2, -distance / 2))
     return y, expit(distance * x + logit(prior))
-
-
-def em(p, prior, steps):
-    """Saerens et al., equations 2.7 to 2.9; the prevalence after the last step."""
-    found = prior
-    for _ in range(steps):
-        positive, negative = found / prior * p, (1 - found) / (1 - prior) * (1 - p)
-        found = (positive / (positive + negative)).mean()
-    return found
 
 
 def likelihood(p, prior, q):
@@ -36,11 +27,6 @@ def test_no_prevalence_has_a_higher_likelihood(values, prior):
     p = np.array(values)
     best = likelihood(p, prior, prevalence.estimate(p, prior)[0])
     assert all(best >= likelihood(p, prior, q) - 1e-9 for q in np.linspace(LOWEST, HIGHEST, 201))
-
-
-def test_the_estimate_is_the_limit_of_expectation_maximisation():
-    _, p = binormal(np.random.default_rng(2), 150, 0.4, 0.1, distance=3.0)
-    assert prevalence.estimate(p, 0.1)[0] == pytest.approx(em(p, 0.1, 400), abs=1e-9)
 
 
 def test_certain_rows_are_counted():
@@ -79,8 +65,8 @@ def test_draws_are_estimates_of_the_patients_drawn():
 
 def test_a_shift_moves_the_odds_by_the_ratio_of_the_prevalences():
     # prevalence 0.2 -> 0.5: odds 1/4 -> 1, so a probability of 0.2 becomes 0.5
-    assert expit(shift(logit([0.2]), 0.2, 0.5)) == pytest.approx([0.5])
-    assert shift([[1.5, -2.0]], 0.0, 0.0).tolist() == [[1.5, -2.0]]
+    assert expit(shift_all(logit([[0.2]]), ["a"], [1], [(0.2, 0.5)])) == pytest.approx(np.array([[0.5]]))
+    assert shift_all(np.array([[1.5, -2.0]]), ["a", "b"], [1, 1], [(0.0, 0.0), (0.1, 0.1)]).tolist() == [[1.5, -2.0]]
     assert prevalence_factors(0.2, 0.6) == pytest.approx((3.0, 0.5))  # weights of positives and negatives
 
 
@@ -104,5 +90,3 @@ def test_subtypes_change_in_proportion_to_any():
 def test_prevalences_of_0_and_1_cannot_be_shifted(prior, new):
     with pytest.raises(ValueError, match="between 0 and 1"):
         prevalence_factors(prior, new)
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        shift([0.0], prior, new)

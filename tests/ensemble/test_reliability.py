@@ -18,14 +18,7 @@ def bins_by_loop(y, p, bins):
     return [rows[b] for b in sorted(rows)]
 
 
-def test_two_bins_by_hand():
-    table = reliability([0, 1, 1, 1], [0.1, 0.3, 0.6, 0.8], bins=2)
-    assert table["low"].tolist() == [0.1, 0.6]
-    assert table["high"].tolist() == [0.3, 0.8]
-    assert table["count"].tolist() == [2, 2]
-    assert table["probability"].tolist() == pytest.approx([0.2, 0.7])
-    assert table["observed"].tolist() == [0.5, 1.0]
-    assert expected_calibration_error([0, 1, 1, 1], [0.1, 0.3, 0.6, 0.8], bins=2) == pytest.approx((0.3 + 0.3) / 2)
+def test_invalid_labels_and_probabilities_raise():
     for y, p, message in (([0, 2], [0, 1], "0 or 1"), ([0, 1], [0, 1.2], r"0\.\.1")):
         with pytest.raises(ValueError, match=message):
             reliability(y, p)

@@ -36,14 +36,6 @@ def test_smoothing_equals_a_plain_double_loop(width):
     np.testing.assert_allclose(smooth(*table, width), by_loops(*table, width), rtol=1e-12)
 
 
-def test_three_slices_by_hand():
-    found = smooth([[0.0], [1.0], [0.0]], [7, 7, 7], [0.0, 5.0, 10.0], 5.0)
-    near, far = np.exp(-0.5), np.exp(-2.0)
-    np.testing.assert_allclose(found[:, 0], [near / (1 + near + far), 1 / (1 + 2 * near), near / (1 + near + far)])
-    found = smooth([[1.0], [3.0], [8.0]], [0, 0, 1], [5.0, 5.0, 5.0], 2.5)  # two slices at one position, and one alone
-    np.testing.assert_allclose(found[:, 0], [2, 2, 8])
-
-
 @settings(max_examples=20)
 @given(st.integers(0, 1000), st.lists(st.integers(1, 6), min_size=1, max_size=5), st.randoms(), st.floats(0, 30))
 def test_permuting_the_rows_permutes_the_result(seed, counts, random, width):

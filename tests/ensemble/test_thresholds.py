@@ -273,7 +273,7 @@ def test_shrinkage_at_another_prevalence():
     there, order = positive / weight, np.argsort(-p)
     values = 2 * np.cumsum(positive[order]) / (positive.sum() + np.cumsum(weight[order]))
     best = int(values.argmax())
-    [found] = thresholds.exact_all(y[:, None], there[:, None], Goal(1.0, shrink=1e12), [gain], [cost])
+    [found] = thresholds.exact_all(y[:, None], there[:, None], Goal(1.0, shrink=1e12), [(gain, cost)])
     assert found == pytest.approx(there[order][best : best + 2].mean())
 
 
@@ -303,11 +303,11 @@ def test_factors_equal_copies_of_rows(average):
     y, p, _ = simulated(7, prevalence=(0.3, 0.3, 0.3))
     y = np.repeat(y[:, :1], 3, axis=1) if average == "micro" else y
     goal = Goal(2.0, average, 0, (0.0, 0.5, 0.95))
-    found = thresholds.exact_all(y, p, goal, [3, 3, 3], [2, 2, 2])
+    found = thresholds.exact_all(y, p, goal, [(3, 2)] * 3)
     copies = np.repeat(np.arange(len(y)), np.where(y[:, 0] > 0, 3, 2))
     copied = of(tune(y[copies], p[copies], CLASSES, goal))
     assert found == pytest.approx(copied if average == "micro" else [copied[0], found[1], found[2]])
-    assert thresholds.exact_all(y, p, goal, [1, 1, 1], [1, 1, 1]) == of(tune(y, p, CLASSES, goal))
+    assert thresholds.exact_all(y, p, goal, [(1, 1)] * 3) == of(tune(y, p, CLASSES, goal))
 
 
 @pytest.mark.parametrize("average", ["macro", "micro", "samples"])

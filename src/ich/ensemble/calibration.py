@@ -104,9 +104,9 @@ class Calibrator:
 class CalibratorChoice:
     """A calibrator fitted on all rows, and the losses that it was chosen by.
 
-    logits [n]: each row calibrated by the chosen method, fitted on the other folds; unchanged with a single fold.
-    losses: method -> mean log loss, "in_sample" and "cross_fitted". differences: method -> cross-fitted loss minus that
-    of none, with its interval over patients: (difference, low, high). warning: "" or one sentence.
+    logits [n]: calibrated by the fits on the other folds; unchanged with a single fold. losses: method -> mean log
+    loss, "in_sample" and "cross_fitted". differences: method -> cross-fitted loss minus that of none, with its interval
+    over patients: (difference, low, high). warning: "" or one sentence.
     """
 
     calibrator: Calibrator

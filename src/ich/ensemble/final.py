@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ich.ensemble.hierarchy import project_any
 from ich.ensemble.predictions import sigmoid
@@ -29,18 +29,12 @@ def final_probabilities(
 def shift_all(
     logits: NDArray, classes: Sequence[str], weights: Sequence[float], prevalences: Sequence[tuple[float, float]]
 ) -> NDArray[np.float64]:
-    """Logits [n, c], each class shifted from one prevalence to the other; "any" stays at least its largest subtype.
+    """Calibrated logits [n, c], each class shifted from one prevalence to the other, then projected.
 
     weights [c]: see hierarchy.project_any.
     """
-    shifted = [shift(z, prior, new) for z, (prior, new) in zip(logits.T, prevalences, strict=True)]
-    return project_any(np.column_stack(shifted), classes, weights)
-
-
-def shift(logits: ArrayLike, prior: float, new: float) -> NDArray[np.float64]:
-    """Calibrated logits, of any shape, shifted from prevalence `prior` to `new`."""
-    positive, negative = prevalence_factors(prior, new)
-    return np.asarray(logits, dtype=np.float64) + (np.log(positive) - np.log(negative))
+    positive, negative = np.log([prevalence_factors(prior, new) for prior, new in prevalences]).T
+    return project_any(logits + (positive - negative), classes, weights)
 
 
 def prevalence_factors(prior: float, new: float) -> tuple[float, float]:

@@ -27,14 +27,13 @@ class Bootstrap:
     def __init__(self, patients: ArrayLike, *, resamples: int = 1000, seed: int = 7) -> None:
         self.owner, names = pd.factorize(np.asarray(patients), sort=True)
         random, g = np.random.default_rng(seed), len(names)
-        self._patients = g
         self.counts = np.empty((resamples, g))
         for draw in self.counts:
             draw[:] = np.bincount(random.integers(g, size=g), minlength=g)
 
     def sums(self, values: ArrayLike) -> NDArray[np.float64]:
         """Sum of `values` [n] over the rows of each draw [b]."""
-        of_patient = np.bincount(self.owner, weights=np.asarray(values, dtype=np.float64), minlength=self._patients)
+        of_patient = np.bincount(self.owner, weights=np.asarray(values, dtype=np.float64))
         # einsum, not BLAS, whose last bits depend on the number of threads
         return np.einsum("bg,g->b", self.counts, of_patient)
 
@@ -53,7 +52,7 @@ class Bootstrap:
         bins = int(ranks.max()) + 1
         # rows per bin and patient, the positives' bins above the negatives': whole numbers, exact in float32
         entry = (np.where(positive, ranks, ranks + bins), self.owner)
-        table = csc_array((np.ones(len(ranks), np.float32), entry), shape=(2 * bins, self._patients))
+        table = csc_array((np.ones(len(ranks), np.float32), entry), shape=(2 * bins, self.counts.shape[1]))
         found = [_rank_scores(table @ block, bins) for block in self._blocks]
         auc, precision = np.concatenate(found, axis=1)
         return auc, precision

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ich.ensemble.predictions import logit_columns
 from ich.ensemble.thresholds import NEVER
 
 CHUNK = 1 << 16  # rows of embeddings: 256 MiB at 2048 dimensions
@@ -21,7 +22,7 @@ def predictions(
     table: pd.DataFrame, wanted: pd.Index, classes: Sequence[str], folds: pd.Series | None = None
 ) -> Broken:
     """Each wanted image once and no other, finite logits, and the fold of each image as in `folds` (by image_id)."""
-    columns = _logits(classes)
+    columns = logit_columns(classes)
     named = ["image_id", *(["fold"] if folds is not None else []), *columns]
     if list(table.columns) != named:
         raise ValueError(f"columns {', '.join(map(str, table.columns))}, expected {', '.join(named)}")
@@ -104,8 +105,4 @@ def _rows(mask: NDArray) -> NDArray[np.bool_]:
 
 
 def _by_image(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    return table.drop_duplicates("image_id").set_index("image_id")[_logits(classes)]
-
-
-def _logits(classes: Sequence[str]) -> list[str]:
-    return [f"logit_{name}" for name in classes]
+    return table.drop_duplicates("image_id").set_index("image_id")[logit_columns(classes)]

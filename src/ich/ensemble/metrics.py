@@ -18,9 +18,8 @@ LIMIT = float(np.log((1 - EPS) / EPS))  # the same bound as a logit
 def weighted_log_loss(y: ArrayLike, p: ArrayLike, weights: ArrayLike) -> float:
     """The RSNA 2019 score: mean over slices of the class-weighted binary cross-entropy.
 
-    Per slice sum_c w_c * bce_c / sum_c w_c, with p [n, c] clipped to EPS..1-EPS. The competition's weights
-    are 1 for each subtype and 2 for "any" (https://www.kaggle.com/c/rsna-intracranial-hemorrhage-detection,
-    Evaluation).
+    Per slice sum_c w_c * bce_c / sum_c w_c, with p [n, c] clipped to EPS..1-EPS. The competition's weights are 1 for
+    each subtype and 2 for "any" (https://www.kaggle.com/c/rsna-intracranial-hemorrhage-detection, Evaluation).
     """
     loss = row_losses(y, p)
     return float((loss.mean(axis=0) * checked_weights(weights, loss.shape[1])).sum())

@@ -26,11 +26,9 @@ def estimate(p: ArrayLike, prior: float) -> tuple[float, str]:
 
     p [m]: calibrated probabilities of the test rows, none outside 0..1; prior: the training prevalence.
 
-    The q with the highest likelihood of the test rows, sum_i ln(q p_i / prior + (1 - q) (1 - p_i) / (1 - prior)). The
-    EM of Saerens et al. (Neural Computation 14, 2002) converges to it; the function is concave, so bisection of its
-    slope takes 50 steps, where EM needs thousands if the classes overlap.
-
-    The prior, with a warning, without rows and for a prior of 0 or 1. An estimate at a bound has a warning too.
+    The q with the highest likelihood of the test rows, sum_i ln(q p_i / prior + (1 - q) (1 - p_i) / (1 - prior)), to
+    which the EM of Saerens et al. (Neural Computation 14, 2002) converges. The likelihood is concave: bisection of its
+    slope takes 50 steps, EM thousands. Without rows, and for a prior of 0 or 1, the prior is returned.
     """
     probabilities = np.asarray(p, dtype=np.float64)
     if probabilities.size == 0:

@@ -67,7 +67,7 @@ def _prevalence(
         changes = [(shifts[name].train, shifts[name].test) for name in classes]
         moved = shift_all(z, classes, slices.class_weights, changes)
         factors = [prevalence_factors(*change) for change in changes]
-        best = thresholds.exact_all(y, sigmoid(moved), _goal(settings, classes), *zip(*factors, strict=True))
+        best = thresholds.exact_all(y, sigmoid(moved), _goal(settings, classes), factors)
         cuts = dict(zip(classes, best, strict=True))
     return {
         "applied": differs and settings.prevalence == "apply",

@@ -5,10 +5,9 @@ it, however rare positives are and however the probabilities are calibrated.
 
 macro: one study per class.
 
-micro: the best thresholds are those where the classes' calibrated probabilities (isotonic regression per class) cross
-one common value. With F* the best score, they maximise (1 + b^2) TP - F* predicted in each class (see
-operating_points.best_micro), which is largest at a vertex of the concave hull of the class's (predicted, TP), the ends
-of isotonic blocks. So there is one study over pooled calibrated probabilities.
+micro: one study over the pooled probabilities after isotonic regression per class. With F* the best score, the best
+thresholds maximise (1 + b^2) TP - F* predicted in each class (see operating_points.best_micro). That is largest at a
+vertex of the concave hull of (predicted, TP), the end of an isotonic block, at one calibrated value for all classes.
 
 samples: coordinate ascent (see sample_f), one study per coordinate.
 """
@@ -53,8 +52,7 @@ class Search:
 def search(values: Column, starts: Sequence[int], trials: int, seed: int) -> int:
     """Index of the highest of `values` [g] that a TPE study finds; `starts` are tried first, then an even grid.
 
-    Each trial draws with its own generator, seeded by `seed` and the trial's number, so that a search with more trials
-    begins with the trials of a shorter one.
+    Each trial has its own seed, so that a search with more trials begins with the trials of a shorter one.
     """
     points = len(values)
     if points == 1:
@@ -135,7 +133,7 @@ def _micro(
     kept = np.append(0, np.append(np.flatnonzero(np.diff(rate[1:]) != 0), len(rate) - 2) + 1)
 
     def pooled(columns: list[Column]) -> Column:
-        """Counts with each class at its first operating point, then one pooled rate after the other."""
+        """Counts with all classes at their first operating point, then by falling pooled rate."""
         added = np.concatenate([np.diff(counts) for counts in columns])[order]
         return (np.append(0.0, np.cumsum(added)) + sum(counts[0] for counts in columns))[kept]
 

@@ -18,11 +18,10 @@ DRAWS = 1000  # of single rows
 class Tuned:
     """Thresholds by class and their scores.
 
-    score: in-sample F-beta. score_cross_fitted: each fold decided with the exact thresholds of the other folds, F taken
-    once over all those decisions; None without folds; decided [n, c] are those decisions. exact: the highest value of
-    the goal on these rows (for samples: that coordinate ascent reaches), and the thresholds that reach it. gap: exact
-    minus the value that the search reached. With shrink > 0, exact and gap are of F-beta with shrunk labels. warnings:
-    sentences for the user.
+    score: in-sample F-beta. score_cross_fitted: F-beta of `decided` [n, c], each fold by the exact thresholds of the
+    other folds; None without folds. exact: the highest value of the goal on these rows (samples: that coordinate ascent
+    reaches), and its thresholds. gap: exact minus the value that the search reached. With shrink > 0, exact and gap are
+    of F-beta with shrunk labels. warnings: sentences for the user.
     """
 
     thresholds: dict[str, float]
@@ -88,16 +87,14 @@ def exact(y_column: ArrayLike, p_column: ArrayLike, beta: float) -> tuple[float,
     return best_macro(one.steps()[0], beta)
 
 
-def exact_all(
-    y: ArrayLike, p: ArrayLike, goal: Goal, positive_factor: Sequence[float], negative_factor: Sequence[float]
-) -> list[float]:
-    """Exact thresholds [c] where positive rows of class c have the weight positive_factor[c], negative rows likewise.
+def exact_all(y: ArrayLike, p: ArrayLike, goal: Goal, factors: Sequence[tuple[float, float]]) -> list[float]:
+    """Exact thresholds [c] at another prevalence than that of the rows.
 
-    For another prevalence than that of the rows; p are probabilities at that prevalence. Not for the average samples: a
-    slice has labels of several classes, so it has no single weight.
+    p: probabilities at that prevalence; factors [c]: the weights of a positive and a negative row of each class. Not
+    for the average samples, in which a row has no single weight.
     """
-    problem = Problem(y, p, [f"class {c}" for c in range(np.shape(y)[1])], goal)
-    return problem.best(problem.steps(list(zip(positive_factor, negative_factor, strict=True))))[0]
+    problem = Problem(y, p, [f"class {c}" for c in range(len(factors))], goal)
+    return problem.best(problem.steps(factors))[0]
 
 
 def f_interval(
