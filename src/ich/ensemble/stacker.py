@@ -15,6 +15,20 @@ from ich.ensemble.metrics import checked_pair
 
 Table = NDArray[np.float64]
 
+PARAMETERS = {
+    "objective": "binary",
+    "learning_rate": 0.03,
+    "num_leaves": 6,
+    "min_data_in_leaf": 30,
+    "lambda_l2": 10.0,
+    "feature_fraction": 0.3,
+    "bagging_fraction": 0.7,
+    "bagging_freq": 1,
+    "max_bin": 63,
+    "deterministic": True,
+    "force_row_wise": True,
+    "verbosity": -1,
+}
 BLOCK = 2048  # rows whose features are computed at a time
 COMPLETE = re.compile(r"\Atree\n.*\nend of trees\n.*\nend of parameters\n\s*pandas_categorical:null\n?\Z", re.DOTALL)
 
@@ -66,39 +80,20 @@ def fit(
     seeds: Sequence[int],
     threads: int,
     num_iterations: int = 200,
-    learning_rate: float = 0.03,
-    num_leaves: int = 6,
-    min_data_in_leaf: int = 30,
-    lambda_l2: float = 10.0,
-    feature_fraction: float = 0.3,
-    bagging_fraction: float = 0.7,
+    **parameters: float,
 ) -> Iterator[str]:
     """Train one model per class and yield its text.
 
-    x [n, f] from `features`, y [n, c] of 0 and 1, base [n, c] the logits that boosting starts from, seeds [c]. The
-    number of iterations is fixed, because early stopping on the validation fold would fit that fold. The same seeds and
-    threads give the same texts. With a single label nothing is learned: `predict` returns the base.
+    x [n, f] from `features`, y [n, c] of 0 and 1, base [n, c] the logits that boosting starts from, seeds [c];
+    parameters: LightGBM's, instead of PARAMETERS. The number of iterations is fixed, because early stopping on the
+    validation fold would fit that fold. The same seeds and threads give the same texts. With a single label nothing is
+    learned: `predict` returns the base.
     """
     labels, starts = checked_pair(y, base)
     data = lgb.Dataset(x)
     for target, start, seed in zip(labels.T, starts.T, seeds, strict=True):
         # The histogram bins are those of the first class: making them takes longer than training the trees.
-        data.params = settings = {
-            "objective": "binary",
-            "learning_rate": learning_rate,
-            "num_leaves": num_leaves,
-            "min_data_in_leaf": min_data_in_leaf,
-            "lambda_l2": lambda_l2,
-            "feature_fraction": feature_fraction,
-            "bagging_fraction": bagging_fraction,
-            "bagging_freq": 1,
-            "max_bin": 63,
-            "seed": seed,
-            "num_threads": threads,
-            "deterministic": True,
-            "force_row_wise": True,
-            "verbosity": -1,
-        }
+        data.params = settings = {**PARAMETERS, **parameters, "seed": seed, "num_threads": threads}
         # copies, as LightGBM warns about views
         data.set_label(target.copy()).set_init_score(start.copy())
         yield lgb.train(settings, data, num_boost_round=num_iterations).model_to_string()

@@ -23,7 +23,7 @@ from scipy.optimize import isotonic_regression
 
 from ich.ensemble.metrics import f_from_counts
 from ich.ensemble.thresholds.operating_points import ALIKE, NEVER, Column, Steps, best_macro, micro_gain
-from ich.ensemble.thresholds.problem import Problem
+from ich.ensemble.thresholds.problem import Goal, Problem
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -34,19 +34,75 @@ SWEEPS = 2  # rounds of coordinate ascent among which the trials of a class are 
 
 @dataclass(frozen=True)
 class Search:
-    """Optuna's search for a problem's thresholds, for `tune`: `trials` per class (micro: in all)."""
+    """Optuna's search for the thresholds of a problem, for `tune`: `trials` per class (micro: in all)."""
 
     trials: int
     seed: int
 
     def __call__(self, problem: Problem, steps: Sequence[Steps]) -> tuple[list[float], float]:
         """Thresholds in class order, and the value of the goal that they reach."""
-        beta, zero_division = problem.goal.beta, problem.goal.zero_division
         if problem.goal.average == "macro":
-            return _macro(steps, beta, zero_division, self.trials, self.seed)
+            return self._macro(steps, problem.goal)
         if problem.goal.average == "micro":
-            return _micro(steps, beta, zero_division, self.trials, self.seed)
-        return _samples(problem, steps, self.trials, self.seed)
+            return self._micro(steps, problem.goal)
+        return self._samples(problem, steps)
+
+    def _macro(self, steps: Sequence[Steps], goal: Goal) -> tuple[list[float], float]:
+        thresholds, scores = [NEVER] * len(steps), [float(goal.zero_division)] * len(steps)
+        for c, one in enumerate(steps):
+            if one.actual:
+                values = f_from_counts(one.true, one.predicted, one.actual, goal.beta)
+                # the threshold 0.5, and as many predictions as there are positives
+                starts = int(np.sum(one.high >= 0.5)) - 1, int(np.searchsorted(one.predicted, one.actual))
+                best = search(values, starts, self.trials, self.seed)
+                thresholds[c] = one.middle_around(np.abs(values - values[best]) <= ALIKE * values[best], best)
+                scores[c] = float(values[best])
+        return thresholds, float(np.mean(scores))
+
+    def _micro(self, steps: Sequence[Steps], goal: Goal) -> tuple[list[float], float]:
+        beta, actual = goal.beta, sum(one.actual for one in steps)
+        if not actual:
+            return [NEVER] * len(steps), float(goal.zero_division)
+        rates = [_isotonic(one) for one in steps]
+        rate = np.concatenate(rates)
+        order = np.argsort(-rate, kind="stable")
+        rate = np.append(np.inf, rate[order])
+        kept = np.append(0, np.append(np.flatnonzero(np.diff(rate[1:]) != 0), len(rate) - 2) + 1)
+
+        def pooled(columns: list[Column]) -> Column:
+            """Counts with all classes at their first operating point, then by falling pooled rate."""
+            added = np.concatenate([np.diff(counts) for counts in columns])[order]
+            return (np.append(0.0, np.cumsum(added)) + sum(counts[0] for counts in columns))[kept]
+
+        rate, true, predicted = (
+            rate[kept],
+            pooled([one.true for one in steps]),
+            pooled([one.predicted for one in steps]),
+        )
+        values = f_from_counts(true, predicted, actual, beta)
+        at = search(values, [int(np.searchsorted(predicted, actual))], self.trials, self.seed)
+        n, d = (1 + beta * beta) * float(true[at]), beta * beta * actual + float(predicted[at])
+        thresholds = [NEVER] * len(steps)
+        for c, one in enumerate(steps):
+            if one.actual:
+                gain, best = micro_gain(one, beta, n, d), int(np.sum(rates[c] >= rate[at]))
+                thresholds[c] = one.middle_around(np.abs(gain - gain[best]) <= 4 * ALIKE * n * d, best)
+        return thresholds, float(values[at])
+
+    def _samples(self, problem: Problem, steps: Sequence[Steps]) -> tuple[list[float], float]:
+        """Coordinate ascent from the best thresholds for macro F-beta."""
+        ascent, per_sweep = problem.sample_f(), max(1, self.trials // SWEEPS)
+
+        def searched(sweep: int, c: int, values: Column) -> int:
+            line, now = ascent.lines[c], ascent.cuts[c]
+            if sweep >= SWEEPS:
+                return now
+            starts = [int(np.searchsorted(line.kept, now))]
+            return int(line.kept[search(values[line.kept] / ascent.rows, starts, per_sweep, self.seed)])
+
+        ascent.start([best_macro(one, problem.goal.beta)[0] for one in steps])
+        ascent.ascend(searched)
+        return ascent.thresholds(), ascent.score
 
 
 def search(values: Column, starts: Sequence[int], trials: int, seed: int) -> int:
@@ -105,69 +161,9 @@ def _sampler(seed: int, *, multivariate: bool) -> optuna.samplers.TPESampler:
     )
 
 
-def _macro(
-    steps: Sequence[Steps], beta: float, zero_division: float, trials: int, seed: int
-) -> tuple[list[float], float]:
-    thresholds, scores = [NEVER] * len(steps), [float(zero_division)] * len(steps)
-    for c, one in enumerate(steps):
-        if one.actual:
-            values = f_from_counts(one.true, one.predicted, one.actual, beta)
-            # the threshold 0.5, and as many predictions as there are positives
-            starts = int(np.sum(one.high >= 0.5)) - 1, int(np.searchsorted(one.predicted, one.actual))
-            best = search(values, starts, trials, seed)
-            thresholds[c] = one.middle_around(np.abs(values - values[best]) <= ALIKE * values[best], best)
-            scores[c] = float(values[best])
-    return thresholds, float(np.mean(scores))
-
-
-def _micro(
-    steps: Sequence[Steps], beta: float, zero_division: float, trials: int, seed: int
-) -> tuple[list[float], float]:
-    actual = sum(one.actual for one in steps)
-    if not actual:
-        return [NEVER] * len(steps), float(zero_division)
-    rates = [_isotonic(one) for one in steps]
-    rate = np.concatenate(rates)
-    order = np.argsort(-rate, kind="stable")
-    rate = np.append(np.inf, rate[order])
-    kept = np.append(0, np.append(np.flatnonzero(np.diff(rate[1:]) != 0), len(rate) - 2) + 1)
-
-    def pooled(columns: list[Column]) -> Column:
-        """Counts with all classes at their first operating point, then by falling pooled rate."""
-        added = np.concatenate([np.diff(counts) for counts in columns])[order]
-        return (np.append(0.0, np.cumsum(added)) + sum(counts[0] for counts in columns))[kept]
-
-    rate, true, predicted = rate[kept], pooled([one.true for one in steps]), pooled([one.predicted for one in steps])
-    values = f_from_counts(true, predicted, actual, beta)
-    at = search(values, [int(np.searchsorted(predicted, actual))], trials, seed)
-    n, d = (1 + beta * beta) * float(true[at]), beta * beta * actual + float(predicted[at])
-    thresholds = [NEVER] * len(steps)
-    for c, one in enumerate(steps):
-        if one.actual:
-            gain, best = micro_gain(one, beta, n, d), int(np.sum(rates[c] >= rate[at]))
-            thresholds[c] = one.middle_around(np.abs(gain - gain[best]) <= 4 * ALIKE * n * d, best)
-    return thresholds, float(values[at])
-
-
 def _isotonic(steps: Steps) -> Column:
     """Share of positives between each operating point and the next [g - 1], falling."""
     added = np.diff(steps.predicted)
     if not len(added):
         return added
     return isotonic_regression(np.diff(steps.true) / added, weights=added, increasing=False).x
-
-
-def _samples(problem: Problem, steps: Sequence[Steps], trials: int, seed: int) -> tuple[list[float], float]:
-    """Coordinate ascent from the best thresholds for macro F-beta."""
-    ascent, per_sweep = problem.sample_f(), max(1, trials // SWEEPS)
-
-    def searched(sweep: int, c: int, values: Column) -> int:
-        line, now = ascent.lines[c], ascent.cuts[c]
-        if sweep >= SWEEPS:
-            return now
-        starts = [int(np.searchsorted(line.kept, now))]
-        return int(line.kept[search(values[line.kept] / ascent.rows, starts, per_sweep, seed)])
-
-    ascent.start([best_macro(one, problem.goal.beta)[0] for one in steps])
-    ascent.ascend(searched)
-    return ascent.thresholds(), ascent.score
