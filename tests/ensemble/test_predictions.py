@@ -34,7 +34,7 @@ def test_out_of_fold_rows_are_sorted_by_image_id():
         (table(["d"], [4.0], 0), LABELLED, r"missing \(1\): a\."),
         (table(["d", "a", "a"], [4.0, 1.0, 1.0], 0), LABELLED, r"more than once \(1\): a\."),
         (table(["d", "a", "z"], [4.0, 1.0, 1.0], 0), LABELLED, r"not labelled slices of this fold \(1\): z\."),
-        (table(["d", "a"], [4.0, 1.0], [0, 1]), LABELLED, r"name another fold \(1\): a\."),
+        (table(["d", "a"], [4.0, 1.0], [0, 1]), LABELLED, r"of another fold \(1\): a\."),
         (table(["d", "a"], [np.nan, -np.inf], 0), LABELLED, r"NaN or infinite \(2\): d, a\."),
         (table(["d", "a"], [4.0, 1.0]), LABELLED, "columns fold are missing"),
         (table(["d", "b"], [4.0, 1.0], 0), {0: ["b", "d"], 1: ["b", "c"]}, r"more than one fold \(1\): b\."),

@@ -116,10 +116,10 @@ def _bins(labels: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[n
 
 
 def _rank_scores(counts: NDArray[np.float32], bins: int) -> NDArray[np.float64]:
-    """AUC and average precision [2, b] of the counts [2 * bins, b] of positives, then negatives, highest bin first."""
+    """AUC and average precision [2, b] from the counts [2 * bins, b] of positives, then negatives, by falling score."""
     positives, negatives = counts[:bins], counts[bins:]
-    hits, alarms = np.cumsum(positives, axis=0, dtype=np.float64), np.cumsum(negatives, axis=0, dtype=np.float64)
-    both = np.where((hits[-1] > 0) & (alarms[-1] > 0), 1.0, np.nan)
-    area = np.einsum("kb,kb->b", negatives, hits - positives / 2) / np.maximum(hits[-1] * alarms[-1], 1)
-    precision = np.einsum("kb,kb->b", positives, hits / np.maximum(hits + alarms, 1)) / np.maximum(hits[-1], 1)
+    true, false = np.cumsum(positives, axis=0, dtype=np.float64), np.cumsum(negatives, axis=0, dtype=np.float64)
+    both = np.where((true[-1] > 0) & (false[-1] > 0), 1.0, np.nan)
+    area = np.einsum("kb,kb->b", negatives, true - positives / 2) / np.maximum(true[-1] * false[-1], 1)
+    precision = np.einsum("kb,kb->b", positives, true / np.maximum(true + false, 1)) / np.maximum(true[-1], 1)
     return np.stack([area * both, precision * both])

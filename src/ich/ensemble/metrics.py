@@ -87,8 +87,6 @@ def f_from_counts(
     true: ArrayLike, predicted: ArrayLike, actual: ArrayLike, beta: float, zero_division: float = 0
 ) -> NDArray[np.float64]:
     """F-beta from true, predicted and actual positives, (1 + b^2) TP / (b^2 actual + predicted)."""
-    if not (np.isfinite(beta) and beta > 0):
-        raise ValueError(f"beta is {beta}; it must be a positive number (1 for F1, 2 for F2).")
     square = beta * beta
     below = square * np.asarray(actual, dtype=np.float64) + np.asarray(predicted, dtype=np.float64)
     above = (1 + square) * np.asarray(true, dtype=np.float64)

@@ -88,14 +88,14 @@ def shifts(
         found[name] = Shift(float(priors[c]), test, estimated, low, high, warning)
     if "any" not in classes:
         return found
-    leader = found["any"]
+    of_any = found["any"]
     test, estimated, low, high = (
-        scaled_by_any(priors, classes, value) for value in (leader.test, leader.estimated, leader.low, leader.high)
+        scaled_by_any(priors, classes, value) for value in (of_any.test, of_any.estimated, of_any.low, of_any.high)
     )
     return {
         name: Shift(float(priors[c]), float(test[c]), float(estimated[c]), float(low[c]), float(high[c]))
         for c, name in enumerate(classes)
-    } | {"any": leader}
+    } | {"any": of_any}
 
 
 def scaled_by_any(priors: ArrayLike, classes: Sequence[str], new_any: float) -> NDArray[np.float64]:

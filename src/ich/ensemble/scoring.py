@@ -46,8 +46,8 @@ def all_scores(
     """log_loss (over all classes: weighted), auc, ap (macro means), and the macro F-beta of each of the `decisions`.
 
     y [n, c] of 0 and 1, p [n, c] probabilities, weights [c]. A class with one label only has no AUC and no average
-    precision and is left out of their macro means, also in a draw. Its F counts (see `metrics.f_beta`), but not in a
-    draw without positives where the table has some. Raises ValueError as metrics does.
+    precision and is excluded from their macro means, also in a draw. Its F is included (see `metrics.f_beta`), except
+    in a draw without positives where the table has some. Raises ValueError as metrics does.
     """
     labels, probabilities = metrics.checked_probabilities(y, p)
     losses, share = metrics.row_losses(labels, probabilities), metrics.checked_weights(weights, labels.shape[1])

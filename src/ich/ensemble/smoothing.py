@@ -17,16 +17,12 @@ def smooth(logits: ArrayLike, series: ArrayLike, position: ArrayLike, width: flo
     deviation in mm, 0 for no smoothing. The weights sum to 1 within the series, so that constant logits are unchanged
     at its ends and across gaps too (kernel regression: Nadaraya 1964; Watson 1964).
 
-    Raises ValueError for differing lengths, values that are not finite, and a width below 0.
+    Raises ValueError for values that are not finite.
     """
     z, mm = np.array(logits, dtype=np.float64), np.asarray(position, dtype=np.float64)
     codes = np.asarray(series)
-    if z.ndim != 2 or not len(z) == len(codes) == len(mm):
-        raise ValueError(f"logits {z.shape} must be [n, c], and series {codes.shape} and position {mm.shape} [n].")
     if not (np.isfinite(z).all() and np.isfinite(mm).all()):
         raise ValueError("logits and positions must be finite; predict the slices with NaN or infinity again.")
-    if not (np.isfinite(width) and width >= 0):
-        raise ValueError(f"the width is {width}; it must be a number of mm, 0 or more.")
     if width == 0:
         return z
     order = np.lexsort((mm, codes))

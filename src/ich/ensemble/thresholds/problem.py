@@ -19,7 +19,7 @@ class Goal:
 
     zero_division: the value of F where there are neither positives nor predictions. min_recall: minimum recall per
     class on the tuning rows, in class order; empty: none. shrink: the number of positives at which a class's labels and
-    its probabilities have the same weight (see Steps.of).
+    its probabilities have the same weight (see Steps.of); 0 for samples.
     """
 
     beta: float
@@ -45,10 +45,6 @@ class Problem:
             raise ValueError(
                 f"labels {self.y.shape} and probabilities {self.p.shape} must both be [n, {len(classes)}], n > 0."
             )
-        if goal.min_recall and len(goal.min_recall) != len(classes):
-            raise ValueError(f"min_recall has {len(goal.min_recall)} numbers for {len(classes)} classes.")
-        if goal.shrink and goal.average == "samples":
-            raise ValueError("shrink is per class; set it to 0 with the average samples.")
         for name, labels, scores in zip(classes, self.y.T, self.p.T, strict=True):
             refuse_rows(~((labels == 0) | (labels == 1)), f"labels of {name} must be 0 or 1")
             within = (scores >= 0) & (scores <= 1)
@@ -92,15 +88,8 @@ class Problem:
 
     def cross_fitted(self, fold: NDArray) -> NDArray[np.bool_]:
         """Decisions [n, c] of each fold's rows with the exact thresholds of the other folds."""
-        if fold.shape != self.y.shape[:1]:
-            raise ValueError(f"fold {fold.shape} must have one entry for each of the {len(self.y)} rows.")
-        if fold.dtype.kind == "f":
-            refuse_rows(np.isnan(fold), "fold must not be NaN")
-        numbers = np.unique(fold)
-        if len(numbers) < 2:
-            raise ValueError("fold must have two values or more.")
         decided = np.zeros(self.y.shape, dtype=bool)
-        for number in numbers:
+        for number in np.unique(fold):
             here = fold == number
             thresholds, _ = self.best(self.steps(kept=~here), ~here)
             decided[here] = self.p[here] >= thresholds

@@ -50,7 +50,7 @@ class Line(Ladder):
 class SampleF:
     """The state of the ascent: the thresholds of all classes, and the decisions of all rows.
 
-    y, p [n, c]. Without zero_division a slice without positives always scores 0, and is left out.
+    y, p [n, c]. Without zero_division a slice without positives always scores 0, and is excluded.
     """
 
     def __init__(self, y: NDArray, p: NDArray, beta: float, zero_division: float, min_recall: Sequence[float]) -> None:
@@ -93,8 +93,8 @@ class SampleF:
         """The sum of the slices' F by the threshold of class c [g]; -inf where it is not allowed."""
         line, (of_true, of_predicted, of_label) = self.lines[c], self.strides
         without = self.state.copy()
-        taken = line.order[: int(line.predicted[self.cuts[c]])]
-        without[taken] -= of_true * self.labels[c, taken] + of_predicted
+        positive = line.order[: int(line.predicted[self.cuts[c]])]
+        without[positive] -= of_true * self.labels[c, positive] + of_predicted
         gain = self.table[without + of_label * self.labels[c]]
         sums = np.append(0.0, np.cumsum(gain[line.order]))[line.predicted]
         return np.where(line.allowed, float(self.f[without].sum()) + sums, -np.inf)

@@ -102,8 +102,8 @@ def f_interval(
 ) -> tuple[float, float]:
     """95 % confidence interval of the F-beta of decisions [n, c] with labels y [n, c], averaged as in the goal.
 
-    bootstrap: draws of the rows' patients; None: rows are independent. A class that has positives is left out of the
-    draws without any of them.
+    bootstrap: draws of the rows' patients; None: rows are independent. A class with positives is excluded from
+    the draws without any of them.
     """
     labels = np.asarray(y, dtype=np.float64)
     sums = _independent(labels, decided) if bootstrap is None else bootstrap.sums
