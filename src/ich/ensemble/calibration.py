@@ -147,10 +147,12 @@ def choose_calibrator(
     labels, scores = checked_pair(y, z, ndim=1)
     folds, part = np.unique(np.asarray(fold), return_inverse=True)
     cells = _cells(scores, labels, part)
-    names: list[Method] = ["none"] if method in {"auto", "none"} else ["none", method]
-    if method == "auto" and len(folds) > 1:
+    names: list[Method] = ["none"]
+    if method == "auto":
         rarer = min(labels.sum(), (1 - labels).sum())
-        names = [name for name in METHODS if rarer >= MIN_ROWS[name]]
+        names = [name for name in METHODS if rarer >= MIN_ROWS[name]] if len(folds) > 1 else names
+    elif method != "none":
+        names.append(method)
     fitted = {name: _fit(name, cells.sum(axis=0)) for name in names}
     crossed = {name: _cross_fitted(name, scores, cells, part) for name in names}
     row_losses = {name: logit_losses(limited(crossed[name]), labels) for name in names}
