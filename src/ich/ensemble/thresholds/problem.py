@@ -100,13 +100,13 @@ class Problem:
         for name, labels, scores, threshold in zip(self.classes, self.y.T, self.p.T, thresholds, strict=True):
             positives = int(labels.sum())
             if positives == 0:
-                found.append(f"{name}: no positive row; its threshold is {NEVER:g}, so that it is never predicted.")
+                found.append(f"{name}: no positive row; its threshold is {NEVER:g}, so it is never predicted.")
             elif positives == len(labels):
-                found.append(f"{name}: every row is positive, so that its threshold says nothing about new rows.")
+                found.append(f"{name}: every row is positive; its threshold is arbitrary for new rows.")
             elif positives < FEW:
                 found.append(f"{name}: only {positives} positive rows; trust the cross-fitted score.")
             if scores.min() == scores.max():
-                found.append(f"{name}: all rows have the same probability, so that there is nothing to tune.")
+                found.append(f"{name}: all rows have the same probability; there is nothing to tune.")
             if positives and threshold > scores.max():
                 found.append(f"{name}: the best {self.goal.average} score comes from never predicting it.")
         return found
