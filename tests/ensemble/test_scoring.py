@@ -4,26 +4,26 @@ from sklearn.metrics import fbeta_score
 
 from ich.ensemble import metrics, scoring
 from ich.ensemble.intervals import Bootstrap
-from ich.ensemble.scoring import Decisions, figures
+from ich.ensemble.scoring import Decisions, all_scores
 
 WEIGHTS = [1, 1, 2]
 
 
-def made(seed: int = 0, patients: int = 12) -> tuple[np.ndarray, np.ndarray, Bootstrap]:
-    random = np.random.default_rng(seed)
-    owner = random.integers(0, patients, 90)
+def simulated() -> tuple[np.ndarray, np.ndarray, Bootstrap]:
+    random = np.random.default_rng(0)
+    owner = random.integers(0, 12, 90)
     y = (random.random((90, 3)) < 0.3).astype(float)
     p = 1 / (1 + np.exp(-(2 * y + random.normal(size=y.shape) - 1)))
     return y, p, Bootstrap(owner, resamples=20)
 
 
-def judged(y, p, bootstrap):
-    return figures(bootstrap, y, p, {"f2": Decisions(2, p > 0.4), "f1_half": Decisions(1, p > 0.5)}, WEIGHTS)
+def scored(y, p, bootstrap):
+    return all_scores(bootstrap, y, p, {"f2": Decisions(2, p > 0.4), "f1_half": Decisions(1, p > 0.5)}, WEIGHTS)
 
 
-def test_values_are_those_of_the_metrics():
-    y, p, bootstrap = made()
-    found = judged(y, p, bootstrap)
+def test_values_equal_the_metrics():
+    y, p, bootstrap = simulated()
+    found = scored(y, p, bootstrap)
     assert found["log_loss"].values[-1] == metrics.weighted_log_loss(y, p, WEIGHTS)
     assert found["log_loss"].values[1] == pytest.approx(metrics.weighted_log_loss(y[:, [1]], p[:, [1]], [1]))
     assert found["auc"].values[:3].tolist() == metrics.class_auc(y, p).tolist()
@@ -33,39 +33,39 @@ def test_values_are_those_of_the_metrics():
     assert found["f1_half"].values[2] == pytest.approx(fbeta_score(y[:, 2], p[:, 2] > 0.5, beta=1))
 
 
-def test_each_draw_s_figures_are_those_of_its_rows():
-    y, p, bootstrap = made()
-    found = judged(y, p, bootstrap)
+def test_scores_of_a_draw_equal_those_of_its_rows():
+    y, p, bootstrap = simulated()
+    found = scored(y, p, bootstrap)
     for draw in range(20):
         rows = np.repeat(np.arange(90), bootstrap.counts[draw][bootstrap.owner].astype(int))
-        of_rows = judged(y[rows], p[rows], Bootstrap([0] * len(rows), resamples=1))
-        for name, figure in found.items():
-            np.testing.assert_allclose(figure.draws[draw], of_rows[name].values, atol=1e-12, err_msg=name)
-    other = judged(y, np.clip(p + 0.02, 0, 1), bootstrap)["log_loss"]  # a difference is that of the same draws
+        of_rows = scored(y[rows], p[rows], Bootstrap([0] * len(rows), resamples=1))
+        for name, score in found.items():
+            np.testing.assert_allclose(score.draws[draw], of_rows[name].values, atol=1e-12, err_msg=name)
+    other = scored(y, np.clip(p + 0.02, 0, 1), bootstrap)["log_loss"]  # differences are paired by draw
     low, high = np.percentile(found["log_loss"].draws[:, -1] - other.draws[:, -1], [2.5, 97.5])
     difference = found["log_loss"].minus(other)
     assert (difference["low"], difference["high"]) == pytest.approx((low, high), abs=10.0**-scoring.DIGITS)
 
 
-def test_a_class_of_one_label_has_no_auc_and_the_macro_mean_goes_without_it():
-    y, p, bootstrap = made()
+def test_a_class_with_one_label_is_left_out_of_the_macro_auc():
+    y, p, bootstrap = simulated()
     y[:, 0] = 0
-    found = judged(y, p, bootstrap)
+    found = scored(y, p, bootstrap)
     assert found["auc"].cell(0) == {"value": None, "low": None, "high": None}
     assert found["auc"].values[-1] == pytest.approx(found["auc"].values[1:3].mean())
     np.testing.assert_allclose(found["ap"].draws[:, -1], found["ap"].draws[:, 1:3].mean(axis=1))
     assert found["f2"].values[-1] == pytest.approx(found["f2"].values[:3].mean()), "its F is 0, and counts"
     assert (found["f2"].draws[:, 0] == 0).all()
     y[:] = 0
-    found = judged(y, p, bootstrap)
+    found = scored(y, p, bootstrap)
     assert found["auc"].cell() == {"value": None, "low": None, "high": None}
     assert found["log_loss"].cell()["low"] is not None
 
 
-def test_a_draw_without_the_only_patient_with_positives_has_no_f_of_the_class():
-    y, p, bootstrap = made()
+def test_a_draw_without_positives_of_a_class_has_no_f():
+    y, p, bootstrap = simulated()
     y[:, 0] = bootstrap.owner == 3
-    found, held = judged(y, p, bootstrap), bootstrap.counts[:, 3] > 0
+    found, held = scored(y, p, bootstrap), bootstrap.counts[:, 3] > 0
     assert 0 < held.sum() < 20
     for name in ("f2", "auc", "ap"):
         assert (np.isnan(found[name].draws[:, 0]) == ~held).all()

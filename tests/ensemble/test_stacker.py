@@ -4,13 +4,13 @@ import pytest
 from ich.ensemble import metrics, stacker
 
 
-def studies(seed, counts=(4, 1, 3), members=2, classes=3):
+def studies(seed, counts=(4, 1, 3), models=2, classes=3):
     """A table sorted by study and index: logits, study, index, position."""
     rng = np.random.default_rng(seed)
     study = np.repeat(np.arange(len(counts)) * 3 + 1, counts)
     index = np.concatenate([np.arange(n) for n in counts])
     position = np.concatenate([np.cumsum(rng.uniform(1, 6, n)) - 50 for n in counts])
-    return rng.normal(0, 2, (len(study), members, classes)), study, index, position
+    return rng.normal(0, 2, (len(study), models, classes)), study, index, position
 
 
 def features_by_loop(logits, study, index, position, k):
@@ -36,7 +36,7 @@ def features_by_loop(logits, study, index, position, k):
 
 
 @pytest.mark.parametrize("k", [0, 1, 6])
-def test_features_are_those_of_a_plain_loop(k):
+def test_features_equal_a_plain_loop(k):
     table = studies(0)
     x, names = stacker.features(*table, neighbours=k)
     assert len(set(names)) == len(names) == x.shape[1]
@@ -48,7 +48,7 @@ def test_features_are_those_of_a_plain_loop(k):
     ("column", "place", "value", "message"),
     [(0, (2, 0, 1), np.nan, "finite"), (2, 1, 0, "study 1 has two slices with index 0"), (3, 0, np.inf, "finite")],
 )
-def test_unusable_slices_are_refused(column, place, value, message):
+def test_invalid_slices_raise(column, place, value, message):
     table = studies(1)
     table[column][place] = value
     with pytest.raises(ValueError, match=message):
@@ -56,9 +56,9 @@ def test_unusable_slices_are_refused(column, place, value, message):
 
 
 def smooth_competition(seed, count=60, length=20):
-    """Two members who see runs of bleeding slices through noise: labels, logits of one class, and the places.
+    """Labels in runs, noisy logits of two models for one class, study, index and position.
 
-    The runs wrap around the ends, so that a slice's place alone says nothing of its label.
+    The runs wrap around the ends, so that the index alone does not predict the label.
     """
     rng = np.random.default_rng(seed)
     y = np.zeros((count, length))
@@ -71,7 +71,6 @@ def smooth_competition(seed, count=60, length=20):
 
 
 def fitted(x, y, base, seed, **settings):
-    """The text of a single class's model."""
     [text] = stacker.fit(x, np.array(y)[:, None], base[:, None], seeds=[seed], threads=1, **settings)
     return text
 
@@ -88,7 +87,7 @@ def out_of_fold(y, logits, place, leak=False):
     return float(metrics.class_auc(y[:, None], prediction[:, None])[0])
 
 
-def test_neighbours_help_and_with_labels_shuffled_by_study_it_is_at_chance_and_a_leak_would_show():
+def test_neighbours_help_and_shuffled_labels_give_chance_level_unless_they_leak():
     y, logits, *place = smooth_competition(0)
     assert out_of_fold(y, logits, place) > float(metrics.class_auc(y[:, None], logits.mean(axis=1))[0]) + 0.03
     honest, leaky = [], []
@@ -101,7 +100,7 @@ def test_neighbours_help_and_with_labels_shuffled_by_study_it_is_at_chance_and_a
     assert np.mean(leaky) > 0.7
 
 
-def test_the_classes_models_are_those_of_each_class_alone():
+def test_each_class_is_trained_independently():
     y, logits, *place = smooth_competition(0, count=20)
     x, _ = stacker.features(logits, *place, neighbours=1)
     labels = np.column_stack([y, 1 - y, np.roll(y, 7)])
@@ -109,14 +108,14 @@ def test_the_classes_models_are_those_of_each_class_alone():
     texts = list(stacker.fit(x, labels, base, seeds=[5, 6, 5], threads=1, num_iterations=8))
     assert texts == [fitted(x, labels[:, c], base[:, c], seed, num_iterations=8) for c, seed in enumerate((5, 6, 5))]
     assert texts[0] != fitted(x, labels[:, 0], base[:, 0], 6, num_iterations=8), "another seed"
-    with pytest.raises(ValueError, match="for 2 seeds"):
+    with pytest.raises(ValueError, match="shorter"):
         list(stacker.fit(x, labels, base, seeds=[5, 6], threads=1))
 
 
-def test_features_of_many_studies_are_made_some_at_a_time():
+def test_features_of_a_study_do_not_depend_on_the_block():
     rng = np.random.default_rng(0)
-    counts = [1, stacker._ROWS - 1, 3, 2 * stacker._ROWS, *rng.integers(1, 60, 200).tolist()]
-    logits, study, index, position = studies(0, counts, members=1, classes=1)
+    counts = [1, stacker.BLOCK - 1, 3, 2 * stacker.BLOCK, *rng.integers(1, 60, 200).tolist()]
+    logits, study, index, position = studies(0, counts, models=1, classes=1)
     order = rng.permutation(len(study))
     x, _ = stacker.features(logits[order], study[order], index[order], position[order], 2)
     for number in range(len(counts)):
@@ -125,7 +124,7 @@ def test_features_of_many_studies_are_made_some_at_a_time():
         np.testing.assert_array_equal(x[at], alone)
 
 
-def test_prediction_starts_from_the_base():
+def test_predictions_add_to_the_base():
     y, logits, *place = smooth_competition(0, count=20)
     x, _ = stacker.features(logits, *place, neighbours=1)
     base = logits.mean(axis=1)[:, 0]
@@ -138,12 +137,12 @@ def test_prediction_starts_from_the_base():
     assert stacker.predict(text, x[:0], base[:0]).shape == (0,)
 
 
-def test_an_incomplete_model_text_and_a_table_of_another_width_are_refused():
+def test_truncated_texts_and_features_of_another_width_raise():
     rng = np.random.default_rng(0)
     x, base = rng.normal(size=(80, 3)).astype(np.float32), np.zeros(80)
     text = fitted(x, rng.integers(0, 2, 80), base, seed=0, num_iterations=3)
     for broken in ("", text[:-2], text[:-30], text[: len(text) // 2], text[10:]):
-        with pytest.raises(ValueError, match="complete LightGBM model"):
+        with pytest.raises(ValueError, match="not complete"):
             stacker.predict(broken, x, base)
     with pytest.raises(ValueError, match=r"\[n, 3\]"):
         stacker.predict(text, x[:, :2], base)

@@ -265,17 +265,17 @@ BROKEN = {
     "a value outside HU": ("prepared", SHARD, array(too_bright), "expected values from -1024 to 3071"),
     "a shard without a row": ("prepared", SHARD, array(lambda hu: hu[:-1]), "by slices.parquet"),
     "a patient in two folds": ("folds", "tiny.csv", table(one_study_elsewhere), "all studies of a patient in one fold"),
-    "a slice less": (FOLD_TASK, "valid.parquet", table(lambda t: t[1:]), "is not in it"),
-    "a slice twice": (FOLD_TASK, "test.parquet", table(lambda t: pd.concat([t, t[:1]])), "stands in it twice"),
-    "another fold": (FOLD_TASK, "valid.parquet", put(2, "fold", 1), "names another fold than its own"),
-    "not finite": (FOLD_TASK, "valid.parquet", put(2, "logit_any", np.nan), "has a logit that is no finite number"),
+    "a slice less": (FOLD_TASK, "valid.parquet", table(lambda t: t[1:]), "is missing"),
+    "a slice twice": (FOLD_TASK, "test.parquet", table(lambda t: pd.concat([t, t[:1]])), "occurs twice"),
+    "another fold": (FOLD_TASK, "valid.parquet", put(2, "fold", 1), "has another fold than"),
+    "not finite": (FOLD_TASK, "valid.parquet", put(2, "logit_any", np.nan), "has a logit that is not finite"),
     "a row fewer": (FOLD_TASK, "test_embeddings.npy", array(lambda e: e[1:]), "is malformed"),
     "no table": (FOLD_TASK, "valid.parquet", lambda path: path.write_text("fold,any"), "is malformed"),
     "a training row less": (
         lambda plan: plan.in_sample("resnet", 0),
         "train.parquet",
         table(lambda t: t[1:]),
-        "is not in it",
+        "is missing",
     ),
     "one more ulp": (
         lambda plan: plan.assembled("bigru"),
@@ -285,9 +285,9 @@ BROKEN = {
     ),
     "no mean": (lambda plan: plan.assembled("lgbm"), "test.parquet", put(0, "logit_any", 7.0), "than the mean over"),
     "a threshold of 1.5": ("thresholds", "thresholds.json", thresholds_of(any=1.5), "any has a threshold outside 0..1"),
-    "ids in another order": ("submit", "submission.csv", table(swapped), "not those that are wanted, in their order"),
+    "ids in another order": ("submit", "submission.csv", table(swapped), "expected the columns ID, Label"),
     "another probability": ("submit", "submission.csv", put(3, "Label", 0.999), "another probability than the blend's"),
-    "another decision": ("submit", "submission_binary.csv", put(3, "Label", lambda v: 1 - v), "is decided otherwise"),
+    "another decision": ("submit", "submission_binary.csv", put(3, "Label", lambda v: 1 - v), "another decision than"),
 }
 
 

@@ -124,10 +124,10 @@ def test_thresholds_come_from_the_other_folds_and_for_the_test_set_from_all(plan
 
     decided = np.zeros(y.shape, dtype=bool)
     for k in range(3):
-        others = thresholds.tune(y[folds != k], p[folds != k], CLASSES, goal, trials=0, seed=0)
+        others = thresholds.tune(y[folds != k], p[folds != k], CLASSES, goal)
         decided[folds == k] = thresholds.apply(p[folds == k], [others.thresholds[c] for c in CLASSES])
     assert scores["resnet", "oof"] == f2(y, decided)
-    tuned = thresholds.tune(y, p, CLASSES, goal, trials=0, seed=0)
+    tuned = thresholds.tune(y, p, CLASSES, goal)
     assert in_sample == pytest.approx(tuned.score, abs=6e-5)
     assert in_sample > scores["resnet", "oof"], "in-sample scores are optimistic"
     y, p, _ = truth_and_probability(plan, "resnet", "test")

@@ -1,1 +1,1 @@
-"""From members' logits to probabilities and decisions; numpy, pandas, LightGBM, Optuna, never torch."""
+"""From models' logits to probabilities and decisions; numpy, pandas, LightGBM, Optuna, never torch."""

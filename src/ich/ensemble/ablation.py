@@ -1,4 +1,4 @@
-"""Ablations over several seeds next to published ones: intervals, orders between systems, and a Markdown table.
+"""Ablations over several seeds next to published scores: confidence intervals, claimed orders, a Markdown table.
 
 An order is a document's claim that one of its systems is better than another. It is tested by the differences of the
 two at equal seeds, which share the folds and so most of the variance.
@@ -14,12 +14,13 @@ from scipy.special import stdtrit
 
 Verdict = Literal["reproduced", "reversed", "undecided, as claimed", "undecided, opposite", "undecided"]
 
-MARKS = re.compile(r"[\\|`*<\[]|&(?=[#\w])|(?<![^\W_])_|_(?![^\W_])")  # _ within a word is no mark
+MARKS = re.compile(r"[\\|`*<\[]|&(?=[#\w])|(?<![^\W_])_|_(?![^\W_])")  # _ within a word is no mark-up
+DIGITS = 4
 
 
 @dataclass(frozen=True)
 class Row:
-    """A system: the document's score or None, and ours, one per seed in the order of the seeds, [] if there is none."""
+    """A system: the document's score or None, and one score per seed, out of fold and on the hidden test; may be []."""
 
     name: str
     document: float | None
@@ -28,12 +29,12 @@ class Row:
 
 
 def summary(values: Sequence[float]) -> tuple[float, float]:
-    """Mean over seeds and half the width of its 95 % confidence interval, by Student's t; NaN for one seed.
+    """Mean over seeds and the half width of its 95 % confidence interval, by Student's t; NaN for one seed.
 
     The interval covers the variation between seeds only, not that between patients.
     """
     scores = np.asarray(values, dtype=np.float64)
-    if scores.ndim != 1 or not scores.size or not np.isfinite(scores).all():
+    if not scores.size or not np.isfinite(scores).all():
         raise ValueError(f"an ablation needs one finite score per seed, at least one; these are {list(values)}.")
     n = scores.size
     if n == 1:
@@ -44,11 +45,10 @@ def summary(values: Sequence[float]) -> tuple[float, float]:
 def order(
     better: Sequence[float], worse: Sequence[float], *, larger_is_better: bool = True
 ) -> tuple[float, float, Verdict]:
-    """Test a claim by the scores of both systems, paired by seed: difference, half its interval's width, verdict.
+    """Test a claim by the scores of both systems, paired by seed: mean difference, half width of its interval, verdict.
 
     reproduced: the whole interval of the difference is on the claimed side of 0; reversed: on the other side; else
-    undecided, with the side of the mean. A mean of exactly 0 is on no side. One seed has no interval, so that it is
-    undecided.
+    undecided, with the side of the mean. One seed has no interval, so that it is undecided.
     """
     if len(better) != len(worse):
         raise ValueError(f"scores are paired by seed, but there are {len(better)} and {len(worse)} of them.")
@@ -64,23 +64,12 @@ def order(
 
 
 def markdown(
-    title: str,
-    rows: Sequence[Row],
-    claims: Sequence[tuple[str, str]],
-    *,
-    larger_is_better: bool = True,
-    digits: int = 3,
+    title: str, rows: Sequence[Row], claims: Sequence[tuple[str, str]], *, larger_is_better: bool = True
 ) -> str:
-    """A section: the table of the systems, then one line per claim, with scores of so many digits.
+    """A section: the table of the systems, then one line per claim.
 
-    claims: pairs of systems, the first claimed to be better. Raises ValueError for unknown systems.
+    claims: pairs of systems, the first claimed to be better.
     """
-    systems = {row.name: row for row in rows}
-    if len(systems) != len(rows):
-        raise ValueError(f"{title}: two systems of one name among {', '.join(row.name for row in rows)}.")
-    for name in (name for claim in claims for name in claim):
-        if name not in systems:
-            raise ValueError(f"{title}: a claim names {name!r}; the systems are {', '.join(systems)}.")
     lines = [
         f"## {_escaped(title)}",
         "",
@@ -88,26 +77,27 @@ def markdown(
         "|---|--:|--:|--:|--:|",
     ]
     for row in rows:
-        document = "-" if row.document is None else f"{row.document:.{digits}f}"
-        ours = [_interval(*summary(values), f".{digits}f") if values else "-" for values in (row.oof, row.hidden)]
+        document = "-" if row.document is None else f"{row.document:.{DIGITS}f}"
+        oof, hidden = (_interval(*summary(values)) if values else "-" for values in (row.oof, row.hidden))
         seeds = max(len(row.oof), len(row.hidden))
-        lines.append(f"| {_escaped(row.name)} | {document} | {ours[0]} | {ours[1]} | {seeds} |")
+        lines.append(f"| {_escaped(row.name)} | {document} | {oof} | {hidden} | {seeds} |")
     side = "larger" if larger_is_better else "smaller"
     lines += ["", f"Means over seeds ± half of their 95 % interval; {side} is better."]
     if claims:
         lines += ["Orders are judged by the differences at equal seeds.", ""]
+    systems = {row.name: row for row in rows}
     for better, worse in claims:
         one, other = systems[better], systems[worse]
         claimed, parts = "-", []
         if one.document is not None and other.document is not None:
-            claimed = f"{one.document - other.document:+.{digits}f}"
-        for where, pair in (
-            ("out of fold", (one.oof, other.oof)),
-            ("on the hidden test", (one.hidden, other.hidden)),
+            claimed = f"{one.document - other.document:+.{DIGITS}f}"
+        for where, ours, theirs in (
+            ("out of fold", one.oof, other.oof),
+            ("on the hidden test", one.hidden, other.hidden),
         ):
-            if all(pair):
-                difference, half_width, verdict = order(*pair, larger_is_better=larger_is_better)
-                parts.append(f"{_interval(difference, half_width, f'+.{digits}f')} {where}: {verdict}")
+            if ours and theirs:
+                difference, half_width, verdict = order(ours, theirs, larger_is_better=larger_is_better)
+                parts.append(f"{_interval(difference, half_width, '+')} {where}: {verdict}")
             else:
                 parts.append(f"- {where}")
         names = f"{_escaped(one.name)} over {_escaped(other.name)}"
@@ -115,8 +105,8 @@ def markdown(
     return "\n".join(lines) + "\n"
 
 
-def _interval(mean: float, half_width: float, form: str) -> str:
-    return f"{mean:{form}}" + ("" if np.isnan(half_width) else f" ± {half_width:{form.lstrip('+')}}")
+def _interval(mean: float, half_width: float, sign: str = "") -> str:
+    return f"{mean:{sign}.{DIGITS}f}" + ("" if np.isnan(half_width) else f" ± {half_width:.{DIGITS}f}")
 
 
 def _escaped(text: str) -> str:

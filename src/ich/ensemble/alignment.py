@@ -17,19 +17,19 @@ def into_space_of(shared: Callable[[], Iterable[tuple[Embeddings, Embeddings]]])
     """A function that maps embeddings [n, d] of one network into the space of another, as float32 [n, d].
 
     shared(): blocks of rows that both have embedded, the other network's and this one's embeddings, each [b, d]; it is
-    called twice. The map is a shift between the means and the rotation or reflection that minimises the squared
-    distance over these rows (Schoenemann, "A generalized solution of the orthogonal Procrustes problem", Psychometrika
-    31, 1966); with fewer rows than dimensions, the undetermined part is arbitrary but orthogonal. Memory: a
-    block and [d, d], a few times in float64.
+    called twice, so that a block and [d, d] fit into memory. The map is a shift between the means and the rotation or
+    reflection that minimises the squared distance over these rows (Schoenemann, "A generalized solution of the
+    orthogonal Procrustes problem", Psychometrika 31, 1966). With fewer rows than dimensions the undetermined part is
+    arbitrary but orthogonal.
     """
     rows, sums = 0, np.zeros((2, 1))
     for pair in shared():
         if pair[0].shape != pair[1].shape or sums.shape[1] not in (1, pair[0].shape[1]):
-            raise ValueError(f"blocks of {pair[0].shape} and {pair[1].shape} do not fit: they have one shape")
+            raise ValueError(f"blocks of {pair[0].shape} and {pair[1].shape} must have the same shape.")
         rows += len(pair[0])
         sums = sums + [block.sum(axis=0, dtype=np.float64) for block in pair]
     if not rows:
-        raise ValueError("without a shared row, two spaces do not fit each other")
+        raise ValueError("embeddings cannot be aligned without a shared row.")
     to, of = sums / rows
     together = sum((other - to).T @ (one - of) for other, one in shared())
     left, _, right = svd(np.asarray(together).T)

@@ -1,20 +1,49 @@
-"""From the blend's logits to what is submitted: probabilities and thresholds, shifted in prevalence where applied."""
+"""Submitted probabilities and thresholds from the blend's logits, shifted to another prevalence where applied.
+
+Where only the prevalence differs between two sets, and slices with and without a bleed look alike in both, a calibrated
+probability p means odds p / (1 - p) * new odds / prior odds (Saerens, Latinne and Decaestecker, Neural Computation 14,
+2002).
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from ich.ensemble.hierarchy import project_any
 from ich.ensemble.predictions import sigmoid
-from ich.ensemble.prevalence import shift_all
 
 
 def final_probabilities(
     tuned: Mapping[str, Any], logits: NDArray, classes: Sequence[str], class_weights: Sequence[float]
 ) -> tuple[NDArray, list[float]]:
-    """Probabilities [n, c] of logits [n, c], and thresholds [c], as thresholds.json (`tuned`) has them."""
+    """Probabilities [n, c] of logits [n, c], and thresholds [c], by the content of thresholds.json (`tuned`)."""
     if not tuned["prevalence"]["applied"]:
         return sigmoid(logits), [tuned["thresholds"][name] for name in classes]
     shifts = [tuned["prevalence"]["classes"][name] for name in classes]
     shifted = shift_all(logits, classes, class_weights, [(shift["train"], shift["test"]) for shift in shifts])
     return sigmoid(shifted), [shift["threshold"] for shift in shifts]
+
+
+def shift_all(
+    logits: NDArray, classes: Sequence[str], weights: Sequence[float], prevalences: Sequence[tuple[float, float]]
+) -> NDArray[np.float64]:
+    """Calibrated logits [n, c], each class shifted from one prevalence to the other, then projected.
+
+    weights [c]: see hierarchy.project_any.
+    """
+    positive, negative = np.log([prevalence_factors(prior, new) for prior, new in prevalences]).T
+    return project_any(logits + (positive - negative), classes, weights)
+
+
+def prevalence_factors(prior: float, new: float) -> tuple[float, float]:
+    """Weights of a positive and a negative row that change the prevalence from `prior` to `new`.
+
+    (1, 1) where both are the same. Raises ValueError where they differ and one of them is not between 0 and 1.
+    """
+    if prior == new:
+        return 1.0, 1.0
+    if not (0 < prior < 1 and 0 < new < 1):
+        raise ValueError(f"prevalences {prior} and {new} must be between 0 and 1.")
+    return new / prior, (1 - new) / (1 - prior)

@@ -11,24 +11,22 @@ from ich.ensemble.metrics import checked_weights, limited
 def project_any(logits: ArrayLike, classes: Sequence[str], weights: ArrayLike) -> NDArray[np.float64]:
     """Logits [n, c] with "any" at least every subtype, as near to the given ones as that allows.
 
-    Row by row it is the point r of the convex set {any >= each subtype} with the smallest divergence D(r, p) =
-    sum_c w_c kl(r_c || p_c) from the probabilities p; w are the class weights [c] of the competition's log loss. That
-    loss of a row with labels y is D(y, p). Labels in which "any" is the largest subtype lie in the set, and D is
-    a Bregman divergence, so the generalised theorem of Pythagoras holds: D(y, p) >= D(y, r) + D(r, p) (Bregman 1967;
-    Banerjee et al., JMLR 6, 2005, appendix A). No row's loss rises, and where a row changes it falls by D(r, p) or
-    more. Raising "any" to the largest subtype has no such guarantee: the subtype may be what is wrong.
+    Each row becomes the point r of the convex set {any >= each subtype} with the smallest divergence D(r, p) =
+    sum_c w_c kl(r_c || p_c) from its probabilities p; w are the class weights [c] of the log loss. The loss of a row
+    with labels y is D(y, p). Labels lie in the set, and D is a Bregman divergence, so D(y, p) >= D(y, r) + D(r, p)
+    (generalised Pythagorean theorem: Banerjee et al., JMLR 6, 2005, appendix A): no row's loss rises. Raising "any" to
+    the largest subtype has no such guarantee.
 
-    The slope of kl(r || p) in r is logit r - logit p, so classes that end up equal lie at the weighted mean of
-    their logits: "any" is pooled with the subtypes above it, the largest first, until the next is not above the mean.
-    A pool of weight 0 takes its largest logit. Rows that hold the order already stay as they are, bit by bit, and so
-    does a table without "any". The means are taken of logits clipped where the metric clips, so the guarantee is the
-    metric's.
+    The slope of kl(r || p) in r is logit r - logit p, so classes that become equal lie at the weighted mean of their
+    logits: "any" is pooled with the subtypes above it, the largest first, until the next is not above the mean. A pool
+    of weight 0 takes its largest logit. Rows in order, and tables without "any", are returned unchanged. Means are of
+    logits clipped as in the metric.
 
-    Raises ValueError for another shape, weights that do not fit (metrics.checked_weights) and NaN.
+    Raises ValueError for another shape, invalid weights and NaN.
     """
     projected = np.array(logits, dtype=np.float64)
     if projected.ndim != 2 or projected.shape[1] != len(classes) or np.isnan(projected).any():
-        raise ValueError(f"logits {projected.shape} must be a table [n, {len(classes)}] of numbers, without NaN.")
+        raise ValueError(f"logits {projected.shape} must be [n, {len(classes)}], without NaN.")
     share = checked_weights(weights, len(classes))
     if "any" not in classes or len(classes) == 1:
         return projected

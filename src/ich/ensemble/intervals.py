@@ -14,95 +14,93 @@ from scipy.sparse import csc_array
 
 from ich.ensemble.metrics import class_auc
 
+LEVEL = 0.95  # of all confidence intervals
 BINS = 8192  # of scores, in which a draw's AUC and average precision are computed
 
 
 class Bootstrap:
     """The same draws of patients for every score, so that two scores can be compared draw by draw.
 
-    owner [n]: each row's patient, as a number 0..g-1; counts float64 [b, g]: how often each draw holds each patient.
+    owner [n]: index of each row's patient, 0..g-1; counts float64 [b, g]: how often each draw contains each patient.
     """
 
     def __init__(self, patients: ArrayLike, *, resamples: int = 1000, seed: int = 7) -> None:
         self.owner, names = pd.factorize(np.asarray(patients), sort=True)
         random, g = np.random.default_rng(seed), len(names)
-        self._patients = g
         self.counts = np.empty((resamples, g))
         for draw in self.counts:
             draw[:] = np.bincount(random.integers(g, size=g), minlength=g)
 
     def sums(self, values: ArrayLike) -> NDArray[np.float64]:
-        """Sum over each draw's rows of `values` [n], one a draw [b]."""
-        of_patient = np.bincount(self.owner, weights=np.asarray(values, dtype=np.float64), minlength=self._patients)
+        """Sum of `values` [n] over the rows of each draw [b]."""
+        of_patient = np.bincount(self.owner, weights=np.asarray(values, dtype=np.float64))
         # einsum, not BLAS, whose last bits depend on the number of threads
         return np.einsum("bg,g->b", self.counts, of_patient)
 
     def means(self, values: ArrayLike) -> NDArray[np.float64]:
-        """Mean over each draw's rows of `values` [n], one a draw [b]."""
+        """Mean of `values` [n] over the rows of each draw [b]."""
         return self.sums(values) / self.sums(np.ones(len(self.owner)))
 
     def ranks(self, labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """AUC and average precision of each draw [b], [b], of labels and scores [n]; NaN in a draw of one label only.
+        """AUC and average precision per draw [b] of labels and scores [n]; NaN in a draw of one label only.
 
-        Exact where at most BINS / 2 - 1 distinct scores belong to positives. Where more do, near scores count as equal:
-        a bin of them holds at most 2 / BINS of the positives and of the negatives, equal scores aside, so an AUC moves
-        by less than 1 / BINS. Measured: an AUC by 1e-6, an average precision by 1e-4.
+        Exact where at most BINS / 2 - 1 distinct scores belong to positives. Otherwise scores are binned, with at most
+        2 / BINS of the positives and of the negatives in a bin, equal scores aside, and an AUC changes by less than
+        1 / BINS. Measured: an AUC by 1e-6, an average precision by 1e-4.
         """
         positive, ranks = np.asarray(labels) > 0, _bins(np.asarray(labels, dtype=np.float64), np.asarray(scores))
         bins = int(ranks.max()) + 1
-        # how often each patient has each bin, the positives' bins above the negatives': whole numbers, exact in float32
+        # rows per bin and patient, the positives' bins above the negatives': whole numbers, exact in float32
         entry = (np.where(positive, ranks, ranks + bins), self.owner)
-        table = csc_array((np.ones(len(ranks), np.float32), entry), shape=(2 * bins, self._patients))
+        table = csc_array((np.ones(len(ranks), np.float32), entry), shape=(2 * bins, self.counts.shape[1]))
         found = [_rank_scores(table @ block, bins) for block in self._blocks]
         auc, precision = np.concatenate(found, axis=1)
         return auc, precision
 
     @cached_property
     def _blocks(self) -> list[NDArray[np.float32]]:
-        """The counts as float32 [g, at most 64 draws]: a product with a sparse table then stays within the cache."""
+        """The counts in blocks [g, at most 64 draws], so that a product with a sparse table stays within the cache."""
         blocks = range(0, len(self.counts), 64)
         return [np.ascontiguousarray(self.counts[k : k + 64].T, dtype=np.float32) for k in blocks]
 
 
-def interval(draws: NDArray[np.float64], level: float = 0.95) -> tuple[float, float]:
-    """The ends of the percentile interval of a score's draws [b]; NaN draws, which have no score, are left out."""
+def interval(draws: NDArray[np.float64]) -> tuple[float, float]:
+    """The ends of the 95 % percentile interval of a score's draws [b], ignoring NaN."""
     if np.isnan(draws).all():
         return float("nan"), float("nan")
-    tail = 100 * (1 - level) / 2
+    tail = 100 * (1 - LEVEL) / 2
     low, high = np.nanpercentile(draws, [tail, 100 - tail])
     return float(low), float(high)
 
 
-def simplest(losses: Mapping[str, NDArray[np.float64]], level: float = 0.95) -> str:
-    """The candidate to choose: `losses` holds the draws [b] of each, the simplest first, lower is better.
+def simplest(losses: Mapping[str, NDArray[np.float64]]) -> str:
+    """The simplest candidate that no later one beats significantly.
 
-    A later candidate replaces the current choice only if the interval of their difference lies below 0.
+    losses: the draws [b] of each, the simplest first, lower is better. A later candidate replaces the current one only
+    if the interval of their difference lies below 0.
     """
-    chosen = next(iter(losses))
+    best = next(iter(losses))
     for name in losses:
-        if interval(losses[name] - losses[chosen], level)[1] < 0:
-            chosen = name
-    return chosen
+        if interval(losses[name] - losses[best])[1] < 0:
+            best = name
+    return best
 
 
 def auc_interval(
-    y: ArrayLike, p: ArrayLike, patients: ArrayLike, *, resamples: int = 1000, level: float = 0.95, seed: int = 7
+    y: ArrayLike, p: ArrayLike, patients: ArrayLike, *, resamples: int = 1000
 ) -> tuple[float, float, float]:
-    """The AUC of labels y [n] and scores p [n] of `patients` [n], and the ends of its interval.
-
-    Draws in which one label is missing have no AUC and are left out. NaN where there is no AUC at all.
-    """
+    """The AUC of labels y [n] and scores p [n] of `patients` [n], and the ends of its interval; NaN for one label."""
     labels, scores = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
     value = float(class_auc(labels[:, None], scores[:, None])[0])
-    auc, _ = Bootstrap(patients, resamples=resamples, seed=seed).ranks(labels, scores)
-    return value, *interval(auc, level)
+    auc, _ = Bootstrap(patients, resamples=resamples).ranks(labels, scores)
+    return value, *interval(auc)
 
 
 def _bins(labels: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Each row's bin, 0 for the highest scores; equal scores share one.
+    """The bin of each row, 0 for the highest scores; equal scores share one.
 
-    Scores of negatives with no positive between them share a bin, which changes neither score. If that leaves more
-    than BINS, a bin ends where another 2 / BINS of the positives or of the negatives is full.
+    Negatives with no positive between them share a bin, which changes neither metric. If that leaves more than BINS, a
+    bin ends at every 2 / BINS of the positives and of the negatives.
     """
     order = np.argsort(-scores, kind="stable")
     starts = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))
@@ -118,10 +116,10 @@ def _bins(labels: NDArray[np.float64], scores: NDArray[np.float64]) -> NDArray[n
 
 
 def _rank_scores(counts: NDArray[np.float32], bins: int) -> NDArray[np.float64]:
-    """AUC and average precision [2, b] of the counts [2 * bins, b] of positives, then negatives, highest bin first."""
+    """AUC and average precision [2, b] from the counts [2 * bins, b] of positives, then negatives, by falling score."""
     positives, negatives = counts[:bins], counts[bins:]
-    hits, alarms = np.cumsum(positives, axis=0, dtype=np.float64), np.cumsum(negatives, axis=0, dtype=np.float64)
-    both = np.where((hits[-1] > 0) & (alarms[-1] > 0), 1.0, np.nan)
-    area = np.einsum("kb,kb->b", negatives, hits - positives / 2) / np.maximum(hits[-1] * alarms[-1], 1)
-    precision = np.einsum("kb,kb->b", positives, hits / np.maximum(hits + alarms, 1)) / np.maximum(hits[-1], 1)
+    true, false = np.cumsum(positives, axis=0, dtype=np.float64), np.cumsum(negatives, axis=0, dtype=np.float64)
+    both = np.where((true[-1] > 0) & (false[-1] > 0), 1.0, np.nan)
+    area = np.einsum("kb,kb->b", negatives, true - positives / 2) / np.maximum(true[-1] * false[-1], 1)
+    precision = np.einsum("kb,kb->b", positives, true / np.maximum(true + false, 1)) / np.maximum(true[-1], 1)
     return np.stack([area * both, precision * both])

@@ -18,9 +18,8 @@ LIMIT = float(np.log((1 - EPS) / EPS))  # the same bound as a logit
 def weighted_log_loss(y: ArrayLike, p: ArrayLike, weights: ArrayLike) -> float:
     """The RSNA 2019 score: mean over slices of the class-weighted binary cross-entropy.
 
-    Per slice sum_c w_c * bce_c / sum_c w_c, with p [n, c] clipped to EPS..1-EPS. The competition's weights
-    are 1 for each subtype and 2 for "any" (https://www.kaggle.com/c/rsna-intracranial-hemorrhage-detection,
-    Evaluation).
+    Per slice sum_c w_c * bce_c / sum_c w_c, with p [n, c] clipped to EPS..1-EPS. The competition's weights are 1 for
+    each subtype and 2 for "any" (https://www.kaggle.com/c/rsna-intracranial-hemorrhage-detection, Evaluation).
     """
     loss = row_losses(y, p)
     return float((loss.mean(axis=0) * checked_weights(weights, loss.shape[1])).sum())
@@ -44,62 +43,50 @@ def limited(z: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def logit_cells(z: NDArray[np.float64], cells: int) -> NDArray[np.int64]:
-    """Each logit's cell, 0..cells-1, of equal width over -LIMIT..LIMIT."""
+    """Index of each logit, 0..cells-1, among cells of equal width over -LIMIT..LIMIT."""
     return np.minimum(((limited(z) + LIMIT) * (cells / (2 * LIMIT))).astype(np.int64), cells - 1)
 
 
 def class_auc(y: ArrayLike, p: ArrayLike) -> NDArray[np.float64]:
-    """Area under the ROC curve of each class [c], ties counted half; NaN where a class has one label only."""
+    """Area under the ROC curve per class [c], ties counted half; NaN for a class with one label only."""
 
     def area(predicted: NDArray, true: NDArray) -> float:
-        hits = np.concatenate([[0.0], true]) / true[-1]
-        alarms = np.concatenate([[0.0], predicted - true]) / (predicted[-1] - true[-1])
-        return float(np.trapezoid(hits, alarms))
+        sensitivity = np.concatenate([[0.0], true]) / true[-1]
+        false_positives = np.concatenate([[0.0], predicted - true]) / (predicted[-1] - true[-1])
+        return float(np.trapezoid(sensitivity, false_positives))
 
-    return _by_class(area, y, p)
+    return _per_class(area, y, p)
 
 
 def class_average_precision(y: ArrayLike, p: ArrayLike) -> NDArray[np.float64]:
-    """Average precision of each class [c], sum of (recall step x precision) without interpolation.
-
-    NaN for a class with one label only, so that it is left out of the macro mean together with its AUC.
-    """
+    """Average precision per class [c], sum of (recall step x precision); NaN for a class with one label only."""
 
     def sum_of_steps(predicted: NDArray, true: NDArray) -> float:
         return float(np.sum(np.diff(true, prepend=0.0) / true[-1] * (true / predicted)))
 
-    return _by_class(sum_of_steps, y, p)
+    return _per_class(sum_of_steps, y, p)
 
 
 def f_beta(y: ArrayLike, positive: ArrayLike, beta: float, average: Average, zero_division: float = 0) -> float:
     """F-beta of the decisions `positive` [n, c], (1 + b^2) TP / ((1 + b^2) TP + b^2 FN + FP).
 
-    macro is the mean over classes, micro pools the counts of all classes, samples is the mean over slices. Where
-    neither a positive nor a prediction exists, the ratio 0/0 counts as `zero_division`, as in scikit-learn. With 0 a
-    class without positives costs every solution the same, and so does in samples a slice without positives.
+    macro is the mean over classes, micro pools the counts of all classes, samples is the mean over slices. 0 / 0, with
+    neither a positive nor a prediction, counts as `zero_division`, as in scikit-learn.
     """
-    labels, decided = _checked_decisions(y, positive, "F-beta is")
+    labels, decided = _checked_decisions(y, positive)
     if average == "samples":
         counts = (np.einsum("nc,nc->n", labels, decided), decided.sum(axis=1), labels.sum(axis=1))
     else:
         counts = (np.einsum("nc,nc->c", labels, decided), decided.sum(axis=0), labels.sum(axis=0))
     if average == "micro":
         counts = (counts[0].sum(), counts[1].sum(), counts[2].sum())
-    elif average not in ("macro", "samples"):
-        raise ValueError(f"average is {average!r}; it must be 'macro', 'micro' or 'samples'.")
     return float(np.mean(f_from_counts(*counts, beta, zero_division)))
 
 
 def f_from_counts(
     true: ArrayLike, predicted: ArrayLike, actual: ArrayLike, beta: float, zero_division: float = 0
 ) -> NDArray[np.float64]:
-    """F-beta from true, predicted and actual positives; `zero_division` where there are none of the last two.
-
-    TP + FP = predicted and TP + FN = actual turn the usual formula into (1 + b^2) TP / (b^2 actual +
-    predicted).
-    """
-    if not (np.isfinite(beta) and beta > 0):
-        raise ValueError(f"beta is {beta}; it must be a positive number (1 for F1, 2 for F2).")
+    """F-beta from true, predicted and actual positives, (1 + b^2) TP / (b^2 actual + predicted)."""
     square = beta * beta
     below = square * np.asarray(actual, dtype=np.float64) + np.asarray(predicted, dtype=np.float64)
     above = (1 + square) * np.asarray(true, dtype=np.float64)
@@ -113,9 +100,9 @@ def f_draws(
     sums: Callable[[NDArray], NDArray[np.float64]],
     zero_division: float = 0,
 ) -> NDArray[np.float64]:
-    """F-beta of each class in each draw [b, c]; NaN in a draw without positives of a class that has some.
+    """F-beta per bootstrap draw and class [b, c]; NaN in a draw without positives of a class that has some.
 
-    labels and decided [n, c]; sums: values [n] -> their sum over each draw's rows [b], as Bootstrap.sums.
+    labels and decided [n, c]; sums: values [n] -> their sum over the rows of each draw [b], as Bootstrap.sums.
     """
     true, predicted, actual = (
         np.stack([sums(column) for column in table.T], axis=1) for table in (labels * decided, decided, labels)
@@ -125,12 +112,11 @@ def f_draws(
 
 
 def confusion(y: ArrayLike, positive: ArrayLike) -> dict[str, NDArray[np.int64] | NDArray[np.float64]]:
-    """What the decisions `positive` [n, c] make of each class: arrays [c] by name.
+    """Confusion matrix of the decisions `positive` [n, c]: arrays [c] by name.
 
-    tp, fp, fn and tn are counts; accuracy, precision, recall and f1 are shares. A share of nothing counts as 0
-    (scikit-learn's zero_division=0): the precision without a prediction, the recall without a positive.
+    tp, fp, fn and tn are counts. accuracy, precision, recall and f1 are shares, 0 for 0 / 0.
     """
-    labels, decided = _checked_decisions(y, positive, "A confusion matrix is")
+    labels, decided = _checked_decisions(y, positive)
     actual, predicted, tp = (x.sum(axis=0).astype(np.int64) for x in (labels, decided, labels * decided))
     fp, fn = predicted - tp, actual - tp
     tn = len(labels) - tp - fp - fn
@@ -152,7 +138,7 @@ def macro(values: ArrayLike) -> float:
 
 
 def macro_rows(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """As `macro`, of each row [b] of values [b, c]."""
+    """`macro` of each row [b] of values [b, c]."""
     known = ~np.isnan(values)
     count = known.sum(axis=1)
     return np.where(count > 0, np.where(known, values, 0).sum(axis=1) / np.maximum(count, 1), np.nan)
@@ -170,30 +156,24 @@ def operating_points(
     return scores[last], last + 1, np.cumsum(labels)[last]
 
 
-def checked_pair(y: ArrayLike, p: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Labels and predictions as two float64 arrays [n, c].
+def checked_pair(y: ArrayLike, p: ArrayLike, ndim: int = 2) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Labels and predictions as float64 [n, c], or [n] with ndim 1.
 
-    Raises ValueError for differing or empty shapes, labels other than 0 and 1, and predictions that are not
-    finite.
+    Raises ValueError for differing or empty shapes, labels other than 0 and 1, and predictions that are not finite.
     """
     labels, predictions = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
-    if labels.ndim != 2 or labels.shape != predictions.shape or labels.size == 0:
-        raise ValueError(f"labels {labels.shape} and predictions {predictions.shape} must be two tables [n, c], n > 0.")
-    wrong = np.flatnonzero(~((labels == 0) | (labels == 1)).all(axis=1))
-    if wrong.size:
-        raise ValueError(f"labels must be 0 or 1; other values or NaN stand in {rows(wrong)}.")
-    wrong = np.flatnonzero(~np.isfinite(predictions).all(axis=1))
-    if wrong.size:
-        raise ValueError(f"predictions must be finite; NaN or infinity stands in {rows(wrong)}.")
+    if labels.ndim != ndim or labels.shape != predictions.shape or labels.size == 0:
+        shape = "[n, c]" if ndim == 2 else "[n]"
+        raise ValueError(f"labels {labels.shape} and predictions {predictions.shape} must both be {shape}, n > 0.")
+    refuse_rows(~((labels == 0) | (labels == 1)), "labels must be 0 or 1")
+    refuse_rows(~np.isfinite(predictions), "predictions must be finite")
     return labels, predictions
 
 
-def checked_probabilities(y: ArrayLike, p: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """As checked_pair, and the predictions must lie in 0..1."""
-    labels, probabilities = checked_pair(y, p)
-    wrong = np.flatnonzero(~((probabilities >= 0) & (probabilities <= 1)).all(axis=1))
-    if wrong.size:
-        raise ValueError(f"probabilities must lie in 0..1 (are these logits?); see {rows(wrong)}.")
+def checked_probabilities(y: ArrayLike, p: ArrayLike, ndim: int = 2) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """As checked_pair; raises ValueError for predictions outside 0..1 too."""
+    labels, probabilities = checked_pair(y, p, ndim)
+    refuse_rows((probabilities < 0) | (probabilities > 1), "probabilities must lie in 0..1 (are these logits?)")
     return labels, probabilities
 
 
@@ -205,21 +185,23 @@ def checked_weights(weights: ArrayLike, classes: int) -> NDArray[np.float64]:
     return array / array.sum()
 
 
-def rows(numbers: NDArray[np.intp], most: int = 5) -> str:
-    """The offending rows in words, for an error message: "3 rows: 4, 17, 20"."""
-    shown = ", ".join(str(number) for number in numbers[:most]) + (", ..." if len(numbers) > most else "")
-    return f"{len(numbers)} row{'s' if len(numbers) > 1 else ''}: {shown}"
+def refuse_rows(wrong: NDArray[np.bool_], problem: str) -> None:
+    """Raise ValueError if any entry of `wrong` [n] or [n, c] is True: the problem, and the first of the rows."""
+    numbers = np.flatnonzero(wrong.any(axis=tuple(range(1, wrong.ndim))))
+    if numbers.size:
+        shown = ", ".join(map(str, numbers[:5])) + (", ..." if numbers.size > 5 else "")
+        raise ValueError(f"{problem}; see {numbers.size} row{'s' if numbers.size > 1 else ''}: {shown}.")
 
 
-def _checked_decisions(y: ArrayLike, positive: ArrayLike, what: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _checked_decisions(y: ArrayLike, positive: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     labels, decided = checked_pair(y, positive)
     if not ((decided == 0) | (decided == 1)).all():
-        raise ValueError(f"{what} taken of decisions (true or false), not of probabilities; apply thresholds first.")
+        raise ValueError("decisions must be True or False; apply thresholds to probabilities first.")
     return labels, decided
 
 
-def _by_class(score: Callable[[NDArray, NDArray], float], y: ArrayLike, p: ArrayLike) -> NDArray[np.float64]:
-    """score(predicted, true) of each class [c], from the counts of `operating_points`; NaN for one label only."""
+def _per_class(score: Callable[[NDArray, NDArray], float], y: ArrayLike, p: ArrayLike) -> NDArray[np.float64]:
+    """score(predicted, true) per class [c], from the counts of `operating_points`; NaN for one label only."""
     labels, scores = checked_pair(y, p)
     found = np.full(labels.shape[1], np.nan)
     for c in range(labels.shape[1]):

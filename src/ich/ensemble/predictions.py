@@ -1,6 +1,6 @@
-"""Tables of predictions: out-of-fold and test logits of a model, joined by image id; incomplete ones are refused.
+"""Tables of predictions: out-of-fold and test logits of a model, with the columns image_id and logit_<class>.
 
-Every model writes the columns image_id and logit_<class>. Rows are joined by id, never by position.
+Rows are joined by id, never by position. Incomplete tables raise ValueError.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -40,10 +40,8 @@ def assemble_oof(
         got = pd.Index(part["image_id"])
         _refuse(_not_in(got, expected), f"{name}: labelled slices are missing")
         _refuse(_not_in(expected.unique(), got), f"{name}: slices that are not labelled slices of this fold")
-        _refuse(got[(part["fold"] != fold).to_numpy(dtype=bool)], f"{name}: rows that name another fold")
+        _refuse(got[(part["fold"] != fold).to_numpy(dtype=bool)], f"{name}: rows of another fold")
         checked.append(part.astype({"fold": "int64"}))
-    if not checked:
-        raise ValueError("there is no fold to assemble an out-of-fold table from.")
     table = pd.concat(checked, ignore_index=True)
     ids = table["image_id"]
     _refuse(ids[ids.duplicated()], "out-of-fold table: slices in more than one fold")
@@ -55,8 +53,6 @@ def mean_test(parts: Sequence[pd.DataFrame], classes: Sequence[str]) -> pd.DataF
 
     Raises ValueError, naming the first ids, unless all folds hold the same slices, once each, with finite logits.
     """
-    if not parts:
-        raise ValueError("there is no fold to take the mean of the test logits from.")
     tables = [_checked(part, classes, f"test table {number}") for number, part in enumerate(parts)]
     ids = pd.Index(tables[0]["image_id"]).sort_values()
     total = np.zeros((len(ids), len(classes)))
@@ -98,7 +94,7 @@ def _checked(table: pd.DataFrame, classes: Sequence[str], name: str, more: Seque
 
 
 def _not_in(known: pd.Index, ids: pd.Index) -> pd.Index:
-    """The ids that are not among the known, which are unique; for strings, `Index.isin` takes ten times as long."""
+    """The ids that are not among the known, which are unique; `Index.isin` takes ten times as long for strings."""
     return ids[np.asarray(known.get_indexer(ids) < 0)]
 
 

@@ -5,28 +5,26 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
+from ich.ensemble.intervals import LEVEL
 from ich.ensemble.metrics import checked_probabilities
 
 
-def reliability(
-    y: ArrayLike, p: ArrayLike, bins: int = 15, patients: ArrayLike | None = None, level: float = 0.95
-) -> pd.DataFrame:
+def reliability(y: ArrayLike, p: ArrayLike, bins: int = 15, patients: ArrayLike | None = None) -> pd.DataFrame:
     """One row per bin of probabilities p [n], lowest first, with the labels y [n] of 0 and 1.
 
     Columns: low, high (smallest and largest probability in the bin), count, probability (mean), observed (share of
-    positives), observed_low, observed_high. Bins hold equal numbers of rows, since at a prevalence of a few per cent
-    bins of equal width would put nearly all rows into the first; equal probabilities share a bin, so there may
-    be fewer bins.
+    positives), observed_low, observed_high. Bins hold equal numbers of rows, because bins of equal width would put
+    nearly all rows into the first at a prevalence of a few per cent. Equal probabilities share a bin.
 
-    The interval is Wilson's (JASA 22, 1927), which is also defined for a bin without positives. With patients [n] the
-    number of rows in it is divided by the design effect, the variance of sums over patients relative to that
-    of independent rows, over all bins and at least 1 (Kish, "Survey sampling", 1965).
+    The interval is Wilson's (JASA 22, 1927), which is also defined for a bin without positives. With patients [n] its
+    number of rows is divided by the design effect, the variance of sums over patients relative to that of independent
+    rows, over all bins and at least 1 (Kish, "Survey sampling", 1965).
     """
     labels, probabilities, bin_of = _binned(y, p, bins)
     count = np.bincount(bin_of)
     observed = np.bincount(bin_of, weights=labels) / count
     effective = count / _design_effect(labels - observed[bin_of], bin_of, patients)
-    low, high = _wilson(observed, effective, level)
+    low, high = _wilson(observed, effective)
     ends = pd.Series(probabilities).groupby(bin_of).agg(["min", "max"])
     return pd.DataFrame(
         {
@@ -44,19 +42,16 @@ def reliability(
 def expected_calibration_error(y: ArrayLike, p: ArrayLike, bins: int = 15) -> float:
     """Mean over rows of |mean probability - share of positives| of the row's bin; 0 is best.
 
-    Naeini, Cooper and Hauskrecht, AAAI 2015; the bins are those of `reliability`, of equal mass. A perfect
-    model's is above 0 too, as a bin's share of positives has noise.
+    Naeini, Cooper and Hauskrecht, AAAI 2015; the bins are those of `reliability`. A perfect model's is above 0 too, as
+    the share of positives in a bin has noise.
     """
     labels, probabilities, bin_of = _binned(y, p, bins)
     return float(np.abs(np.bincount(bin_of, weights=probabilities - labels)).sum() / len(labels))
 
 
 def _binned(y: ArrayLike, p: ArrayLike, bins: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.intp]]:
-    """Labels, probabilities and bins: the row at rank i of n is in bin i * bins // n, ties in that of the first."""
-    table, scores = checked_probabilities(np.asarray(y)[:, None], np.asarray(p)[:, None])
-    if bins < 1:
-        raise ValueError(f"bins is {bins}; it must be 1 or more.")
-    labels, probabilities = table[:, 0], scores[:, 0]
+    """Labels, probabilities and bins: rank i of n is in bin i * bins // n, ties in that of the first."""
+    labels, probabilities = checked_probabilities(y, p, ndim=1)
     _, group, count = np.unique(probabilities, return_inverse=True, return_counts=True)
     first = np.cumsum(count) - count
     _, bin_of = np.unique((first * bins // len(labels))[group], return_inverse=True)
@@ -71,8 +66,8 @@ def _design_effect(residual: NDArray, bin_of: NDArray, patients: ArrayLike | Non
     return max(1.0, float((np.bincount(cluster, weights=residual) ** 2).sum() / (residual**2).sum()))
 
 
-def _wilson(share: NDArray, n: NDArray, level: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    z = float(ndtri((1 + level) / 2))
+def _wilson(share: NDArray, n: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    z = float(ndtri((1 + LEVEL) / 2))
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
     return np.clip(middle - half, 0, share), np.clip(middle + half, share, 1)

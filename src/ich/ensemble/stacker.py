@@ -1,8 +1,7 @@
 """LightGBM over the models' out-of-fold logits of a slice, its neighbours and its study.
 
 Boosting starts from the models' mean logit of the class (`base`). On simulated competitions of 84 studies x 24 slices
-this beat boosting from the prior by 0.003 to 0.016 macro AUC out of fold (200 iterations): small trees cannot learn the
-models' ranking again from the few positives of a rare class.
+this beat boosting from the prior by 0.003 to 0.016 macro AUC out of fold (200 iterations).
 """
 
 import re
@@ -12,36 +11,45 @@ import lightgbm as lgb
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ich.ensemble.metrics import checked_pair
+
 Table = NDArray[np.float64]
 
-_ROWS = 2048  # rows whose features are computed at a time
-_TEXT = re.compile(r"\Atree\n.*\nend of trees\n.*\nend of parameters\n\s*pandas_categorical:null\n?\Z", re.DOTALL)
+PARAMETERS = {
+    "objective": "binary",
+    "learning_rate": 0.03,
+    "num_leaves": 6,
+    "min_data_in_leaf": 30,
+    "lambda_l2": 10.0,
+    "feature_fraction": 0.3,
+    "bagging_fraction": 0.7,
+    "bagging_freq": 1,
+    "max_bin": 63,
+    "deterministic": True,
+    "force_row_wise": True,
+    "verbosity": -1,
+}
+BLOCK = 2048  # rows whose features are computed at a time
+COMPLETE = re.compile(r"\Atree\n.*\nend of trees\n.*\nend of parameters\n\s*pandas_categorical:null\n?\Z", re.DOTALL)
 
 
 def features(
     logits: ArrayLike, study: ArrayLike, index: ArrayLike, position: ArrayLike, neighbours: int
 ) -> tuple[NDArray[np.float32], list[str]]:
-    """The stacker's table [n, f] and its column names; rows as in the input, which may have any order.
+    """Features [n, f] and their names; rows as in the input, which may have any order.
 
-    logits [n, m, c] of m models; study [n] integer codes; index [n] the slice's place in its study; position [n] in mm
-    along the slice normal. Columns: each model's logits; their mean; the mean at the 1..neighbours slices before and
-    after, NaN beyond the study's ends; mean, maximum and standard deviation of the mean over the study; relative
-    position 0..1, slices in the study, gap to the previous and to the next slice in mm. Each model's own logits at the
+    logits [n, m, c] of m models; study [n] integer codes; index [n] of the slice in its study; position [n] in mm along
+    the slice normal. Columns: each model's logits; their mean; the mean at the 1..neighbours slices before and after,
+    NaN beyond the study's ends; mean, maximum and standard deviation of the mean over the study; relative position
+    0..1, slices in the study, gap to the previous and to the next slice in mm. Each model's own logits at the
     neighbours (3 times the columns) gained 0.001 macro AUC at best.
 
-    Raises ValueError for differing lengths, values that are not finite, and two slices at one place of a study.
+    Raises ValueError for values that are not finite, and for two slices of a study with the same index.
     """
     z, mm = np.asarray(logits, dtype=np.float64), np.asarray(position, dtype=np.float64)
     codes, place = np.asarray(study), np.asarray(index)
-    if z.ndim != 3 or z.size == 0 or any(column.shape != (len(z),) for column in (codes, place, mm)):
-        raise ValueError(
-            f"logits {z.shape} must be [n, m, c], n > 0, and study {codes.shape}, index {place.shape} and "
-            f"position {mm.shape} must be [n]."
-        )
     if not (np.isfinite(z).all() and np.isfinite(mm).all()):
         raise ValueError("logits and positions must be finite; predict the slices with NaN or infinity again.")
-    if neighbours < 0:
-        raise ValueError(f"neighbours is {neighbours}; it must be 0 or more.")
     order = np.lexsort((place, codes))
     codes, place = codes[order], place[order]
     twice = np.flatnonzero((codes[1:] == codes[:-1]) & (place[1:] == place[:-1]))
@@ -54,10 +62,10 @@ def features(
     names = _names(z.shape[1], z.shape[2], offsets)
     table = np.empty((len(z), len(names)), dtype=np.float32)
     ends = np.append(np.flatnonzero(codes[1:] != codes[:-1]) + 1, len(codes))
-    # some studies at a time, whose columns stay in the processor's cache until their rows are written
+    # in blocks of studies that fit into the processor's cache
     at = begin = 0
     while at < len(ends):
-        last = max(at + 1, int(np.searchsorted(ends, begin + _ROWS, side="right")))
+        last = max(at + 1, int(np.searchsorted(ends, begin + BLOCK, side="right")))
         rows = order[begin : ends[last - 1]]
         table[rows] = _of_studies(z[rows], mm[rows], np.diff(ends[at:last], prepend=begin), offsets)
         at, begin = last, int(ends[last - 1])
@@ -72,63 +80,33 @@ def fit(
     seeds: Sequence[int],
     threads: int,
     num_iterations: int = 200,
-    learning_rate: float = 0.03,
-    num_leaves: int = 6,
-    min_data_in_leaf: int = 30,
-    lambda_l2: float = 10.0,
-    feature_fraction: float = 0.3,
-    bagging_fraction: float = 0.7,
+    **parameters: float,
 ) -> Iterator[str]:
     """Train one model per class and yield its text.
 
-    x [n, f] from `features`, y [n, c] of 0 and 1, base [n, c] the logits that boosting starts from, seeds [c]. The
-    number of iterations is fixed, because early stopping on the validation fold would fit that fold. The same seeds and
-    threads give the same texts.
-
-    Where a column of y holds a single label, LightGBM's binary objective learns nothing: `predict` returns the base.
+    x [n, f] from `features`, y [n, c] of 0 and 1, base [n, c] the logits that boosting starts from, seeds [c];
+    parameters: LightGBM's, instead of PARAMETERS. The number of iterations is fixed, because early stopping on the
+    validation fold would fit that fold. The same seeds and threads give the same texts. With a single label nothing is
+    learned: `predict` returns the base.
     """
-    labels, start = np.asarray(y, dtype=np.float64), np.asarray(base, dtype=np.float64)
-    shape = (len(x), len(seeds))
-    if x.ndim != 2 or labels.shape != shape or start.shape != shape or not labels.size:
-        raise ValueError(
-            f"x {x.shape}, y {labels.shape} and base {start.shape} must be [n, f], [n, c] and [n, c], n > 0, for "
-            f"{len(seeds)} seeds."
-        )
-    if not ((labels == 0) | (labels == 1)).all() or not np.isfinite(start).all():
-        raise ValueError("y must be 0 or 1 without NaN, and base must be finite.")
+    labels, starts = checked_pair(y, base)
     data = lgb.Dataset(x)
-    for c, seed in enumerate(seeds):
-        # The bins are made once, for the first class, since that takes longer than the trees. Another seed would only
-        # choose other 200,000 rows to make them from.
-        data.params = settings = {
-            "objective": "binary",
-            "learning_rate": learning_rate,
-            "num_leaves": num_leaves,
-            "min_data_in_leaf": min_data_in_leaf,
-            "lambda_l2": lambda_l2,
-            "feature_fraction": feature_fraction,
-            "bagging_fraction": bagging_fraction,
-            "bagging_freq": 1,
-            "max_bin": 63,
-            "seed": seed,
-            "num_threads": threads,
-            "deterministic": True,
-            "force_row_wise": True,
-            "verbosity": -1,
-        }
-        # copies: LightGBM warns of columns that are views of a table
-        data.set_label(labels[:, c].copy()).set_init_score(start[:, c].copy())
+    for target, start, seed in zip(labels.T, starts.T, seeds, strict=True):
+        # The histogram bins are those of the first class: making them takes longer than training the trees.
+        data.params = settings = {**PARAMETERS, **parameters, "seed": seed, "num_threads": threads}
+        # copies, as LightGBM warns about views
+        data.set_label(target.copy()).set_init_score(start.copy())
         yield lgb.train(settings, data, num_boost_round=num_iterations).model_to_string()
 
 
 def predict(model_text: str, x: NDArray[np.float32], base: ArrayLike, *, threads: int = 1) -> Table:
     """Logits [n]: base [n] plus the prediction of a model of `fit`.
 
-    LightGBM ends the whole process on a damaged text. A truncated one is refused here with ValueError; the caller
-    checks the file's hash first.
+    LightGBM ends the whole process on a damaged text. A truncated one raises ValueError here; the caller checks the
+    file's hash first.
     """
-    if not _TEXT.match(model_text):
-        raise ValueError("this is not a complete LightGBM model text; train the stacker's fold again.")
+    if not COMPLETE.match(model_text):
+        raise ValueError("the LightGBM model text is not complete; train the stacker's fold again.")
     start = np.asarray(base, dtype=np.float64)
     booster = lgb.Booster(model_str=model_text)
     if x.ndim != 2 or x.shape[1] != booster.num_feature() or start.shape != (len(x),):

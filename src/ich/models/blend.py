@@ -34,7 +34,7 @@ class Blend(Model):
         per_class: dict[str, Any] = {}
         with progress(run.name, len(classes), "classes", inner=True) as advance:
             for c, name in enumerate(classes):
-                combined = blend.choose(
+                combined = blend.choose_combination(
                     np.column_stack([values[:, c] for values in logits]),
                     labels[:, c],
                     folds,
@@ -45,7 +45,7 @@ class Blend(Model):
                     seed=seed_of(*seed, name),
                 )
                 # on logits whose combination did not see them either, like those of new slices
-                calibrated = calibration.choose(
+                calibrated = calibration.choose_calibrator(
                     combined.out_of_fold, labels[:, c], folds, patients, method=settings.calibration
                 )
                 if calibrated.warning:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ich.ensemble import metrics, thresholds
 from ich.ensemble.intervals import Bootstrap
 from ich.ensemble.reliability import expected_calibration_error, reliability
-from ich.ensemble.scoring import DIGITS, LEVEL, Decisions, Figure, figures, rounded
+from ich.ensemble.scoring import DIGITS, Decisions, Score, all_scores, rounded
 
 RESAMPLES = 1000  # of the bootstrap over patients
 ROWS = {"oof": "the labelled slices", "test": "the hidden solution"}
@@ -48,7 +48,7 @@ class Evaluated:
     The thresholds are tuned on all out-of-fold rows; `in_sample` holds scores on the rows that something was tuned on.
     """
 
-    scores: dict[str, dict[str, Figure]]
+    scores: dict[str, dict[str, Score]]
     thresholds: dict[str, dict[str, float]]
     in_sample: dict[str, float]
     confusion: list[dict[str, Any]]
@@ -67,7 +67,7 @@ def evaluate(
     F-beta is decided by the thresholds of the other folds out of fold, and by those of all out-of-fold rows on the test
     set. The thresholds are exact optima, without a search: the same rule for every model.
     """
-    scores: dict[str, dict[str, Figure]] = {}
+    scores: dict[str, dict[str, Score]] = {}
     cuts: dict[str, dict[str, float]] = {}
     in_sample: dict[str, float] = {}
     confusion: list[dict[str, Any]] = []
@@ -76,7 +76,7 @@ def evaluate(
         decisions: dict[str, Decisions] = {}
         for metric, goal in goals.items():
             if where == "oof":
-                tuned = thresholds.tune(some.labels, p, classes, goal, trials=0, seed=0, fold=fold)
+                tuned = thresholds.tune(some.labels, p, classes, goal, fold=fold)
                 assert tuned.decided is not None, "folds are given"
                 cuts[metric], in_sample[metric], decided = tuned.thresholds, tuned.score, tuned.decided
             else:
@@ -88,7 +88,7 @@ def evaluate(
             for c, label in enumerate(classes):
                 line = {"rows": where, "thresholds": name, "class": label}
                 confusion.append(line | {key: column[c].item() for key, column in counts.items()})
-        scores[where] = figures(some.bootstrap, some.labels, p, decisions, class_weights)
+        scores[where] = all_scores(some.bootstrap, some.labels, p, decisions, class_weights)
     return Evaluated(scores, cuts, in_sample, confusion)
 
 
@@ -122,7 +122,7 @@ def calibration(
     for where, some in rows.items():
         errors[where] = {}
         for name, y, p in zip(classes, some.labels.T, probability[where].T, strict=True):
-            curve = reliability(y, p, patients=some.patients, level=LEVEL)
+            curve = reliability(y, p, patients=some.patients)
             curve.insert(0, "rows", where)
             curve.insert(1, "class", name)
             curves.append(curve)

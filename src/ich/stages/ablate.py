@@ -103,7 +103,7 @@ def table(path: Path, overrides: list[str], root: Path) -> None:
             )
             rows.append(Row(name, system.document if column in (metric, f"{metric}_half") else None, oof, test))
         try:
-            texts.append(markdown(title, rows, ablation.orders, larger_is_better=column != "log_loss", digits=4))
+            texts.append(markdown(title, rows, ablation.orders, larger_is_better=column != "log_loss"))
         except ValueError as error:  # an undefined score: an AUC where no class has both labels
             raise UserError(f"{recipe.name}, {title}: {error}") from None
 

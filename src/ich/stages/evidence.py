@@ -39,9 +39,7 @@ def read_evidence(plan: Plan) -> Evidence:
     # exact optima for the macro average, as `ich score` decides
     goal = thresholds.Goal(settings.beta, "macro", shrink=settings.shrink)
     fold = slices.table["fold"].to_numpy()[rows].astype("int64")
-    tuned = thresholds.tune(
-        slices.labels[rows].astype("float64"), probability, classes, goal, trials=0, seed=0, fold=fold
-    )
+    tuned = thresholds.tune(slices.labels[rows].astype("float64"), probability, classes, goal, fold=fold)
     assert tuned.decided is not None, "folds are given"
     suspicious = _explained(plan, "suspicious_labels.csv")
     assert suspicious is not None, "`ich explain` always writes it"

@@ -14,8 +14,9 @@ from ich.console import say, table
 from ich.data.competitions import ADAPTERS
 from ich.ensemble import metrics, thresholds
 from ich.ensemble.final import final_probabilities
+from ich.ensemble.intervals import LEVEL
 from ich.ensemble.predictions import sigmoid
-from ich.ensemble.scoring import LEVEL, rounded
+from ich.ensemble.scoring import rounded
 from ich.errors import as_written
 from ich.models.artifacts import read_logits
 from ich.models.table import SliceTable

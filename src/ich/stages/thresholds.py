@@ -10,9 +10,11 @@ import numpy as np
 
 from ich.console import say, table
 from ich.ensemble import prevalence, thresholds
+from ich.ensemble.final import prevalence_factors, shift_all
 from ich.ensemble.intervals import Bootstrap
 from ich.ensemble.predictions import sigmoid
 from ich.ensemble.thresholds import Goal, user_table
+from ich.ensemble.thresholds.search import Search
 from ich.errors import UserError
 from ich.models.artifacts import read_logits
 from ich.models.table import SliceTable
@@ -63,9 +65,9 @@ def _prevalence(
     differs = any(shift.test != shift.train for shift in shifts.values())
     if differs and settings.average != "samples":
         changes = [(shifts[name].train, shifts[name].test) for name in classes]
-        moved = prevalence.shift_all(z, classes, slices.class_weights, changes)
-        factors = [prevalence.factors(*change) for change in changes]
-        best = thresholds.exact_all(y, sigmoid(moved), _goal(settings, classes), *zip(*factors, strict=True))
+        moved = shift_all(z, classes, slices.class_weights, changes)
+        factors = [prevalence_factors(*change) for change in changes]
+        best = thresholds.exact_all(y, sigmoid(moved), _goal(settings, classes), factors)
         cuts = dict(zip(classes, best, strict=True))
     return {
         "applied": differs and settings.prevalence == "apply",
@@ -97,7 +99,8 @@ def tuned(
     score only without shrinkage.
     """
     goal = _goal(settings, classes)
-    found = thresholds.tune(labels, probability, classes, goal, trials=settings.trials, seed=settings.seed, fold=folds)
+    search = Search(settings.trials, settings.seed)
+    found = thresholds.tune(labels, probability, classes, goal, fold=folds, search=search)
     number = None if patients is None else len(np.unique(patients))
     # where every row is a patient of its own, drawing rows is drawing patients
     bootstrap = None if patients is None or number == len(labels) else Bootstrap(patients)

@@ -1,26 +1,30 @@
 """Combination of one class's models: a mean of their logits, probabilities or ranks, as stored in a file.
 
 Shapes: n rows, m models. Logits are clipped to those of the probabilities 1e-7 and 1 - 1e-7, where log loss clips, so
-that a model that is certain cannot outvote all others.
+that a single model that is certain cannot dominate.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 from scipy.special import expit, logit
 
 from ich.ensemble.metrics import limited
 
 Method = Literal["logits", "probabilities", "ranks", "greedy", "weights"]
 METHODS: tuple[Method, ...] = get_args(Method)  # the simplest first
+Numbers = tuple[Annotated[float, Field(strict=True, allow_inf_nan=False)], ...]
+FORBID_EXTRA = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID_EXTRA)
 class Ranks:
     """Maps each model's logit to its quantile among the fitting rows, and the mean quantile back to a logit.
 
@@ -29,10 +33,19 @@ class Ranks:
     intercept.
     """
 
-    edges: tuple[tuple[float, ...], ...]
-    quantiles: tuple[tuple[float, ...], ...]
-    slope: float
-    intercept: float
+    edges: tuple[Numbers, ...]
+    quantiles: tuple[Numbers, ...]
+    slope: float = Field(ge=0, strict=True, allow_inf_nan=False)
+    intercept: float = Field(strict=True, allow_inf_nan=False)
+
+    def __post_init__(self) -> None:
+        if len(self.edges) != len(self.quantiles):
+            raise ValueError("ranks need edges and quantiles for each model")
+        for edges, quantiles in zip(self.edges, self.quantiles, strict=True):
+            if len(quantiles) != len(edges) + 1 or any(a >= b for a, b in pairwise(edges)):
+                raise ValueError("edges of ranks must rise, with one more quantile than edges")
+            if not 0 <= quantiles[0] <= quantiles[-1] <= 1 or any(a > b for a, b in pairwise(quantiles)):
+                raise ValueError("quantiles of ranks must lie in 0..1 and not fall")
 
     def mean_quantile(self, z: NDArray[np.float64], weights: Sequence[float]) -> NDArray[np.float64]:
         """Weighted mean [n] of the models' quantiles, as a logit; z [n, m]."""
@@ -43,13 +56,21 @@ class Ranks:
         return limited(logit(np.clip(mean, 0, 1)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FORBID_EXTRA)
 class Combination:
-    """`method`, the models' weights, which sum to 1, and for the method ranks their scale."""
+    """A weighted mean of the models; weights sum to 1, ranks are set for the method ranks only."""
 
     method: Method
-    weights: tuple[float, ...]
+    weights: Numbers
     ranks: Ranks | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.weights, default=-1) < 0 or abs(math.fsum(self.weights) - 1) > 1e-6:
+            raise ValueError("weights must be 0 or more and sum to 1")
+        if (self.method == "ranks") != (self.ranks is not None):
+            raise ValueError("ranks must be set for the method ranks, and for no other")
+        if self.ranks is not None and len(self.ranks.edges) != len(self.weights):
+            raise ValueError("ranks need edges and quantiles for each model")
 
     def apply(self, z: ArrayLike) -> NDArray[np.float64]:
         """Logits [n] of the models' logits z [n, m]. Raises ValueError for another m, and for NaN or infinity."""
@@ -67,24 +88,19 @@ class Combination:
         """For JSON; a combination read by `from_dict` predicts the same to the last bit."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
-    @classmethod
-    def from_dict(cls, data: Any) -> "Combination":
+    @staticmethod
+    def from_dict(data: Any) -> "Combination":
         """Raises ValueError, in one sentence, for anything that as_dict does not write."""
-        keys = {"method", "weights"}
-        if not isinstance(data, dict) or not keys <= set(data) <= keys | {"ranks"}:
-            raise ValueError("a combination is an object of method, weights and, for ranks, ranks.")
-        method, weights, scale = data["method"], _numbers(data["weights"], "weights"), data.get("ranks")
-        if method not in METHODS:
-            raise ValueError(f"a combination's method is one of {', '.join(METHODS)}, not {method!r:.40}.")
-        if min(weights, default=-1) < 0 or abs(math.fsum(weights) - 1) > 1e-6:
-            raise ValueError("a combination's weights are numbers >= 0 that sum to 1.")
-        if (method == "ranks") != ("ranks" in data):
-            raise ValueError(f"a combination has the key ranks if its method is ranks; this method is {method}.")
-        return cls(method, weights, _ranks(scale, len(weights)) if method == "ranks" else None)
+        try:
+            return TypeAdapter(Combination).validate_python(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, ("combination", *first["loc"])))
+            raise ValueError(f"{place}: {first['msg']}.") from None
 
 
 def equal(models: int, method: Method = "logits") -> Combination:
-    """The simple mean."""
+    """The unweighted mean."""
     return Combination(method, (1 / models,) * models)
 
 
@@ -97,33 +113,7 @@ def checked_logits(z: ArrayLike) -> NDArray[np.float64]:
     """Logits float64 [n, m]. Raises ValueError for other shapes, no model, and for NaN or infinity."""
     logits = np.asarray(z, dtype=np.float64)
     if logits.ndim != 2 or logits.shape[1] == 0:
-        raise ValueError(f"logits {logits.shape} must be [n, m], of one model or more.")
+        raise ValueError(f"logits {logits.shape} must be [n, m], m > 0.")
     if not np.isfinite(logits).all():
         raise ValueError("logits must be finite; predict the rows with NaN or infinity again.")
     return logits
-
-
-def _ranks(data: Any, models: int) -> Ranks:
-    if not isinstance(data, dict) or set(data) != {"edges", "quantiles", "slope", "intercept"}:
-        raise ValueError("the scale of ranks is an object of edges, quantiles, slope and intercept.")
-    edges, quantiles = (
-        tuple(_numbers(row, key) for row in data[key]) if isinstance(data[key], list | tuple) else ()
-        for key in ("edges", "quantiles")
-    )
-    slope, intercept = _numbers([data["slope"], data["intercept"]], "slope and intercept")
-    if not len(edges) == len(quantiles) == models:
-        raise ValueError(f"the scale of ranks has lists of edges and quantiles for each of the {models} models.")
-    for cuts, values in zip(edges, quantiles, strict=True):
-        if len(values) != len(cuts) + 1 or any(a >= b for a, b in pairwise(cuts)):
-            raise ValueError("a model's edges rise, and it has one quantile more than edges.")
-        if not 0 <= values[0] <= values[-1] <= 1 or any(a > b for a, b in pairwise(values)):
-            raise ValueError("a model's quantiles lie in 0..1 and do not fall.")
-    if slope < 0:
-        raise ValueError(f"the slope of ranks is {slope:g}; it must be 0 or more.")
-    return Ranks(edges, quantiles, slope, intercept)
-
-
-def _numbers(data: Any, name: str) -> tuple[float, ...]:
-    if not isinstance(data, list | tuple) or not all(type(x) in (int, float) and abs(x) < 1e300 for x in data):
-        raise ValueError(f"{name} must be finite numbers.")
-    return tuple(float(x) for x in data)

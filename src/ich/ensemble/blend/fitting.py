@@ -1,6 +1,6 @@
 """Fit one class's combination: ranks, greedy selection and weights, on the models' out-of-fold logits.
 
-Shapes: n rows, m models. Everything here is in-sample; `choosing` cross-fits it.
+Shapes: n rows, m models. Fits are in-sample; see `cross_fitting`.
 """
 
 from collections.abc import Mapping
@@ -19,9 +19,9 @@ from ich.ensemble.thresholds.search import search_cube
 Column = NDArray[np.float64]
 Metric = Literal["log_loss"] | float
 
-SEARCH_ROWS = 30_000  # rows used for tuning; enough for a handful of weights. Scores are of all rows
+SEARCH_ROWS = 30_000  # rows used for tuning
 BINS = 400  # of the logit range of quantiles: steps of 0.07 among 600,000 rows
-STEPS = 20  # models that greedy selection takes, with replacement
+PICKS = 20  # of greedy selection, with replacement
 FEWEST = 2  # positives, and negatives, below which nothing is tuned
 UNTUNED = ("logits", "probabilities")
 
@@ -35,7 +35,7 @@ class Rows(NamedTuple):
 
     @classmethod
     def sample(cls, z: Column, y: Column, seed: int) -> "Rows":
-        """At most SEARCH_ROWS of the rows; of those with the rarer label all, or a half of the sample."""
+        """At most SEARCH_ROWS of the rows; all of those with the rarer label, at most half of the sample."""
         if len(y) <= SEARCH_ROWS:
             return cls(z, y, np.ones(len(y)))
         random, labels = np.random.default_rng(seed), [np.flatnonzero(y == value) for value in (0, 1)]
@@ -49,9 +49,9 @@ class Rows(NamedTuple):
 def fit(method: Method, rows: Rows, metric: Metric, trials: int, seed: int) -> Combination:
     """The combination fitted on these rows.
 
-    metric is "log_loss" or the beta of an F-beta, which is taken at its best threshold; `greedy` and `weights` are
-    tuned for it, the weights for F by so many Optuna trials. With one model, or fewer than FEWEST positives or
-    negatives, the mean of logits is returned.
+    metric: "log_loss" or the beta of an F-beta, taken at its best threshold; `greedy` and `weights` are tuned for it.
+    trials: of Optuna, for weights tuned for F-beta. With one model, or fewer than FEWEST positives or negatives, the
+    mean of logits is returned.
     """
     models = rows.z.shape[1]
     if method in UNTUNED and models > 1:
@@ -78,7 +78,7 @@ def best_f(z: Column, y: Column, copies: Column, beta: float) -> tuple[float, fl
 
 
 def _ranks(rows: Rows) -> Combination:
-    """Equal weights; Platt scaling maps the logit of the mean quantile back to a logit."""
+    """Equal weights; the logit of the mean quantile is calibrated by Platt scaling."""
     edges, quantiles = zip(*[_quantiles(column, rows.copies) for column in rows.z.T], strict=True)
     weights = equal(rows.z.shape[1]).weights
     x = Ranks(edges, quantiles, 1, 0).mean_quantile(rows.z, weights)
@@ -91,7 +91,7 @@ def _ranks(rows: Rows) -> Combination:
 
 
 def _quantiles(x: Column, count: Column) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Edges of bins over x [n] and the bins' quantiles: each value a bin, or BINS even steps of logit(quantile)."""
+    """Edges and quantiles of bins over x [n]: one bin per value, or at most BINS even steps of logit(quantile)."""
     order = np.argsort(x)
     values, total = x[order], np.cumsum(count[order])
     start = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
@@ -105,21 +105,21 @@ def _quantiles(x: Column, count: Column) -> tuple[tuple[float, ...], tuple[float
 
 
 def _greedy(rows: Rows, metric: Metric) -> tuple[float, ...]:
-    """Shares of STEPS picks, each the one that helps most, the best number of picks kept.
+    """Forward selection with replacement: shares of the picks, up to the best number of at most PICKS.
 
-    Caruana et al., "Ensemble selection from libraries of models", ICML 2004: forward selection with replacement.
-    Ties go to the earlier model and the fewer picks.
+    Caruana et al., "Ensemble selection from libraries of models", ICML 2004. Of equal losses the earlier model and the
+    fewer picks are taken.
     """
     models = rows.z.shape[1]
     counts, total = np.zeros(models), np.zeros(len(rows.y))
     best, shares = np.inf, counts
-    for picks in range(1, STEPS + 1):
+    for picks in range(1, PICKS + 1):
         tried = [_loss(rows, (total + rows.z[:, m]) / picks, metric) for m in range(models)]
-        taken = int(np.argmin(tried))
-        counts[taken] += 1
-        total += rows.z[:, taken]
-        if tried[taken] < best:
-            best, shares = tried[taken], counts / picks
+        pick = int(np.argmin(tried))
+        counts[pick] += 1
+        total += rows.z[:, pick]
+        if tried[pick] < best:
+            best, shares = tried[pick], counts / picks
     return tuple(shares.tolist())
 
 
@@ -134,8 +134,8 @@ def _loss(rows: Rows, z: Column, metric: Metric) -> float:
 def _convex(rows: Rows) -> tuple[float, ...]:
     """Weights >= 0 that sum to 1 with the lowest log loss, which is convex in them.
 
-    An active-set Newton method: a weight that would become negative is fixed at 0; at convergence of the others, the
-    one with the largest gain is released (Nocedal and Wright, "Numerical optimization", 2006, 16.5).
+    Active-set Newton: a weight that would become negative is fixed at 0; when the others have converged, the one with
+    the largest gain is released (Nocedal and Wright, "Numerical optimization", 2006, 16.5).
     """
     models = rows.z.shape[1]
     share = rows.copies / rows.copies.sum()
@@ -185,7 +185,7 @@ def _newton_step(slope: Column, curve: Column) -> tuple[NDArray[np.floating], fl
 
 
 def _searched(rows: Rows, beta: float, trials: int, seed: int) -> tuple[float, ...]:
-    """Weights with the highest F-beta that Optuna's TPE finds; equal ones and those for log loss are tried first."""
+    """Weights with the highest F-beta by Optuna's TPE; equal ones and those for log loss are tried first."""
     names = [f"model{m}" for m in range(rows.z.shape[1])]
 
     def weights_of(raw: Mapping[str, float]) -> tuple[float, ...]:
@@ -200,6 +200,6 @@ def _searched(rows: Rows, beta: float, trials: int, seed: int) -> tuple[float, .
 
 
 def _shares(weights: Column) -> tuple[float, ...]:
-    """Weights clipped at 0 and scaled to sum to 1, to a millionth: finer digits are those of the solver."""
+    """Weights clipped at 0, scaled to sum to 1, and rounded to hide the solver's tolerance."""
     rounded = np.round(np.maximum(weights, 0) / np.maximum(weights, 0).sum(), 6)
     return tuple((rounded / rounded.sum()).tolist())

@@ -1,4 +1,7 @@
-"""Decision thresholds for F-beta: exact optima, Optuna's search, and tables of other models."""
+"""Decision thresholds for F-beta: exact optima, cross-fitted scores, and the search by Optuna (`search`).
+
+Importing this package does not import Optuna.
+"""
 
 from ich.ensemble.thresholds.operating_points import NEVER
 from ich.ensemble.thresholds.problem import Goal

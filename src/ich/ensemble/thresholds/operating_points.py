@@ -1,10 +1,8 @@
 """Operating points of a class, and the exact optima of macro and micro F-beta among them.
 
-With the rows in order of falling probability, a threshold cuts the order in two: one step for each distinct
-probability, with its counts from one cumulative sum. After the sort, an optimum is a look through those sums.
-
-Ties: F-beta is a step function of the threshold. Of the thresholds with the best score, the middle of the widest run of
-adjacent steps is taken: the threshold that is furthest from where the score changes.
+With the rows sorted by falling probability there is one operating point per distinct probability, and its counts are
+cumulative sums. F-beta is a step function of the threshold. Of the best thresholds, the middle of the widest run of
+adjacent operating points is taken: it is furthest from where the score changes.
 """
 
 from collections.abc import Sequence
@@ -17,13 +15,13 @@ from ich.ensemble.metrics import f_from_counts, operating_points
 
 Column = NDArray[np.float64]
 
-NEVER = 2.0  # a threshold that no probability reaches, and that survives JSON and rounding
+NEVER = 2.0  # a threshold above all probabilities; unlike infinity it can be written to JSON
 ALIKE = 1e-15  # equal scores differ by a rounding or two, others by 1 / rows^2 at least
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """Groups of thresholds with the same decisions, falling [g]: those in low < t <= high.
+    """Groups of thresholds with the same decisions, falling [g]: low < threshold <= high.
 
     The first group may be that of the thresholds above all rows, up to NEVER. Groups i and i + 1 are adjacent where
     low[i] = high[i + 1].
@@ -57,10 +55,10 @@ class Ladder:
 
 @dataclass(frozen=True)
 class Steps(Ladder):
-    """The thresholds of a class that are allowed and may be best: a cut just below a negative row never is.
+    """The allowed thresholds of a class that may be best; one just below a negative row never is.
 
     predicted, true [g]: rows and positives at or above each, sums of weights if rows are weighted. actual: all
-    positives; a class without any has only the group above all rows.
+    positives; a class without positives has only the group above all rows.
     """
 
     predicted: Column
@@ -103,7 +101,7 @@ class Steps(Ladder):
 
 
 def best_macro(steps: Steps, beta: float, zero_division: float = 0) -> tuple[float, float]:
-    """The threshold with the highest F-beta of one class, and that F-beta; without positives NEVER."""
+    """The threshold with the highest F-beta of one class, and that F-beta; NEVER without positives."""
     if steps.actual == 0:
         return NEVER, float(zero_division)
     values = f_from_counts(steps.true, steps.predicted, steps.actual, beta)
@@ -112,14 +110,11 @@ def best_macro(steps: Steps, beta: float, zero_division: float = 0) -> tuple[flo
 
 
 def best_micro(classes: Sequence[Steps], beta: float, zero_division: float = 0) -> tuple[list[float], float]:
-    """The thresholds with the highest pooled F-beta, and that F-beta.
+    """The thresholds with the highest pooled F-beta, and that F-beta; NEVER for a class without positives.
 
-    F = N / D with N = (1 + b^2) TP and D = b^2 P + predicted, both sums over classes. For a value v, N - v D is largest
-    where (1 + b^2) TP - v predicted is largest in each class, so the classes separate. v becomes the F found, until it
-    no longer rises (Dinkelbach 1967, "On nonlinear fractional programming"). Then v is the maximum: any better
-    thresholds would have N - v D > 0 and have been found. v rises strictly and there are finitely many thresholds, so
-    the iteration ends, after about six rounds. Ties and a minimum recall separate by class, too. A class without
-    positives is never predicted.
+    F = N / D with N = (1 + b^2) TP and D = b^2 P + predicted, both sums over classes. For a given v, the maximum of
+    N - v D separates by class. v becomes the F found, until it no longer rises (Dinkelbach, "On nonlinear fractional
+    programming", 1967). Then no thresholds are better, as theirs would have N - v D > 0. About six iterations.
     """
     if not any(one.actual for one in classes):
         return [NEVER] * len(classes), float(zero_division)
@@ -141,5 +136,5 @@ def best_micro(classes: Sequence[Steps], beta: float, zero_division: float = 0) 
 
 
 def micro_gain(steps: Steps, beta: float, n: float, d: float) -> Column:
-    """The contribution of each step of a class to N - v D at v = n / d, times d, so that integers stay integers."""
+    """The contribution of each operating point to N - v D at v = n / d, times d so that integers stay integers."""
     return (1 + beta * beta) * d * steps.true - n * steps.predicted

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ich.ensemble.metrics import Average, rows
+from ich.ensemble.metrics import Average, refuse_rows
 from ich.ensemble.thresholds.operating_points import NEVER, Steps, best_macro, best_micro
 from ich.ensemble.thresholds.sample_f import SampleF, best_samples
 
@@ -15,11 +15,11 @@ FEW = 50  # positives below which a threshold is unreliable: tuned minus cross-f
 
 @dataclass(frozen=True)
 class Goal:
-    """What thresholds maximize: F-beta averaged over classes (macro), pooled (micro) or over slices (samples).
+    """The maximised score: F-beta averaged over classes (macro), pooled (micro) or averaged over slices (samples).
 
     zero_division: the value of F where there are neither positives nor predictions. min_recall: minimum recall per
     class on the tuning rows, in class order; empty: none. shrink: the number of positives at which a class's labels and
-    its probabilities have the same weight (see Steps.of).
+    its probabilities have the same weight (see Steps.of); 0 for samples.
     """
 
     beta: float
@@ -41,20 +41,14 @@ class Problem:
     def __init__(self, y: ArrayLike, p: ArrayLike, classes: Sequence[str], goal: Goal) -> None:
         self.y, self.p = np.asfortranarray(y, dtype=np.float64), np.asfortranarray(p, dtype=np.float64)
         self.classes, self.goal = classes, goal
-        if self.y.ndim != 2 or self.y.shape != self.p.shape or self.y.size == 0:
-            raise ValueError(f"labels {self.y.shape} and probabilities {self.p.shape} must be tables [n, c], n > 0.")
-        if len(classes) != self.y.shape[1]:
-            raise ValueError(f"there are {self.y.shape[1]} columns of labels, but {len(classes)} classes.")
-        if goal.average not in ("macro", "micro", "samples"):
-            raise ValueError(f"average is {goal.average!r}; it must be 'macro', 'micro' or 'samples'.")
-        if goal.min_recall and len(goal.min_recall) != len(classes):
-            raise ValueError(f"min_recall has {len(goal.min_recall)} numbers for {len(classes)} classes.")
-        if goal.shrink and goal.average == "samples":
-            raise ValueError("shrink applies to classes; with the average samples it must be 0.")
+        if self.y.shape != self.p.shape or self.y.shape[1:] != (len(classes),) or self.y.size == 0:
+            raise ValueError(
+                f"labels {self.y.shape} and probabilities {self.p.shape} must both be [n, {len(classes)}], n > 0."
+            )
         for name, labels, scores in zip(classes, self.y.T, self.p.T, strict=True):
-            _refuse(~((labels == 0) | (labels == 1)), f"labels must be 0 or 1; other values or NaN stand in {name}")
+            refuse_rows(~((labels == 0) | (labels == 1)), f"labels of {name} must be 0 or 1")
             within = (scores >= 0) & (scores <= 1)
-            _refuse(~within, f"probabilities must lie in 0..1 (are these logits?) and not be NaN; see {name}")
+            refuse_rows(~within, f"probabilities of {name} must lie in 0..1 (are these logits?) and not be NaN")
         self.order = [np.argsort(-scores) for scores in self.p.T]
 
     def steps(
@@ -92,18 +86,11 @@ class Problem:
         recall = [self.goal.recall(c) for c in range(len(self.classes))]
         return SampleF(y, p, self.goal.beta, self.goal.zero_division, recall)
 
-    def cross_fitted(self, folds: NDArray) -> NDArray[np.bool_]:
+    def cross_fitted(self, fold: NDArray) -> NDArray[np.bool_]:
         """Decisions [n, c] of each fold's rows with the exact thresholds of the other folds."""
-        if folds.shape != self.y.shape[:1]:
-            raise ValueError(f"fold must have {len(self.y)} entries, one per row; it has the shape {folds.shape}.")
-        if folds.dtype.kind == "f":
-            _refuse(np.isnan(folds), "fold must not be NaN; it is in")
-        numbers = np.unique(folds)
-        if len(numbers) < 2:
-            raise ValueError("fold must have two values or more.")
         decided = np.zeros(self.y.shape, dtype=bool)
-        for number in numbers:
-            here = folds == number
+        for number in np.unique(fold):
+            here = fold == number
             thresholds, _ = self.best(self.steps(kept=~here), ~here)
             decided[here] = self.p[here] >= thresholds
         return decided
@@ -113,18 +100,13 @@ class Problem:
         for name, labels, scores, threshold in zip(self.classes, self.y.T, self.p.T, thresholds, strict=True):
             positives = int(labels.sum())
             if positives == 0:
-                found.append(f"{name}: no positive row; its threshold is {NEVER:g}, so that it is never predicted.")
+                found.append(f"{name}: no positive row; its threshold is {NEVER:g}, so it is never predicted.")
             elif positives == len(labels):
-                found.append(f"{name}: every row is positive, so that its threshold says nothing about new rows.")
+                found.append(f"{name}: every row is positive; its threshold is arbitrary for new rows.")
             elif positives < FEW:
                 found.append(f"{name}: only {positives} positive rows; trust the cross-fitted score.")
             if scores.min() == scores.max():
-                found.append(f"{name}: all rows have the same probability, so that there is nothing to tune.")
+                found.append(f"{name}: all rows have the same probability; there is nothing to tune.")
             if positives and threshold > scores.max():
                 found.append(f"{name}: the best {self.goal.average} score comes from never predicting it.")
         return found
-
-
-def _refuse(wrong: NDArray[np.bool_], problem: str) -> None:
-    if wrong.any():
-        raise ValueError(f"{problem}: {rows(np.flatnonzero(wrong))}.")

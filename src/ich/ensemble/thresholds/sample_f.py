@@ -1,9 +1,8 @@
 """Thresholds for F-beta averaged over slices (samples): coordinate ascent, each coordinate solved exactly.
 
-With the thresholds of all classes but one fixed, a positive decision for a slice changes the F of that slice only. Sums
-of these changes in order of falling probability are the scores of all thresholds of the class. The ascent goes through
-the classes until none gains. The classes depend on each other, so that this is a local optimum; the best of several
-starts is likely, but not certain, to be a global one.
+With the thresholds of all other classes fixed, a positive decision changes the F of its slice only. Cumulative sums of
+these changes by falling probability are the scores of all thresholds of the class. The ascent visits the classes in
+turn until none gains. This ends at a local optimum; with several starts it is nearly always the global one.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,35 +22,35 @@ NOISE = 1e-9  # of one slice's F: sums that differ by less are equal
 class Line(Ladder):
     """All thresholds of a class, the first above all rows: the rows [g] at or above each, and which are allowed.
 
-    order [n]: rows by falling probability. kept: the groups that are allowed and may be best: that above all rows, and
-    those that end with a positive row, as another false positive never helps.
+    order [n]: rows by falling probability. kept: the allowed groups that may be best: that above all rows, and those
+    that end with a positive row. tunable: there is a positive row.
     """
 
     order: NDArray[np.intp]
     predicted: NDArray[np.int64]
     allowed: NDArray[np.bool_]
     kept: NDArray[np.intp]
-    able: bool
+    tunable: bool
 
     @classmethod
     def of(cls, labels: Column, scores: Column, min_recall: float) -> "Line":
         order = np.argsort(-scores)
         score, predicted, hits = operating_points(labels[order], scores[order])
         positives, hits = hits[-1], np.append(0, hits)
-        able = bool(positives > 0)
-        allowed = hits / positives >= min_recall if able else hits < 0
+        allowed = hits / positives >= min_recall if positives else hits < 0
         kept = np.flatnonzero(allowed & np.append(True, np.diff(hits) > 0))
-        return cls(np.append(NEVER, score), np.append(score, 0.0), order, np.append(0, predicted), allowed, kept, able)
+        high, low = np.append(NEVER, score), np.append(score, 0.0)
+        return cls(high, low, order, np.append(0, predicted), allowed, kept, tunable=bool(positives))
 
     def group(self, threshold: float) -> int:
-        """The group that a threshold belongs to."""
+        """Index of the group that contains a threshold."""
         return int(np.searchsorted(-self.high, -threshold, side="right")) - 1
 
 
 class SampleF:
-    """The search's state: decisions of all rows, and each class's line.
+    """The state of the ascent: the thresholds of all classes, and the decisions of all rows.
 
-    y, p [n, c]. Without zero_division a slice without positives scores 0 whatever is decided, and is left out.
+    y, p [n, c]. Without zero_division a slice without positives always scores 0, and is excluded.
     """
 
     def __init__(self, y: NDArray, p: NDArray, beta: float, zero_division: float, min_recall: Sequence[float]) -> None:
@@ -63,7 +62,7 @@ class SampleF:
         if kept.any():
             rows = zip(self.labels, columns, min_recall, strict=True)
             self.lines = [Line.of(labels.astype(np.float64), column, recall) for labels, column, recall in rows]
-        self.able = [c for c, line in enumerate(self.lines) if line.able]
+        self.tunable = [c for c, line in enumerate(self.lines) if line.tunable]
         k = len(self.labels) + 1
         true, predicted, actual = np.meshgrid(*[np.arange(k + 1)] * 3, indexing="ij")
         f = f_from_counts(true, predicted, actual, beta, zero_division)
@@ -75,14 +74,14 @@ class SampleF:
         self.state = self.empty.copy()
 
     def start(self, thresholds: Sequence[float]) -> None:
-        """Decide with these thresholds; one that is not allowed becomes the highest that is."""
+        """Set the thresholds [c]; one that is not allowed becomes the highest that is."""
         self.cuts, self.state = [0] * len(self.lines), self.empty.copy()
-        for c in self.able:
+        for c in self.tunable:
             line = self.lines[c]
             self.move(c, max(line.group(thresholds[c]), int(line.allowed.argmax())))
 
     def move(self, c: int, group: int) -> None:
-        """Let class c be decided by a group of its thresholds."""
+        """Set the threshold of class c to one of its groups."""
         line, (of_true, of_predicted, _) = self.lines[c], self.strides
         first, last = sorted((int(line.predicted[self.cuts[c]]), int(line.predicted[group])))
         changed = line.order[first:last]
@@ -94,19 +93,19 @@ class SampleF:
         """The sum of the slices' F by the threshold of class c [g]; -inf where it is not allowed."""
         line, (of_true, of_predicted, of_label) = self.lines[c], self.strides
         without = self.state.copy()
-        taken = line.order[: int(line.predicted[self.cuts[c]])]
-        without[taken] -= of_true * self.labels[c, taken] + of_predicted
+        positive = line.order[: int(line.predicted[self.cuts[c]])]
+        without[positive] -= of_true * self.labels[c, positive] + of_predicted
         gain = self.table[without + of_label * self.labels[c]]
         sums = np.append(0.0, np.cumsum(gain[line.order]))[line.predicted]
         return np.where(line.allowed, float(self.f[without].sum()) + sums, -np.inf)
 
-    def ascend(self, choose: Callable[[int, int, Column], int]) -> float:
-        """Go round the classes until none gains; the mean F. choose(round, class, values) names a group."""
+    def ascend(self, best_group: Callable[[int, int, Column], int]) -> float:
+        """Move each class in turn to best_group(round, class, values) until none gains; the mean F."""
         for number in range(ROUNDS):
             gained = False
-            for c in self.able:
+            for c in self.tunable:
                 values = self.values(c)
-                group = choose(number, c, values)
+                group = best_group(number, c, values)
                 if values[group] > values[self.cuts[c]] + NOISE:
                     self.move(c, group)
                     gained = True
@@ -119,12 +118,9 @@ class SampleF:
         return float(self.f[self.state].sum()) / self.rows
 
     def thresholds(self) -> list[float]:
-        """Of each class the middle of the adjacent thresholds that are as good as the one it has.
-
-        One class after the other, its rows decided anew by that middle: the score stays what it is.
-        """
+        """Move each class to the middle of the adjacent thresholds with the same score; these thresholds [c]."""
         found = [NEVER] * len(self.labels)
-        for c in self.able:
+        for c in self.tunable:
             line, values = self.lines[c], self.values(c)
             found[c] = line.middle_around(np.abs(values - values[self.cuts[c]]) <= NOISE, self.cuts[c])
             self.move(c, line.group(found[c]))

@@ -1,7 +1,6 @@
 """Read a user's table of labels and probabilities."""
 
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class UserTable:
-    """Labels and probabilities [n, c] by class, and each row's fold (if there are several) and patient [n], or None."""
+    """Labels and probabilities [n, c]; fold and patient of each row [n], or None. A single fold is None too."""
 
     classes: list[str]
     labels: NDArray[np.float64]
@@ -27,8 +26,8 @@ class UserTable:
 def read(source: Path) -> UserTable:
     """Read a .csv, .csv.gz or .parquet table with columns <class>, prob_<class>, and optionally fold and patient_id.
 
-    Other columns are ignored. Raises ValueError, naming the column, for missing or duplicate columns, values that are
-    not numbers, and empty cells in fold or patient_id. Labels and probabilities are not checked here.
+    Raises ValueError, naming the column, for missing or duplicate columns, values that are not numbers, and empty cells
+    in fold or patient_id. The range of labels and probabilities is not checked.
     """
     is_csv = source.name.endswith((".csv", ".csv.gz"))
     with _readable():
@@ -36,14 +35,13 @@ def read(source: Path) -> UserTable:
             header = [str(name) for name in pd.read_csv(source, header=None, nrows=1, dtype=str).iloc[0]]
         else:
             header = pyarrow.parquet.read_schema(source).names
-    twice = [name for name, count in Counter(header).items() if count > 1]
+    twice = [name for name in header if header.count(name) > 1]
     if twice:
-        raise ValueError(f"column {twice[0]!r} stands twice")
+        raise ValueError(f"column {twice[0]!r} occurs twice")
     classes = [name.removeprefix("prob_") for name in header if name.startswith("prob_")]
-    missing = [name for name in classes if name not in header]
-    if not classes or missing:
-        lacking = f"no column {missing[0]!r} beside 'prob_{missing[0]}'" if missing else "no column prob_<class>"
-        raise ValueError(f"{lacking}; a table needs <class> (0 or 1) and prob_<class> for each class")
+    missing = [name for name in classes if name not in header] if classes else ["prob_<class>"]
+    if missing:
+        raise ValueError(f"no column {missing[0]}; a table needs <class> (0 or 1) and prob_<class> for each class")
     known = [name for name in ("fold", "patient_id") if name in header]
     wanted = [*classes, *(f"prob_{name}" for name in classes), *known]
     with _readable():
@@ -52,11 +50,11 @@ def read(source: Path) -> UserTable:
         else:  # without the index that pandas may have stored
             rows = pyarrow.parquet.read_table(source, columns=wanted).to_pandas(ignore_metadata=True)
     if rows.empty:
-        raise ValueError("a table without rows")
+        raise ValueError("the table has no rows")
     for name in known:
         empty = np.flatnonzero(rows[name].isna())
         if len(empty):
-            raise ValueError(f"column {name} is empty in {len(empty)} rows, row {empty[0]} first")
+            raise ValueError(f"column {name} is empty in {len(empty)} rows, first in row {empty[0]}")
     return UserTable(
         classes,
         _numbers(rows, classes),
@@ -87,5 +85,5 @@ def _numbers(rows: pd.DataFrame, names: list[str]) -> NDArray[np.float64]:
         try:
             found[:, c] = pd.to_numeric(rows[name]).to_numpy("float64", na_value=np.nan)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"column {name!r} holds something else than numbers ({error})") from None
+            raise ValueError(f"column {name!r} must hold numbers ({error})") from None
     return found

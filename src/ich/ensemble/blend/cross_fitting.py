@@ -15,13 +15,13 @@ from ich.ensemble.blend import fitting
 from ich.ensemble.blend.combination import METHODS, Combination, Method, checked_logits
 from ich.ensemble.blend.fitting import UNTUNED, Metric, Rows
 from ich.ensemble.intervals import Bootstrap, interval, simplest
-from ich.ensemble.metrics import f_from_counts, limited, logit_losses
+from ich.ensemble.metrics import f_from_counts, limited, logit_losses, refuse_rows
 
 Column = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Choice:
+class CombinationChoice:
     """The combination of a class's models, and the scores that it was chosen by.
 
     combination: fitted on all rows. out_of_fold [n]: each row's logit by the chosen method fitted without its fold.
@@ -30,9 +30,8 @@ class Choice:
     of the mean of logits, by draws of patients). None where there is a single fold or nothing to compare.
 
     A score is a mean log loss after Platt scaling, lower is better, or F at the best threshold, higher is better;
-    scaling and threshold are fitted on the rows that the method was fitted on. Without the scaling the choice would
-    depend on the models' confidence, which is left to the calibration: among overconfident models the ranks would win,
-    whatever their order is worth.
+    scaling and threshold are fitted on the rows that the method was fitted on. Without the scaling, ranks would win
+    among overconfident models, whatever their order is worth.
     """
 
     combination: Combination
@@ -40,11 +39,11 @@ class Choice:
     scores: dict[str, dict[str, Any]]
 
     def as_dict(self) -> dict[str, Any]:
-        """For a record: what was chosen, and by which scores."""
+        """Method, weights and scores, for a record."""
         return {"method": self.combination.method, "weights": list(self.combination.weights), "scores": self.scores}
 
 
-def choose(
+def choose_combination(
     z: ArrayLike,
     y: ArrayLike,
     fold: ArrayLike,
@@ -54,7 +53,7 @@ def choose(
     metric: Metric = "log_loss",
     trials: int = 100,
     seed: int = 7,
-) -> Choice:
+) -> CombinationChoice:
     """Choose a class's combination: z [n, m], y [n], fold [n]; bootstrap draws the patients of these rows.
 
     auto takes, in the order of METHODS, the simplest method that no later one beats significantly (intervals.simplest)
@@ -62,9 +61,9 @@ def choose(
     it is. With one fold there is no cross-fitting, so that only methods without tuning are taken.
     """
     logits, labels, folds = checked_logits(z), np.asarray(y, dtype=np.float64), np.asarray(fold)
-    _check(logits, labels, method, metric)
-    if folds.shape != labels.shape or bootstrap.owner.shape != labels.shape:
-        raise ValueError(f"fold {folds.shape} and the patients must have one entry for each of {len(labels)} rows.")
+    if not len(logits) or not labels.shape == folds.shape == logits.shape[:1]:
+        raise ValueError(f"logits {logits.shape}, labels {labels.shape} and fold {folds.shape} must have n > 0 rows.")
+    refuse_rows(~((labels == 0) | (labels == 1)), "labels must be 0 or 1")
     numbers = np.unique(folds)
     names = _candidates(method, logits.shape[1], len(numbers))
     if method == "auto" and not fitting.tunable(labels):
@@ -76,7 +75,7 @@ def choose(
         losses = _evaluated(combination, rows, combination.apply(logits), labels, metric)
         scores[name] = {"in_sample": _score(losses, labels, metric), "cross_fitted": None, "difference": None}
     if len(numbers) == 1:
-        return Choice(fitted[names[0]], fitted[names[0]].apply(logits), scores)
+        return CombinationChoice(fitted[names[0]], fitted[names[0]].apply(logits), scores)
 
     out_of_fold, evaluated = ({name: np.empty(len(labels)) for name in names} for _ in range(2))
     for number in numbers:
@@ -93,8 +92,8 @@ def choose(
         if name != names[0]:
             scores[name]["difference"] = list(interval(draws[name] - draws[names[0]]))
     losses = draws if metric == "log_loss" else {name: -values for name, values in draws.items()}
-    taken = simplest(losses) if method == "auto" else names[-1]
-    return Choice(fitted[taken], out_of_fold[taken], scores)
+    best = simplest(losses) if method == "auto" else names[-1]
+    return CombinationChoice(fitted[best], out_of_fold[best], scores)
 
 
 def _candidates(method: Method | Literal["auto"], models: int, folds: int) -> tuple[Method, ...]:
@@ -125,14 +124,3 @@ def _draws(evaluated: Column, y: Column, metric: Metric, bootstrap: Bootstrap) -
     if metric == "log_loss":
         return bootstrap.means(evaluated)
     return f_from_counts(bootstrap.sums(evaluated * y), bootstrap.sums(evaluated), bootstrap.sums(y), metric)
-
-
-def _check(logits: Column, labels: Column, method: str, metric: Metric) -> None:
-    if method not in ("auto", *METHODS):
-        raise ValueError(f"method is {method!r}; it must be auto or one of {', '.join(METHODS)}.")
-    if metric != "log_loss" and not (isinstance(metric, int | float) and 0 < metric < np.inf):
-        raise ValueError(f"metric is {metric!r}; it must be 'log_loss' or the beta of an F-beta.")
-    if labels.shape != logits.shape[:1] or not len(labels):
-        raise ValueError(f"labels {labels.shape} and logits {logits.shape} must be [n] and [n, m], n > 0.")
-    if not ((labels == 0) | (labels == 1)).all():
-        raise ValueError("labels must be 0 or 1; leave rows without a label out.")
