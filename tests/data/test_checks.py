@@ -78,27 +78,27 @@ def test_refused_files_and_promised_images_without_file_are_told_apart():
 
 def test_readable_slices_without_label_or_beyond_the_sample_submission_are_named():
     table = slices(bleed=[0, 1, np.nan, 0, np.nan, np.nan])
-    found = checks.promises(table, CLASSES, ["e"])
+    found = checks.coverage(table, CLASSES, ["e"])
     assert of("file_without_label", found) == [("train/c.dcm", "")]
     assert of("test_file_not_asked_for", found) == [("test/f.dcm", "")]
-    assert checks.promises(slices(), CLASSES, ["e", "f"]).empty
+    assert checks.coverage(slices(), CLASSES, ["e", "f"]).empty
 
 
 def test_a_split_without_a_readable_slice_is_an_error():
-    assert checks.promises(slices()[:4], CLASSES, [], ["train"]).empty
-    assert [n for n, _ in of("nothing_to_read", checks.promises(slices()[:4], CLASSES, ["e"]))] == ["test"]
-    assert [n for n, _ in of("nothing_to_read", checks.promises(slices()[4:], CLASSES, ["e", "f"]))] == ["train"]
+    assert checks.coverage(slices()[:4], CLASSES, [], ["train"]).empty
+    assert [n for n, _ in of("nothing_to_read", checks.coverage(slices()[:4], CLASSES, ["e"]))] == ["test"]
+    assert [n for n, _ in of("nothing_to_read", checks.coverage(slices()[4:], CLASSES, ["e", "f"]))] == ["train"]
 
 
 def test_a_study_without_any_label_is_noted_and_its_slices_are_not_named():
     table = pd.concat([slices(), slices(study_id="v", bleed=np.nan, any=np.nan)[:2]], ignore_index=True)
-    found = checks.promises(table, CLASSES, ["e", "f"])
+    found = checks.coverage(table, CLASSES, ["e", "f"])
     assert of("unlabelled_study", found) == [("v", "")]
     assert kinds(found) == {"unlabelled_study"}
 
 
 def test_a_training_set_without_one_label_is_an_error():
-    found = checks.promises(slices(bleed=np.nan), CLASSES, ["e", "f"])
+    found = checks.coverage(slices(bleed=np.nan), CLASSES, ["e", "f"])
     assert of("nothing_to_read", found) == [("train", "not one readable slice has a label")]
 
 
@@ -126,24 +126,24 @@ def test_copies_of_pixels_say_what_is_wrong_about_them():
     ]
 
 
-def test_blank_pictures_are_no_copies():
+def test_blank_images_are_no_copies():
     table = slices(digest=["1", "1", "3", "4", "5", "6"], blank=[True, True, False, False, False, False])
     found = checks.duplicate_images(table, CLASSES)
-    assert kinds(found) == {"blank_picture"}
-    assert [n for n, _ in of("blank_picture", found)] == ["train/a.dcm", "train/b.dcm"]
+    assert kinds(found) == {"blank_image"}
+    assert [n for n, _ in of("blank_image", found)] == ["train/a.dcm", "train/b.dcm"]
 
 
 # ---- patients and classes
 
 
 def test_patients_of_both_splits_and_studies_of_two_patients_are_named():
-    found = checks.patients(slices(patient_id=["p", "p", "x", "p", "q", "q"]), left_out=False)
+    found = checks.patients(slices(patient_id=["p", "p", "x", "p", "q", "q"]), excluded=False)
     assert of("study_of_two_patients", found) == [("s", "p, x")]
     table = slices(patient_id=["p"] * 6, study_id=["s", "s", "s2", "s2", "t", "t"])
-    found = checks.patients(table, left_out=False)
+    found = checks.patients(table, excluded=False)
     assert of("patient_in_train_and_test", found) == [("p", "2 training studies, 1 test studies")]
-    assert kinds(checks.patients(table, left_out=True)) == {"overlap_left_out"}
-    assert checks.patients(slices(), left_out=False).empty
+    assert kinds(checks.patients(table, excluded=True)) == {"overlap_left_out"}
+    assert checks.patients(slices(), excluded=False).empty
 
 
 def test_classes_without_positives_or_negatives_and_the_prevalence_of_each():
@@ -214,7 +214,7 @@ def test_a_wrong_value_in_a_table_that_is_no_file_is_told_without_a_row():
 
 
 def test_a_sound_study_has_nothing_but_its_length():
-    assert checks.places(slices()).empty
+    assert checks.positions(slices()).empty
     assert checks.mixtures(slices()).empty
     found = checks.lengths(slices())
     assert of("study_lengths", found) == [
@@ -225,32 +225,32 @@ def test_a_sound_study_has_nothing_but_its_length():
 
 
 def test_gaps_of_two_medians_are_told_and_smaller_differences_are_only_noted():
-    gap = checks.places(slices(position=[0, 5, 15, 20, 0, 5]))
+    gap = checks.positions(slices(position=[0, 5, 15, 20, 0, 5]))
     assert of("gap", gap) == [("s/r", "5.0 to 10.0 mm, median 5.0")]
     assert kinds(gap) == {"gap"}
-    uneven = checks.places(slices(position=[0, 5, 12, 17, 0, 5]))
+    uneven = checks.positions(slices(position=[0, 5, 12, 17, 0, 5]))
     assert of("irregular_spacing", uneven) == [("s/r", "5.0 to 7.0 mm, median 5.0")]
     assert kinds(uneven) == {"irregular_spacing"}
-    assert checks.places(slices(position=[0, 5, 10.4, 15.4, 900, 905])).empty  # within a tenth, and in each series
+    assert checks.positions(slices(position=[0, 5, 10.4, 15.4, 900, 905])).empty  # within a tenth, and in each series
 
 
 def test_slices_at_one_place_are_named_and_do_not_count_as_gaps():
-    found = checks.places(slices(position=[0, 5, 5.0004, 10, 0, 5]))
+    found = checks.positions(slices(position=[0, 5, 5.0004, 10, 0, 5]))
     assert of("duplicate_position", found) == [("train/c.dcm", "at the place of b")]
     assert kinds(found) == {"duplicate_position"}
 
 
 def test_a_series_with_a_slice_of_unknown_place_is_named_and_its_gaps_are_not_judged():
-    found = checks.places(slices(position=[0, 5, np.nan, 50, 0, 5]))
+    found = checks.positions(slices(position=[0, 5, np.nan, 50, 0, 5]))
     assert of("no_position", found) == [("s/r", "")]
     assert kinds(found) == {"no_position"}
 
 
 def test_tilted_series_are_noted_and_mixed_tilts_and_other_planes_are_warned_of():
-    assert of("tilted", checks.places(slices(tilt=[12.0] * 4 + [0.0] * 2))) == [("s/r", "12.0 to 12.0 degrees")]
-    mixed = checks.places(slices(tilt=[12.0, 12.0, 12.0, 14.0, 0.0, 0.0]))
+    assert of("tilted", checks.positions(slices(tilt=[12.0] * 4 + [0.0] * 2))) == [("s/r", "12.0 to 12.0 degrees")]
+    mixed = checks.positions(slices(tilt=[12.0, 12.0, 12.0, 14.0, 0.0, 0.0]))
     assert of("mixed_tilt", mixed) == [("s/r", "12.0 to 14.0 degrees")]
-    across = checks.places(slices(tilt=[90.0] * 4 + [0.0] * 2))
+    across = checks.positions(slices(tilt=[90.0] * 4 + [0.0] * 2))
     assert of("not_axial", across) == [("s/r", "90.0 to 90.0 degrees")]
     assert len(mixed) == len(across) == 1
 

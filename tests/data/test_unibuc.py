@@ -81,8 +81,8 @@ def test_a_picture_has_its_grey_values_whatever_its_channels_and_bits(tmp_path, 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda data: b"", Reason.NOT_PICTURE),
-        (lambda data: b"text" * 20, Reason.NOT_PICTURE),
+        (lambda data: b"", Reason.NOT_IMAGE),
+        (lambda data: b"text" * 20, Reason.NOT_IMAGE),
         (lambda data: data[:-20], Reason.TRUNCATED),
         (lambda data: data[:16] + b"\x7f\xff\xff\xff" + data[20:], Reason.BAD_SIZE),
         (lambda data: data[:24] + b"\x07" + data[25:], Reason.BAD_SIZE),
