@@ -1,13 +1,14 @@
 """Decode compressed frames in a separate process, which a damaged stream may crash or hang.
 
-Each process that reads compressed files keeps one decoding process (this file, run as a script). imagecodecs bundles libjpeg-turbo, CharLS, OpenJPEG and OpenJPH, all under permissive licences.
+Each process that reads compressed files keeps one decoding process (this file, run as a script). imagecodecs bundles
+libjpeg-turbo, CharLS, OpenJPEG and OpenJPH, all under permissive licences.
 """
 
 import atexit
 import contextlib
-import faulthandler
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -80,6 +81,7 @@ def serve() -> None:
     """Answer requests (a line of JSON, then bytes) from standard input until it ends."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not mix with the answers
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     if sys.platform == "linux":
         import resource
 
@@ -87,19 +89,17 @@ def serve() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers.write(READY)
     answers.flush()
-    with open(os.devnull, "w") as nowhere:
-        while line := sys.stdin.buffer.readline():
-            request = json.loads(line)
-            data = sys.stdin.buffer.read(request.pop("length"))
-            # Ends this process from a C thread, even if the decoder never returns.
-            faulthandler.dump_traceback_later(request.pop("limit"), exit=True, file=nowhere)
-            try:
-                message, plain = "", pixels(data=data, **request)
-            except Exception as error:  # the libraries' errors have no common base
-                message, plain = " ".join(f"{type(error).__name__} {error}".split()), b""
-            faulthandler.cancel_dump_traceback_later()
-            answers.write(json.dumps({"error": message, "length": len(plain)}).encode() + b"\n" + plain)
-            answers.flush()
+    while line := sys.stdin.buffer.readline():
+        request = json.loads(line)
+        data = sys.stdin.buffer.read(request.pop("length"))
+        signal.setitimer(signal.ITIMER_REAL, request.pop("limit"))  # SIGALRM ends this process, also within a decoder
+        try:
+            message, plain = "", pixels(data=data, **request)
+        except Exception as error:  # the libraries' errors have no common base
+            message, plain = " ".join(f"{type(error).__name__} {error}".split()), b""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        answers.write(json.dumps({"error": message, "length": len(plain)}).encode() + b"\n" + plain)
+        answers.flush()
 
 
 # ---- in the calling process
@@ -129,7 +129,7 @@ def decode(syntax: str, data: bytes, rows: int, columns: int, width: int) -> np.
         plain = stdout.read(answer["length"]) if answer else b""
         if answer is None or len(plain) < answer["length"]:
             stop()
-            if child.returncode == 1:  # by faulthandler
+            if child.returncode == -signal.SIGALRM:
                 raise DecoderHung(f"more than {limit:.0f} s")
             raise DecoderCrashed(f"exit code {child.returncode}")
     if answer["error"]:

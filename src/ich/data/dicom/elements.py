@@ -9,37 +9,23 @@ from pydicom.dataset import Dataset
 
 from ich.data.refusal import Reason, Unreadable, exhausted
 
-# By keyword: how the value is encoded (S text, D numbers as text, U 16-bit integers), and the functional group that
-# holds the element in multi-frame files.
-ELEMENTS = {
-    "PatientID": ("S", ""),
-    "StudyInstanceUID": ("S", ""),
-    "SeriesInstanceUID": ("S", ""),
-    "SOPInstanceUID": ("S", ""),
-    "SOPClassUID": ("S", ""),
-    "Modality": ("S", ""),
-    "ImageType": ("S", ""),
-    "FrameType": ("S", "CTImageFrameTypeSequence"),
-    "PhotometricInterpretation": ("S", ""),
-    "ImagePositionPatient": ("D", "PlanePositionSequence"),
-    "ImageOrientationPatient": ("D", "PlaneOrientationSequence"),
-    "PixelSpacing": ("D", "PixelMeasuresSequence"),
-    "RescaleSlope": ("D", "PixelValueTransformationSequence"),
-    "RescaleIntercept": ("D", "PixelValueTransformationSequence"),
-    "RescaleType": ("S", "PixelValueTransformationSequence"),
-    "InstanceNumber": ("D", ""),
-    "AcquisitionNumber": ("D", ""),
-    "NumberOfFrames": ("D", ""),
-    "Rows": ("U", ""),
-    "Columns": ("U", ""),
-    "SamplesPerPixel": ("U", ""),
-    "BitsAllocated": ("U", ""),
-    "BitsStored": ("U", ""),
-    "PixelRepresentation": ("U", ""),
-    "PixelPaddingValue": ("U", ""),
-    "PixelPaddingRangeLimit": ("U", ""),
+# The elements that are read, by the encoding of their values.
+TEXTS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "Modality", "ImageType")
+TEXTS += ("FrameType", "PhotometricInterpretation", "RescaleType")
+DECIMALS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
+DECIMALS += ("InstanceNumber", "AcquisitionNumber", "NumberOfFrames")  # numbers as text
+SHORTS = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")
+SHORTS += ("PixelPaddingValue", "PixelPaddingRangeLimit")  # 16-bit integers
+GROUPS = {  # functional groups that hold them in multi-frame files
+    "FrameType": "CTImageFrameTypeSequence",
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+    "RescaleSlope": "PixelValueTransformationSequence",
+    "RescaleIntercept": "PixelValueTransformationSequence",
+    "RescaleType": "PixelValueTransformationSequence",
 }
-TAGS = {keyword: int(tag_for_keyword(keyword) or 0) for keyword in ELEMENTS}
+TAGS = {keyword: int(tag_for_keyword(keyword) or 0) for keyword in TEXTS + DECIMALS + SHORTS}
 MODALITY_LUT, SHARED_GROUPS, PER_FRAME_GROUPS = 0x00283000, 0x52009229, 0x52009230  # sequences
 DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax
 
@@ -67,12 +53,11 @@ def numbers(header: Header, keyword: str, count: int = 1) -> tuple[float, ...] |
         if element is None:
             return None
         value = element.value
-        encoding = ELEMENTS[keyword][0]
         if not isinstance(value, bytes):  # already parsed by pydicom
             found = tuple(map(float, [value] if isinstance(value, str | int | float) else value))
-        elif encoding == "D" and element.VR in ("DS", "IS", None):
+        elif keyword in DECIMALS and element.VR in ("DS", "IS", None):
             found = tuple([float(part.strip(b" \0")) for part in value.split(b"\\")])
-        elif encoding == "U" and element.VR in ("US", "SS", None) and len(value) == 2:
+        elif keyword in SHORTS and element.VR in ("US", "SS", None) and len(value) == 2:
             order = "little" if getattr(element, "is_little_endian", True) else "big"
             found = (float(int.from_bytes(value, order, signed=element.VR == "SS")),)
         else:
@@ -135,13 +120,12 @@ def _text(header: Header, keyword: str) -> str:
 
 def frame_item(header: Header, keyword: str, frame: int) -> Header:
     """The item with an element of a frame: from its own functional groups, the shared ones, or the top level."""
-    group = ELEMENTS[keyword][1]
-    if not group or SHARED_GROUPS not in header:
+    if keyword not in GROUPS or SHARED_GROUPS not in header:
         return header
     own: Any = header.get("PerFrameFunctionalGroupsSequence") or []
     shared: Any = header.get("SharedFunctionalGroupsSequence") or []
     for item in [*own[frame : frame + 1], *shared[:1]]:
-        inner = item.get(group)
+        inner = item.get(GROUPS[keyword])
         if inner and TAGS[keyword] in inner[0]:
             return inner[0]
     return header

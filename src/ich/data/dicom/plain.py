@@ -8,12 +8,14 @@ import struct
 from typing import NamedTuple
 
 from ich.data.dicom.elements import (
+    DECIMALS,
     DEFLATED,
-    ELEMENTS,
     MODALITY_LUT,
     PER_FRAME_GROUPS,
     SHARED_GROUPS,
+    SHORTS,
     TAGS,
+    TEXTS,
     Element,
     PlainHeader,
 )
@@ -34,9 +36,10 @@ SHORT = _by_code("AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US
 LONG = _by_code("OB OD OF OL OV OW SQ SV UC UN UR UT UV")  # with lengths of 32 bits
 VRS = SHORT | LONG
 NUMBERS = ("US", "SS")
-ENCODINGS = {"S": ("CS", "LO", "SH", "UI"), "D": ("DS", "IS"), "U": NUMBERS}
-WANTED = {TAGS[keyword]: ENCODINGS[encoding] for keyword, (encoding, _) in ELEMENTS.items()}  # tag: its possible VRs
-WANTED |= {SYNTAX: ("UI",), CHARACTER_SET: ("CS",)} | dict.fromkeys((MODALITY_LUT, SHARED_GROUPS, PER_FRAME_GROUPS), ())
+VRS_OF = {SYNTAX: ("UI",), CHARACTER_SET: ("CS",)}  # possible VRs of the elements that are read, by tag
+for _keywords, _vrs in ((TEXTS, ("CS", "LO", "SH", "UI")), (DECIMALS, ("DS", "IS")), (SHORTS, NUMBERS)):
+    VRS_OF |= {TAGS[keyword]: _vrs for keyword in _keywords}
+VRS_OF |= dict.fromkeys((MODALITY_LUT, SHARED_GROUPS, PER_FRAME_GROUPS), ())  # left to pydicom
 
 _element = struct.Struct("<HHL").unpack_from
 _length = struct.Struct("<L").unpack_from
@@ -82,9 +85,9 @@ def read(head: bytes) -> tuple[PlainHeader, Pixels] | None:
 
 
 def _walk(head: bytes, place: int, end: int, explicit: bool, header: PlainHeader) -> int:
-    """Add the wanted elements from `place` on; returns the place of the first element whose tag is at least `end`."""
+    """Add elements from `place` on; return the place of the first element whose tag is at least `end`."""
     last = 0 if end == META_END else FIRST - 1
-    wanted, code = WANTED.get, 0
+    vrs_of, code = VRS_OF.get, 0
     while True:
         group, number, length = _element(head, place)
         tag = group << 16 | number
@@ -102,7 +105,7 @@ def _walk(head: bytes, place: int, end: int, explicit: bool, header: PlainHeader
         if tag <= last or length & 1:
             raise Unusual
         last = tag
-        vrs = wanted(tag)
+        vrs = vrs_of(tag)
         if vrs is not None:
             value, vr = head[begin:place], VRS.get(code)
             if not vrs or (explicit and vr not in vrs):

@@ -259,22 +259,19 @@ def _hounsfield(file: CtFile, frame: int) -> np.ndarray:
         raise ValueError(f"frame {frame} of {file.frames}")
     scale = _scale(file.header, frame)
     if file.fragments:
-        return units.hounsfield(_decoded(file, frame), scale)
+        if not file.fragments[frame]:
+            raise Unreadable(Reason.NOT_DECODED, f"the fragments of frame {frame} of {file.frames} are unknown")
+        data = fragments.read(file.stream, file.fragments[frame])
+        try:
+            stored = decoders.decode(file.pixels.syntax, data, file.rows, file.columns, file.dtype.itemsize)
+        except decoders.DecoderError as error:
+            raise Unreadable(DECODER_REASONS[type(error)], str(error)) from None
+        return units.hounsfield(stored, scale)
     stored = np.empty((file.rows, file.columns), file.dtype)
     file.stream.seek(file.pixels.offset + frame * stored.nbytes)
     if file.stream.readinto(stored.data) < stored.nbytes:
         raise Unreadable(Reason.TRUNCATED, "the file became shorter while it was read")
     return units.hounsfield(stored, scale, in_place=True)
-
-
-def _decoded(file: CtFile, frame: int) -> np.ndarray:
-    if not file.fragments[frame]:
-        raise Unreadable(Reason.NOT_DECODED, f"the fragments of frame {frame} of {file.frames} are unknown")
-    data = fragments.read(file.stream, file.fragments[frame])
-    try:
-        return decoders.decode(file.pixels.syntax, data, file.rows, file.columns, file.dtype.itemsize)
-    except decoders.DecoderError as error:
-        raise Unreadable(DECODER_REASONS[type(error)], str(error)) from None
 
 
 def _scale(header: Header, frame: int) -> Scale:
