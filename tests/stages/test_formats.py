@@ -332,7 +332,7 @@ def test_cq500_scores_one_series_of_each_scan_and_says_why_not_the_others(outsid
     quarantine = pd.read_csv(outside.prepared.folder / "quarantine.csv")
     why = quarantine.groupby(["reason", "detail"]).size().to_dict()
     notes = json.loads(outside.prepared.record.path.read_text())["notes"]
-    assert {"1 series left aside: thin", "1 series left aside: with contrast"} <= set(notes)
+    assert {"1 series not used: thin", "1 series not used: with contrast"} <= set(notes)
     own, stranger = (len(patient(number, slices=16).image_ids) for number in (0, 5))
     assert why == {
         ("other_patient", "CQ500-CT-77"): stranger,

@@ -16,7 +16,7 @@ class Reason(StrEnum):
     BAD_SIZE = "rows, columns, frames or bits are missing or impossible"
     BAD_RESCALE = "slope or intercept is not a usable number"
     NOT_HOUNSFIELD = "its values are not Hounsfield units"
-    TRUNCATED = "there are fewer pixels than the header announces"
+    TRUNCATED = "there are fewer pixels than the header requires"
     NO_DECODER = "there is no decoder for this kind of compression"
     NOT_DECODED = "the compressed pixels cannot be decoded"
     DECODER_CRASHED = "the decoder crashed on the compressed pixels"
