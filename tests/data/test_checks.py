@@ -340,6 +340,12 @@ def test_the_summary_has_errors_first_and_few_names_per_rule():
     ]
 
 
+def test_the_summary_shortens_long_names():
+    (row,) = summary(findings("single_slice", ["1." * 1000]))
+    assert len(row[3]) <= 64
+    assert row[3].startswith("1.1.")
+
+
 def test_rules_are_ordered_by_severity_and_errors_and_warnings_have_advice():
     order = [rule.severity for rule in RULES.values()]
     assert order == sorted(order, key=["error", "warning", "info"].index)

@@ -81,7 +81,7 @@ def layout(text: str) -> pd.DataFrame:
 
 DETAILED = ("layout", "value_out_of_place", "nothing_to_read", "folds", "quarantined", "study_lengths", "prevalence")
 DETAILED += ("fold_prevalence", "note")  # details are printed too
-WIDTH = 64  # of the last two columns on the screen
+WIDTH = 64  # of the last two columns on the screen, and of names
 
 
 def summary(found: pd.DataFrame, examples: int = 3) -> list[list[str]]:
@@ -93,12 +93,18 @@ def summary(found: pd.DataFrame, examples: int = 3) -> list[list[str]]:
             continue
         detailed = name in DETAILED
         shown = part if detailed and rule.severity == "info" else part.head(examples)
-        words = shown["name"] + (": " + shown["detail"]).where(detailed & (shown["detail"] != ""), "")
+        complete = name == "layout"  # one line, to be copied
+        words = shown["name"] if complete else shown["name"].map(_shortened)
+        words += (": " + shown["detail"]).where(detailed & (shown["detail"] != ""), "")
         text = ("; " if detailed else ", ").join([*words, *["..."] * (len(shown) < len(part))])
-        # An error of the layout is one line, to be searched for and copied.
-        lines = [[text], [rule.advice]] if name == "layout" else [wrap(text, WIDTH), wrap(rule.advice, WIDTH)]
+        lines = [[text], [rule.advice]] if complete else [wrap(text, WIDTH), wrap(rule.advice, WIDTH)]
         head = [name.replace("_", " "), rule.severity, f"{len(part)}"]
         for cells in zip_longest(*lines, fillvalue=""):
             table.append([*head, *cells])
             head = ["", "", ""]
     return table
+
+
+def _shortened(name: str) -> str:
+    half = WIDTH // 2 - 2
+    return name if len(name) <= WIDTH else f"{name[:half]}...{name[-half:]}"
