@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from ich.data.refusal import Reason, Unreadable, exhausted
 
@@ -128,7 +129,7 @@ def _prefetch(path: Path) -> None:
             os.close(file)
 
 
-def _member(archive: Path, name: str) -> zipfile.ZipExtFile:
+def _member(archive: Path, name: str) -> IO[bytes]:
     opened, entries = _open(archive)
     fault = _fault(entries[name]) if name in entries else "it does not exist"
     if fault:

@@ -96,7 +96,8 @@ def choose(table: pd.DataFrame) -> Choice:
     foreign = _foreign(table, scan)
     keep = pd.Series(False, index=table.index)
     other_patient, other_series = (r.name.lower() for r in (Reason.OTHER_PATIENT, Reason.OTHER_SERIES))
-    reasons = {int(i): (other_patient, str(patient)) for i, patient in table.loc[foreign, "patient_id"].items()}
+    patients = table["patient_id"].astype(str)
+    reasons = {i: (other_patient, patients[i]) for i in np.flatnonzero(foreign).tolist()}
     counts: Counter[str] = Counter()
     for _, rows in table[~foreign].groupby(scan[~foreign], sort=True):
         (rank, best, gap), *others = sorted(_series(rows), key=lambda series: series[0])

@@ -23,7 +23,7 @@ def raw(root: Path) -> Raw:
     train = _named(root, "train", "folder of training slices")
     test = _named(root, "test", "folder of test slices")
     files = pd.concat([_files(train, "train"), _files(test, "test")], ignore_index=True)
-    weights = dict(zip(CLASSES, CLASS_WEIGHTS, strict=True))
+    weights: dict[str, float] = dict(zip(CLASSES, CLASS_WEIGHTS, strict=True))
     return Raw(files, labels, test_ids, weights, sample.name, tuple(notes))
 
 

@@ -46,6 +46,11 @@ class PlainHeader(dict[int, Element]):
 Header = Dataset | PlainHeader
 
 
+def parsed_value(header: Header, keyword: str) -> Any:
+    """The value of an element as parsed by pydicom; None where it is absent or the header is plain."""
+    return header.get(keyword) if isinstance(header, Dataset) else None
+
+
 def numbers(header: Header, keyword: str, count: int = 1) -> tuple[float, ...] | None:
     """`count` finite numbers of an element; None where it is absent or malformed."""
     try:
@@ -61,7 +66,7 @@ def numbers(header: Header, keyword: str, count: int = 1) -> tuple[float, ...] |
             order = "little" if getattr(element, "is_little_endian", True) else "big"
             found = (float(int.from_bytes(value, order, signed=element.VR == "SS")),)
         else:
-            found = tuple(map(float, np.atleast_1d(np.asarray(header.get(keyword), dtype=np.float64))))
+            found = tuple(map(float, np.atleast_1d(np.asarray(parsed_value(header, keyword), dtype=np.float64))))
     except Exception as error:
         if exhausted(error):
             raise
@@ -108,7 +113,7 @@ def _text(header: Header, keyword: str) -> str:
         if isinstance(value, bytes) and value.isascii():
             value = value.decode("ascii")
         elif isinstance(value, bytes):  # depends on the character set
-            value = header.get(keyword)
+            value = parsed_value(header, keyword)
         if not isinstance(value, str):
             value = "" if value is None else "\\".join(map(str, np.atleast_1d(value)))
     except Exception as error:
@@ -122,8 +127,8 @@ def frame_item(header: Header, keyword: str, frame: int) -> Header:
     """The item with an element of a frame: from its own functional groups, the shared ones, or the top level."""
     if keyword not in GROUPS or SHARED_GROUPS not in header:
         return header
-    own: Any = header.get("PerFrameFunctionalGroupsSequence") or []
-    shared: Any = header.get("SharedFunctionalGroupsSequence") or []
+    own = parsed_value(header, "PerFrameFunctionalGroupsSequence") or []
+    shared = parsed_value(header, "SharedFunctionalGroupsSequence") or []
     for item in [*own[frame : frame + 1], *shared[:1]]:
         inner = item.get(GROUPS[keyword])
         if inner and TAGS[keyword] in inner[0]:

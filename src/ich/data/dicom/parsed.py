@@ -15,7 +15,7 @@ from pydicom.config import IGNORE, settings
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
 
-from ich.data.dicom.elements import DEFLATED, Header
+from ich.data.dicom.elements import DEFLATED, Header, parsed_value
 from ich.data.dicom.plain import Pixels
 from ich.data.refusal import Reason, Unreadable
 
@@ -75,5 +75,5 @@ def pixels(dataset: Dataset, stream: Stream) -> Pixels:
 
 def extended_offsets(header: Header) -> tuple[int, ...]:
     """The extended offset table; empty where there is none."""
-    table: Any = header.get("ExtendedOffsetTable") or b""
+    table = parsed_value(header, "ExtendedOffsetTable") or b""
     return struct.unpack(f"<{len(table) // 8}Q", table[: len(table) // 8 * 8])
