@@ -17,6 +17,8 @@ from typing import IO
 
 import numpy as np
 
+from ich.data.refusal import Reason, Unreadable, exhausted
+
 LIMIT = 4.0  # seconds per frame, and as much again per 2048 x 2048 pixels: 500 times the usual time
 MEMORY = 4 << 30  # bytes of address space; a stream may claim a larger image than the header
 READY = b"ready\n"
@@ -34,18 +36,6 @@ SYNTAXES = {
     "1.2.840.10008.1.2.4.202": "htj2k",
     "1.2.840.10008.1.2.4.203": "htj2k",  # lossy
 }
-
-
-class DecoderError(ValueError):
-    """The decoder rejected the stream."""
-
-
-class DecoderCrashed(DecoderError):
-    """The decoding process crashed."""
-
-
-class DecoderHung(DecoderError):
-    """The decoder exceeded its time limit."""
 
 
 class NoDecodingProcess(RuntimeError):
@@ -112,7 +102,7 @@ _children: dict[int, subprocess.Popen[bytes]] = {}  # by process id: forks must 
 def decode(syntax: str, data: bytes, rows: int, columns: int, width: int) -> np.ndarray:
     """Stored values [rows, columns] of a frame: unsigned integers of `width` bytes, two's complement if signed.
 
-    syntax: one of SYNTAXES. Raises DecoderError and NoDecodingProcess.
+    syntax: one of SYNTAXES. Raises Unreadable and NoDecodingProcess.
     """
     limit = LIMIT * (1 + rows * columns / 2048**2)
     request = {"codec": SYNTAXES[syntax], "rows": rows, "columns": columns, "width": width}
@@ -130,16 +120,14 @@ def decode(syntax: str, data: bytes, rows: int, columns: int, width: int) -> np.
         if answer is None or len(plain) < answer["length"]:
             stop()
             if child.returncode == -signal.SIGALRM:
-                raise DecoderHung(f"more than {limit:.0f} s")
-            raise DecoderCrashed(f"exit code {child.returncode}")
+                raise Unreadable(Reason.DECODER_HUNG, f"more than {limit:.0f} s")
+            raise Unreadable(Reason.DECODER_CRASHED, f"exit code {child.returncode}")
     if answer["error"]:
-        raise DecoderError(answer["error"])
+        raise Unreadable(Reason.NOT_DECODED, answer["error"])
     return np.frombuffer(plain, f"<u{width}").reshape(rows, columns)
 
 
 def _child() -> subprocess.Popen[bytes]:
-    from ich.data.refusal import exhausted  # the decoding process starts faster without it
-
     child = _children.get(os.getpid())
     if child is None or child.poll() is not None:
         quiet = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from pydicom.dataset import Dataset
 
 from ich.data import decoders, fragments, units
 from ich.data.dicom import parsed, plain
@@ -19,6 +18,7 @@ from ich.data.dicom.elements import (
     MODALITY_LUT,
     TAGS,
     Header,
+    PlainHeader,
     frame_item,
     identifier,
     integer,
@@ -36,11 +36,6 @@ MAX_POSITION = 1e5  # mm; no scanner is a hundred metres long
 CT_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.2{suffix}" for suffix in ("", ".1", ".2"))
 NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"}
 STORED = {(bits, little): np.dtype(f"{'<' if little else '>'}u{bits // 8}") for bits in (8, 16) for little in (0, 1)}
-DECODER_REASONS = {
-    decoders.DecoderHung: Reason.DECODER_HUNG,
-    decoders.DecoderCrashed: Reason.DECODER_CRASHED,
-    decoders.DecoderError: Reason.NOT_DECODED,
-}
 OTHER_IMAGES = ("LOCALIZER", "SCOUT", "TOPOGRAM", "SCREEN SAVE")  # in ImageType
 OTHER_UNITS = ("OD", "MGML", "Z_EFF", "ED", "EDW", "PCT")  # RescaleType: density, iodine, effective atomic number, ...
 
@@ -165,7 +160,7 @@ def _validated(header: Header, stream: parsed.Stream, pixels: Pixels | None = No
     if frames < 1 or rows * columns * frames > MAX_PIXELS:
         raise Unreadable(Reason.BAD_SIZE, f"{frames} frames of {rows} x {columns}")
     if pixels is None:
-        assert isinstance(header, Dataset)
+        assert not isinstance(header, PlainHeader)
         syntax = parsed.syntax(header)
         if syntax not in NATIVE and syntax not in decoders.SYNTAXES:
             raise Unreadable(Reason.NO_DECODER, f"transfer syntax {_quoted(syntax, '[0-9.]{1,64}')}")
@@ -262,10 +257,7 @@ def _hounsfield(file: CtFile, frame: int) -> np.ndarray:
         if not file.fragments[frame]:
             raise Unreadable(Reason.NOT_DECODED, f"the fragments of frame {frame} of {file.frames} are unknown")
         data = fragments.read(file.stream, file.fragments[frame])
-        try:
-            stored = decoders.decode(file.pixels.syntax, data, file.rows, file.columns, file.dtype.itemsize)
-        except decoders.DecoderError as error:
-            raise Unreadable(DECODER_REASONS[type(error)], str(error)) from None
+        stored = decoders.decode(file.pixels.syntax, data, file.rows, file.columns, file.dtype.itemsize)
         return units.hounsfield(stored, scale)
     stored = np.empty((file.rows, file.columns), file.dtype)
     file.stream.seek(file.pixels.offset + frame * stored.nbytes)
