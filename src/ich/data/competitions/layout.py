@@ -82,11 +82,6 @@ def find(root: Path, folder: str, wanted: Callable[[str], bool]) -> list[str]:
     return [f"{folder}/{name}" for name in names] if folder else names
 
 
-def require_files(paths: Sequence[object], folder: Path, suffix: str, where: str = "at any depth below it") -> None:
-    if not paths:
-        raise LayoutError(f"{folder}: no {suffix} file {where}; unpack the competition's archive there")
-
-
 def with_suffix(suffix: str) -> Callable[[str], bool]:
     """Match file names by suffix, in any case; hidden files (as `._1.dcm` in archives of a Mac) never match."""
     return lambda name: not name.startswith(".") and name.lower().endswith(suffix)
@@ -94,8 +89,15 @@ def with_suffix(suffix: str) -> Callable[[str], bool]:
 
 def file_table(ids: Sequence[str], split: str | Sequence[str], paths: Sequence[str]) -> pd.DataFrame:
     """`Raw.files`."""
-    table = pd.DataFrame({"image_id": ids, "split": split, "path": paths})
-    return table.astype("str")
+    return pd.DataFrame({"image_id": ids, "split": split, "path": paths}).astype("str")
+
+
+def images(root: Path, folder: str, suffix: str, split: str) -> pd.DataFrame:
+    """`Raw.files` of the files with a suffix at any depth below a folder; an id is a name without its suffix."""
+    paths = find(root, folder, with_suffix(suffix))
+    if not paths:
+        raise LayoutError(f"{root / folder}: no {suffix} file at any depth below it; unpack the competition there")
+    return file_table([path.rpartition("/")[2][: -len(suffix)] for path in paths], split, paths)
 
 
 def refuse_same_id(table: pd.DataFrame) -> None:

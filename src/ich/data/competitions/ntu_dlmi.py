@@ -63,10 +63,7 @@ def _files(root: Path, folder: str) -> pd.DataFrame:
         if folder == "train2":  # optional: it has no labels
             return layout.file_table([], "train", [])
         raise LayoutError(f"{root}: no folder {folder}; unpack the competition's archive there")
-    paths = layout.find(root, folder, layout.with_suffix(".dcm"))
-    layout.require_files(paths, root / folder, ".dcm")
-    ids = [path.rpartition("/")[2][: -len(".dcm")] for path in paths]
-    return layout.file_table(ids, "test" if folder == "test" else "train", paths)
+    return layout.images(root, folder, ".dcm", "test" if folder == "test" else "train")
 
 
 def _labels(path: Path) -> tuple[pd.DataFrame, list[str]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from ich.data.competitions import layout
-from ich.data.competitions.layout import SUBTYPES, Raw
+from ich.data.competitions.layout import SUBTYPES, LayoutError, Raw
 
 CLASSES = (*SUBTYPES, "any")
 CLASS_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 2.0)  # of the competition's weighted log loss
@@ -51,7 +51,8 @@ def _sample(root: Path) -> Path:
 
 def _files(folder: Path, split: str) -> pd.DataFrame:
     names = sorted(filter(layout.with_suffix(".dcm"), os.listdir(folder)))
-    layout.require_files(names, folder, ".dcm", "in it")
+    if not names:
+        raise LayoutError(f"{folder}: no .dcm file in it; unpack the competition there")
     ids = [name[: -len(".dcm")] for name in names]
     return layout.file_table(ids, split, [f"{folder.name}/{name}" for name in names])
 

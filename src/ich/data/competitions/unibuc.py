@@ -26,20 +26,18 @@ def raw(root: Path) -> Raw:
     both = sorted(set(test_ids) & set(labels["image_id"]))
     if both:
         raise LayoutError(f"{sample}: image {both[0]} is in the label tables too; remove it from one of them")
-    paths = layout.find(root, "", layout.with_suffix(".png"))
-    layout.require_files(paths, root, ".png")
-    ids = [path.rpartition("/")[2][: -len(".png")] for path in paths]
-    files = layout.file_table(ids, "train", paths)
+    files = layout.images(root, "", ".png", "train")
     test, known = files["image_id"].isin(test_ids), files["image_id"].isin(labels["image_id"])
     files.loc[test, "split"] = "test"
-    if (~test & ~known).any():
-        notes.append(f"{int((~test & ~known).sum())} images are in no table and ignored")
-    files = files[test | known].reset_index(drop=True)
-    if files.empty:
+    unknown = int((~test & ~known).sum())
+    if unknown == len(files):
         raise LayoutError(
-            f"{root}: none of the {len(ids)} images is in a table; ids are file names without .png, but the first"
-            f" label is of {labels['image_id'].iloc[0]} and the first image is {ids[0]}"
+            f"{root}: none of the {len(files)} images is in a table; ids are file names without .png, but the first"
+            f" label is of {labels['image_id'].iloc[0]} and the first image is {files['image_id'].iloc[0]}"
         )
+    if unknown:
+        notes.append(f"{unknown} images are in no table and ignored")
+    files = files[test | known].reset_index(drop=True)
     layout.refuse_same_id(files)
     return Raw(files, labels, test_ids, {CLASS: 1.0}, sample.name, tuple(notes), values="grey")
 
