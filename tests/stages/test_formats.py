@@ -256,7 +256,7 @@ def test_a_folder_with_labels_of_studies_and_no_test_set_runs_to_its_scores(tmp_
     assert table["path"].str.startswith("scan0.zip!/").sum() == len(studies[0].image_ids)
     notes = json.loads(plan.prepared.record.path.read_text())["notes"]
     assert any("weak labels" in note for note in notes)
-    assert any("'../../escaped.dcm' is left out" in note for note in notes)
+    assert any("'../../escaped.dcm' is ignored" in note for note in notes)
     assert not list(tmp_path.parent.rglob("escaped.dcm"))
     assert not list(plan.workspace.submissions.glob("submission*.csv"))
     scores = pd.read_csv(plan.workspace.submissions / "scores.csv")
