@@ -82,19 +82,17 @@ def find(root: Path, folder: str, wanted: Callable[[str], bool]) -> list[str]:
     return [f"{folder}/{name}" for name in names] if folder else names
 
 
-def with_suffix(suffix: str) -> Callable[[str], bool]:
-    """Match file names by suffix, in any case; hidden files (as `._1.dcm` in archives of a Mac) never match."""
-    return lambda name: not name.startswith(".") and name.lower().endswith(suffix)
-
-
 def file_table(ids: Sequence[str], split: str | Sequence[str], paths: Sequence[str]) -> pd.DataFrame:
     """`Raw.files`."""
     return pd.DataFrame({"image_id": ids, "split": split, "path": paths}).astype("str")
 
 
 def images(root: Path, folder: str, suffix: str, split: str) -> pd.DataFrame:
-    """`Raw.files` of the files with a suffix at any depth below a folder; an id is a name without its suffix."""
-    paths = find(root, folder, with_suffix(suffix))
+    """`Raw.files` of the files with a suffix at any depth below a folder; an id is a name without its suffix.
+
+    Hidden files (as `._1.dcm` in archives of a Mac) are ignored.
+    """
+    paths = find(root, folder, lambda name: not name.startswith(".") and name.lower().endswith(suffix))
     if not paths:
         raise LayoutError(f"{root / folder}: no {suffix} file at any depth below it; unpack the competition there")
     return file_table([path.rpartition("/")[2][: -len(suffix)] for path in paths], split, paths)

@@ -50,7 +50,7 @@ def _sample(root: Path) -> Path:
 
 
 def _files(folder: Path, split: str) -> pd.DataFrame:
-    names = sorted(filter(layout.with_suffix(".dcm"), os.listdir(folder)))
+    names = sorted(name for name in os.listdir(folder) if name.endswith(".dcm") and not name.startswith("."))
     if not names:
         raise LayoutError(f"{folder}: no .dcm file in it; unpack the competition there")
     ids = [name[: -len(".dcm")] for name in names]
