@@ -50,7 +50,7 @@ OWNERS = {
 HEAVY = {"torch", "timm", "numpy", "pandas", "sklearn", "lightgbm", "optuna", "pydicom", "cv2", "albumentations"}
 LATE = {  # packages that a file imports inside functions, beside cli.py and the registry of kinds
     "processes.py": {"joblib"},  # `ich --help` starts no worker processes
-    "data/decoders.py": {"imagecodecs", "ich", "resource"},  # the decoding process imports less
+    "data/decoders.py": {"imagecodecs", "resource"},  # in the decoding process only
     "networks/cnn.py": {"torchvision"},  # a check
     "training/trackers.py": {"accelerate"},  # slow, and only with trackers
 }

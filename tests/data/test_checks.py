@@ -15,7 +15,7 @@ CLASSES = ["bleed", "any"]
 
 
 def slices(**columns) -> pd.DataFrame:
-    """Four training slices of one sound series and two of a test series, 5 mm apart; `columns` replace what is said."""
+    """Four training slices of one sound series and two of a test series, 5 mm apart; `columns` replace the defaults."""
     sound = {
         "image_id": list("abcdef"),
         "patient_id": ["p"] * 4 + ["q"] * 2,
@@ -42,7 +42,7 @@ def slices(**columns) -> pd.DataFrame:
 
 
 def of(rule: str, found: pd.DataFrame) -> list[tuple[str, str]]:
-    """Names and details of a rule's instances."""
+    """Names and details of the instances of a rule."""
     assert list(found.columns) == list(COLUMNS)
     assert (found["severity"] == [RULES[r].severity for r in found["rule"]]).all()
     part = found[found["rule"] == rule]
@@ -53,16 +53,16 @@ def kinds(found: pd.DataFrame) -> set[str]:
     return set(found["rule"])
 
 
-# ---- files and promises
+# ---- files and labels
 
 
-def test_files_that_the_format_does_not_read_are_extra_but_tables_and_archives_beside_the_folders_are_not():
+def test_extra_files_are_those_in_folders_and_images_at_the_top():
     present = ["train/a.dcm", "train/.DS_Store", "b.dcm", "labels.csv", "all.zip", "notes.txt", "train/scans.zip"]
     found = checks.extra_files(present, ["train/a.dcm", "train/scans.zip!/x.dcm"])
     assert of("extra_file", found) == [("b.dcm", ""), ("train/.DS_Store", "")]
 
 
-def test_refused_files_and_promised_images_without_file_are_told_apart():
+def test_refused_files_and_listed_images_without_file_have_different_rules():
     refused = [
         Quarantined("a", "train", "train/a.dcm", "truncated", "3 of 8 bytes"),
         Quarantined("b", "train", "", "label_without_file", ""),
@@ -76,48 +76,48 @@ def test_refused_files_and_promised_images_without_file_are_told_apart():
     assert of("test_image_without_file", found) == [("c", "")]
 
 
-def test_readable_slices_without_label_or_beyond_the_sample_submission_are_named():
+def test_slices_without_label_or_not_in_the_sample_submission_are_found():
     table = slices(bleed=[0, 1, np.nan, 0, np.nan, np.nan])
-    found = checks.promises(table, CLASSES, ["e"])
+    found = checks.coverage(table, CLASSES, ["e"])
     assert of("file_without_label", found) == [("train/c.dcm", "")]
     assert of("test_file_not_asked_for", found) == [("test/f.dcm", "")]
-    assert checks.promises(slices(), CLASSES, ["e", "f"]).empty
+    assert checks.coverage(slices(), CLASSES, ["e", "f"]).empty
 
 
 def test_a_split_without_a_readable_slice_is_an_error():
-    assert checks.promises(slices()[:4], CLASSES, [], ["train"]).empty
-    assert [n for n, _ in of("nothing_to_read", checks.promises(slices()[:4], CLASSES, ["e"]))] == ["test"]
-    assert [n for n, _ in of("nothing_to_read", checks.promises(slices()[4:], CLASSES, ["e", "f"]))] == ["train"]
+    assert checks.coverage(slices()[:4], CLASSES, [], ["train"]).empty
+    assert [n for n, _ in of("nothing_to_read", checks.coverage(slices()[:4], CLASSES, ["e"]))] == ["test"]
+    assert [n for n, _ in of("nothing_to_read", checks.coverage(slices()[4:], CLASSES, ["e", "f"]))] == ["train"]
 
 
-def test_a_study_without_any_label_is_noted_and_its_slices_are_not_named():
+def test_an_unlabelled_study_is_one_finding():
     table = pd.concat([slices(), slices(study_id="v", bleed=np.nan, any=np.nan)[:2]], ignore_index=True)
-    found = checks.promises(table, CLASSES, ["e", "f"])
+    found = checks.coverage(table, CLASSES, ["e", "f"])
     assert of("unlabelled_study", found) == [("v", "")]
     assert kinds(found) == {"unlabelled_study"}
 
 
-def test_a_training_set_without_one_label_is_an_error():
-    found = checks.promises(slices(bleed=np.nan), CLASSES, ["e", "f"])
-    assert of("nothing_to_read", found) == [("train", "not one readable slice has a label")]
+def test_a_training_set_without_labels_is_an_error():
+    found = checks.coverage(slices(bleed=np.nan), CLASSES, ["e", "f"])
+    assert [name for name, _ in of("nothing_to_read", found)] == ["train"]
 
 
-# ---- the same thing twice
+# ---- duplicates
 
 
-def test_an_image_id_of_two_files_is_an_error():
+def test_two_files_with_one_image_id_are_an_error():
     files = pd.DataFrame({"image_id": ["a", "b", "a"], "path": ["x/a.dcm", "x/b.dcm", "y/a.dcm"]})
     found = checks.duplicates("duplicate_id", files, "image_id")
     assert of("duplicate_id", found) == [("y/a.dcm", "the same as x/a.dcm")]
 
 
-def test_two_files_with_one_instance_uid_are_named_and_those_without_any_are_not():
+def test_two_files_with_one_instance_uid_are_found():
     table = slices(instance_uid=["a", "b", "a", "", "", "f"])
     found = checks.duplicate_images(table, CLASSES)
     assert of("duplicate_uid", found) == [("train/c.dcm", "the same as train/a.dcm")]
 
 
-def test_copies_of_pixels_say_what_is_wrong_about_them():
+def test_copies_of_pixels_across_labels_patients_and_splits_are_found():
     table = slices(digest=["1", "2", "2", "4", "4", "6"])
     found = checks.duplicate_images(table, CLASSES)
     assert of("duplicate_pixels", found) == [
@@ -126,33 +126,33 @@ def test_copies_of_pixels_say_what_is_wrong_about_them():
     ]
 
 
-def test_blank_pictures_are_no_copies():
+def test_blank_images_are_not_copies():
     table = slices(digest=["1", "1", "3", "4", "5", "6"], blank=[True, True, False, False, False, False])
     found = checks.duplicate_images(table, CLASSES)
-    assert kinds(found) == {"blank_picture"}
-    assert [n for n, _ in of("blank_picture", found)] == ["train/a.dcm", "train/b.dcm"]
+    assert kinds(found) == {"blank_image"}
+    assert [n for n, _ in of("blank_image", found)] == ["train/a.dcm", "train/b.dcm"]
 
 
 # ---- patients and classes
 
 
-def test_patients_of_both_splits_and_studies_of_two_patients_are_named():
-    found = checks.patients(slices(patient_id=["p", "p", "x", "p", "q", "q"]), left_out=False)
+def test_patients_in_both_splits_and_studies_of_two_patients_are_found():
+    found = checks.patients(slices(patient_id=["p", "p", "x", "p", "q", "q"]), excluded=False)
     assert of("study_of_two_patients", found) == [("s", "p, x")]
     table = slices(patient_id=["p"] * 6, study_id=["s", "s", "s2", "s2", "t", "t"])
-    found = checks.patients(table, left_out=False)
+    found = checks.patients(table, excluded=False)
     assert of("patient_in_train_and_test", found) == [("p", "2 training studies, 1 test studies")]
-    assert kinds(checks.patients(table, left_out=True)) == {"overlap_left_out"}
-    assert checks.patients(slices(), left_out=False).empty
+    assert kinds(checks.patients(table, excluded=True)) == {"overlap_left_out"}
+    assert checks.patients(slices(), excluded=False).empty
 
 
-def test_classes_without_positives_or_negatives_and_the_prevalence_of_each():
+def test_prevalence_and_classes_without_positives_or_negatives():
     found = checks.prevalence(slices(), CLASSES)
     assert of("prevalence", found) == [
         ("bleed", "1 of 4 slices (25.00%), 1 of 1 studies"),
         ("any", "2 of 4 slices (50.00%), 1 of 1 studies"),
     ]
-    one_sided = slices(bleed=[0, 0, 0, 0, 1, 1], any=[1, 1, 1, 1, np.nan, np.nan])  # labels of test rows do not count
+    one_sided = slices(bleed=[0, 0, 0, 0, 1, 1], any=[1, 1, 1, 1, np.nan, np.nan])  # test labels are ignored
     found = checks.prevalence(one_sided, CLASSES)
     assert of("class_without_positives", found) == [("bleed", "")]
     assert of("class_without_negatives", found) == [("any", "")]
@@ -171,7 +171,7 @@ def two_studies() -> pd.DataFrame:
     return pd.concat([slices(), more], ignore_index=True)
 
 
-def test_a_fold_without_a_class_that_could_have_it_is_named():
+def test_a_fold_without_positives_of_a_class_is_found():
     ids = [f"s{k}" for k in range(4)]
     table = pd.concat([slices(study_id=i, patient_id=i, image_id=i, series_id=i)[:1] for i in ids], ignore_index=True)
     table = table.assign(bleed=[1.0, 1.0, 0.0, 0.0], any=[1.0, 1.0, 1.0, 1.0])
@@ -182,7 +182,7 @@ def test_a_fold_without_a_class_that_could_have_it_is_named():
     assert of("fold_without_class", found) == [("bleed", "fold 1 has no positive study")]
 
 
-def test_a_fold_table_that_does_not_fit_the_slices_is_an_error():
+def test_a_fold_table_of_other_slices_is_an_error():
     found = checks.folds(fold_table(study_id=["s", "z"]), two_studies(), CLASSES, 2, "f.csv")
     assert of("folds", found) == [
         ("f.csv", "study_id z: study_id is z; expected a labelled study of the slice table"),
@@ -193,7 +193,7 @@ def test_a_fold_table_that_does_not_fit_the_slices_is_an_error():
 # ---- columns and values that do not belong
 
 
-def test_a_column_too_many_and_one_too_few_are_told():
+def test_unknown_and_missing_columns_are_errors():
     found = checks.folds(fold_table().rename(columns={"bleed": "bled"}), two_studies(), CLASSES, 2, "f.csv")
     assert found["row"].tolist() == [1, 1]
     assert found["detail"].tolist() == [
@@ -202,7 +202,7 @@ def test_a_column_too_many_and_one_too_few_are_told():
     ]
 
 
-def test_a_wrong_value_in_a_table_that_is_no_file_is_told_without_a_row():
+def test_wrong_values_of_a_table_in_memory_have_no_row():
     found = checks.misfits(slices(), rules.slice_values(slices(tilt=[0, 0, 91, 0, 92, 0]), CLASSES), "slices")
     assert found[["rule", "name", "row"]].to_numpy().tolist() == [
         ["value_out_of_place", "slices: c", ""],
@@ -213,8 +213,8 @@ def test_a_wrong_value_in_a_table_that_is_no_file_is_told_without_a_row():
 # ---- studies and series
 
 
-def test_a_sound_study_has_nothing_but_its_length():
-    assert checks.places(slices()).empty
+def test_an_intact_study_has_no_finding_but_its_length():
+    assert checks.positions(slices()).empty
     assert checks.mixtures(slices()).empty
     found = checks.lengths(slices())
     assert of("study_lengths", found) == [
@@ -224,38 +224,38 @@ def test_a_sound_study_has_nothing_but_its_length():
     assert of("single_slice", checks.lengths(slices()[:5])) == [("t", "")]
 
 
-def test_gaps_of_two_medians_are_told_and_smaller_differences_are_only_noted():
-    gap = checks.places(slices(position=[0, 5, 15, 20, 0, 5]))
+def test_gaps_of_two_medians_are_warnings_and_smaller_differences_notes():
+    gap = checks.positions(slices(position=[0, 5, 15, 20, 0, 5]))
     assert of("gap", gap) == [("s/r", "5.0 to 10.0 mm, median 5.0")]
     assert kinds(gap) == {"gap"}
-    uneven = checks.places(slices(position=[0, 5, 12, 17, 0, 5]))
+    uneven = checks.positions(slices(position=[0, 5, 12, 17, 0, 5]))
     assert of("irregular_spacing", uneven) == [("s/r", "5.0 to 7.0 mm, median 5.0")]
     assert kinds(uneven) == {"irregular_spacing"}
-    assert checks.places(slices(position=[0, 5, 10.4, 15.4, 900, 905])).empty  # within a tenth, and in each series
+    assert checks.positions(slices(position=[0, 5, 10.4, 15.4, 900, 905])).empty  # within a tenth, and in each series
 
 
-def test_slices_at_one_place_are_named_and_do_not_count_as_gaps():
-    found = checks.places(slices(position=[0, 5, 5.0004, 10, 0, 5]))
-    assert of("duplicate_position", found) == [("train/c.dcm", "at the place of b")]
+def test_slices_at_one_position_are_found_and_ignored_as_gaps():
+    found = checks.positions(slices(position=[0, 5, 5.0004, 10, 0, 5]))
+    assert of("duplicate_position", found) == [("train/c.dcm", "same position as b")]
     assert kinds(found) == {"duplicate_position"}
 
 
-def test_a_series_with_a_slice_of_unknown_place_is_named_and_its_gaps_are_not_judged():
-    found = checks.places(slices(position=[0, 5, np.nan, 50, 0, 5]))
+def test_a_series_without_all_positions_is_found_and_its_gaps_are_ignored():
+    found = checks.positions(slices(position=[0, 5, np.nan, 50, 0, 5]))
     assert of("no_position", found) == [("s/r", "")]
     assert kinds(found) == {"no_position"}
 
 
-def test_tilted_series_are_noted_and_mixed_tilts_and_other_planes_are_warned_of():
-    assert of("tilted", checks.places(slices(tilt=[12.0] * 4 + [0.0] * 2))) == [("s/r", "12.0 to 12.0 degrees")]
-    mixed = checks.places(slices(tilt=[12.0, 12.0, 12.0, 14.0, 0.0, 0.0]))
+def test_tilted_series_mixed_tilts_and_other_planes_are_found():
+    assert of("tilted", checks.positions(slices(tilt=[12.0] * 4 + [0.0] * 2))) == [("s/r", "12.0 to 12.0 degrees")]
+    mixed = checks.positions(slices(tilt=[12.0, 12.0, 12.0, 14.0, 0.0, 0.0]))
     assert of("mixed_tilt", mixed) == [("s/r", "12.0 to 14.0 degrees")]
-    across = checks.places(slices(tilt=[90.0] * 4 + [0.0] * 2))
+    across = checks.positions(slices(tilt=[90.0] * 4 + [0.0] * 2))
     assert of("not_axial", across) == [("s/r", "90.0 to 90.0 degrees")]
     assert len(mixed) == len(across) == 1
 
 
-def test_several_series_or_sizes_in_a_study_are_named():
+def test_several_series_or_sizes_in_a_study_are_found():
     found = checks.mixtures(slices(series_id=["r", "r", "r2", "r2", "u", "u"]))
     assert found[["rule", "name", "detail"]].to_numpy().tolist() == [["mixed_series", "s", "2 series"]]
     found = checks.mixtures(slices(rows=[512, 512, 512, 256, 512, 512]))
@@ -272,11 +272,11 @@ def written(tmp_path, pixels: dict[str, np.ndarray]) -> list[str]:
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_examining_gives_header_and_pixels_of_each_file_in_order(tmp_path, jobs):
+def test_examine_reads_header_and_pixels_of_each_file_in_order(tmp_path, jobs):
     ramp = np.arange(12).reshape(3, 4)
     names = written(tmp_path, {"a": ramp, "b": ramp + 1, "c": ramp, "d": ramp.reshape(4, 3), "e": ramp * 0 + 5})
     (tmp_path / "f").write_text("no")
-    (tmp_path / "g").write_bytes((tmp_path / "a").read_bytes()[:-4])  # header sound, pixels cut
+    (tmp_path / "g").write_bytes((tmp_path / "a").read_bytes()[:-4])  # truncated pixels
     done: list[int] = []
     examined = examine.examine(tmp_path, [*names, "f", "g"], jobs, done.append)
     assert sum(done) == 7
@@ -292,11 +292,11 @@ def test_examining_gives_header_and_pixels_of_each_file_in_order(tmp_path, jobs)
     assert [len(shown) for _, shown in examined] == [1, 1, 1, 1, 1, 0, 0]
     kept = [shown[0] for _, shown in examined[:5] if isinstance(shown[0], Image)]
     assert [p.blank for p in kept] == [False, False, False, False, True]
-    assert len({p.digest for p in kept}) == 4  # a and c alike; d has the bytes of a in another shape
+    assert len({p.digest for p in kept}) == 4  # a and c are equal; d has the bytes of a in another shape
     assert kept[0] == kept[2]
 
 
-def test_a_copy_in_another_encoding_is_the_same_picture(tmp_path):
+def test_a_copy_in_another_encoding_has_the_same_digest(tmp_path):
     stored = np.arange(12, dtype=np.int16).reshape(3, 4)
     dicom.write(tmp_path / "a", stored, HEADER)
     dicom.write(tmp_path / "b", (stored + 1024).astype(np.uint16), replace(HEADER, signed=False, intercept=-1024.0))
@@ -304,22 +304,14 @@ def test_a_copy_in_another_encoding_is_the_same_picture(tmp_path):
     assert first == second
 
 
-def test_pictures_join_their_slices_and_what_could_not_be_read_leaves_the_table():
+def test_images_are_joined_to_slices_and_unreadable_slices_removed():
     header = Geometry("p", "s", "r", 0.0, 1, 0.0, 0.5, 0.5, instance_uid="u", rows=3, columns=4)
     frames = replace(header, further=(replace(header, frame=1), replace(header, frame=2)))
     bad = Unreadable(dicom.Reason.NOT_DECODED, "cut")
-    examined = [
-        (header, [Image("1", False)]),
-        (bad, []),
-        (frames, [Image("2", False), bad, Image("3", True)]),
-    ]
+    examined = [(header, [Image("1", False)]), (bad, []), (frames, [Image("2", False), bad, Image("3", True)])]
+    paths = ["m.dcm", "m.dcm", "m.dcm", "a.dcm"]
     table = pd.DataFrame(
-        {
-            "image_id": ["m#2", "m#0", "m#1", "a"],
-            "split": "train",
-            "path": ["m.dcm"] * 3 + ["a.dcm"],
-            "frame": [2, 0, 1, 0],
-        }
+        {"image_id": ["m#2", "m#0", "m#1", "a"], "split": "train", "path": paths, "frame": [2, 0, 1, 0]}
     )
     joined, refused = examine.with_images(table, ["a.dcm", "b.dcm", "m.dcm"], examined)
     assert joined[["image_id", "path", "instance_uid", "digest", "blank", "rows", "columns"]].to_numpy().tolist() == [
@@ -330,17 +322,17 @@ def test_pictures_join_their_slices_and_what_could_not_be_read_leaves_the_table(
     assert refused == [Quarantined("m#1", "train", "m.dcm", "not_decoded", "cut")]
 
 
-# ---- overlap, and what is printed
+# ---- the printed table
 
 
-def test_an_adapters_line_keeps_its_file_and_row():
+def test_a_layout_error_is_a_finding_with_file_and_row():
     found = layout("/in/train.csv: 1 bad rows (row 21: '2'); expected Label 0 or 1")
     assert found[["severity", "rule", "name", "row", "detail"]].to_numpy().tolist() == [
         ["error", "layout", "/in/train.csv", "21", "1 bad rows (row 21: '2'); expected Label 0 or 1"]
     ]
 
 
-def test_the_summary_has_a_row_a_rule_errors_first_and_few_names():
+def test_the_summary_has_errors_first_and_few_names_per_rule():
     found = pd.concat([findings("extra_file", list("vwxyz")), findings("duplicate_id", ["a"])], ignore_index=True)
     assert summary(found) == [
         ["duplicate id", "error", "1", "a", RULES["duplicate_id"].advice],
@@ -348,7 +340,13 @@ def test_the_summary_has_a_row_a_rule_errors_first_and_few_names():
     ]
 
 
-def test_every_rule_has_a_severity_and_every_complaint_says_what_to_do():
+def test_the_summary_shortens_long_names():
+    (row,) = summary(findings("single_slice", ["1." * 1000]))
+    assert len(row[3]) <= 64
+    assert row[3].startswith("1.1.")
+
+
+def test_rules_are_ordered_by_severity_and_errors_and_warnings_have_advice():
     order = [rule.severity for rule in RULES.values()]
     assert order == sorted(order, key=["error", "warning", "info"].index)
     assert all(rule.advice for rule in RULES.values() if rule.severity != "info")

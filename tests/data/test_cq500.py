@@ -7,9 +7,8 @@ import pytest
 from ich.data import dicom
 from ich.data.competitions import cq500
 from ich.data.competitions.layout import LayoutError
-from ich.ensemble.intervals import auc_interval
 
-REAL = Path(__file__).parents[3] / "shared/data/cq500"  # beside the repository, where somebody put it
+REAL = Path(__file__).parents[3] / "shared/data/cq500"  # optional
 
 
 def series(scan: str, folder: str, count: int, gap: float, patient: str | None = None, tilt: float = 0.0):
@@ -31,7 +30,7 @@ def kept(*parts: pd.DataFrame) -> tuple[list[str], cq500.Choice, pd.DataFrame]:
     return sorted(set(table.loc[choice.keep, "path"].str.split("/").str[1])), choice, table
 
 
-def test_of_thick_thin_contrast_bone_and_coronal_series_the_plain_thick_one_stays():
+def test_the_thick_axial_series_without_contrast_is_selected():
     folders, choice, table = kept(
         series("CQ500CT1", "thin", 240, 0.625),
         series("CQ500CT1", "POST CONTRAST", 40, 4),
@@ -47,18 +46,18 @@ def test_of_thick_thin_contrast_bone_and_coronal_series_the_plain_thick_one_stay
         "thin": "thin",
         "POST CONTRAST": "with contrast",
         "bone": "bone",
-        "coronal": "not axial, or a few slices",
+        "coronal": "not axial, or too few slices",
         "short": "shorter or further from 5 mm",
     }
 
 
-def test_thin_slices_alone_are_thinned_to_about_5_mm():
+def test_a_series_of_thin_slices_is_thinned_to_5_mm():
     _, choice, table = kept(series("CQ500CT1", "thin", 240, 0.625))
     assert np.diff(table.loc[choice.keep, "position"]).tolist() == [5.0] * 29
-    assert "1 scans of thin slices alone, thinned to about 5 mm" in choice.notes
+    assert "1 scans with thin slices only, thinned to about 5 mm" in choice.notes
 
 
-def test_another_patient_s_series_is_refused_whatever_it_is_like():
+def test_a_series_of_another_patient_is_refused():
     folders, choice, _ = kept(
         series("CQ500CT1", "thin", 100, 0.625), series("CQ500CT1", "plain", 30, 5, patient="CQ500-CT-2")
     )
@@ -69,7 +68,7 @@ def test_another_patient_s_series_is_refused_whatever_it_is_like():
     assert "30 files of other patients refused, in CQ500-CT-1" in choice.notes
 
 
-def test_where_ids_name_no_scan_the_patient_with_most_files_owns_it():
+def test_a_scan_belongs_to_the_patient_with_most_files_if_ids_are_anonymous():
     folders, _, _ = kept(
         series("CQ500CT1", "a", 9, 5, patient="anon1"), series("CQ500CT1", "b", 20, 5, patient="anon2")
     )
@@ -81,27 +80,24 @@ def write_reads(root, rows, names=("ICH", "IPH", "IVH", "SDH", "EDH", "SAH")):
     (root / "reads.csv").write_text("\n".join([header, *rows]) + "\n")
 
 
-def test_two_of_three_readers_are_the_truth(tmp_path):
+def test_labels_are_the_majority_of_three_readers(tmp_path):
     write_reads(tmp_path, ["CQ500-CT-7," + "1,1,0,0,0,1," + "1,0,0,1,0,1," + "0,1,0,0,0,1"])
     reads = cq500.reads(tmp_path)
     assert reads.values.tolist() == [["CQ500-CT-7", 1, 1, 0, 0, 0, 1]]
 
 
 @pytest.mark.parametrize(
-    ("rows", "says"),
+    ("rows", "message"),
     [
-        (
-            ["CQ500-CT-7," + ",".join("2" + "0" * 17)],
-            r"reads\.csv: 1 bad rows \(row 2: '2'\); expected in column 'R1:ICH'",
-        ),
+        (["CQ500-CT-7," + ",".join("2" + "0" * 17)], r"reads\.csv: .* \(row 2: '2'\); .* 'R1:ICH'"),
         (["CQ500-CT-7," + ",".join("0" * 17)], r"row 2: ''\); expected in column 'R3:SAH'"),
         (["patient7," + ",".join("0" * 18)], "expected a name CQ500-CT-<number>"),
         (["CQ500-CT-7," + ",".join("0" * 18)] * 2, "expected each scan once"),
     ],
 )
-def test_a_bad_row_of_the_readers_is_named(tmp_path, rows, says):
+def test_a_bad_row_of_the_readers_is_an_error(tmp_path, rows, message):
     write_reads(tmp_path, rows)
-    with pytest.raises(LayoutError, match=says):
+    with pytest.raises(LayoutError, match=message):
         cq500.reads(tmp_path)
 
 
@@ -109,20 +105,6 @@ def test_a_folder_without_scans_is_refused(tmp_path):
     write_reads(tmp_path, ["CQ500-CT-7," + ",".join("0" * 18)])
     with pytest.raises(LayoutError, match="no file below a folder CQ500CT<number>"):
         cq500.raw(tmp_path)
-
-
-def test_the_interval_is_seeded_holds_the_auc_and_shrinks_with_patients():
-    random = np.random.default_rng(1)
-    y = random.integers(0, 2, 400)
-    p = y + random.normal(0, 1.5, 400)
-    value, low, high = auc_interval(y, p, np.arange(400), resamples=200)
-    assert low < value < high
-    assert (value, low, high) == auc_interval(y, p, np.arange(400), resamples=200)
-    few = auc_interval(y, p, np.arange(400) // 20, resamples=200)
-    assert few[0] == value
-    part = auc_interval(y[:60], p[:60], np.arange(60), resamples=200)
-    assert part[2] - part[1] > high - low
-    assert np.isnan(auc_interval(np.ones(4), p[:4], np.arange(4))).all()
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the CQ500 sample is not here")

@@ -19,26 +19,24 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
 )
 
+import plain_slice
 from ich.data import cache, dicom, slice_table, units
 from ich.data.competitions import Raw
 from ich.data.crop import resized
-from ich.data.dicom import Reason, SliceHeader, Unreadable, parsed, reading
+from ich.data.dicom import Reason, Unreadable, parsed, reading
 from ich.data.units import Scale
 
-HEADER = SliceHeader(
+HEADER = replace(
+    plain_slice.HEADER,
     image_id="ID_0123456ab",
     patient_id="ID_01234567",
     study_id="ID_0123456789",
     series_id="ID_9876543210",
-    position=(-100.0, -120.0, 35.5),
-    orientation=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
     pixel_spacing=(0.5, 0.45),
     bits_stored=12,
     signed=False,
-    slope=1.0,
     intercept=-1024.0,
     window_center=(36.0, 36.0),
-    window_width=(80.0, 80.0),
     explicit_vr=False,
 )
 SIGNED = replace(HEADER, bits_stored=16, signed=True)
@@ -51,7 +49,7 @@ def path(tmp_path):
 
 
 def edited(path, header=HEADER, stored=STORED, **elements):
-    """Write a slice, then set elements of it (None deletes) behind our writer's back."""
+    """Write a slice, then set elements of its header with pydicom (None deletes)."""
     dicom.write(path, stored, header)
     dataset = pydicom.dcmread(path)
     for keyword, value in elements.items():
@@ -87,8 +85,6 @@ UNITS = {
     # Air is stored as 3096 = -1000 wrapped at 4096, water as 0 and 40 HU as 40: intercept 0 would make air bone.
     "wrapped at 12 bits": (replace(HEADER, intercept=0.0), [[3096, 0, 40]], {}, [[-1000, 0, 40]]),
     "no rescale": (SIGNED, [[-5, 60]], {"RescaleSlope": None, "RescaleIntercept": None}, [[-5, 60]]),
-    "bits above bits stored": (HEADER, [[1024 + 0x8000, 1064]], {}, [[0, 40]]),
-    "12 bits signed": (replace(HEADER, signed=True, intercept=0.0), [[0x0FFF, 5]], {}, [[-1, 5]]),
     "padding": (SIGNED_HU, [[3000, 40]], {"PixelPaddingValue": 3000}, [[-1024, 40]]),
     "negative padding": (SIGNED_HU, [[-900, 40]], {"PixelPaddingValue": -900 % 65536}, [[-1024, 40]]),
     "range of padding": (
@@ -117,11 +113,11 @@ def test_other_uncompressed_syntaxes_give_the_same_units(path, syntax):
     if syntax == ExplicitVRBigEndian:
         dataset.PixelData = STORED.astype(">u2").tobytes()
     pydicom.dcmwrite(path, dataset, little_endian=syntax.is_little_endian, implicit_vr=False)
-    assert dicom.hounsfield(path).tolist() == [[-1024, 0, 3071], [36, -1000, 976]]
+    assert dicom.hounsfield(path).tolist() == HU
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
-def test_a_full_disk_is_the_systems_own_error():
+def test_a_full_disk_raises_the_error_of_the_system():
     with pytest.raises(OSError, check=lambda error: error.errno == errno.ENOSPC):
         dicom.write(Path("/dev/full"), STORED, HEADER)
 
@@ -152,7 +148,7 @@ def test_position_is_the_projection_on_the_normal_of_a_tilted_slice(path):
     )
 
 
-def test_a_slice_without_position_says_so_and_keeps_its_number(path):
+def test_a_slice_without_position_keeps_its_instance_number(path):
     edited(path, ImagePositionPatient=None, InstanceNumber=12)
     found = dicom.geometry(path)
     assert found.position is None
@@ -171,7 +167,7 @@ def group(**elements) -> Sequence:
 
 
 def enhanced(path, heights=(30.0, 10.0, 20.0)):
-    """An enhanced CT: shared orientation, spacing and slope; position and intercept a frame."""
+    """An enhanced CT: shared orientation and spacing; position, slope and intercept per frame."""
     dicom.write(path, STORED, replace(HEADER, explicit_vr=True))
     dataset = pydicom.dcmread(path)
     for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope"):
@@ -196,7 +192,7 @@ def enhanced(path, heights=(30.0, 10.0, 20.0)):
     return path
 
 
-def test_each_frame_of_an_enhanced_ct_has_its_own_place_and_units(path):
+def test_each_frame_of_an_enhanced_ct_has_its_own_position_and_units(path):
     first = dicom.geometry(enhanced(path))
     frames = [first, *first.further]
     assert [frame.position for frame in frames] == [30, 10, 20]
@@ -234,32 +230,13 @@ def test_a_localizer_among_the_frames_refuses_the_file(path):
     assert refusal(path) == Reason.NOT_CT_SLICE
 
 
-# ---- what the header says of the values
+# ---- values
 
 
 def test_8_bit_values_are_scaled(path):
-    dicom.write(path, np.zeros((1, 4), np.uint16), replace(HEADER, bits_stored=8, slope=2.0, intercept=-100.0))
-    dataset = pydicom.dcmread(path)
-    dataset.BitsAllocated = 8
-    dataset.PixelData = bytes([0, 50, 100, 255])
-    dataset["PixelData"].VR = "OW"
-    dataset.save_as(path)
+    header = replace(HEADER, bits_stored=8, slope=2.0, intercept=-100.0)
+    edited(path, header, np.zeros((1, 4), np.uint16), BitsAllocated=8, PixelData=bytes([0, 50, 100, 255]))
     assert dicom.hounsfield(path).tolist() == [[-100, 0, 100, 410]]
-
-
-@settings(max_examples=200)
-@given(
-    values=st.lists(st.integers(-32768, 32767), min_size=1, max_size=8),
-    intercept=st.integers(-40000, 40000),
-    signed=st.booleans(),
-)
-def test_the_fast_sum_is_the_sum(values, intercept, signed):
-    stored = np.array(values, np.int16) if signed else np.array(values, np.int16).view(np.uint16)
-    expected = [min(max(int(v) + intercept, -1024), 3071) for v in stored]
-    scale, kept = Scale(16, signed, 1.0, float(intercept), None), stored.copy()
-    assert units.hounsfield(stored[None], scale)[0].tolist() == expected
-    assert stored.tolist() == kept.tolist()
-    assert units.hounsfield(stored[None], scale, in_place=True)[0].tolist() == expected
 
 
 @settings(max_examples=200)
@@ -268,24 +245,26 @@ def test_the_fast_sum_is_the_sum(values, intercept, signed):
     bits=st.integers(1, 16),
     signed=st.booleans(),
     slope=st.sampled_from([1.0, 2.0, -1.0]),
-    intercept=st.sampled_from([-1024, -1000, 0, 100, 3000, 70000]),
+    intercept=st.sampled_from([-1024, -1000, 0, 100, 3000, 70000]) | st.integers(-40000, 40000),
     padding=st.sampled_from([None, (0, 0), (-2000, 5), (60000, 60000)]),
     big=st.booleans(),
     in_place=st.booleans(),
 )
-def test_units_are_those_of_the_significant_bits(values, bits, signed, slope, intercept, padding, big, in_place):
+def test_units_are_computed_from_the_stored_bits(values, bits, signed, slope, intercept, padding, big, in_place):
     stored = np.array([values], ">u2" if big else "<u2")
+    kept = stored.copy()
     expected: list[int] = []
     for number in values:
         value = number % (1 << bits)
         value -= (value >> (bits - 1) << bits) if signed else 0
-        nothing = padding is not None and padding[0] <= value <= padding[1]
+        padded = padding is not None and padding[0] <= value <= padding[1]
         wrapped = bits == 12 and not signed and abs(intercept) < 100
         result = (value + 1000) % 4096 * slope - 1000 if wrapped else value * slope + intercept
-        expected.append(-1024 if nothing else int(min(max(result, -1024), 3071)))
+        expected.append(-1024 if padded else int(min(max(result, -1024), 3071)))
     found = units.hounsfield(stored, Scale(bits, signed, slope, float(intercept), padding), in_place=in_place)
     assert found.dtype == np.int16
     assert found[0].tolist() == expected
+    assert in_place or stored.tolist() == kept.tolist()
 
 
 # ---- refusals
@@ -319,19 +298,19 @@ def test_units_are_those_of_the_significant_bits(values, bits, signed, slope, in
         ({"RescaleType": "HU"}, None),
     ],
 )
-def test_an_unusable_element_has_its_reason(path, elements, reason):
+def test_an_unusable_element_is_refused_with_its_reason(path, elements, reason):
     assert refusal(edited(path, **elements)) == reason
 
 
-def test_a_cut_file_is_refused_with_its_header(path):
+def test_a_truncated_file_is_refused_by_its_header(path):
     dicom.write(path, STORED, HEADER)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(Unreadable, match="11 of 12 bytes"):
         dicom.geometry(path)
 
 
-def test_a_deflated_bomb_is_refused_before_it_takes_memory(path, monkeypatch):
-    monkeypatch.setattr(parsed, "LARGEST_INFLATED", 1 << 22)
+def test_a_deflate_bomb_is_refused(path, monkeypatch):
+    monkeypatch.setattr(parsed, "MAX_INFLATED", 1 << 22)
     dicom.write(path, np.zeros((2048, 2048), np.uint16), replace(HEADER, explicit_vr=True))
     dataset = pydicom.dcmread(path)
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
@@ -340,12 +319,7 @@ def test_a_deflated_bomb_is_refused_before_it_takes_memory(path, monkeypatch):
     assert refusal(path) == Reason.BAD_SIZE
 
 
-def test_what_is_no_file_is_refused_without_waiting_for_it(path):
-    os.mkfifo(path)
-    assert refusal(path) == Reason.UNREADABLE
-
-
-def test_what_a_header_says_can_end_no_line_and_reach_no_terminal(path):
+def test_control_characters_of_a_header_are_removed(path):
     edited(path, Modality="\x1b[2J\nX", PatientID="a\nb")
     with pytest.raises(Unreadable) as refused:
         dicom.geometry(path)
@@ -353,37 +327,21 @@ def test_what_a_header_says_can_end_no_line_and_reach_no_terminal(path):
     assert dicom.geometry(edited(path, PatientID="a\x1b\nb")).patient_id == "ab"
 
 
-def test_each_reason_is_explained():
+def test_each_reason_is_documented():
     text = (Path(__file__).parents[2] / "docs" / "reference" / "quarantine.md").read_text(encoding="utf-8")
     explained = re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)
     assert explained == [reason.name.lower() for reason in Reason]
 
 
-def test_a_slope_that_is_no_number_is_refused(path):
+def test_a_nan_slope_is_refused(path):
     dicom.write(path, STORED, replace(HEADER, slope=7.25))
     path.write_bytes(path.read_bytes().replace(b"7.25", b"nan "))
     assert refusal(path) == Reason.BAD_RESCALE
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        (b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.9.9\0"),  # a transfer syntax that nobody knows
-        (b"1.2.840.10008.1.2.1\0", b"1.2.840.10008\\1.2.1\0"),  # two of them
-        (b"\x28\x00\x03\x01US", b"\x28\x00\x03\x01XX"),  # a value representation that does not exist
-        (b"\xe0\x7f\x10\x00OW", b"\xe0\x7f\x10\x00ZZ"),
-        (b"\xe0\x7f\x10\x00OW", b"\xe0\x7f\x10\x00LT"),  # pixels as text
-    ],
-)
-def test_one_damaged_byte_of_the_header_is_refused_and_not_raised(path, old, new):
-    dicom.write(path, STORED, replace(HEADER, explicit_vr=True))
-    content = path.read_bytes()
-    assert old in content
-    path.write_bytes(content.replace(old, new, 1))
-    assert refusal(path) in Reason
-
-
-def test_files_that_are_not_there_or_not_dicom_have_their_reason(tmp_path):
+def test_missing_files_folders_pipes_and_other_formats_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.dcm")
+    assert refusal(tmp_path / "pipe.dcm") == Reason.UNREADABLE
     (tmp_path / "text.dcm").write_text("hello" * 100)
     (tmp_path / "empty.dcm").write_bytes(b"")
     (tmp_path / "folder.dcm").mkdir()
@@ -393,7 +351,7 @@ def test_files_that_are_not_there_or_not_dicom_have_their_reason(tmp_path):
     assert refusal(tmp_path / "empty.dcm") == Reason.NOT_DICOM
 
 
-def test_what_is_written_reads_as_a_ct_slice_elsewhere(path):
+def test_pydicom_reads_a_written_slice(path):
     dicom.write(path, STORED, HEADER)
     dataset = pydicom.dcmread(path)
     assert dataset.SOPClassUID == CTImageStorage
@@ -402,18 +360,7 @@ def test_what_is_written_reads_as_a_ct_slice_elsewhere(path):
     assert (dataset.pixel_array == STORED).all()
 
 
-def test_a_machine_without_file_handles_ends_the_run_and_quarantines_nothing(path, monkeypatch):
-    dicom.write(path, STORED, HEADER)
-
-    def exhausted(*_args, **_kwargs):
-        raise OSError(errno.EMFILE, "Too many open files", str(path))
-
-    monkeypatch.setattr(reading, "open", exhausted, raising=False)
-    with pytest.raises(OSError, match="Too many open files"):
-        dicom.geometry(path)
-
-
-def test_a_fault_of_the_reader_itself_is_no_fault_of_the_file(path, monkeypatch):
+def test_a_programming_error_is_raised(path, monkeypatch):
     dicom.write(path, STORED, HEADER)
     monkeypatch.delattr(reading, "_normal")
     with pytest.raises(NameError):

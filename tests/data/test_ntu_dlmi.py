@@ -37,7 +37,7 @@ def test_files_at_any_depth_labels_and_test_ids_are_read(root):
 
 
 @pytest.mark.parametrize("shape", ["header", "index", "header and index", "names with folder and .dcm", "blank end"])
-def test_header_index_column_and_file_names_make_no_difference(root, shape):
+def test_header_index_column_and_file_names_are_optional(root, shape):
     before, lines = ntu_dlmi.raw(root).labels, rows({"b": "10001", "a": "00000"})
     if shape == "names with folder and .dcm":
         lines = [f"train1/{line.replace(',', '.dcm,', 1)}" for line in lines]
@@ -50,33 +50,33 @@ def test_header_index_column_and_file_names_make_no_difference(root, shape):
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "message"),
     [
         ("e,subdral,0", r"row 11: 'subdral'\); expected in the second column one of .* \(did you mean subdural\?\)"),
         ("e,subdural,2", r"row 11: '2'\); expected in the third column 0 or 1"),
         ("e,subdural,", r"row 11: ''\)"),
         ("e,subdu", "row 11: 'subdu'"),
         ("e,subdural", r"row 11: ''\); expected in the third column"),
-        ("e,subdural,1", r"image e has no row for epidural; five rows .* cut-off"),
+        ("e,subdural,1", r"image e has no row for epidural; expected 5 rows per image .* cut-off"),
         ("b,subdural,0", r"the same ID with Label 0 and 1: b_subdural \(rows 5, 11\)"),
     ],
 )
-def test_a_bad_row_is_named_as_an_editor_counts_it(root, line, says):
+def test_a_bad_row_is_an_error_with_its_number(root, line, message):
     write(root, [*rows({"b": "10001", "a": "00000"}), line])
-    with pytest.raises(LayoutError, match=says) as error:
+    with pytest.raises(LayoutError, match=message) as error:
         ntu_dlmi.raw(root)
     assert "train.csv" in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["train.csv", "sample_submission.csv", "train1", "test"])
-def test_a_missing_piece_is_named(root, name):
+def test_a_missing_file_or_folder_is_an_error(root, name):
     (root / name).rename(root / "elsewhere")
     with pytest.raises(LayoutError, match=name):
         ntu_dlmi.raw(root)
 
 
-def test_without_the_unlabelled_folder_it_works_and_an_empty_one_is_refused(root):
+def test_the_unlabelled_folder_is_optional_but_not_empty(root):
     (root / "train2/c.dcm").rename(root / "train2/c.txt")
     with pytest.raises(LayoutError, match=r"train2: no \.dcm file at any depth"):
         ntu_dlmi.raw(root)
@@ -86,7 +86,7 @@ def test_without_the_unlabelled_folder_it_works_and_an_empty_one_is_refused(root
 
 def test_the_same_name_in_two_folders_is_refused_with_both(root):
     (root / "train2/a.dcm").touch()
-    with pytest.raises(LayoutError, match=r"image a lies in two places \(train1/a\.dcm, train2/a\.dcm\)"):
+    with pytest.raises(LayoutError, match=r"image a is in two places \(train1/a\.dcm, train2/a\.dcm\)"):
         ntu_dlmi.raw(root)
 
 
@@ -95,7 +95,7 @@ def test_files_without_label_are_counted(root):
     assert ntu_dlmi.raw(root).notes == ("train1: 1 files have no label in train.csv; they count as unlabelled",)
 
 
-def test_a_submission_has_the_sample_s_rows_in_its_order(root):
+def test_a_submission_has_the_rows_of_the_sample(root):
     values = pd.DataFrame({"image_id": ["d"]} | {name: [k] for k, name in enumerate(SUBTYPES)})
     (root / "sample_submission.csv").write_text("id,label\n" + "".join(f"d_{k},0\n" for k in reversed(SUBTYPES)))
     table = ntu_dlmi.submission(root, values)

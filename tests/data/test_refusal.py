@@ -1,4 +1,4 @@
-"""A machine that has run out of something ends the run; the file that was read at that moment is not to blame."""
+"""A machine that has run out of memory or file handles ends the run, and quarantines no file."""
 
 import errno
 import io
@@ -19,7 +19,7 @@ from plain_slice import HEADER
 
 @pytest.fixture
 def scans(tmp_path):
-    """A sound slice as a DICOM file, as a PNG picture and in an archive."""
+    """An intact slice as a DICOM file, as a PNG image and in an archive."""
     dicom.write(tmp_path / "a.dcm", np.zeros((16, 16), np.int16), HEADER)
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 8), np.uint8))
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
@@ -55,13 +55,13 @@ def test_without_file_handles_no_file_is_refused(scans, name):
 
 
 @pytest.mark.parametrize("function", ["geometry", "hounsfield"])
-def test_a_header_that_asks_for_more_memory_than_there_is_is_the_file_s_fault(scans, monkeypatch, function):
+def test_a_header_that_requests_too_much_memory_is_refused(scans, monkeypatch, function):
     monkeypatch.setattr(plain, "read", lambda _: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(Unreadable):
         getattr(dicom, function)(scans / "a.dcm")
 
 
-def test_without_memory_no_file_is_to_blame():
+def test_a_memory_error_without_free_memory_is_of_the_machine():
     code = (
         "import resource; from ich.data.refusal import exhausted\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
@@ -82,5 +82,5 @@ def test_without_memory_no_file_is_to_blame():
         (ValueError(), False),
     ],
 )
-def test_what_the_machine_has_run_out_of(error, machine):
+def test_errors_of_the_machine_are_told_from_those_of_the_file(error, machine):
     assert exhausted(error) is machine

@@ -52,7 +52,7 @@ def test_repeated_equal_rows_are_dropped_and_counted(root):
     assert raw.notes == ("stage_2_train.csv: 6 repeated rows dropped",)
 
 
-def test_repeated_rows_in_conflict_are_named(root):
+def test_contradicting_rows_are_an_error(root):
     write(root / "stage_2_train.csv", [*long({"ID_b": "100001"}), "ID_b_subdural,1"])
     with pytest.raises(LayoutError, match="the same ID with Label 0 and 1: ID_b_subdural"):
         rsna2019.raw(root)
@@ -66,28 +66,25 @@ def test_an_index_column_and_the_order_of_rows_do_not_matter(root):
 
 
 @pytest.mark.parametrize(
-    ("rows", "says"),
+    ("rows", "message"),
     [
-        (
-            ["ID_b_subdral,1"],
-            r"stage_2_train.csv: 1 bad rows \(row 2: 'ID_b_subdral'\); expected <image>_<class>",
-        ),
+        (["ID_b_subdral,1"], r"stage_2_train.csv: .* \(row 2: 'ID_b_subdral'\); .*did you mean subdural"),
         (["ID_b_any,2"], r"row 2: '2'\); expected Label 0 or 1"),
         (["ID_b_any,"], r"row 2: ''\); expected Label 0 or 1"),
         (["ID_b_any,1"], "image ID_b has no row for epidural"),
         (["nounderscore,1"], "row 2: 'nounderscore'"),
     ],
 )
-def test_a_bad_row_is_named_with_its_number(root, rows, says):
+def test_a_bad_row_is_an_error_with_its_number(root, rows, message):
     write(root / "stage_2_train.csv", rows)
-    with pytest.raises(LayoutError, match=says):
+    with pytest.raises(LayoutError, match=message):
         rsna2019.raw(root)
 
 
 @pytest.mark.parametrize(
     "name", ["stage_2_train.csv", "stage_2_sample_submission.csv", "stage_2_train", "stage_2_test"]
 )
-def test_a_missing_piece_is_named(root, name):
+def test_a_missing_file_or_folder_is_an_error(root, name):
     (root / name).rename(root / "elsewhere")
     with pytest.raises(LayoutError, match=name):
         rsna2019.raw(root)
@@ -102,13 +99,13 @@ def test_an_empty_folder_and_an_empty_table_are_refused(root):
         rsna2019.raw(root)
 
 
-def test_stage_1_names_serve_where_stage_2_is_missing(root):
+def test_stage_1_is_read_where_stage_2_is_missing(root):
     for path in list(root.iterdir()):
         path.rename(root / path.name.replace("stage_2", "stage_1"))
     assert len(rsna2019.raw(root).files) == 3
 
 
-def test_a_submission_has_the_sample_s_rows_in_its_order(root):
+def test_a_submission_has_the_rows_of_the_sample(root):
     rows = list(reversed(long({"ID_c": "000000", "ID_d": "000000"})))
     write(root / "stage_2_sample_submission.csv", rows)
     values = pd.DataFrame({"image_id": ["ID_c", "ID_d"]} | {name: [i, i + 10.0] for i, name in enumerate(CLASSES)})
@@ -117,7 +114,7 @@ def test_a_submission_has_the_sample_s_rows_in_its_order(root):
     assert table["Label"].tolist() == [15, 14, 13, 12, 11, 10, 5, 4, 3, 2, 1, 0]
 
 
-def test_a_solution_is_there_only_where_it_is_published(root):
+def test_the_solution_is_read_if_published(root):
     assert rsna2019.solution(root) is None
     write(root / "solution.csv", long({"ID_c": "010001"}))
     solution = rsna2019.solution(root)

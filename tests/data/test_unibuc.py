@@ -20,7 +20,7 @@ def root(tmp_path):
     return tmp_path
 
 
-def test_both_label_tables_train_and_zeros_stay(root):
+def test_both_label_tables_are_training_labels_and_ids_keep_zeros(root):
     raw = unibuc.raw(root)
     assert raw.files.values.tolist() == [
         ["000001", "train", "data/000001.png"],
@@ -33,7 +33,7 @@ def test_both_label_tables_train_and_zeros_stay(root):
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "says"),
+    ("file", "text", "message"),
     [
         ("train_labels.txt", "id,class\n000001,2\n", r"train_labels\.txt: 1 bad rows \(row 2: '2'\)"),
         ("train_labels.txt", "id,class\n000001,1\n0000", r"train_labels\.txt: 1 bad rows \(row 3: ''\)"),
@@ -45,9 +45,9 @@ def test_both_label_tables_train_and_zeros_stay(root):
         ("sample_submission.txt", "id,class\n000003,0\n000003,0\n", "expected each id once"),
     ],
 )
-def test_a_fault_in_a_table_is_one_line(root, file, text, says):
+def test_a_fault_in_a_table_is_one_line(root, file, text, message):
     (root / file).write_text(text)
-    with pytest.raises(LayoutError, match=says) as error:
+    with pytest.raises(LayoutError, match=message) as error:
         unibuc.raw(root)
     assert "\n" not in str(error.value)
 
@@ -61,13 +61,13 @@ GREY = np.array([[0, 10], [200, 255]], dtype=np.uint8)
 
 
 @pytest.mark.parametrize("kind", ["grey", "rgb", "rgba", "grey16", "rgb16"])
-def test_a_picture_has_its_grey_values_whatever_its_channels_and_bits(tmp_path, kind):
-    picture = GREY.astype(np.uint16) * 257 if kind.endswith("16") else GREY
+def test_grey_values_do_not_depend_on_channels_and_bits(tmp_path, kind):
+    image = GREY.astype(np.uint16) * 257 if kind.endswith("16") else GREY
     if kind.startswith("rgb"):
-        picture = cv2.merge([picture] * (4 if kind == "rgba" else 3))
+        image = cv2.merge([image] * (4 if kind == "rgba" else 3))
     if kind == "rgba":
-        picture[..., 3] = [[255, 255], [255, 0]]
-    cv2.imwrite(str(tmp_path / "a.png"), picture)
+        image[..., 3] = [[255, 255], [255, 0]]
+    cv2.imwrite(str(tmp_path / "a.png"), image)
     expected = GREY.astype(int).tolist()
     if kind == "rgba":
         expected[1][1] = 0  # transparent is black
@@ -81,14 +81,14 @@ def test_a_picture_has_its_grey_values_whatever_its_channels_and_bits(tmp_path, 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda data: b"", Reason.NOT_PICTURE),
-        (lambda data: b"text" * 20, Reason.NOT_PICTURE),
+        (lambda data: b"", Reason.NOT_IMAGE),
+        (lambda data: b"text" * 20, Reason.NOT_IMAGE),
         (lambda data: data[:-20], Reason.TRUNCATED),
         (lambda data: data[:16] + b"\x7f\xff\xff\xff" + data[20:], Reason.BAD_SIZE),
         (lambda data: data[:24] + b"\x07" + data[25:], Reason.BAD_SIZE),
     ],
 )
-def test_a_damaged_picture_is_refused_with_a_reason(tmp_path, change, reason):
+def test_a_damaged_image_is_refused_with_a_reason(tmp_path, change, reason):
     path = tmp_path / "a.png"
     cv2.imwrite(str(path), np.arange(1600, dtype=np.uint8).reshape(40, 40))
     path.write_bytes(change(path.read_bytes()))

@@ -192,7 +192,7 @@ def test_a_study_alone_scores_as_among_others_whatever_its_folders_and_names(cop
     np.testing.assert_allclose(logit(table[PROBABILITIES]), logit(expected), atol=OTHER_BATCHES)
     said = capsys.readouterr().out
     assert "quarantined: notes.txt: this is not a DICOM file" in said
-    assert "quarantined: A/broken.dcm: there are fewer pixels than the header says" in said
+    assert "quarantined: A/broken.dcm: there are fewer pixels than the header requires" in said
 
 
 def test_one_file_is_scored_like_a_folder_that_holds_nothing_else(copy, tmp_path_factory, monkeypatch):
@@ -270,7 +270,7 @@ def test_a_model_that_changes_during_the_run_is_refused(copy, monkeypatch):
         (None, "no such file or folder"),
         ({}, "there is no file in this folder"),
         ({"a.txt": b"text", "b/c": b""}, "not one readable slice in 2 files; a.txt: this is not a DICOM file"),
-        ({"a.dcm": None}, "not one readable slice in 1 files; a.dcm: there are fewer pixels than the header says"),
+        ({"a.dcm": None}, "not one readable slice in 1 files; a.dcm: there are fewer pixels than the header requires"),
     ],
 )
 def test_a_folder_without_a_readable_slice_is_one_line(root, trained, tmp_path, files, says):

@@ -256,7 +256,7 @@ def test_a_folder_with_labels_of_studies_and_no_test_set_runs_to_its_scores(tmp_
     assert table["path"].str.startswith("scan0.zip!/").sum() == len(studies[0].image_ids)
     notes = json.loads(plan.prepared.record.path.read_text())["notes"]
     assert any("weak labels" in note for note in notes)
-    assert any("'../../escaped.dcm' is left out" in note for note in notes)
+    assert any("'../../escaped.dcm' is ignored" in note for note in notes)
     assert not list(tmp_path.parent.rglob("escaped.dcm"))
     assert not list(plan.workspace.submissions.glob("submission*.csv"))
     scores = pd.read_csv(plan.workspace.submissions / "scores.csv")
@@ -332,7 +332,7 @@ def test_cq500_scores_one_series_of_each_scan_and_says_why_not_the_others(outsid
     quarantine = pd.read_csv(outside.prepared.folder / "quarantine.csv")
     why = quarantine.groupby(["reason", "detail"]).size().to_dict()
     notes = json.loads(outside.prepared.record.path.read_text())["notes"]
-    assert {"1 series left aside: thin", "1 series left aside: with contrast"} <= set(notes)
+    assert {"1 series not used: thin", "1 series not used: with contrast"} <= set(notes)
     own, stranger = (len(patient(number, slices=16).image_ids) for number in (0, 5))
     assert why == {
         ("other_patient", "CQ500-CT-77"): stranger,

@@ -1,7 +1,4 @@
-"""What `ich check` asks of a competition: rules over frames.
-
-A rule takes tables and gives findings (see `ich.data.findings`). Nothing is repaired, and no row is looped over.
-"""
+"""Checks of a competition's tables for `ich check`; each returns findings (see `ich.data.findings`)."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
@@ -12,24 +9,26 @@ import pandas as pd
 from ich.data import folds as folding
 from ich.data import rules
 from ich.data.dicom import Reason
+from ich.data.files import INSIDE, SUFFIXES
 from ich.data.findings import findings, joined
 from ich.data.rules import Fault
 from ich.data.slice_table import SERIES, Quarantined
 
-TILTED = 1.0  # degrees from which a series counts as tilted
+TILTED = 1.0  # degrees above which a series is tilted
 NOT_AXIAL = 45.0
-SAME_TILT = 0.5  # degrees by which the slices of one series may differ
-IRREGULAR = 0.1  # share of the median gap by which the gaps of a series may differ
-LONG_GAP = 2.0  # median gaps: a slice may be missing
+SAME_TILT = 0.5  # maximum difference in degrees within a series
+IRREGULAR = 0.1  # maximum difference of the gaps of a series, as a share of their median
+LONG_GAP = 2.0  # in median gaps: a slice may be missing
 
 
 # ---- columns and values that do not belong
 
 
 def misfits(table: pd.DataFrame, faults: Iterable[Fault], where: str, *, lines: bool = False) -> pd.DataFrame:
-    """The cells of `table` that break a rule of `ich.data.rules`.
+    """The cells of a table that break a rule of `ich.data.rules`.
 
-    `where` names the table; with `lines` it is a file, whose rows are counted as an editor does.
+    where: name of the table.
+    lines: the table is a file; its rows are numbered as in an editor.
     """
     key = "image_id" if "image_id" in table else table.columns[0]
     found = [findings("value_out_of_place", [])]
@@ -37,69 +36,64 @@ def misfits(table: pd.DataFrame, faults: Iterable[Fault], where: str, *, lines: 
         rows, column, expected = fault
         if len(rows):
             names, cells = where + ": " + table[key].iloc[rows].astype(str), table[column].iloc[rows].astype(str)
-            told = column + ": " + cells + "; " + expected
+            details = column + ": " + cells + "; " + expected
         else:
-            names, told, rows = [where], [f"{column}: {expected}"], np.array([-1])  # the line of the names
-        found.append(findings("value_out_of_place", names, told, rows + 2 if lines else ""))
+            names, details, rows = [where], [f"{column}: {expected}"], np.array([-1])  # the header
+        found.append(findings("value_out_of_place", names, details, rows + 2 if lines else ""))
     return joined(*found)
 
 
-# ---- files, labels and what was promised
+# ---- files and labels
 
 
 def extra_files(present: Iterable[str], known: Iterable[str]) -> pd.DataFrame:
-    """Files below the competition's folder that its format does not read.
+    """Files below the competition's folder that its format does not read; at the top level, image files only."""
 
-    Tables, notes and archives beside the folders of images are nobody's concern.
-    """
-
-    def concerns(name: str) -> bool:
+    def reported(name: str) -> bool:
         path = PurePosixPath(name)
-        return len(path.parts) > 1 or path.suffix.lower() in ("", ".dcm", ".dicom", ".ima", ".png")
+        return len(path.parts) > 1 or path.suffix.lower() in ("", *SUFFIXES)
 
-    read = {name.split("!/")[0] for name in known}  # a member of an archive is archive.zip!/name
-    return findings("extra_file", sorted(name for name in set(present) - read if concerns(name)))
+    read = {name.split(INSIDE)[0] for name in known}
+    return findings("extra_file", sorted(name for name in set(present) - read if reported(name)))
 
 
 def quarantined(refused: Sequence[Quarantined]) -> pd.DataFrame:
-    """Files that prepare would quarantine, with the reason, and images that are named and have no file."""
-    missing = Reason.LABEL_WITHOUT_FILE.name.lower()
-    aside = Reason.OTHER_SERIES.name.lower()
-    files = [q for q in refused if q.reason not in (missing, aside)]
-    parts = [
-        findings("other_series", [q.path for q in refused if q.reason == aside]),
+    """Files that prepare would quarantine, with the reason, and listed images without a file."""
+    without_file, other_series = (r.name.lower() for r in (Reason.LABEL_WITHOUT_FILE, Reason.OTHER_SERIES))
+    missing = [q for q in refused if q.reason == without_file]
+    files = [q for q in refused if q.reason not in (without_file, other_series)]
+    return joined(
+        findings("other_series", [q.path for q in refused if q.reason == other_series]),
         findings("quarantined", [q.path for q in files], [f"{q.reason}: {q.detail}".rstrip(": ") for q in files]),
-    ]
-    for rule, split in (("label_without_file", "train"), ("test_image_without_file", "test")):
-        names = [q.image_id for q in refused if q.reason == missing and q.split == split]
-        parts.append(findings(rule, names))
-    return joined(*parts)
+        findings("label_without_file", [q.image_id for q in missing if q.split == "train"]),
+        findings("test_image_without_file", [q.image_id for q in missing if q.split == "test"]),
+    )
 
 
-def promises(
+def coverage(
     table: pd.DataFrame, classes: Sequence[str], test_ids: Sequence[str], splits: Sequence[str] = ("train", "test")
 ) -> pd.DataFrame:
-    """Readable slices (or whole studies) without label, or not asked for; `splits` without any slice."""
+    """Readable slices and studies without label or not in the sample submission; `splits` without readable slice."""
     train, test = table["split"] == "train", table["split"] == "test"
     missing = table[list(classes)].isna()
-    bare = missing.all(axis=1).groupby(table["study_id"]).transform("all")  # no label in the whole study
-    not_asked = table.loc[test & ~table["image_id"].isin(test_ids), "path"] if test_ids else []
+    bare = missing.all(axis=1).groupby(table["study_id"]).transform("all")  # no label in the study
+    unlisted = table.loc[test & ~table["image_id"].isin(test_ids), "path"] if test_ids else []
     parts = [
-        findings("nothing_to_read", [s for s in splits if not (table["split"] == s).any()], "not one readable slice"),
+        findings("nothing_to_read", [s for s in splits if not (table["split"] == s).any()], "no readable slice"),
         findings("file_without_label", table.loc[train & missing.any(axis=1) & ~bare, "path"]),
         findings("unlabelled_study", table.loc[train & bare, "study_id"].unique()),
-        findings("test_file_not_asked_for", not_asked),
+        findings("test_file_not_asked_for", unlisted),
     ]
     if train.any() and missing[train].any(axis=1).all():
-        parts.append(findings("nothing_to_read", ["train"], "not one readable slice has a label"))
+        parts.append(findings("nothing_to_read", ["train"], "no readable slice has a label"))
     return joined(*parts)
 
 
-# ---- the same thing twice
+# ---- duplicates
 
 
 def duplicates(rule: str, table: pd.DataFrame, column: str, remarks: pd.Series | None = None) -> pd.DataFrame:
-    """Rows whose value of `column` was there before, with the path that they repeat."""
+    """Rows that repeat an earlier value of `column`, with the path of the first row with that value."""
     first = table.groupby(column, sort=False)["path"].transform("first")
     again = table[column].duplicated()
     detail = "the same as " + first + ("" if remarks is None else remarks)
@@ -109,25 +103,25 @@ def duplicates(rule: str, table: pd.DataFrame, column: str, remarks: pd.Series |
 def duplicate_images(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     """Slices that share SOPInstanceUID or pixels; table: the slice table with instance_uid, digest and blank."""
     named = table[table["instance_uid"] != ""]
-    shown = table[~table["blank"]]
-    groups, names = shown.groupby("digest", sort=False), list(classes)
-    differ = (groups[names].transform("min") != groups[names].transform("max")) & shown[names].notna()
-    remarks = pd.Series("", index=shown.index)
+    images = table[~table["blank"]]
+    groups, names = images.groupby("digest", sort=False), list(classes)
+    differ = (groups[names].transform("min") != groups[names].transform("max")) & images[names].notna()
+    remarks = pd.Series("", index=images.index)
     remarks[groups["patient_id"].transform("nunique") > 1] += "; of another patient"
     remarks[groups["split"].transform("nunique") > 1] += "; in train and test"
     remarks[differ.any(axis=1)] += "; with other labels"
     return joined(
         duplicates("duplicate_uid", named, "instance_uid"),
-        duplicates("duplicate_pixels", shown, "digest", remarks),
-        findings("blank_picture", table.loc[table["blank"], "path"]),
+        duplicates("duplicate_pixels", images, "digest", remarks),
+        findings("blank_image", table.loc[table["blank"], "path"]),
     )
 
 
 # ---- patients and classes
 
 
-def patients(table: pd.DataFrame, *, left_out: bool) -> pd.DataFrame:
-    """Patients of both splits (`left_out`: prepare leaves their training slices out), studies of two patients."""
+def patients(table: pd.DataFrame, *, excluded: bool) -> pd.DataFrame:
+    """Patients in both splits (`excluded`: prepare excludes their training studies), studies of two patients."""
     studies = table.drop_duplicates(["split", "study_id", "patient_id"])
     counts = studies.groupby(["patient_id", "split"]).size().unstack(fill_value=0).reindex(columns=["train", "test"])
     both = counts[(counts > 0).all(axis=1)]
@@ -135,13 +129,13 @@ def patients(table: pd.DataFrame, *, left_out: bool) -> pd.DataFrame:
     owners = table.groupby("study_id")["patient_id"].agg(["nunique", "min", "max"])
     owners = owners[owners["nunique"] > 1]
     return joined(
-        findings("overlap_left_out" if left_out else "patient_in_train_and_test", both.index, detail),
+        findings("overlap_left_out" if excluded else "patient_in_train_and_test", both.index, detail),
         findings("study_of_two_patients", owners.index, owners["min"] + ", " + owners["max"]),
     )
 
 
 def prevalence(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    """Positives a class among the labelled training slices, and classes without any, or with nothing else."""
+    """Positives per class among the labelled training slices, and classes without positives or negatives."""
     labelled = folding.labelled_slices(table, classes)
     if labelled.empty:
         return findings("prevalence", [])
@@ -159,7 +153,7 @@ def prevalence(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
 
 
 def folds(assigned: pd.DataFrame, table: pd.DataFrame, classes: Sequence[str], n: int, where: str) -> pd.DataFrame:
-    """The fold table (all columns as text) against its rules and the slices, and prevalence per class and fold."""
+    """Check the fold table (all columns as text) against rules and slices; prevalence per class and fold."""
     if faults := list(rules.fold_cells(assigned, classes, n)):
         return misfits(assigned, faults, where, lines=True)
     assigned = assigned.astype({"fold": int} | dict.fromkeys(classes, int))
@@ -168,10 +162,10 @@ def folds(assigned: pd.DataFrame, table: pd.DataFrame, classes: Sequence[str], n
         return findings("folds", [where] * len(faults), [rules.describe(one, assigned, key) for one in faults])
     shares = labelled.groupby(labelled[key].map(assigned.set_index(key)["fold"]))[list(classes)].mean()
     gaps = folding.missing_classes(assigned, list(classes), n)
-    told = [", ".join(f"fold {k} {share:.2%}" for k, share in shares[c].items()) for c in classes]
+    details = [", ".join(f"fold {k} {share:.2%}" for k, share in shares[c].items()) for c in classes]
     return joined(
         findings("fold_without_class", [c for _, c in gaps], [f"fold {k} has no positive study" for k, _ in gaps]),
-        findings("fold_prevalence", classes, told),
+        findings("fold_prevalence", classes, details),
     )
 
 
@@ -179,7 +173,7 @@ def folds(assigned: pd.DataFrame, table: pd.DataFrame, classes: Sequence[str], n
 
 
 def lengths(table: pd.DataFrame) -> pd.DataFrame:
-    """Shortest, usual and longest study, and studies of one slice."""
+    """Shortest, median and longest study, and studies of one slice."""
     sizes = table.groupby("study_id").size()
     if sizes.empty:
         return findings("study_lengths", [])
@@ -191,8 +185,8 @@ def lengths(table: pd.DataFrame) -> pd.DataFrame:
     return joined(findings("single_slice", sizes.index[sizes == 1]), findings("study_lengths", ["all studies"], detail))
 
 
-def places(table: pd.DataFrame) -> pd.DataFrame:
-    """Positions, gaps and tilt of the series; table: the slice table, each series together and in order."""
+def positions(table: pd.DataFrame) -> pd.DataFrame:
+    """Positions, gaps and tilt of the series of the slice table."""
     series = table.groupby(SERIES, sort=False)
     code = series.ngroup()
     of = series[["study_id", "series_id"]].first().agg("/".join, axis=1).reset_index(drop=True)
@@ -201,22 +195,22 @@ def places(table: pd.DataFrame) -> pd.DataFrame:
     step = series["position"].diff().abs().where(code.map(placed))
     same = step < rules.SAME_PLACE
     gaps = step[~same].groupby(code).agg(["min", "median", "max"])
-    long = gaps["max"] > LONG_GAP * gaps["median"] * 0.99  # a hundredth less: positions are rounded
+    long = gaps["max"] > LONG_GAP * gaps["median"] * 0.99  # 0.99: positions are rounded
     uneven = ~long & (gaps["max"] - gaps["min"] > IRREGULAR * gaps["median"])
     spread = _rounded(gaps["min"]) + " to " + _rounded(gaps["max"]) + " mm, median " + _rounded(gaps["median"])
     mixed = tilt["max"] - tilt["min"] > SAME_TILT
     across = ~mixed & (tilt["min"] > NOT_AXIAL)
-    leaning = ~mixed & ~across & (tilt["max"] > TILTED)
+    tilted = ~mixed & ~across & (tilt["max"] > TILTED)
     angle = _rounded(tilt["min"]) + " to " + _rounded(tilt["max"]) + " degrees"
     before = table["image_id"].shift()
     return joined(
         findings("no_position", of[~placed & (code.value_counts(sort=False) > 1)]),
-        findings("duplicate_position", table.loc[same, "path"], "at the place of " + before[same].astype(str)),
+        findings("duplicate_position", table.loc[same, "path"], "same position as " + before[same].astype(str)),
         findings("gap", of[long], spread[long]),
         findings("irregular_spacing", of[uneven], spread[uneven]),
         findings("mixed_tilt", of[mixed], angle[mixed]),
         findings("not_axial", of[across], angle[across]),
-        findings("tilted", of[leaning], angle[leaning]),
+        findings("tilted", of[tilted], angle[tilted]),
     )
 
 
@@ -225,7 +219,7 @@ def _rounded(values: pd.Series) -> pd.Series:
 
 
 def mixtures(table: pd.DataFrame) -> pd.DataFrame:
-    """Studies of several series, or of images of several sizes (rows and columns)."""
+    """Studies with several series, or with slices of several sizes."""
     studies = table.groupby(["split", "study_id"], sort=False)
     series = studies["series_id"].nunique()
     size = table["rows"].astype(str) + " x " + table["columns"].astype(str)

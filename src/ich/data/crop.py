@@ -1,4 +1,4 @@
-"""The square of a slice that the cache holds: around the head, without the black edges, and at which size."""
+"""Crop slices to a square around the head, or without their black edges, and resize them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,12 +9,12 @@ import numpy as np
 from ich.data.units import HU_LOW
 
 AIR = HU_LOW
-BLACK = {"hu": -300, "grey": 10}  # of Raw.values: the highest value that is no tissue
-SMALLEST = 0.02  # share of the image that a head has at least
+BLACK = {"hu": -300, "grey": 10}  # by Raw.values: the highest value of background
+SMALLEST = 0.02  # minimum share of the image for a head
 
 
 class Piece(NamedTuple):
-    """A piece of a mask, by the smallest rectangle around it; without area where there is none."""
+    """Bounding rectangle and area of a component of a mask; all 0 for an empty mask."""
 
     left: int
     top: int
@@ -24,15 +24,15 @@ class Piece(NamedTuple):
 
 
 def resized(image: np.ndarray, box: tuple[int, int, int], size: int, beyond: int = AIR) -> np.ndarray:
-    """The square `box` (row, column, side) of a slice, `beyond` where it reaches beyond, at size x size by area."""
+    """The square `box` (row, column, side) of a slice at size x size; `beyond` fills what is outside of the slice."""
     return _resize(_square(image, box, beyond), size)
 
 
 def resize_all(slices: Sequence[np.ndarray], box: tuple[int, int, int], beyond: int, into: np.ndarray) -> None:
-    """Write slices of one shape, each `resized` to the square `box`, into the rows of `into`, int16 [n, size, size].
+    """Write each slice, `resized` with the same `box`, into `into`, int16 [n, size, size]. Slices have one shape.
 
-    By an uneven factor OpenCV takes hardly longer for four channels than for one, and adds up each in the same order:
-    four slices are made the channels of one image.
+    At non-integer factors, OpenCV resizes four channels in nearly the time of one, with the same result. So four
+    slices are resized as the channels of one image.
     """
     side, size = box[2], into.shape[1]
     together = 4 if side > size and side % size else 1
@@ -63,19 +63,15 @@ def _square(image: np.ndarray, box: tuple[int, int, int], beyond: int) -> np.nda
 
 
 def head_piece(image: np.ndarray) -> Piece:
-    """The head in a slice: its largest piece of tissue, on a coarse grid, not fooled by head-rest and table.
-
-    Thin things are worn away first: opening with a disc of 5 % of the image removes the shells of head-rest and table,
-    and cuts them off where they touch the scalp.
-    """
+    """The head in a slice: the largest component of tissue, on a coarse grid, without head-rest and table."""
     step = _step(image.shape)
-    opened = _worn((image[::step, ::step] > BLACK["hu"]).view(np.uint8))
+    opened = _opened((image[::step, ::step] > BLACK["hu"]).view(np.uint8))
     total = cv2.countNonZero(opened)
     if total == 0:
         return Piece(0, 0, 0, 0, 0)
     row, column = divmod(int(opened.argmax()), opened.shape[1])
     area, _, _, rectangle = cv2.floodFill(opened, None, (column, row), 2, flags=8)  # pyright: ignore
-    if 2 * area > total:  # there is mostly one piece, which is found ten times as fast like this
+    if 2 * area > total:  # usually the only component; this is ten times as fast as labelling
         left, top, across, down = rectangle
         return Piece(left, top, across, down, area)
     _, _, stats, _ = cv2.connectedComponentsWithStats(opened)
@@ -83,7 +79,7 @@ def head_piece(image: np.ndarray) -> Piece:
 
 
 def box_around(pieces: Sequence[Piece], shape: tuple[int, ...], margin: float = 0.02) -> tuple[int, int, int]:
-    """A square (row, column, side) around the head in all slices of a series, from `head_piece` of each."""
+    """A square (row, column, side) around the head in all slices of a series, from the `head_piece` of each."""
     step, (rows, columns) = _step(shape), shape
     most = max(piece.area for piece in pieces)
     if most < max(1, SMALLEST * (rows // step) * (columns // step)):
@@ -96,41 +92,35 @@ def box_around(pieces: Sequence[Piece], shape: tuple[int, ...], margin: float = 
 
 
 def edge_box(image: np.ndarray, black: int) -> tuple[int, int, int]:
-    """A square (row, column, side) around the largest piece of one slice that is above `black`, its black edges aside.
+    """A square (row, column, side) around the largest component above `black`, exact to the pixel.
 
-    Rows and columns that are not black would be all of them: the table reaches across the image and the head-rest
-    stands below the head. So the piece is looked for as in `head_piece`, on a coarse grid, and its edges are then read
-    from the pixels. The whole image where no piece has 2 % of it. (docs/background/seeds.md, dual path)
+    The component is found on a coarse grid without head-rest and table, as in `head_piece`. The whole image if it
+    covers less than 2 % of it. (docs/seeds.md, dual path)
     """
     rows, columns = image.shape
     step = _step(image.shape)
     lit = image > black
-    piece = _largest(lit[::step, ::step])
-    if piece.sum() < SMALLEST * piece.size:
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(_opened(lit[::step, ::step].astype(np.uint8)))
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    if count == 1 or areas.max() < SMALLEST * labels.size:
         return 0, 0, max(rows, columns)
-    near = cv2.dilate(piece, np.ones((3, 3), np.uint8)).repeat(step, axis=0).repeat(step, axis=1)
+    largest = (labels == 1 + areas.argmax()).astype(np.uint8)
+    near = cv2.dilate(largest, np.ones((3, 3), np.uint8)).repeat(step, axis=0).repeat(step, axis=1)
     left, top, across, down = cv2.boundingRect(near[:rows, :columns] * lit.astype(np.uint8))
     side = max(across, down)
     return top + (down - side) // 2, left + (across - side) // 2, side
 
 
 def _step(shape: tuple[int, ...]) -> int:
-    """Every how many pixels a slice is looked at in the search for the head."""
+    """Pixels per cell of the coarse grid."""
     return max(1, max(shape) // 128)
 
 
-def _worn(tissue: np.ndarray) -> np.ndarray:
-    """A mask, uint8 of 0 and 1, without its thin things."""
-    width = max(3, round(0.05 * max(tissue.shape))) | 1
+def _opened(mask: np.ndarray) -> np.ndarray:
+    """A mask, uint8 of 0 and 1, opened with a disc of 5 % of the image.
+
+    This removes the thin shells of head-rest and table, and separates them from the scalp that they touch.
+    """
+    width = max(3, round(0.05 * max(mask.shape))) | 1
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
-    return cv2.morphologyEx(tissue, cv2.MORPH_OPEN, disc)
-
-
-def _largest(tissue: np.ndarray) -> np.ndarray:
-    """uint8 [rows, columns] of 0 and 1: the largest piece of a mask once thin things are worn away, or nothing."""
-    # The skull closes the brain, so holes (ventricles are tissue, sinuses are not) do not matter to the box.
-    opened = _worn(tissue.astype(np.uint8))
-    count, pieces, stats, _ = cv2.connectedComponentsWithStats(opened)
-    if count == 1:
-        return opened
-    return (pieces == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())).astype(np.uint8)
+    return cv2.morphologyEx(mask, cv2.MORPH_OPEN, disc)

@@ -1,4 +1,4 @@
-"""Every file read once, header and pixels, for `ich check`: of each image only a hash is kept."""
+"""Read header and pixels of each file once for `ich check`; only hashes of the pixels are kept."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from ich.data.slice_table import Progress, Quarantined, quarantine_list, read_ea
 
 
 class Image(NamedTuple):
-    """What is kept of the pixels of one slice."""
+    """A hash of the pixels of one slice."""
 
     digest: str
     blank: bool  # all values are the same
@@ -25,7 +25,7 @@ File = tuple[Geometry | Unreadable, list[Image | Unreadable]]  # the header, and
 
 
 def examine(root: Path, paths: Sequence[str], jobs: int, on_done: Progress, values: str = "hu") -> list[File]:
-    """Read header and pixels of each file, in order, once; `values` as in Raw. What prepare refuses is refused."""
+    """Read header and pixels of each file, in order; `values` as in Raw. Refuses the same files as prepare."""
     return read_each(read_file, root, paths, values, jobs, on_done)
 
 
@@ -43,7 +43,7 @@ def read_file(path: Path, values: str) -> File:
 def _hashed(units: np.ndarray | Unreadable) -> Image | Unreadable:
     if isinstance(units, Unreadable):
         return units
-    # The shape is hashed too; and units, not stored values: a copy in another encoding is found.
+    # Units are hashed, not stored values, so that copies in another encoding are found.
     digest = hashlib.sha256(repr(units.shape).encode() + units.tobytes()).hexdigest()[:32]
     return Image(digest, bool((units == units.flat[0]).all()))
 
@@ -51,9 +51,9 @@ def _hashed(units: np.ndarray | Unreadable) -> Image | Unreadable:
 def with_images(
     table: pd.DataFrame, paths: Iterable[str], examined: Sequence[File]
 ) -> tuple[pd.DataFrame, list[Quarantined]]:
-    """The slices whose pixels could be read, with instance_uid, rows, columns, digest and blank; and the others.
+    """The slices with readable pixels, with instance_uid, rows, columns, digest and blank; and the refused ones.
 
-    A frame of a multi-frame file gets its number behind path and instance_uid, so that each slice has its own.
+    Path and instance_uid of the frames of a multi-frame file get the frame number appended.
     """
     read = []
     for path, (first, shown) in zip(paths, examined, strict=True):

@@ -1,7 +1,4 @@
-"""Findings of `ich check`: the closed list of rules with severity and advice, their instances, the table to print.
-
-Findings are a frame with the columns `COLUMNS`, one row per instance.
-"""
+"""Findings of `ich check`: a table with the columns `COLUMNS` and one row per instance of a rule."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -23,38 +20,38 @@ class Rule:
 
 
 RULES: Mapping[str, Rule] = {
-    "layout": Rule("error", "mend what the line names; nothing behind it could be checked"),
-    "value_out_of_place": Rule("error", "correct the row, or write the table anew"),
-    "nothing_to_read": Rule("error", "see the quarantined files; is this the competition's folder?"),
+    "layout": Rule("error", "fix this first; the remaining checks need it"),
+    "value_out_of_place": Rule("error", "correct the row, or write the table again"),
+    "nothing_to_read": Rule("error", "see the quarantined files; is competition.root correct?"),
     "duplicate_id": Rule("error", "keep one of the files; prepare stops here"),
-    "study_of_two_patients": Rule("error", "mend PatientID or StudyInstanceUID; folds stop here"),
-    "folds": Rule("error", "`ich folds --force` makes new folds; every member is then trained again"),
-    "label_without_file": Rule("warning", "download it again, or leave it: training goes on without it"),
-    "test_image_without_file": Rule("warning", "download it again, or leave it: it gets the training prevalence"),
-    "file_without_label": Rule("warning", "nothing, or add its label: unlabelled slices train nothing"),
-    "test_file_not_asked_for": Rule("warning", "nothing, if the sample submission is the right one"),
-    "extra_file": Rule("warning", "move it away: no table and no split of this format knows it"),
-    "quarantined": Rule("warning", "see docs/reference/quarantine.md for each reason; the run goes on without"),
-    "duplicate_uid": Rule("warning", "keep one of the files: SOPInstanceUID names one picture"),
-    "duplicate_pixels": Rule("warning", "look at them: copies count twice, and across splits they leak"),
-    "patient_in_train_and_test": Rule("warning", "competition.exclude_overlap: true leaves them out of training"),
-    "class_without_positives": Rule("warning", "add positives or drop the class: nothing can be learnt of it"),
-    "class_without_negatives": Rule("warning", "add negatives or drop the class: nothing can be learnt of it"),
-    "fold_without_class": Rule("warning", "fewer folds.n, or another folds.seed"),
-    "single_slice": Rule("warning", "look whether the other slices are missing: a sequence needs neighbours"),
-    "no_position": Rule("warning", "nothing: these series are ordered by instance number"),
-    "duplicate_position": Rule("warning", "nothing: acquisition, then instance number decide; look for copies"),
-    "gap": Rule("warning", "look whether slices are missing there"),
-    "mixed_series": Rule("warning", "nothing: each series is a sequence of its own"),
-    "mixed_sizes": Rule("warning", "look at the study: images of several sizes are resized alike"),
-    "mixed_tilt": Rule("warning", "look at the series: its slices do not lie in parallel"),
-    "not_axial": Rule("warning", "take the reformatted series out: the rest is axial"),
-    "irregular_spacing": Rule("info", "nothing: gaps are given to the sequence models"),
-    "tilted": Rule("info", "nothing: slices are ordered along their normal"),
-    "overlap_left_out": Rule("info", "nothing: competition.exclude_overlap is set"),
-    "unlabelled_study": Rule("info", "nothing, if it is meant so: unlabelled studies train nothing"),
-    "other_series": Rule("info", "nothing: another series of the scan serves better"),
-    "blank_picture": Rule("info", "nothing: one value all over, not counted as copies"),
+    "study_of_two_patients": Rule("error", "correct PatientID or StudyInstanceUID; folds stop here"),
+    "folds": Rule("error", "`ich folds --force` makes new folds; all models are then trained again"),
+    "label_without_file": Rule("warning", "download it again, or ignore it: it is not used in training"),
+    "test_image_without_file": Rule("warning", "download it again, or ignore it: it gets the training prevalence"),
+    "file_without_label": Rule("warning", "add its label, or ignore it: unlabelled slices are not used in training"),
+    "test_file_not_asked_for": Rule("warning", "none, if the sample submission is the right one"),
+    "extra_file": Rule("warning", "move it away: it is not part of this format"),
+    "quarantined": Rule("warning", "see docs/quarantine.md for each reason; these files are ignored"),
+    "duplicate_uid": Rule("warning", "keep one of the files: a SOPInstanceUID belongs to one slice"),
+    "duplicate_pixels": Rule("warning", "inspect them: copies count twice, and across splits they leak"),
+    "patient_in_train_and_test": Rule("warning", "competition.exclude_overlap: true excludes them from training"),
+    "class_without_positives": Rule("warning", "add positives or drop the class: it cannot be learnt"),
+    "class_without_negatives": Rule("warning", "add negatives or drop the class: it cannot be learnt"),
+    "fold_without_class": Rule("warning", "decrease folds.n, or change folds.seed"),
+    "single_slice": Rule("warning", "check for missing slices: sequence models need neighbours"),
+    "no_position": Rule("warning", "none: these series are ordered by instance number"),
+    "duplicate_position": Rule("warning", "check for copies; slices are ordered by acquisition and instance number"),
+    "gap": Rule("warning", "check for missing slices"),
+    "mixed_series": Rule("warning", "none: each series is a separate sequence"),
+    "mixed_sizes": Rule("warning", "inspect the study: all slices are resized to one size"),
+    "mixed_tilt": Rule("warning", "inspect the series: its slices are not parallel"),
+    "not_axial": Rule("warning", "remove the coronal or sagittal series"),
+    "irregular_spacing": Rule("info", "none: sequence models use the gaps"),
+    "tilted": Rule("info", "none: slices are ordered along their normal"),
+    "overlap_left_out": Rule("info", "none: competition.exclude_overlap is set"),
+    "unlabelled_study": Rule("info", "none, if intended: unlabelled studies are not used in training"),
+    "other_series": Rule("info", "none: another series of the scan is used"),
+    "blank_image": Rule("info", "none: all pixels are equal; not counted as copies"),
     "study_lengths": Rule("info", ""),
     "prevalence": Rule("info", ""),
     "fold_prevalence": Rule("info", ""),
@@ -63,7 +60,7 @@ RULES: Mapping[str, Rule] = {
 
 
 def findings(rule: str, names: Iterable[Any] = ("",), detail: Any = "", row: Any = None) -> pd.DataFrame:
-    """Instances of a rule: names of files, images, studies or classes; detail and row are one value or one per name."""
+    """Instances of a rule, one per name (of a file, image, study or class); detail and row: one value, or one each."""
     names = pd.Series(list(names), dtype="object").astype(str)
     found = pd.DataFrame({"severity": RULES[rule].severity, "rule": rule, "name": names})
     found["row"] = row if isinstance(row, str) or row is None else list(row)
@@ -76,30 +73,38 @@ def joined(*parts: pd.DataFrame) -> pd.DataFrame:
 
 
 def layout(text: str) -> pd.DataFrame:
-    """The line with which an adapter stopped, as a finding: file, first row it names, and the rest."""
+    """A LayoutError's text as a finding with file, first row and the rest."""
     name, colon, rest = text.partition(": ")
     row = re.search(r"\brow (\d+)", text)
     return findings("layout", [name if colon else ""], [rest if colon else text], [row[1] if row else ""])
 
 
-TOLD = ("layout", "value_out_of_place", "nothing_to_read", "folds", "quarantined", "study_lengths", "prevalence")
-TOLD += ("fold_prevalence", "note")  # whose details are printed too
-WIDTH = 64  # of a column of words on the screen
+DETAILED = ("layout", "value_out_of_place", "nothing_to_read", "folds", "quarantined", "study_lengths", "prevalence")
+DETAILED += ("fold_prevalence", "note")  # details are printed too
+WIDTH = 64  # of the last two columns on the screen, and of names
 
 
 def summary(found: pd.DataFrame, examples: int = 3) -> list[list[str]]:
-    """The table on the screen, errors first: finding, severity, count, examples, what to do; long cells go on below."""
-    rows: list[list[str]] = []
-    rules = {str(rule): part for rule, part in found.groupby("rule")}
-    for rule in sorted(rules, key=list(RULES).index):
-        told, few = RULES[rule], rules[rule] if RULES[rule].severity == "info" else rules[rule].head(examples)
-        few = few if rule in TOLD else few.head(examples)
-        said = few["name"] + (": " + few["detail"]).where(few["detail"] != "", "") if rule in TOLD else few["name"]
-        more = ["..."] if len(few) < len(rules[rule]) else []
-        shown = ("; " if rule in TOLD else ", ").join([*said, *more])
-        # The line that says why nothing else could be checked stays one line.
-        lines = [[shown], [told.advice]] if rule == "layout" else [wrap(shown, WIDTH), wrap(told.advice, WIDTH)]
-        head = [rule.replace("_", " "), told.severity, f"{len(rules[rule])}"]
-        for i, (left, right) in enumerate(zip_longest(*lines, fillvalue="")):
-            rows.append([*(head if i == 0 else ["", "", ""]), left, right])
-    return rows
+    """Rows to print, errors first: finding, severity, count, examples, advice. Long cells continue in further rows."""
+    table: list[list[str]] = []
+    for name, rule in RULES.items():
+        part = found[found["rule"] == name]
+        if part.empty:
+            continue
+        detailed = name in DETAILED
+        shown = part if detailed and rule.severity == "info" else part.head(examples)
+        complete = name == "layout"  # one line, to be copied
+        words = shown["name"] if complete else shown["name"].map(_shortened)
+        words += (": " + shown["detail"]).where(detailed & (shown["detail"] != ""), "")
+        text = ("; " if detailed else ", ").join([*words, *["..."] * (len(shown) < len(part))])
+        lines = [[text], [rule.advice]] if complete else [wrap(text, WIDTH), wrap(rule.advice, WIDTH)]
+        head = [name.replace("_", " "), rule.severity, f"{len(part)}"]
+        for cells in zip_longest(*lines, fillvalue=""):
+            table.append([*head, *cells])
+            head = ["", "", ""]
+    return table
+
+
+def _shortened(name: str) -> str:
+    half = WIDTH // 2 - 2
+    return name if len(name) <= WIDTH else f"{name[:half]}...{name[-half:]}"

@@ -1,75 +1,64 @@
 """The frames of encapsulated (compressed) pixel data, found without reading them (DICOM PS3.5, A.4)."""
 
 import struct
-from dataclasses import dataclass
+from itertools import pairwise
 from typing import BinaryIO
 
 from ich.data.refusal import Reason, Unreadable
 
 ITEM, END = 0xFFFEE000, 0xFFFEE0DD
-MOST = 100_000  # fragments
+MAX_FRAGMENTS = 100_000
+Fragment = tuple[int, int]  # offset in the file, and length in bytes
 
 
-@dataclass(frozen=True)
-class Fragments:
-    """Where the pieces of the compressed frames lie in the file."""
+def find(stream: BinaryIO, size: int, frames: int, offsets: tuple[int, ...] = ()) -> list[list[Fragment]]:
+    """The fragments of each frame; an empty list where the file does not tell which are a frame's.
 
-    first: int  # offset of the first fragment's item tag, from which the offset table counts
-    offsets: tuple[int, ...]  # of each fragment's bytes
-    lengths: tuple[int, ...]
-    table: tuple[int, ...]  # offset of each frame's first item tag after `first`; often empty
+    stream: at the value of the pixel data, in a file of `size` bytes.
+    offsets: the extended offset table, if any: of each frame from the first fragment.
 
-    def of_frame(self, frame: int, frames: int) -> range:
-        """The fragments of a frame, from 0. Raises Unreadable where the file does not tell."""
-        if frames == 1:
-            return range(len(self.offsets))
-        if len(self.offsets) == frames:
-            return range(frame, frame + 1)
-        starts = {offset - 8 - self.first: i for i, offset in enumerate(self.offsets)}
-        bounds = [starts.get(begin, -1) for begin in self.table] + [len(self.offsets)]
-        if len(self.table) != frames or not -1 < bounds[frame] < bounds[frame + 1]:
-            raise Unreadable(
-                Reason.NOT_DECODED, f"which of {len(self.offsets)} fragments are frame {frame} of {frames}"
-            )
-        return range(bounds[frame], bounds[frame + 1])
-
-    def read(self, stream: BinaryIO, frame: int, frames: int) -> bytes:
-        """The bytes of a frame."""
-        parts: list[bytes] = []
-        for i in self.of_frame(frame, frames):
-            stream.seek(self.offsets[i])
-            parts.append(stream.read(self.lengths[i]))
-        return b"".join(parts)
-
-
-def find(stream: BinaryIO, size: int, frames: int, table: tuple[int, ...] = ()) -> Fragments:
-    """The fragments of pixel data whose value begins where `stream` stands, in a file of `size` bytes.
-
-    `table` is the extended offset table, where there is one. Raises Unreadable.
+    Raises Unreadable where the fragments are incomplete.
     """
-    offset, length = _item(stream, size) or (0, -1)
-    if length < 0:
+    item = _item(stream, size)
+    if item is None:
         raise Unreadable(Reason.TRUNCATED, "no frame")
+    offset, length = item
     basic = stream.read(length)
-    if not table:
-        table = struct.unpack(f"<{len(basic) // 4}L", basic[: len(basic) // 4 * 4])
-    first = offset + length
-    found: list[tuple[int, int]] = []
+    first = offset + length  # the offset tables count from here
+    found: list[Fragment] = []
     while item := _item(stream, size):
         found.append(item)
         stream.seek(item[1], 1)
-        if len(found) > MOST:
-            raise Unreadable(Reason.BAD_SIZE, f"more than {MOST} fragments")
+        if len(found) > MAX_FRAGMENTS:
+            raise Unreadable(Reason.BAD_SIZE, f"more than {MAX_FRAGMENTS} fragments")
     if len(found) < frames or not any(length for _, length in found):
         raise Unreadable(Reason.TRUNCATED, f"{len(found)} fragments for {frames} frames")
-    return Fragments(first, tuple(o for o, _ in found), tuple(n for _, n in found), table)
+    if frames == 1:
+        return [found]
+    if len(found) == frames:
+        return [[fragment] for fragment in found]
+    offsets = offsets or struct.unpack(f"<{len(basic) // 4}L", basic[: len(basic) // 4 * 4])
+    if len(offsets) != frames:
+        return [[]] * frames
+    numbers = {begin - 8 - first: i for i, (begin, _) in enumerate(found)}  # by offset of the item
+    bounds = [numbers.get(offset, -1) for offset in offsets] + [len(found)]
+    return [found[begin:end] if -1 < begin < end else [] for begin, end in pairwise(bounds)]
 
 
-def _item(stream: BinaryIO, size: int) -> tuple[int, int] | None:
-    """Offset and length of the item at which the stream stands; None at the end of all."""
+def read(stream: BinaryIO, fragments: list[Fragment]) -> bytes:
+    """The bytes of a frame."""
+    parts: list[bytes] = []
+    for offset, length in fragments:
+        stream.seek(offset)
+        parts.append(stream.read(length))
+    return b"".join(parts)
+
+
+def _item(stream: BinaryIO, size: int) -> Fragment | None:
+    """The item at which the stream is; None at the end of the sequence, which many files do not mark."""
     head = stream.read(8)
     if len(head) < 8:
-        return None  # many files lack the closing item
+        return None
     group, element, length = struct.unpack("<HHL", head)
     tag, offset = group << 16 | element, stream.tell()
     if tag == END:
@@ -77,5 +66,5 @@ def _item(stream: BinaryIO, size: int) -> tuple[int, int] | None:
     if tag != ITEM:
         raise Unreadable(Reason.NOT_DECODED, f"tag {tag:08x} among the fragments")
     if offset + length > size:
-        raise Unreadable(Reason.TRUNCATED, f"a fragment of {length} bytes, {size - offset} are there")
+        raise Unreadable(Reason.TRUNCATED, f"a fragment of {length} bytes, of which {size - offset} are there")
     return offset, length

@@ -1,4 +1,4 @@
-"""Why a file cannot serve as a slice: the closed list of reasons (each explained in docs/reference/quarantine.md)."""
+"""Why a file cannot be read as a slice: the closed list of reasons (docs/quarantine.md)."""
 
 import errno
 from enum import StrEnum
@@ -7,28 +7,28 @@ DETAIL = 100  # characters
 
 
 class Reason(StrEnum):
-    """Why a file is quarantined: the closed list."""
+    """The reasons for quarantine; lower-case names are written to quarantine.csv."""
 
     UNREADABLE = "the file cannot be opened"
     NOT_DICOM = "this is not a DICOM file, or its header is damaged"
-    NOT_CT_SLICE = "this is not a CT slice (another modality, a localizer or no picture)"
+    NOT_CT_SLICE = "this is not a CT slice (another modality, a localizer or a screen shot)"
     NO_IDENTITY = "patient, study or series identifier is missing"
     BAD_SIZE = "rows, columns, frames or bits are missing or impossible"
     BAD_RESCALE = "slope or intercept is not a usable number"
     NOT_HOUNSFIELD = "its values are not Hounsfield units"
-    TRUNCATED = "there are fewer pixels than the header says"
+    TRUNCATED = "there are fewer pixels than the header requires"
     NO_DECODER = "there is no decoder for this kind of compression"
     NOT_DECODED = "the compressed pixels cannot be decoded"
     DECODER_CRASHED = "the decoder crashed on the compressed pixels"
-    DECODER_HUNG = "the decoder did not finish within its time"
-    LABEL_WITHOUT_FILE = "the competition names this image, and there is no file"
-    NOT_PICTURE = "this is not a PNG picture, or its header is damaged"
+    DECODER_HUNG = "the decoder exceeded its time limit"
+    LABEL_WITHOUT_FILE = "the competition lists this image, but there is no file"
+    NOT_IMAGE = "this is not a PNG image, or its header is damaged"
     OTHER_PATIENT = "the file belongs to another patient than the folder it lies in"
-    OTHER_SERIES = "another series of the scan serves better"
+    OTHER_SERIES = "another series of the scan is used"
 
 
 class Unreadable(ValueError):
-    """A file that cannot serve as a slice. Of `detail`, which may quote the file, only what prints is kept."""
+    """A file that cannot be read as a slice. Unprintable characters of `detail` are replaced."""
 
     def __init__(self, reason: Reason, detail: str = "") -> None:
         detail = "".join(c if c.isprintable() else "?" for c in detail[:DETAIL])
@@ -41,14 +41,14 @@ class Unreadable(ValueError):
 
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)  # file handles, memory, disk
-ROOM = 1 << 28  # bytes; more than a sound file takes
+ROOM = 1 << 28  # bytes; more than an intact file needs
 
 
 def exhausted(error: Exception) -> bool:
-    """Whether the machine has run out of something, so that the file is not to blame.
+    """True if the machine, not the file, caused the error: it has run out of memory, disk or file handles.
 
-    That ends the run, for else sound slices would be left out. A damaged header may ask for more memory than any
-    machine has; where there is plenty, the file is to blame.
+    Such an error must end the run, or intact slices would be quarantined. A MemoryError while there is plenty of
+    memory comes from a damaged header.
     """
     if isinstance(error, MemoryError):
         try:

@@ -69,15 +69,15 @@ def _of_slices(plan: Plan, raw: Raw) -> Iterator[pd.DataFrame]:
     outside = plan.recipe.competition.trained_by is not None
     tested = outside or bool(raw.test_ids) or (raw.files["split"] == "test").any()
     yield checks.quarantined(refused + unread)
-    yield checks.promises(slices, classes, raw.test_ids, ["train"] * (not outside) + ["test"] * bool(tested))
+    yield checks.coverage(slices, classes, raw.test_ids, ["train"] * (not outside) + ["test"] * bool(tested))
     if slices.empty:
         return
     yield checks.duplicate_images(slices, classes)
     left_out = plan.recipe.competition.exclude_overlap
-    yield checks.patients(slices, left_out=left_out)
+    yield checks.patients(slices, excluded=left_out)
     if raw.values == "hu":  # images have neither study nor place
         yield checks.lengths(slices)
-        yield checks.places(slices)
+        yield checks.positions(slices)
         yield checks.mixtures(slices)
     if left_out:
         slices, _ = slice_table.without_overlap(slices)

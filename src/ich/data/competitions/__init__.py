@@ -1,4 +1,4 @@
-"""Competition formats: one adapter a file, each a module that offers `Adapter`."""
+"""Competition formats: one adapter per module."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,11 +13,11 @@ __all__ = ["ADAPTERS", "Adapter", "Choice", "LayoutError", "Raw"]
 
 
 class Adapter(Protocol):
-    """What a format offers. `root` is the competition's folder."""
+    """Functions of a format's module. `root` is the competition's folder."""
 
     @property
     def SUBMITS(self) -> str:
-        """What the competition wants handed in: probabilities | decisions (0 and 1)."""
+        """The values of a submission: probabilities | decisions (0 and 1)."""
         ...
 
     def raw(self, root: Path) -> Raw: ...

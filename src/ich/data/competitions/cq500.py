@@ -1,8 +1,8 @@
-"""CQ500: outside validation on the scans of other hospitals; folders CQ500CT<n>, reads.csv of three readers.
+"""CQ500: external validation on scans of other hospitals; folders CQ500CT<n>, and reads.csv of three readers.
 
 Chilamkurthy et al., "Deep learning algorithms for detection of critical findings in head CT scans", The Lancet 392
-(2018). A scan has several series: thin ones, with contrast, bone. One is scored, the one most like the series that the
-ensemble was trained on; another patient's files that lie in a scan's folder are refused.
+(2018). A scan has several series: thin slices, with contrast, bone. The one that is most similar to RSNA 2019 is
+scored. Files of another patient in the folder of a scan are refused.
 """
 
 import re
@@ -27,50 +27,48 @@ FINDINGS = {
     "EDH": "epidural",
     "SAH": "subarachnoid",
 }
-OTHER = (".csv", ".md", ".zip")  # files that are no slices
+OTHER = (".csv", ".md", ".zip")  # suffixes of files that are not slices
 READERS = ("R1", "R2", "R3")
 SCAN = re.compile(r"CQ500-?CT-?(\d+)", re.IGNORECASE)
-USUAL, LEAST, MOST = 5.0, 2.0, 6.0  # mm between slices: of RSNA 2019, and what counts as like it
-STEEPEST = 45.0  # degrees; further tilted planes are no axial ones
-FEWEST = 8  # slices of a series that shows a head
+SPACING, MIN_SPACING, MAX_SPACING = 5.0, 2.0, 6.0  # mm between slices: of RSNA 2019, and similar ones
+MAX_TILT = 45.0  # degrees; of axial slices
+MIN_SLICES = 8  # of a series that shows a head
 CONTRAST = re.compile(r"contrast|cect|post|angio|cta\b|ce\b|perfusion", re.IGNORECASE)
 BONE = re.compile(r"bone|sharp", re.IGNORECASE)
 
 
 def raw(root: Path) -> Raw:
-    """Read the layout below `root`: every file below a folder of a scan; the labels are the readers' (`reads`)."""
+    """Read the scans below `root`. Their labels are in `reads`."""
     layout.require_folder(root)
     reads(root)
-    paths = layout.find(
-        root, "", lambda name: not name.startswith(".") and not name.lower().endswith((".csv", ".md", ".zip"))
-    )
-    scans = [scan_of(path) for path in paths]
-    inside = [path for path, scan in zip(paths, scans, strict=True) if scan]
+    paths = layout.find(root, "", lambda name: not name.startswith(".") and not name.lower().endswith(OTHER))
+    inside = [path for path in paths if scan_of(path)]
     if not inside:
         raise LayoutError(f"{root}: no file below a folder CQ500CT<number>; unpack the scans there")
-    notes = [f"{len(paths) - len(inside)} files lie in no scan's folder and are left aside"]
+    outside = len(paths) - len(inside)
+    notes = (f"{outside} files in no folder of a scan are ignored",) if outside else ()
     files = layout.file_table(found_files.image_ids(inside), "test", inside)
     labels = pd.DataFrame({"image_id": pd.Series(dtype="str")} | {c: pd.Series(dtype="float32") for c in CLASSES})
     weights: dict[str, float] = dict.fromkeys(CLASSES, 1.0)
-    return Raw(files, labels, [], weights, "", tuple(notes[: len(paths) > len(inside)]), choose=choose)
+    return Raw(files, labels, [], weights, "", notes, choose=choose)
 
 
 def solution(root: Path) -> None:
-    """None: the truth is a scan's, not a slice's (`reads`)."""
+    """None: labels are of scans, not of slices (`reads`)."""
 
 
 def submission(root: Path, values: pd.DataFrame) -> pd.DataFrame:
-    raise LayoutError("cq500 is for outside validation; there is nothing to submit")
+    raise LayoutError("cq500 is for external validation; there is nothing to submit")
 
 
 def scan_of(text: str) -> str:
-    """CQ500-CT-<n> for a path or a patient's id that names a scan; nothing for another."""
+    """CQ500-CT-<n> for a path or patient id with the number of a scan; empty for others."""
     found = SCAN.search(text)
     return f"CQ500-CT-{int(found[1])}" if found else ""
 
 
 def reads(root: Path) -> pd.DataFrame:
-    """The truth a scan: scan, and 0 or 1 a finding (ICH, IPH, IVH, SDH, EDH, SAH), by majority of three readers."""
+    """Labels per scan by majority of three readers: scan, and 0 or 1 for ICH, IPH, IVH, SDH, EDH and SAH."""
     path = layout.first_existing(root, ("reads.csv",), "table of the readers")
     names = [f"{reader}:{finding}" for finding in FINDINGS for reader in READERS]
     table = layout.read_columns(path, ("name", *names))
@@ -86,36 +84,32 @@ def reads(root: Path) -> pd.DataFrame:
 
 
 def choose(table: pd.DataFrame) -> Choice:
-    """Of each scan's folder the slices of one series; `table` holds series together, in order of position.
+    """Select one series per scan. `table` has series together, in order of position.
 
-    Refused are files of another patient than the scan's: one whose id names another scan, or, where ids name none, one
-    of the patients with fewer files. Of the rest that series stays which is axial, 2 to 6 mm from slice to slice,
-    without contrast and no bone series by its folders' names, in this order of weight, and then has the most slices.
-    Where only thin slices are left, every k-th stays, so that they are about 5 mm apart.
+    Files of other patients are refused: those whose patient id is of another scan, or, where ids are of no scan, of
+    the patients with fewer files. A series is preferred that is axial, without contrast by its folders' names, has 2
+    to 6 mm between slices, is not a bone series, and has the most slices, in this order. Of a series of thin slices,
+    every k-th is selected, so that they are about 5 mm apart.
     """
     table = table.reset_index(drop=True)
     scan = table["path"].map(scan_of)
     foreign = _foreign(table, scan)
     keep = pd.Series(False, index=table.index)
-    reasons = {
-        int(i): (Reason.OTHER_PATIENT.name.lower(), str(table.at[i, "patient_id"])) for i in table.index[foreign]
-    }
+    other_patient, other_series = (r.name.lower() for r in (Reason.OTHER_PATIENT, Reason.OTHER_SERIES))
+    patients = table["patient_id"].astype(str)
+    reasons = {i: (other_patient, patients[i]) for i in np.flatnonzero(foreign).tolist()}
     counts: Counter[str] = Counter()
     for _, rows in table[~foreign].groupby(scan[~foreign], sort=True):
-        ranked = sorted(_series(rows), key=lambda s: s[0])
-        (rank, wanted, gap), *others = ranked
-        if rank[0]:
-            counts["scans without an axial series"] += 1
-        step = max(1, round(USUAL / gap)) if np.isfinite(gap) and 0 < gap < LEAST else 1
-        counts["scans of thin slices alone, thinned to about 5 mm"] += step > 1
-        keep[wanted[::step]] = True
-        reasons |= {
-            int(i): (Reason.OTHER_SERIES.name.lower(), "between two that stay") for i in wanted if not keep[int(i)]
-        }
-        for other, index, distance in others:
-            why = _why(other, distance)
-            counts[f"series left aside: {why}"] += 1
-            reasons |= {int(i): (Reason.OTHER_SERIES.name.lower(), why) for i in index}
+        (rank, best, gap), *others = sorted(_series(rows), key=lambda series: series[0])
+        counts["scans without an axial series"] += rank[0]
+        step = max(1, round(SPACING / gap)) if 0 < gap < MIN_SPACING else 1
+        counts["scans with thin slices only, thinned to about 5 mm"] += step > 1
+        keep[best[::step]] = True
+        reasons |= dict.fromkeys(best[~keep[best].to_numpy()].tolist(), (other_series, "between two selected slices"))
+        for other, index, spacing in others:
+            why = _why(other, spacing)
+            counts[f"series not used: {why}"] += 1
+            reasons |= dict.fromkeys(index.tolist(), (other_series, why))
     notes = [f"{count} {what}" for what, count in sorted(counts.items()) if count]
     if foreign.any():
         where = ", ".join(sorted(set(scan[foreign]))[:5])
@@ -124,7 +118,7 @@ def choose(table: pd.DataFrame) -> Choice:
 
 
 def _foreign(table: pd.DataFrame, scan: pd.Series) -> pd.Series:
-    """bool [n]: the file is of another patient than its folder."""
+    """bool [n]: the file belongs to another patient than its folder."""
     named = table["patient_id"].map(scan_of)
     foreign = (named != "") & (named != scan)
     unnamed = ~foreign & (named == "")
@@ -135,19 +129,18 @@ def _foreign(table: pd.DataFrame, scan: pd.Series) -> pd.Series:
 
 
 def _series(rows: pd.DataFrame) -> list[tuple[tuple, np.ndarray, float]]:
-    """(rank, row labels, gap in mm) of each series of a scan; the lowest rank is the best."""
+    """Rank, row labels and gap in mm of each series of a scan; the lowest rank is the best."""
     found = []
     for series, part in rows.groupby("series_id", sort=True):
-        gap = float(np.median(np.diff(part["position"].to_numpy("float64")))) if len(part) > 1 else float("nan")
-        gap = abs(gap)
+        gap = abs(float(part["position"].diff().iloc[1:].median(skipna=False)))
         folders = part["path"].iloc[0].rpartition("/")[0]
         rank = (
-            not (part["tilt"].median() < STEEPEST and len(part) >= FEWEST),
+            not (part["tilt"].median() < MAX_TILT and len(part) >= MIN_SLICES),
             bool(CONTRAST.search(folders)),
-            not LEAST <= gap <= MOST,
+            not MIN_SPACING <= gap <= MAX_SPACING,
             bool(BONE.search(folders)),
             -len(part),
-            abs(gap - USUAL) if np.isfinite(gap) else np.inf,
+            abs(gap - SPACING) if np.isfinite(gap) else np.inf,
             str(series),
         )
         found.append((rank, part.index.to_numpy(), gap))
@@ -156,9 +149,9 @@ def _series(rows: pd.DataFrame) -> list[tuple[tuple, np.ndarray, float]]:
 
 def _why(rank: tuple, gap: float) -> str:
     if rank[0]:
-        return "not axial, or a few slices"
+        return "not axial, or too few slices"
     if rank[1]:
         return "with contrast"
     if rank[2]:
-        return "thin" if gap < LEAST else "slices far apart or without position"
+        return "thin" if gap < MIN_SPACING else "slices far apart or without position"
     return "bone" if rank[3] else "shorter or further from 5 mm"

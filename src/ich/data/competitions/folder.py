@@ -1,8 +1,8 @@
-"""DICOM files of one's own, in folders or .zip archives at any depth, and labels.csv: how a hospital trains.
+"""Your own data: DICOM files in folders or .zip archives at any depth, and labels.csv.
 
-labels.csv has a column image_id (the file's name without .dcm; with its folders, from the root, where two files share
-the name) or study_id (the StudyInstanceUID) and a column of 0 and 1 a class. Test images are those below a folder
-test/, or those of rows that say so in a column split. Without either there is no test set, and no submission.
+labels.csv has a column image_id (the file name without .dcm; with its folders, from the root, where two files share
+the name) or study_id (the StudyInstanceUID), and one column of 0 and 1 per class. Images below a folder test/, or with
+test in a column split, are the test set. Without either there is no test set and no submission.
 """
 
 import re
@@ -16,7 +16,7 @@ from ich.data.competitions.layout import LayoutError, Raw
 
 SUBMITS = "probabilities"
 LABELS = "labels.csv"
-CLASS_NAME = re.compile(r"^[A-Za-z][A-Za-z0-9_]{0,63}$")  # they become names of columns and of files
+CLASS_NAME = re.compile(r"^[A-Za-z][A-Za-z0-9_]{0,63}$")  # also the name of columns and files
 IDENTIFIERS = ("image_id", "study_id", "patient_id", "series_id", "split")
 TAKEN = {*IDENTIFIERS, "path", "position", "index", "n_slices", "tilt", "fold", "series", "row_spacing"}
 TAKEN |= {"column_spacing", "crop_row", "crop_column", "crop_side", "raw_rows", "raw_columns", "frame"}
@@ -25,9 +25,9 @@ OTHER += (".jpg", ".jpeg", ".png", ".gif", ".exe", ".inf", ".ini", ".zip", ".gz"
 
 
 def raw(root: Path) -> Raw:
-    """Read the layout below `root`."""
+    """Read the scans and labels below `root`."""
     if root.is_file():
-        raise LayoutError(f"{root}: this is a file; put it into a folder beside its {LABELS}, and name the folder")
+        raise LayoutError(f"{root}: this is a file; put it into a folder with its {LABELS}, and set root to the folder")
     layout.require_folder(root)
     labels, classes, key = _labels(root / LABELS)
     paths, notes = _paths(root)
@@ -49,16 +49,17 @@ def raw(root: Path) -> Raw:
         known = labels["image_id"].isin(files["image_id"])
         if not known.any():
             raise LayoutError(
-                f"{root / LABELS}: none of its {len(labels)} images has a file; it says {labels['image_id'].iloc[0]!r},"
-                f" and there is {files['image_id'].iloc[0]!r} ({files['path'].iloc[0]}); write ids like the latter"
+                f"{root / LABELS}: none of its {len(labels)} images has a file; the first id is"
+                f" {labels['image_id'].iloc[0]!r}, but write ids like {files['image_id'].iloc[0]!r}"
+                f" ({files['path'].iloc[0]})"
             )
         test = labels["image_id"].isin(test_ids)
-        bare = int((~files["image_id"].isin(labels["image_id"]) & (files["split"] == "train")).sum())
-        if bare:
-            notes.append(f"{bare} files have no row in {LABELS}; they count as unlabelled")
+        unlabelled = int((~files["image_id"].isin(labels["image_id"]) & (files["split"] == "train")).sum())
+        if unlabelled:
+            notes.append(f"{unlabelled} files have no row in {LABELS}; they count as unlabelled")
     else:
         test = labels["study_id"].isin(tested)
-        notes.append(f"{LABELS} speaks of studies: each slice is given the labels of its study, which are weak labels")
+        notes.append(f"{LABELS} has labels of studies: each slice gets those of its study, as weak labels")
     kept = labels.loc[~test, [key, *classes]].reset_index(drop=True)
     level = "study" if key == "study_id" else "slice"
     weights = dict.fromkeys(classes, 1.0)
@@ -66,29 +67,29 @@ def raw(root: Path) -> Raw:
 
 
 def solution(root: Path) -> pd.DataFrame | None:
-    """All labels, by image_id or study_id: those of test images tell how good the predictions are."""
+    """All labels, by image_id or study_id; those of test images are used to score predictions."""
     labels, classes, key = _labels(root / LABELS)
     return labels[[key, *classes]]
 
 
 def submission(root: Path, values: pd.DataFrame) -> pd.DataFrame:
-    """`values` as they are: image_id and a column a class, sorted by image_id."""
+    """`values` (image_id and one column per class), sorted by image_id."""
     return values[["image_id", *(c for c in values.columns if c != "image_id")]].sort_values("image_id")
 
 
 def _plain(path: str) -> tuple[str, ...]:
-    """The parts of a path, those inside an archive as if it were a folder: scans.zip!/a/1.dcm is scans/a/1.dcm."""
+    """The parts of a path, with archives as folders: scans.zip!/a/1.dcm is scans/a/1.dcm."""
     archive, inside, name = path.partition(found_files.INSIDE)
     return (*PurePosixPath(archive).with_suffix("").parts, *PurePosixPath(name).parts) if inside else (path,)
 
 
 def _is_dicom(name: str) -> bool:
-    """Whether a name may be a DICOM file's; hospitals write them without suffix, and their UIDs have dots."""
+    """Any name but those of other formats: DICOM files often have no suffix, and UIDs contain dots."""
     return not name.startswith(".") and name.upper() != "DICOMDIR" and not name.lower().endswith(OTHER)
 
 
 def _paths(root: Path) -> tuple[list[str], list[str]]:
-    """Files and members of archives, relative to `root`, sorted; and what was left aside."""
+    """Files and members of archives, relative to `root` and sorted, and notes on ignored ones."""
     notes: list[str] = []
     everything = layout.find(root, "", lambda name: True)
     paths = [path for path in everything if _is_dicom(path.rpartition("/")[2])]
@@ -107,32 +108,27 @@ def _paths(root: Path) -> tuple[list[str], list[str]]:
 def _labels(path: Path) -> tuple[pd.DataFrame, list[str], str]:
     """The table sorted by its key (text), its classes (float32) and the key: image_id or study_id."""
     if not path.is_file():
-        raise LayoutError(
-            f"{path}: no such file; a row an image or a study: image_id or study_id, then a column a class"
-        )
+        raise LayoutError(f"{path}: no such file; write a row per image or study: image_id or study_id, then classes")
     table = layout.read_text(path)
-    table = table.loc[:, [c for c in table.columns if c and not c.startswith("Unnamed:")]]  # a spreadsheet's index
+    table = table.loc[:, [c for c in table.columns if c and not c.startswith("Unnamed:")]]  # the index of a spreadsheet
     table.columns = table.columns.str.strip()
     key = next((k for k in ("image_id", "study_id") if k in table.columns), None)
     if key is None:
         raise LayoutError(f"{path}: no column image_id or study_id; it has {', '.join(map(repr, table.columns))}")
     classes = [c for c in table.columns if c not in IDENTIFIERS]
     if not classes or len(set(classes)) < len(classes):
-        raise LayoutError(f"{path}: beside {key} there must be a column a class, each with a name of its own")
+        raise LayoutError(f"{path}: add one column per class to {key}, each with a different name")
     for name in classes:
         if not CLASS_NAME.match(name) or name in TAKEN:
-            raise LayoutError(f"{path}: {name!r} cannot be a class's name; use letters, digits and _, as 'subdural'")
+            raise LayoutError(f"{path}: {name!r} cannot be a class; use letters, digits and _, as in 'subdural'")
     table[key] = table[key].str.strip()
     if key == "image_id":
         table[key] = table[key].str.removesuffix(".dcm")
-    layout.refuse_rows(path, table[key].isna() | (table[key] == ""), table[key], f"an {key}")
-    layout.refuse_rows(path, table[key].duplicated(), table[key], f"each {key} once")
+    layout.require_ids(path, table[key], f"an {key}", once=True)
     if "split" in table:
         table["split"] = table["split"].str.strip()
         layout.refuse_rows(path, ~table["split"].isin(["train", "test"]), table["split"], "split train or test")
     for name in classes:
-        column = table[name].str.strip()
-        table[name] = layout.digits(
-            path, column, f"in column {name!r} (each column but {', '.join(IDENTIFIERS)} is a class)"
-        )
+        expected = f"in column {name!r} (each column but {', '.join(IDENTIFIERS)} is a class)"
+        table[name] = layout.digits(path, table[name].str.strip(), expected)
     return table.sort_values(key, ignore_index=True), classes, key

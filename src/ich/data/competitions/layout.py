@@ -1,4 +1,4 @@
-"""What every competition format is brought to, and the checks on the way."""
+"""The common form of all competition formats, and helpers to read tables and folders into it."""
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,25 +15,33 @@ SUBTYPES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", 
 
 
 class LayoutError(UserError, ValueError):
-    """The competition's folder is not laid out as its format says; the text names file and row and what to do."""
+    """A table or folder of a competition does not have its format; the text names file, row and remedy."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The rows of a slice table that are used: keep, bool [n]; reason and detail of the others, by row; notes."""
+
+    keep: pd.Series
+    reasons: Mapping[int, tuple[str, str]]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Raw:
     """A competition as downloaded.
 
-    files: image_id, split (train | test), path relative to the competition's root; one row a file, sorted by path.
+    files: image_id, split (train | test), path relative to the competition's root; one row per file, sorted by path.
         A member of an archive is `archive.zip!/name` (see `ich.data.files`).
-    labels: image_id (study_id where `level` is study) and a float column a class; one row a labelled image (study),
-        sorted by its id.
-    test_ids: the images that a submission must cover, in the sample submission's order; none without a test set.
-    classes: and what each of them counts in the competition's log loss.
+    labels: image_id (study_id where `level` is study) and one float column per class; sorted by id.
+    test_ids: the images that a submission must cover, in the order of the sample submission; empty without a test set.
+    classes: weight of each class in the competition's log loss.
     template: path of the sample submission, relative to the competition's root; empty where there is none.
-    notes: what was dropped or repaired while reading, in words.
-    values: hu: DICOM files, Hounsfield units; grey: pictures (PNG), grey values 0..255, each a study of its own.
-    level: what the labels speak of. Those of a study are given to each of its slices: weak labels.
-    test_studies: studies that belong to the test set wherever their files lie.
-    choose: which of the slices whose headers could be read stay, where not all of them do (see `Choice`).
+    notes: what was dropped or repaired while reading.
+    values: hu: DICOM files with Hounsfield units; grey: PNG images with grey values 0..255, each a study of its own.
+    level: labels are of slices or of studies. Those of a study are given to each of its slices: weak labels.
+    test_studies: studies in the test set, wherever their files are.
+    choose: selects slices by their headers, where not all are used.
     """
 
     files: pd.DataFrame
@@ -45,16 +53,10 @@ class Raw:
     values: Literal["hu", "grey"] = "hu"
     level: Literal["slice", "study"] = "slice"
     test_studies: frozenset[str] = frozenset()
-    choose: "Callable[[pd.DataFrame], Choice] | None" = None
+    choose: Callable[[pd.DataFrame], Choice] | None = None
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Which rows of a slice table stay: keep, bool [n]; reason and detail, by row, of those that do not; notes."""
-
-    keep: pd.Series
-    reasons: Mapping[int, tuple[str, str]]
-    notes: tuple[str, ...]
+# ---- folders
 
 
 def require_folder(root: Path) -> None:
@@ -70,38 +72,46 @@ def first_existing(root: Path, names: tuple[str, ...], what: str) -> Path:
 
 
 def find(root: Path, folder: str, wanted: Callable[[str], bool]) -> list[str]:
-    """Paths, relative to `root`, of the files below one of its folders at any depth, sorted. Raises LayoutError."""
+    """Paths, relative to `root` and sorted, of the files at any depth below one of its folders. Raises LayoutError."""
     try:
         names = files.below(root / folder, wanted)
     except OSError as error:
-        raise LayoutError(f"{error.filename}: this folder cannot be read ({error.strerror})") from None
+        raise LayoutError(f"{error.filename}: cannot read this folder ({error.strerror})") from None
     except ValueError as error:
         raise LayoutError(str(error)) from None
     return [f"{folder}/{name}" for name in names] if folder else names
 
 
-def with_suffix(*suffixes: str) -> Callable[[str], bool]:
-    """Whether a file name ends so, in either case; hidden files (as `._1.dcm` of a Mac's archive) never do."""
-    return lambda name: not name.startswith(".") and name.lower().endswith(suffixes)
-
-
 def file_table(ids: Sequence[str], split: str | Sequence[str], paths: Sequence[str]) -> pd.DataFrame:
-    table = pd.DataFrame({"image_id": pd.Series(list(ids), dtype="str"), "path": pd.Series(list(paths), dtype="str")})
-    table.insert(1, "split", split if isinstance(split, str) else list(split))
-    return table.astype({"split": "str"})
+    """`Raw.files`."""
+    return pd.DataFrame({"image_id": ids, "split": split, "path": paths}).astype("str")
+
+
+def images(root: Path, folder: str, suffix: str, split: str) -> pd.DataFrame:
+    """`Raw.files` of the files with a suffix at any depth below a folder; an id is a name without its suffix.
+
+    Hidden files (as `._1.dcm` in archives of a Mac) are ignored.
+    """
+    paths = find(root, folder, lambda name: not name.startswith(".") and name.lower().endswith(suffix))
+    if not paths:
+        raise LayoutError(f"{root / folder}: no {suffix} file at any depth below it; unpack the competition there")
+    return file_table([path.rpartition("/")[2][: -len(suffix)] for path in paths], split, paths)
 
 
 def refuse_same_id(table: pd.DataFrame) -> None:
-    """Raise LayoutError where two files would be the same image."""
+    """Raise LayoutError if two files are the same image."""
     twice = table["image_id"].duplicated(keep=False)
     if twice.any():
         first = table.loc[twice, "image_id"].iloc[0]
         paths = ", ".join(table.loc[table["image_id"] == first, "path"][:2])
-        raise LayoutError(f"image {first} lies in two places ({paths}); keep one of its files")
+        raise LayoutError(f"image {first} is in two places ({paths}); keep one of its files")
+
+
+# ---- tables
 
 
 def read_text(path: Path, *, header: bool = True) -> pd.DataFrame:
-    """A CSV as text. Its index is such that the row an editor calls r has index r - 2, with and without a header."""
+    """A CSV as text. Row r of an editor has index r - 2, with and without a header."""
     try:
         table = pd.read_csv(
             path,
@@ -112,7 +122,7 @@ def read_text(path: Path, *, header: bool = True) -> pd.DataFrame:
             index_col=False,
             skip_blank_lines=False,
         )
-    except (ValueError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    except ValueError as error:  # of pandas' parser too
         raise LayoutError(f"{path}: not a whole CSV file ({' '.join(str(error).split())}); download it again") from None
     except OSError as error:
         raise LayoutError(f"{path}: cannot be read ({error.strerror})") from None
@@ -122,11 +132,11 @@ def read_text(path: Path, *, header: bool = True) -> pd.DataFrame:
     blank = (table.isna() | (table == "")).all(axis=1)
     if blank.all():
         raise LayoutError(f"{path}: not a whole CSV file (it has no rows); download it again")
-    return table[~blank] if blank.any() else table
+    return table[~blank]
 
 
 def read_columns(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    """The named columns of a CSV as text; others (an index column, say) are left aside."""
+    """The named columns of a CSV as text; others (an index, for example) are ignored."""
     table = read_text(path)
     missing = [column for column in columns if column not in table.columns]
     if missing:
@@ -135,7 +145,7 @@ def read_columns(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
 
 
 def refuse_rows(path: Path, bad: pd.Series, values: pd.Series, expected: str) -> None:
-    """Raise LayoutError naming the first rows where `bad`, as an editor numbers them; the index is `read_text`'s."""
+    """Raise LayoutError with the first `bad` rows, numbered as in an editor. The index is that of `read_text`."""
     if bad.any():
         shown = [(int(i) + 2, values.loc[i]) for i in bad.index[bad][:3]]
         rows = ", ".join(f"row {row}: {'nothing' if pd.isna(value) else repr(value)}" for row, value in shown)
@@ -143,21 +153,28 @@ def refuse_rows(path: Path, bad: pd.Series, values: pd.Series, expected: str) ->
         raise LayoutError(f"{path}: {int(bad.sum())} bad rows ({rows}); expected {expected}{cut}")
 
 
+def require_ids(path: Path, ids: pd.Series, expected: str, *, once: bool = False) -> None:
+    """Raise LayoutError for rows with an empty id, or, with `once`, with the id of an earlier row."""
+    refuse_rows(path, ids.isna() | (ids == ""), ids, expected)
+    if once:
+        refuse_rows(path, ids.duplicated(), ids, f"each {ids.name} once")
+
+
 def digits(path: Path, values: pd.Series, what: str) -> pd.Series:
-    """0 and 1 as float32; anything else is refused with its rows."""
+    """Labels 0 and 1 as float32. Raises LayoutError for the rows of other values."""
     refuse_rows(path, ~values.isin(["0", "1", "0.0", "1.0"]), values, f"{what} 0 or 1")
     return values.astype("float32")
 
 
 def one_of(words: Iterable[str], known: Sequence[str]) -> str:
-    """`one of a, b, c`, with the one that the first unknown word may have meant."""
+    """`one of a, b, c`, with a suggestion for the first unknown word."""
     unknown = next((str(word) for word in words if word not in known), "")
     close = difflib.get_close_matches(unknown, known, n=1, cutoff=0.6)
     return f"one of {', '.join(known)}" + (f" (did you mean {close[0]}?)" if close else "")
 
 
-def agreed(path: Path, table: pd.DataFrame, key: Sequence[str]) -> tuple[pd.DataFrame, int]:
-    """The table without its repeated rows, and how many those were; rows with one key that disagree are refused."""
+def agreed(path: Path, table: pd.DataFrame, key: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """The table without repeated rows, and a note if there were any. Raises LayoutError for contradicting rows."""
     unique = table.drop_duplicates()
     conflict = unique.duplicated(list(key), keep=False)
     if conflict.any():
@@ -165,11 +182,12 @@ def agreed(path: Path, table: pd.DataFrame, key: Sequence[str]) -> tuple[pd.Data
         names = ", ".join(sorted(set(pairs))[:3])
         rows = ", ".join(str(int(i) + 2) for i in conflict.index[conflict][:4])
         raise LayoutError(f"{path}: the same ID with Label 0 and 1: {names} (rows {rows}); keep one row of each")
-    return unique, len(table) - len(unique)
+    dropped = len(table) - len(unique)
+    return unique, [f"{path.name}: {dropped} repeated rows dropped"] if dropped else []
 
 
 def parts_of(path: Path, ids: pd.Series, classes: Sequence[str]) -> pd.DataFrame:
-    """image_id and class of ids `<image>_<class>`; others are refused."""
+    """image_id and class of ids `<image>_<class>`. Raises LayoutError for other ids."""
     parts = ids.str.rsplit("_", n=1, expand=True).reindex(columns=[0, 1]).set_axis(["image_id", "class"], axis=1)
     bad = ~parts["class"].isin(classes)
     refuse_rows(path, bad, ids, f"<image>_<class>, class {one_of(parts.loc[bad, 'class'].dropna(), classes)}")
@@ -177,27 +195,29 @@ def parts_of(path: Path, ids: pd.Series, classes: Sequence[str]) -> pd.DataFrame
 
 
 def sample_rows(path: Path, column: str, classes: Sequence[str]) -> pd.DataFrame:
-    """The ids of a sample submission, with image_id and class; duplicates are refused."""
+    """The ids of a sample submission, with image_id and class. Raises LayoutError for duplicates."""
     table = read_columns(path, (column,))
     refuse_rows(path, table[column].duplicated(), table[column], f"each {column} once")
     return pd.concat([table, parts_of(path, table[column], classes)], axis=1)
 
 
 def in_sample_order(sample: pd.DataFrame, values: pd.DataFrame, label: str) -> pd.DataFrame:
-    """`values` (image_id and one column per class) as id and label, in the rows of `sample_rows`."""
+    """`values` (image_id and one column per class) as id and label, in the order of `sample_rows`."""
     long = values.melt(id_vars="image_id", var_name="class", value_name=label)
     table = sample.merge(long, on=["image_id", "class"], how="left", validate="one_to_one")
     return table[[sample.columns[0], label]]
 
 
 def wide(path: Path, long: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    """image_id and a column a class, sorted, of rows image_id, class, label; an image that lacks a class is refused."""
+    """Rows of image_id, class and label as image_id and one column per class, sorted.
+
+    Raises LayoutError for an image without a row for each class.
+    """
     table = long.pivot(index="image_id", columns="class", values="label").reindex(columns=list(classes))
     if table.isna().any(axis=None):
-        image, kind = table.isna().stack().pipe(lambda missing: missing[missing].index[0])
-        lines = {5: "five", 6: "six"}.get(len(classes), str(len(classes)))
+        image, name = table.isna().stack().pipe(lambda missing: missing[missing].index[0])
         raise LayoutError(
-            f"{path}: image {image} has no row for {kind}; {lines} rows an image are expected"
+            f"{path}: image {image} has no row for {name}; expected {len(classes)} rows per image"
             " (a cut-off file? then download it again)"
         )
     return table.rename_axis(columns=None).sort_index().reset_index()

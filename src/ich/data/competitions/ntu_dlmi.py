@@ -1,6 +1,6 @@
-"""NTU DLMI class competition: five subtypes and no `any`; rows `dicom name, subtype, 0/1`, five an image.
+"""NTU DLMI class competition: five subtypes without `any`; rows `dicom name, subtype, 0/1`, five per image.
 
-Folders train1 (labelled), train2 (unlabelled) and test, the files at any depth below them.
+Folders train1 (labelled), train2 (unlabelled) and test, with files at any depth.
 """
 
 from pathlib import Path
@@ -10,30 +10,29 @@ import pandas as pd
 from ich.data.competitions import layout
 from ich.data.competitions.layout import SUBTYPES, LayoutError, Raw
 
-SUBMITS = "decisions"  # the competition is scored by F1 one year, F2 another
+SUBMITS = "decisions"  # scored by F1 one year, F2 another
 SAMPLES = ("sample_submission.csv", "sampleSubmission.csv", "sample.csv")
 LABELS = ("train.csv", "train1.csv", "train_labels.csv", "labels.csv", "label.csv")
 
 
 def raw(root: Path) -> Raw:
-    """Read the layout below `root`."""
+    """Read the competition below `root`."""
     layout.require_folder(root)
     labels_csv = layout.first_existing(root, LABELS, "label table")
-    labels, dropped = _labels(labels_csv)
+    labels, notes = _labels(labels_csv)
     sample = layout.first_existing(root, SAMPLES, "sample submission")
     files = pd.concat([_files(root, "train1"), _files(root, "train2"), _files(root, "test")], ignore_index=True)
     layout.refuse_same_id(files)
     in_train1 = files["path"].str.startswith("train1/")
-    notes = [f"{labels_csv.name}: {dropped} repeated rows dropped"] if dropped else []
-    bare = int((in_train1 & ~files["image_id"].isin(labels["image_id"])).sum())
-    if bare:
-        notes.append(f"train1: {bare} files have no label in {labels_csv.name}; they count as unlabelled")
-    test_ids = list(dict.fromkeys(_image_id(layout.sample_rows(sample, "id", SUBTYPES)["image_id"])))
+    unlabelled = int((in_train1 & ~files["image_id"].isin(labels["image_id"])).sum())
+    if unlabelled:
+        notes.append(f"train1: {unlabelled} files have no label in {labels_csv.name}; they count as unlabelled")
+    test_ids = list(dict.fromkeys(_sample_rows(sample)["image_id"]))
     return Raw(files, labels, test_ids, dict.fromkeys(SUBTYPES, 1.0), sample.name, tuple(notes))
 
 
 def solution(root: Path) -> pd.DataFrame | None:
-    """Labels of the test set (image_id and a column a class), where they are known: solution.csv, `id,label`."""
+    """Labels of the test set (image_id and one column per class), if known: solution.csv with `id,label`."""
     path = root / "solution.csv"
     if not path.is_file():
         return None
@@ -44,33 +43,31 @@ def solution(root: Path) -> pd.DataFrame | None:
 
 
 def submission(root: Path, values: pd.DataFrame) -> pd.DataFrame:
-    """`values` (image_id and a column a class) as id,label in the order of the sample submission."""
-    sample = layout.sample_rows(layout.first_existing(root, SAMPLES, "sample submission"), "id", SUBTYPES)
-    sample["image_id"] = _image_id(sample["image_id"])
+    """`values` (image_id and one column per class) as id,label in the order of the sample submission."""
+    sample = _sample_rows(layout.first_existing(root, SAMPLES, "sample submission"))
     return layout.in_sample_order(sample, values[["image_id", *SUBTYPES]], "label")
 
 
+def _sample_rows(path: Path) -> pd.DataFrame:
+    rows = layout.sample_rows(path, "id", SUBTYPES)
+    return rows.assign(image_id=_image_id(rows["image_id"]))
+
+
 def _image_id(names: pd.Series) -> pd.Series:
-    """The image of a name in a table, which may have a folder before it and .dcm behind."""
+    """The image id of a file name, which may include folders and .dcm."""
     return names.str.strip().str.rsplit("/", n=1).str[-1].str.removesuffix(".dcm")
 
 
 def _files(root: Path, folder: str) -> pd.DataFrame:
     if not (root / folder).is_dir():
-        if folder == "train2":  # what has no labels may be left out
+        if folder == "train2":  # optional: it has no labels
             return layout.file_table([], "train", [])
         raise LayoutError(f"{root}: no folder {folder}; unpack the competition's archive there")
-    paths = layout.find(root, folder, layout.with_suffix(".dcm"))
-    if not paths:
-        raise LayoutError(
-            f"{root / folder}: no .dcm file at any depth below it; unpack the competition's archive there"
-        )
-    ids = [path.rpartition("/")[2][: -len(".dcm")] for path in paths]
-    return layout.file_table(ids, "test" if folder == "test" else "train", paths)
+    return layout.images(root, folder, ".dcm", "test" if folder == "test" else "train")
 
 
-def _labels(path: Path) -> tuple[pd.DataFrame, int]:
-    """Wide labels, and how many repeated rows were dropped. The table has a header, or it has none."""
+def _labels(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Labels as one row per image, and notes. The table has a header, or none."""
     table = layout.read_text(path, header=False)
     if table.shape[1] not in (3, 4):
         raise LayoutError(f"{path}: {table.shape[1]} columns; expected dicom name, subtype, 0/1")
@@ -81,9 +78,9 @@ def _labels(path: Path) -> tuple[pd.DataFrame, int]:
     if table.empty:
         raise LayoutError(f"{path}: not a whole CSV file (a header and no rows); download it again")
     table = table.assign(name=_image_id(table["name"]), **{"class": table["class"].str.strip()})
-    layout.refuse_rows(path, table["name"].isna() | (table["name"] == ""), table["name"], "a dicom name")
+    layout.require_ids(path, table["name"], "a dicom name")
     expected = f"in the second column {layout.one_of(table['class'].dropna(), SUBTYPES)}"
     layout.refuse_rows(path, ~table["class"].isin(SUBTYPES), table["class"], expected)
     table["label"] = layout.digits(path, table["label"].str.strip(), "in the third column")
-    unique, dropped = layout.agreed(path, table, ["name", "class"])
-    return layout.wide(path, unique.rename(columns={"name": "image_id"}), SUBTYPES), dropped
+    unique, notes = layout.agreed(path, table, ["name", "class"])
+    return layout.wide(path, unique.rename(columns={"name": "image_id"}), SUBTYPES), notes

@@ -1,7 +1,7 @@
 """UniBuc class competition: PNG images and one class; `id,class` in train_labels.txt and validation_labels.txt.
 
-The images have no Hounsfield units, no patient and no study: each is a study of its own. Those of the validation
-labels join the training set, for the folds are made anew.
+The images have no Hounsfield units, patients or studies: each is a study of its own. The images of the validation
+labels join the training set, as new folds are made.
 """
 
 from pathlib import Path
@@ -18,79 +18,69 @@ LABELS = (("train_labels.txt", "train_labels.csv"), ("validation_labels.txt", "v
 
 
 def raw(root: Path) -> Raw:
-    """Read the layout below `root`; which image is for training and which for the test is in the tables."""
+    """Read the competition below `root`; the tables tell training and test images apart."""
     layout.require_folder(root)
     labels, notes = _joined([layout.first_existing(root, names, "label table") for names in LABELS])
     sample = layout.first_existing(root, SAMPLES, "sample submission")
-    test_ids = _wanted(sample)["id"].tolist()
+    test_ids = _sample_ids(sample)["id"].tolist()
     both = sorted(set(test_ids) & set(labels["image_id"]))
     if both:
-        raise LayoutError(f"{sample}: image {both[0]} is in the label tables too; a test image has no label")
-    paths = layout.find(root, "", layout.with_suffix(".png"))
-    if not paths:
-        raise LayoutError(f"{root}: no .png file at any depth below it; unpack the competition's archive there")
-    ids = [path.rpartition("/")[2][: -len(".png")] for path in paths]
-    files = layout.file_table(ids, "train", paths)
+        raise LayoutError(f"{sample}: image {both[0]} is in the label tables too; remove it from one of them")
+    files = layout.images(root, "", ".png", "train")
     test, known = files["image_id"].isin(test_ids), files["image_id"].isin(labels["image_id"])
     files.loc[test, "split"] = "test"
-    if (~test & ~known).any():
-        notes.append(f"{int((~test & ~known).sum())} images are in no table and ignored")
-    files = files[test | known].reset_index(drop=True)
-    if files.empty:
+    unknown = int((~test & ~known).sum())
+    if unknown == len(files):
         raise LayoutError(
-            f"{root}: none of the {len(ids)} images is in a table; ids are file names without .png, as"
-            f" {labels['image_id'].iloc[0]} in the labels and {ids[0]} among the images"
+            f"{root}: none of the {len(files)} images is in a table; ids are file names without .png, but the first"
+            f" label is of {labels['image_id'].iloc[0]} and the first image is {files['image_id'].iloc[0]}"
         )
+    if unknown:
+        notes.append(f"{unknown} images are in no table and ignored")
+    files = files[test | known].reset_index(drop=True)
     layout.refuse_same_id(files)
     return Raw(files, labels, test_ids, {CLASS: 1.0}, sample.name, tuple(notes), values="grey")
 
 
 def solution(root: Path) -> pd.DataFrame | None:
-    """Labels of the test set (image_id and the class), where they are known: solution.csv, `id,class`."""
+    """Labels of the test set (image_id and the class), if known: solution.csv with `id,class`."""
     path = root / "solution.csv"
-    return layout.agreed(path, _labels(path), ["image_id"])[0] if path.is_file() else None
+    return _labels(path)[0] if path.is_file() else None
 
 
 def submission(root: Path, values: pd.DataFrame) -> pd.DataFrame:
     """`values` (image_id and the class) as id,class in the order of the sample submission."""
-    wanted = _wanted(layout.first_existing(root, SAMPLES, "sample submission"))
-    table = wanted.merge(values.rename(columns={"image_id": "id", CLASS: "class"}), on="id", how="left")
+    sample = _sample_ids(layout.first_existing(root, SAMPLES, "sample submission"))
+    table = sample.merge(values.rename(columns={"image_id": "id", CLASS: "class"}), on="id", how="left")
     return table[["id", "class"]]
 
 
-def _wanted(path: Path) -> pd.DataFrame:
+def _sample_ids(path: Path) -> pd.DataFrame:
     """The column id of the sample submission, as text: 000123 keeps its zeros."""
-    table = _with_ids(path, ("id",))
-    layout.refuse_rows(path, table["id"].duplicated(), table["id"], "each id once")
-    return table
+    return _read(path, ("id",), once=True)
 
 
-def _labels(path: Path) -> pd.DataFrame:
-    table = _with_ids(path, ("id", "class"))
-    return pd.DataFrame({"image_id": table["id"], CLASS: layout.digits(path, table["class"].str.strip(), "class")})
+def _labels(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """image_id and the class, and notes."""
+    table = _read(path, ("id", "class"))
+    labels = pd.DataFrame({"image_id": table["id"], CLASS: layout.digits(path, table["class"].str.strip(), "class")})
+    return layout.agreed(path, labels, ["image_id"])
 
 
-def _with_ids(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+def _read(path: Path, columns: tuple[str, ...], *, once: bool = False) -> pd.DataFrame:
     table = layout.read_columns(path, columns)
     table["id"] = table["id"].str.strip().str.removesuffix(".png")
-    layout.refuse_rows(path, table["id"].isna() | (table["id"] == ""), table["id"], "an id")
+    layout.require_ids(path, table["id"], "an id", once=once)
     return table
 
 
 def _joined(paths: list[Path]) -> tuple[pd.DataFrame, list[str]]:
-    """Both label tables as one, sorted, and what there is to say of them."""
-    notes: list[str] = []
-    parts: list[pd.DataFrame] = []
-    for path in paths:
-        unique, dropped = layout.agreed(path, _labels(path), ["image_id"])
-        parts.append(unique)
-        if dropped:
-            notes.append(f"{path.name}: {dropped} repeated rows dropped")
-    labels = pd.concat(parts, ignore_index=True)
+    """Both label tables as one, sorted, and notes."""
+    (train, dropped), (valid, also_dropped) = (_labels(path) for path in paths)
+    labels = pd.concat([train, valid], ignore_index=True)
     twice = labels["image_id"].duplicated()
     if twice.any():
-        raise LayoutError(
-            f"{paths[1]}: image {labels.loc[twice, 'image_id'].iloc[0]} is in {paths[0].name} too; keep it in one"
-        )
-    notes.append(f"{len(parts[1])} images of {paths[1].name} join the training set; folds are made anew")
-    return labels.sort_values("image_id", ignore_index=True), notes
+        first = labels.loc[twice, "image_id"].iloc[0]
+        raise LayoutError(f"{paths[1]}: image {first} is in {paths[0].name} too; keep it in one")
+    note = f"{len(valid)} images of {paths[1].name} join the training set; folds are made anew"
+    return labels.sort_values("image_id", ignore_index=True), [*dropped, *also_dropped, note]

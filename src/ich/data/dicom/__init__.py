@@ -1,9 +1,7 @@
-"""The only place that speaks DICOM: Hounsfield units and geometry out of a file, and a slice back into one.
+"""DICOM files to Hounsfield units and geometry, and slices to DICOM files.
 
-A file is read, or it is refused with one of `Reason`; nothing is guessed in silence. The header is read and judged
-before memory is taken for pixels, and pixels that cannot be there by the file's size are refused with the header.
-
-Headers without anything unusual are read by `plain`; pydicom reads all others, and decides.
+A file is read, or refused with one of `Reason`. The header is validated, against the file's size too, before memory
+is allocated for pixels. Common headers are read by `plain`, all others by pydicom (`parsed`).
 """
 
 from ich.data.dicom.reading import Geometry, geometry, hounsfield, hounsfields, opened

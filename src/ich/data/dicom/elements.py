@@ -1,79 +1,72 @@
-"""Single elements of a DICOM header as plain numbers and text, read as a damaged header needs it."""
+"""Numbers and text of single DICOM elements, tolerant of damaged values."""
 
 import math
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import Dataset
 
 from ich.data.refusal import Reason, Unreadable, exhausted
 
-# The elements that are read, how their values are written (S text, D numbers as text, U 16-bit integers), and for
-# multi-frame files the functional group that holds them.
-ELEMENTS = {
-    "PatientID": ("S", ""),
-    "StudyInstanceUID": ("S", ""),
-    "SeriesInstanceUID": ("S", ""),
-    "SOPInstanceUID": ("S", ""),
-    "SOPClassUID": ("S", ""),
-    "Modality": ("S", ""),
-    "ImageType": ("S", ""),
-    "FrameType": ("S", "CTImageFrameTypeSequence"),
-    "PhotometricInterpretation": ("S", ""),
-    "ImagePositionPatient": ("D", "PlanePositionSequence"),
-    "ImageOrientationPatient": ("D", "PlaneOrientationSequence"),
-    "PixelSpacing": ("D", "PixelMeasuresSequence"),
-    "RescaleSlope": ("D", "PixelValueTransformationSequence"),
-    "RescaleIntercept": ("D", "PixelValueTransformationSequence"),
-    "RescaleType": ("S", "PixelValueTransformationSequence"),
-    "InstanceNumber": ("D", ""),
-    "AcquisitionNumber": ("D", ""),
-    "NumberOfFrames": ("D", ""),
-    "Rows": ("U", ""),
-    "Columns": ("U", ""),
-    "SamplesPerPixel": ("U", ""),
-    "BitsAllocated": ("U", ""),
-    "BitsStored": ("U", ""),
-    "PixelRepresentation": ("U", ""),
-    "PixelPaddingValue": ("U", ""),
-    "PixelPaddingRangeLimit": ("U", ""),
+# The elements that are read, by the encoding of their values.
+TEXTS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "Modality", "ImageType")
+TEXTS += ("FrameType", "PhotometricInterpretation", "RescaleType")
+DECIMALS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
+DECIMALS += ("InstanceNumber", "AcquisitionNumber", "NumberOfFrames")  # numbers as text
+SHORTS = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")
+SHORTS += ("PixelPaddingValue", "PixelPaddingRangeLimit")  # 16-bit integers
+GROUPS = {  # functional groups that hold them in multi-frame files
+    "FrameType": "CTImageFrameTypeSequence",
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+    "RescaleSlope": "PixelValueTransformationSequence",
+    "RescaleIntercept": "PixelValueTransformationSequence",
+    "RescaleType": "PixelValueTransformationSequence",
 }
-TAGS = {keyword: int(tag_for_keyword(keyword) or 0) for keyword in ELEMENTS}
-MODALITY_LUT, SHARED_BY_FRAMES, OF_FRAMES = 0x00283000, 0x52009229, 0x52009230  # sequences
+TAGS = {keyword: int(tag_for_keyword(keyword) or 0) for keyword in TEXTS + DECIMALS + SHORTS}
+MODALITY_LUT, SHARED_GROUPS, PER_FRAME_GROUPS = 0x00283000, 0x52009229, 0x52009230  # sequences
 DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax
 
 
-class Elements(Protocol):
-    """A pydicom Dataset, or a `plain.Header`."""
+class Element(NamedTuple):
+    """A raw element, little endian; its VR is None in implicit VR files."""
 
-    def get_item(self, key: Any, /) -> Any:
-        """VR and value of an element, the latter as bytes unless pydicom had to parse it."""
-        ...
-
-    def get(self, key: str, /) -> Any:
-        """An element's value as pydicom parses it."""
-        ...
-
-    def __contains__(self, tag: Any, /) -> bool: ...
+    VR: str | None
+    value: bytes
 
 
-def numbers(header: Elements, keyword: str, count: int = 1) -> tuple[float, ...] | None:
-    """`count` finite numbers of an element, or None. An element that does not parse is an element that is not there."""
+class PlainHeader(dict[int, Element]):
+    """Raw elements by tag, with the methods of a pydicom Dataset that this module uses."""
+
+    get_item = dict.get
+
+
+Header = Dataset | PlainHeader
+
+
+def parsed_value(header: Header, keyword: str) -> Any:
+    """The value of an element as parsed by pydicom; None where it is absent or the header is plain."""
+    return header.get(keyword) if isinstance(header, Dataset) else None
+
+
+def numbers(header: Header, keyword: str, count: int = 1) -> tuple[float, ...] | None:
+    """`count` finite numbers of an element; None where it is absent or malformed."""
     try:
-        element = header.get_item(TAGS[keyword])
+        element: Any = header.get_item(TAGS[keyword])
         if element is None:
             return None
-        value: Any = element.value
-        written = ELEMENTS[keyword][0]
-        if not isinstance(value, bytes):  # pydicom has parsed it already
+        value = element.value
+        if not isinstance(value, bytes):  # already parsed by pydicom
             found = tuple(map(float, [value] if isinstance(value, str | int | float) else value))
-        elif written == "D" and element.VR in ("DS", "IS", None):
+        elif keyword in DECIMALS and element.VR in ("DS", "IS", None):
             found = tuple([float(part.strip(b" \0")) for part in value.split(b"\\")])
-        elif written == "U" and element.VR in ("US", "SS", None) and len(value) == 2:
+        elif keyword in SHORTS and element.VR in ("US", "SS", None) and len(value) == 2:
             order = "little" if getattr(element, "is_little_endian", True) else "big"
             found = (float(int.from_bytes(value, order, signed=element.VR == "SS")),)
         else:
-            found = tuple(map(float, np.atleast_1d(np.asarray(header.get(keyword), dtype=np.float64))))
+            found = tuple(map(float, np.atleast_1d(np.asarray(parsed_value(header, keyword), dtype=np.float64))))
     except Exception as error:
         if exhausted(error):
             raise
@@ -81,30 +74,30 @@ def numbers(header: Elements, keyword: str, count: int = 1) -> tuple[float, ...]
     return found if len(found) == count and all(map(math.isfinite, found)) else None
 
 
-def whole(header: Elements, keyword: str, absent: int = -1) -> int:
-    """A whole number; `absent` where it is not said. Raises Unreadable where something else is said."""
-    number = numbers(header, keyword)
-    if number is not None:
-        return int(number[0])
-    element = header.get_item(TAGS[keyword])
+def integer(header: Header, keyword: str, default: int = -1) -> int:
+    """An integer; `default` where the element is absent or empty. Raises Unreadable for a malformed one."""
+    found = numbers(header, keyword)
+    if found is not None:
+        return int(found[0])
+    element: Any = header.get_item(TAGS[keyword])
     if element is not None and element.value not in (None, b"", ""):
-        raise Unreadable(Reason.BAD_SIZE, f"{keyword} is no number")
-    return absent
+        raise Unreadable(Reason.BAD_SIZE, f"{keyword} is not a number")
+    return default
 
 
-def counted(header: Elements, keyword: str) -> int | None:
-    """An integer as DICOM allows them (IS: 32 bits)."""
-    number = numbers(header, keyword)
-    return int(number[0]) if number is not None and abs(number[0]) < 2**31 else None
+def optional_integer(header: Header, keyword: str) -> int | None:
+    """An integer of at most 32 bits (VR IS); None where it is absent or malformed."""
+    found = numbers(header, keyword)
+    return int(found[0]) if found is not None and abs(found[0]) < 2**31 else None
 
 
-def text(header: Elements, keyword: str) -> str:
-    """An element as text, of which only what prints is kept; several values stay joined by backslashes."""
+def text(header: Header, keyword: str) -> str:
+    """The printable characters of an element; several values stay joined by backslashes."""
     return _printable(_text(header, keyword))
 
 
-def identifier(header: Elements, keyword: str) -> str:
-    """An element as text; empty where a zero in it shows that its length is damaged: other elements are in it."""
+def identifier(header: Header, keyword: str) -> str:
+    """`text`, but empty where a NUL shows that the length is damaged and other elements are included."""
     value = _text(header, keyword)
     return "" if "\0" in value else _printable(value)
 
@@ -113,14 +106,14 @@ def _printable(value: str) -> str:
     return value if value.isprintable() else "".join(c for c in value if c.isprintable()).strip()
 
 
-def _text(header: Elements, keyword: str) -> str:
+def _text(header: Header, keyword: str) -> str:
     try:
-        element = header.get_item(TAGS[keyword])
-        value: Any = None if element is None else element.value
+        element: Any = header.get_item(TAGS[keyword])
+        value = None if element is None else element.value
         if isinstance(value, bytes) and value.isascii():
             value = value.decode("ascii")
-        elif isinstance(value, bytes):  # the character set decides
-            value = header.get(keyword)
+        elif isinstance(value, bytes):  # depends on the character set
+            value = parsed_value(header, keyword)
         if not isinstance(value, str):
             value = "" if value is None else "\\".join(map(str, np.atleast_1d(value)))
     except Exception as error:
@@ -130,15 +123,14 @@ def _text(header: Elements, keyword: str) -> str:
     return str(value).strip(" \0")
 
 
-def holder(header: Elements, keyword: str, frame: int) -> Elements:
-    """The item that holds an element of a frame: its own functional group, the shared one, or the file's top."""
-    group = ELEMENTS[keyword][1]
-    if not group or SHARED_BY_FRAMES not in header:
+def frame_item(header: Header, keyword: str, frame: int) -> Header:
+    """The item with an element of a frame: from its own functional groups, the shared ones, or the top level."""
+    if keyword not in GROUPS or SHARED_GROUPS not in header:
         return header
-    own = header.get("PerFrameFunctionalGroupsSequence") or []
-    shared = header.get("SharedFunctionalGroupsSequence") or []
+    own = parsed_value(header, "PerFrameFunctionalGroupsSequence") or []
+    shared = parsed_value(header, "SharedFunctionalGroupsSequence") or []
     for item in [*own[frame : frame + 1], *shared[:1]]:
-        inner = item.get(group)
+        inner = item.get(GROUPS[keyword])
         if inner and TAGS[keyword] in inner[0]:
             return inner[0]
     return header

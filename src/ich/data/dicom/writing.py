@@ -1,4 +1,4 @@
-"""A slice of Hounsfield units as a DICOM file."""
+"""Write CT slices as DICOM files."""
 
 import io
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from pydicom.config import IGNORE, settings
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-settings.writing_validation_mode = IGNORE  # RSNA's identifiers are no valid UIDs
+settings.writing_validation_mode = IGNORE  # RSNA's identifiers are not valid UIDs
 
 
 @dataclass(frozen=True)
 class SliceHeader:
-    """What `write` puts beside the pixels. Lengths in mm, `slope` and `intercept` give HU."""
+    """The header of a slice to write. Lengths in mm; `slope` and `intercept` convert stored values to HU."""
 
     image_id: str
     patient_id: str
@@ -33,7 +33,7 @@ class SliceHeader:
 
 
 def write(path: Path, stored: np.ndarray, header: SliceHeader) -> None:
-    """Write an uncompressed CT slice as RSNA 2019 has them: stored values uint16 or int16 [rows, columns]."""
+    """Write an uncompressed CT slice in the style of RSNA 2019. stored: uint16 or int16 [rows, columns]."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
     meta.MediaStorageSOPInstanceUID = UID(header.image_id)
@@ -66,4 +66,4 @@ def write(path: Path, stored: np.ndarray, header: SliceHeader) -> None:
     slice_["PixelData"].VR = "OW"
     file = io.BytesIO()
     slice_.save_as(file, enforce_file_format=True)
-    path.write_bytes(file.getvalue())  # pydicom would hide the number of the system's error in a text of many lines
+    path.write_bytes(file.getvalue())  # pydicom would hide the errno of a system error
