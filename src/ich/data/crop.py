@@ -95,7 +95,7 @@ def edge_box(image: np.ndarray, black: int) -> tuple[int, int, int]:
     """A square (row, column, side) around the largest component above `black`, exact to the pixel.
 
     The component is found on a coarse grid without head-rest and table, as in `head_piece`. The whole image if it
-    covers less than 2 % of it. (docs/seeds.md, dual path)
+    covers less than 2 % of it. (docs/background/seeds.md, dual path)
     """
     rows, columns = image.shape
     step = _step(image.shape)

@@ -31,7 +31,7 @@ RULES: Mapping[str, Rule] = {
     "file_without_label": Rule("warning", "add its label, or ignore it: unlabelled slices are not used in training"),
     "test_file_not_asked_for": Rule("warning", "none, if the sample submission is the right one"),
     "extra_file": Rule("warning", "move it away: it is not part of this format"),
-    "quarantined": Rule("warning", "see docs/quarantine.md for each reason; these files are ignored"),
+    "quarantined": Rule("warning", "see docs/reference/quarantine.md for each reason; these files are ignored"),
     "duplicate_uid": Rule("warning", "keep one of the files: a SOPInstanceUID belongs to one slice"),
     "duplicate_pixels": Rule("warning", "inspect them: copies count twice, and across splits they leak"),
     "patient_in_train_and_test": Rule("warning", "competition.exclude_overlap: true excludes them from training"),

@@ -1,4 +1,4 @@
-"""Why a file cannot be read as a slice: the closed list of reasons (docs/quarantine.md)."""
+"""Why a file cannot be read as a slice: the closed list of reasons (docs/reference/quarantine.md)."""
 
 import errno
 from enum import StrEnum
