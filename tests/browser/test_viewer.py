@@ -135,6 +135,7 @@ def test_presets_and_numbers_set_the_window(viewer):
             viewer.page.fill(f"#viewer-{name}", value)
             viewer.page.press(f"#viewer-{name}", "Enter")
         assert viewer.window == window
+        assert viewer.page.text_content(".viewer-corner.window") == f"WL {window[0]} WW {window[1]}"
         assert shows(viewer, SLICES[5], *window)
         assert not viewer.page.query_selector("[data-preset][aria-pressed=true]")
 
@@ -181,7 +182,7 @@ def test_wheel_slider_and_strip_change_the_slice_and_its_text(viewer):
     viewer.wait(slice="2")
     assert same(viewer.image(), before)
     assert page.evaluate("scrollY") == at, "the page does not scroll"
-    assert "nothing reaches its threshold" in page.text_content("#viewer-text")
+    assert "no class reaches its threshold" in page.text_content("#viewer-text")
     page.focus("#viewer-slice")
     page.keyboard.press("ArrowRight")
     assert viewer.slice == 3

@@ -1,11 +1,11 @@
-"""Figures are PNG files, always the same bytes, whatever the user's settings; colours reach the pixels."""
+"""PNG figures: reproducible bytes, independent of the user's settings; colours of groups, outlines and maps."""
 
 import cv2
 import matplotlib
 import numpy as np
 import pytest
 
-from ich.report.figures import OKABE_ITO, Picture, gallery, scatter_groups, scatter_values
+from ich.report.figures import OKABE_ITO, Panel, gallery, scatter_groups, scatter_values
 
 RNG = np.random.default_rng(0)
 POINTS = RNG.normal(size=(60, 2))
@@ -23,25 +23,25 @@ def groups() -> bytes:
     return scatter_groups(POINTS, ["none", "one", "two"] * 20, ["none", "one", "two", "three"], "a title")
 
 
-def pictures() -> bytes:
-    rows = [("first", [Picture(GREY, "p = 0.5"), Picture(GREY, "", RAMP, BOX)]), ("second", [Picture(GREY)])]
+def panels() -> bytes:
+    rows = [("first", [Panel(GREY, "p = 0.5"), Panel(GREY, "", RAMP, BOX)]), ("second", [Panel(GREY, "")])]
     return gallery(rows, "a title")
 
 
 def decoded(png: bytes) -> np.ndarray:
     """uint8 [rows, columns, 3], red first."""
-    picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
-    assert picture is not None
-    return picture[..., ::-1].astype(int)
+    image = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None
+    return image[..., ::-1].astype(int)
 
 
-def has_colour(picture: np.ndarray, colour: str) -> bool:
+def has_colour(image: np.ndarray, colour: str) -> bool:
     wanted = [int(colour[k : k + 2], 16) for k in (1, 3, 5)]
-    return bool((np.abs(picture - wanted).max(axis=-1) <= 2).any())
+    return bool((np.abs(image - wanted).max(axis=-1) <= 2).any())
 
 
-@pytest.mark.parametrize("figure", [values, groups, pictures])
-def test_the_same_data_give_the_same_bytes_whatever_the_settings(figure):
+@pytest.mark.parametrize("figure", [values, groups, panels])
+def test_the_same_data_give_the_same_bytes_under_any_settings(figure):
     first = figure()
     assert first.startswith(b"\x89PNG")
     with matplotlib.rc_context({"font.size": 25, "axes.facecolor": "red", "savefig.dpi": 20, "image.cmap": "hot"}):
@@ -51,20 +51,20 @@ def test_the_same_data_give_the_same_bytes_whatever_the_settings(figure):
 
 
 def test_every_group_has_its_colour_and_no_other():
-    picture = decoded(groups())
-    assert [has_colour(picture, OKABE_ITO[k]) for k in (0, 1, 5)] == [True, True, False]
+    image = decoded(groups())
+    assert [has_colour(image, OKABE_ITO[k]) for k in (0, 1, 5)] == [True, True, False]
 
 
-def test_an_outline_is_drawn_where_one_is_given_only():
-    plain, outlined = (gallery([("row", [Picture(GREY, "", None, mask)])], "title") for mask in (None, BOX))
+def test_an_outline_is_drawn_only_for_a_mask():
+    plain, outlined = (gallery([("row", [Panel(GREY, "", None, mask)])], "title") for mask in (None, BOX))
     assert [has_colour(decoded(one), OKABE_ITO[1]) for one in (plain, outlined)] == [False, True]
-    assert gallery([("row", [Picture(GREY, "", None, ~BOX & BOX)])], "title") == plain
+    assert gallery([("row", [Panel(GREY, "", None, ~BOX & BOX)])], "title") == plain
 
 
-def test_a_map_colours_what_it_points_at_and_leaves_the_rest():
+def test_a_map_colours_only_its_region():
     black, spot = np.zeros((32, 32), np.uint8), np.zeros((32, 32))
     spot[4:12, 4:12] = 1
-    plain, mapped = (decoded(gallery([("", [Picture(black, "", m)])], "")) for m in (None, spot))
+    plain, mapped = (decoded(gallery([("", [Panel(black, "", m)])], "")) for m in (None, spot))
     changed = np.argwhere((plain != mapped).any(-1))
     tile = np.argwhere((plain == 0).all(-1))
     (top, left), (bottom, right) = tile.min(0), tile.max(0)

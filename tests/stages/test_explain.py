@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from conftest import RECIPE, make, plan_of
-from ich.stages.maps import ends
+from ich.stages.maps import highest_and_lowest
 
 MAPS = {"embedding_map.csv", "embedding_map_label.png", "embedding_map_position.png", "grad_cam.png", "saliency.png"}
 FILES = MAPS | {"suspicious_labels.csv", "label_audit.csv", "pointing_game.csv", "run.json"}
@@ -48,7 +48,7 @@ def test_all_files_are_written_and_agree_with_the_competition(finished):
 
 @pytest.mark.parametrize(("order", "shown"), [([0, 1, 2, 3, 4, 5], [0, 2, 3, 5]), ([1, 0, 3], [1, 3, 0]), ([4], [4])])
 def test_a_gallery_shows_different_studies_at_each_end_and_no_slice_twice(order, shown):
-    assert ends(np.array(order), np.array(["a", "a", "b", "b", "c", "c"])).tolist() == shown
+    assert highest_and_lowest(np.array(order), np.array(["a", "a", "b", "b", "c", "c"])).tolist() == shown
 
 
 def test_without_masks_and_known_errors_all_other_files_keep_their_bytes(house):
