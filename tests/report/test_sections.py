@@ -12,6 +12,7 @@ import pytest
 import yaml
 from scipy.stats import pearsonr
 
+from ich.report import scores
 from ich.report.evidence import Evidence
 from ich.report.page.blocks import Block, Cases, Chart, Code, Details, Notes, Page, Panels, Section, Table, Tiles
 from ich.report.page.document import render
@@ -86,8 +87,7 @@ def test_the_page_renders_with_unique_ids_and_plotly_draws_every_chart(sections)
     found = {name: chart for section in sections.values() for name, chart in charts_of(section).items()}
     assert len(found) == 1 + 2 * 5 + 1 + 4 + 2 + 3  # scores; classes; weights; correlations; networks; maps
     for chart in found.values():
-        go.Figure(chart.figure)
-        json.dumps(chart.figure, allow_nan=False)
+        go.Figure(chart.figure)  # raises for unknown properties and invalid values
     ids = re.findall(r'<[^<>]* id="([^"]*)"', html[: html.index("<script")])
     assert len(ids) == len(set(ids)) > len(found)
     assert {f"chart-{name}" for name in found} <= set(ids)
@@ -111,7 +111,13 @@ def test_the_summary_opens_with_a_plot_of_the_score_of_each_model(sections):
     assert [trace["text"] for trace in chart.figure["data"] if "text" in trace] == expected
 
 
-def test_the_blend_s_scores_come_first_with_their_intervals(sections):
+def test_tables_and_sentences_are_those_of_ich_score(sections):
+    shown = [block for block in sections["summary"].blocks if isinstance(block, Table)]
+    assert shown == list(scores.tables(EVIDENCE.scores, 10**6))
+    assert set(scores.sentences(EVIDENCE.scores)) <= set(lines_of(sections["summary"], "text"))
+
+
+def test_tiles_show_the_scores_of_the_blend_with_their_intervals(sections):
     tiles = [tile for block in sections["summary"].blocks if isinstance(block, Tiles) for tile in block.tiles]
     for where, three in (("oof", tiles[:3]), ("test", tiles[3:6])):
         for name, tile in zip(("log_loss", "auc", "f2"), three, strict=True):
@@ -150,17 +156,17 @@ def test_folds_and_quarantined_files_are_counted():
 
 
 def test_scores_decisions_and_the_tuned_threshold_are_those_of_ich_score(sections):
-    section, scores = sections["per-class"], EVIDENCE.scores
+    section = sections["per-class"]
     found = charts_of(section)
     for c, name in list(enumerate(CLASSES))[1:]:
         shown = table_of(section, f"{name}: scores of the blend")
         for title, key in {"AUC": "auc", "average precision": "ap", "F2": "f2", "log loss": "log_loss"}.items():
-            cells = [scores["models"]["blend"][where]["classes"][name][key] for where in ("oof", "test")]
+            cells = [EVIDENCE.scores["models"]["blend"][where]["classes"][name][key] for where in ("oof", "test")]
             assert shown[title] == [span(cell) for cell in cells]
-        cells = scores["models"]["blend"]["oof"]["classes"][name]
+        cells = EVIDENCE.scores["models"]["blend"]["oof"]["classes"][name]
         for kind, key in {"roc": "auc", "precision-recall": "ap", "threshold": "f2"}.items():
             assert bracketed(cells[key]) in found[f"{kind}-{c}"].title
-        assert number(scores["calibration_error"]["oof"][name]) in found[f"reliability-{c}"].title
+        assert number(EVIDENCE.scores["calibration_error"]["oof"][name]) in found[f"reliability-{c}"].title
         names = [trace["name"] for trace in found[f"roc-{c}"].figure["data"]]
         assert names == ["chance", *["each fold"] * 3, "all folds"]
         y, decided = EVIDENCE.labels[:, c] == 1, EVIDENCE.decided[:, c]

@@ -1,4 +1,4 @@
-"""`ich report` on the finished tiny recipe: what it reads, the images and maps it makes, and when it makes the page."""
+"""`ich report` on the finished tiny recipe: the evidence, images and maps, and when the page is up to date."""
 
 import hashlib
 import json
@@ -105,7 +105,7 @@ def test_a_study_without_one_of_its_raw_files_is_shown_from_the_cache(house, sli
     assert "raw files" in report.images_of_series(plan, slices, other).source
 
 
-def test_a_long_series_and_a_large_cache_are_shown_smaller_by_area(plan, slices, studies, cached, monkeypatch):
+def test_a_long_series_and_a_large_cache_are_downsampled_by_area(plan, slices, studies, cached, monkeypatch):
     rows = studies[0]
     monkeypatch.setattr(report, "SIDE", 16)
     shown = report.images_of_series(plan, slices, rows)
@@ -115,7 +115,7 @@ def test_a_long_series_and_a_large_cache_are_shown_smaller_by_area(plan, slices,
     assert report.images_of_series(plan, slices, rows).values.shape[1:] == (8, 8)
 
 
-def test_maps_are_made_by_the_network_that_did_not_see_the_slice(plan, slices, studies):
+def test_maps_use_the_network_that_did_not_see_the_slice(plan, slices, studies):
     rows = np.unique(np.concatenate(studies))
     maps, folds = cams(plan, slices, "resnet", rows), slices.table["fold"].to_numpy()[rows]
     assert set(folds) == {0, 1}

@@ -53,10 +53,10 @@ class Curves:
         """Thin lines of the folds below the strong line of all rows."""
         shared = {"legendgroup": "folds", "hoverinfo": "skip"}
         drawn = [
-            {**traces.line(*points.T, "each fold", "muted", 1), **shared, "showlegend": place == 0}
+            {**traces.line(points[:, 0], points[:, 1], "each fold", "muted", 1), **shared, "showlegend": place == 0}
             for place, points in enumerate(self.folds)
         ]
-        pooled = traces.line(*self.pooled.T, "all folds", 1, 2.5)
+        pooled = traces.line(self.pooled[:, 0], self.pooled[:, 1], "all folds", 1, 2.5)
         return [*drawn, {**pooled, "hovertemplate": f"{hover}<extra></extra>"}]
 
 
@@ -155,7 +155,8 @@ def learning(histories: Mapping[int, History], panels: Mapping[str, str], kept: 
     for place, (column, title) in enumerate(panels.items()):
         number = "" if place == 0 else str(place + 1)
         axes = {"xaxis": f"x{number}", "yaxis": f"y{number}"}
-        layout[f"xaxis{number}"] = {"dtick": -(-longest // 10), "range": [0.5, longest + 0.5]}
+        below = "epoch" if place == len(panels) - 1 else ""
+        layout[f"xaxis{number}"] = traces.axis(below, dtick=-(-longest // 10), range=[0.5, longest + 0.5])
         layout[f"yaxis{number}"] = traces.axis(plain(title))
         for k, history in histories.items():
             epochs, values = [row["epoch"] + 1 for row in history], [row[column] for row in history]
@@ -168,7 +169,6 @@ def learning(histories: Mapping[int, History], panels: Mapping[str, str], kept: 
             best = [history[best_epoch(history, column)] for history in histories.values()]
             dots = ([row["epoch"] + 1 for row in best], [row[column] for row in best])
             data.append({**traces.dots(*dots, "epoch kept", "circle-open", "strong", 13), **axes})
-    layout[f"xaxis{number}"] |= traces.axis("epoch")
     return {"data": data, "layout": layout}
 
 
@@ -209,9 +209,9 @@ def map_by_group(
     points: NDArray[np.float64], groups: Sequence[str], order: Sequence[str], texts: Sequence[str]
 ) -> Figure:
     """Points [n, 2] coloured by group, the first of `order` in grey below the others; texts [n] when hovering."""
-    member, data = np.asarray(groups), []
+    data: list[Trace] = []
     for place, name in enumerate(order):
-        rows = np.flatnonzero(member == name)
+        rows = np.flatnonzero(np.asarray(groups) == name)
         colour = "muted" if place == 0 else (place - 1) % HUES + 1
         title, symbol = f"{plain(name)} ({len(rows):,})", SYMBOLS[place % len(SYMBOLS)]
         drawn = traces.dots(points[rows, 0], points[rows, 1], title, symbol, colour, 6)

@@ -4,13 +4,15 @@ Their input are the `operating_points` of a class: the distinct scores [g], high
 number of positive predictions and of true positives.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ich.ensemble.metrics import f_from_counts
 
 Points = NDArray[np.float64]
-Counts = NDArray[np.number]
+Counts = NDArray[Any]
 
 MOST = 300  # points of a curve
 

@@ -89,7 +89,7 @@ def _correlation(evidence: Evidence) -> list[Block]:
         f"Correlation of out-of-fold logits over {used:,} labelled slices{sample}. Models with low correlation"
         " complement each other."
     )
-    panels = {
+    panels: dict[str, list[Block]] = {
         name: [Chart(f"correlation-{k}", f"Correlation of models, {name}", caption, charts.correlation(matrix, models))]
         for k, (name, matrix) in enumerate(matrices.items())
     }

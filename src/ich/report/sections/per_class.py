@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,9 +55,7 @@ def _scores(evidence: Evidence, name: str) -> Table:
 def _curves(evidence: Evidence, c: int) -> list[Chart]:
     """ROC, precision and recall, F by threshold, and reliability."""
     name, scores = evidence.classes[c], evidence.scores
-    y, p, decided = (
-        np.ascontiguousarray(some[:, c]) for some in (evidence.labels, evidence.probability, evidence.decided)
-    )
+    y, p, decided = evidence.labels[:, c], evidence.probability[:, c], evidence.decided[:, c]
     cells = scores["models"]["blend"]["oof"]["classes"][name]
     folds = [evidence.folds == k for k in evidence.fold_numbers]
     has_both = [0 < y[rows].sum() < rows.sum() for rows in folds]
@@ -121,7 +120,7 @@ def _curves(evidence: Evidence, c: int) -> list[Chart]:
 def _reliability(evidence: Evidence, name: str) -> charts.Figure:
     bins = evidence.reliability[(evidence.reliability["rows"] == "oof") & (evidence.reliability["class"] == name)]
     columns = {"observed": "value", "observed_low": "low", "observed_high": "high"}
-    observed = bins[list(columns)].rename(columns=columns).to_dict("records")
+    observed: Any = bins[list(columns)].rename(columns=columns).to_dict("records")
     return charts.reliability(bins["probability"].tolist(), observed, bins["count"].tolist())
 
 

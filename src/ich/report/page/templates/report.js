@@ -60,7 +60,7 @@ function laid(source, { clientWidth: width, clientHeight: height }) {
 function template() {
   const quiet = css("quiet");
   const axis = {
-    automargin: true, gridcolor: css("grid"), linecolor: css("line"), tickcolor: css("line"), zeroline: false,
+    automargin: true, autotickangles: [0, -45, -90], gridcolor: css("grid"), linecolor: css("line"), tickcolor: css("line"), zeroline: false,
     tickfont: { size: 12, color: quiet }, title: { standoff: 10, font: { size: 12.5, color: quiet } },
   };
   const bar = { outlinewidth: 0, thickness: 12, tickfont: { size: 12, color: quiet }, title: { font: { size: 12.5, color: quiet } } };
