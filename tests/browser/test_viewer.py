@@ -196,7 +196,7 @@ def test_wheel_slider_and_strip_change_the_slice_and_its_text(viewer):
         assert shows(viewer, SLICES[index], 40, 80)
 
 
-def test_the_study_is_chosen_from_the_list_or_by_an_error_and_keeps_the_window(viewer):
+def test_a_study_is_selected_from_the_list_or_by_an_error_and_keeps_the_window(viewer):
     viewer.page.click("[data-preset=bone]")
     viewer.page.select_option("#viewer-study", "turned")
     viewer.wait(study="turned")
@@ -268,7 +268,7 @@ FONTS = {
     "wide": "* { font-family: 'DejaVu Sans Mono', monospace !important; letter-spacing: 0.06em !important; }",
     "narrow": "* { font-family: 'DejaVu Sans Condensed', sans-serif !important; letter-spacing: -0.06em !important; }",
 }
-# What reaches beyond the page or the card of the viewer, and cells of its table that are narrower than their text.
+# Elements beyond the page or the card of the viewer, and cells of its table that are narrower than their text.
 CUT = """() => {
   const beyond = (place, right) => [...document.querySelectorAll(place)].filter((e) => e.checkVisibility()
     && !e.closest(".table, .code, .plot, [role=tablist], .rail, .aside, select")

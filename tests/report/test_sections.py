@@ -24,7 +24,7 @@ EVIDENCE = made_evidence(never=["epidural"])
 
 
 def unlabelled(rows: list[int]) -> Evidence:
-    """Without the last label of these training rows, the first of the table."""
+    """The evidence without the last label of some training rows, which must come first in the table."""
     table = EVIDENCE.table.copy()
     table.loc[rows, "any"] = np.nan
     return replace(EVIDENCE, table=table, probability=np.delete(EVIDENCE.probability, rows, axis=0))
@@ -186,7 +186,7 @@ def test_scores_decisions_and_the_tuned_threshold_are_those_of_ich_score(section
     assert f"threshold is 0.4000, with an optimistic in-sample F2 of {number(in_sample)}" in chart.caption
 
 
-def test_a_class_without_positives_has_a_warning_and_such_a_fold_no_curve(sections):
+def test_a_class_without_positives_has_a_warning_and_a_fold_without_positives_no_curve(sections):
     (panels,) = (block for block in sections["per-class"].blocks if isinstance(block, Panels))
     (only,) = panels.panels["epidural"]
     assert isinstance(only, Notes)
@@ -228,7 +228,7 @@ def test_learning_curves_show_the_histories_and_the_epoch_that_was_kept(sections
     assert "The last epoch was kept" in whole.caption
 
 
-def test_the_map_says_how_mixed_the_splits_are_and_why_there_is_none(sections):
+def test_the_map_reports_the_mixing_of_splits_or_why_it_is_missing(sections):
     said = charts_of(sections["embeddings"])["embedding-fold"].caption
     assert "80 validation (fold 0), 120 trained on, 100 test set." in said
     assert "Of the ten nearest slices of other studies" in said
@@ -288,7 +288,7 @@ def test_label_prediction_and_neighbours_are_interpreted_together(labelled, pred
     assert word in errors.interpretation(labelled, predicted, 1 in beside, 0 in beside)
 
 
-def test_the_worst_the_best_with_a_bleed_and_one_more_of_each_class_are_shown():
+def test_studies_are_selected_by_loss_and_one_more_per_class():
     ids = np.repeat(["a", "b", "c", "d", "e", "f"], 2)
     losses = np.repeat([0.1, 0.9, 0.3, 0.8, 0.7, 0.2], 2)  # b, d, e are worst
     labels = np.zeros((12, 3))
@@ -306,7 +306,7 @@ def test_the_worst_the_best_with_a_bleed_and_one_more_of_each_class_are_shown():
     assert list(ties["a"]) == ["Most wrong", "Best"]
 
 
-def test_a_named_study_is_shown_too_and_of_several_series_the_longest():
+def test_named_studies_are_added_with_their_longest_series():
     worst = next(iter(viewer.select_studies(EVIDENCE)))
     table = EVIDENCE.table.copy()
     table.loc[20:22, "series"] = -1  # of test study s2
@@ -316,7 +316,7 @@ def test_a_named_study_is_shown_too_and_of_several_series_the_longest():
     assert shown["s2"].rows.tolist() == list(range(23, 30))
 
 
-def test_the_viewer_reads_what_the_evidence_holds():
+def test_the_viewer_data_match_the_evidence():
     evidence = unlabelled([1])
     studies = list(viewer.select_studies(evidence, ["s0", "s2"]).values())
     section, images = viewer_section(evidence, studies)

@@ -57,7 +57,7 @@ def test_the_gap_to_the_optimum_is_reported(change, says):
         (False, "macro", {"warning": "it runs to 0", "train": 0.0}, "The submission is not adjusted"),
     ],
 )
-def test_a_shift_of_the_prevalence_is_reported_with_what_happens_to_the_submission(applied, average, change, says):
+def test_a_prevalence_shift_is_reported_with_its_effect_on_the_submission(applied, average, change, says):
     shift = {"applied": applied, "classes": {"bleed": SHIFT | change}}
     _, (table, said) = parts(FOUND | {"average": average, "prevalence": shift})
     assert table.rows == [
