@@ -21,14 +21,14 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--disable-accelerated-2d-canvas",  # it draws differently once pixels were read
+    "--disable-accelerated-2d-canvas",  # it draws differently after pixels are read
 ]
 WIDE, NARROW = 1440, 390
 BAD = ("error", "warning")
 
 
 def until(true: Callable[[], bool]) -> None:
-    """Wait. (Playwright's wait_for_function evaluates text, which the policy of the page blocks.)"""
+    """Wait for a condition. Playwright's wait_for_function evaluates text, which the content policy blocks."""
     end = time.monotonic() + 20
     while not true():
         assert time.monotonic() < end

@@ -1,4 +1,4 @@
-"""A page of extreme and hostile blocks, with a viewer of studies whose Hounsfield units are known exactly."""
+"""A page of extreme and hostile blocks, and viewer studies with known Hounsfield units."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,13 +32,13 @@ EVIL = "</script><script>window.broken=1</script>"
 IMAGE = '"><img src=x onerror=window.broken=2>{{ 7*7 }}<b>bold</b>&amp;'
 LONG = "ID_" + "0123456789abcdef" * 16
 CLASSES = ["intraparenchymal", "any"]
-SIDE, PATCH = 64, 8  # pixels of a picture, and of its patches, each of one value
+SIDE, PATCH = 64, 8  # pixels of a slice and of its patches, each of one value
 PATCHES = SIDE // PATCH
 PNG = cv2.imencode(".png", np.zeros((8, 8), np.uint8))[1].tobytes()
 
 
 def known_units() -> np.ndarray:
-    """The patches' Hounsfield units int16 [slices, PATCHES, PATCHES]: the whole range, and what each window shows."""
+    """Hounsfield units of the patches, int16 [slices, PATCHES, PATCHES]: the whole range, and that of each window."""
     n = PATCHES**2
     rng = np.random.default_rng(5)
     ends = [(-1024, 3071), (-20, 106), (-40, 200), (24, 40), (-900, 2200), (0, 80)]
@@ -55,7 +55,7 @@ PIXELS = {"steps": pixels_of(known_units()), "turned": pixels_of(known_units()[:
 
 
 def study(name: str, pixels: np.ndarray, *, known: bool, cam: bool, evil: str, image: str) -> dict[str, Any]:
-    """A study as the viewer reads it; one that is not `known` has no labels, predictions or positions."""
+    """A study for the viewer, without labels, predictions and positions unless they are `known`."""
     n = len(pixels)
     maps = np.random.default_rng(6).integers(0, 256, (n, len(CLASSES), 16), dtype=np.uint8)
     return {
@@ -89,7 +89,7 @@ def viewer_data(evil: str = EVIL, image: str = IMAGE) -> dict[str, Any]:
 
 
 def full_page(evil: str = EVIL, image: str = IMAGE, long: str = LONG) -> str:
-    """Every kind of block, with these texts in each place that shows text."""
+    """Every kind of block, with the given texts wherever text is shown."""
 
     def case(study_id: str, index: int) -> Case:
         strip = Strip(f"intraparenchymal {evil}", [0.1, 0.9, 1.0], [0, None, 1], 1, 0.25)
@@ -99,16 +99,13 @@ def full_page(evil: str = EVIL, image: str = IMAGE, long: str = LONG) -> str:
     def chart(name: str, figure: Mapping[str, Any]) -> Chart:
         return Chart(name, f"Figure {evil}", f"It says {image}", figure)
 
-    points, undefined = np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]), {"sensitivity": None, "specificity": 1.0}
+    points = np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
     matrix = charts.correlation(np.array([[1.0, 0.5], [0.5, 1.0]]), [f"net {evil}", f"net {image}"])
     by_group = charts.map_by_group(points, ["a", evil, image], ["a", evil, image], [evil, image, long])
     classes = {
         f"first {evil}": [chart("correlation", matrix)],
-        f"second {image}": [chart("map", by_group), Table([evil, "n"], [[image, "1"], [long, "2"]], evil)],
-        "third, without positives": [
-            chart("confusion", charts.confusion(0, 0, 0, 10)),
-            chart("four", charts.four(undefined, {0: undefined})),
-        ],
+        f"second {image}": [chart("map", by_group), Table(evil, [evil, "n"], [[image, "1"], [long, "2"]])],
+        "third, without positives": [chart("confusion", charts.confusion(0, 0, 0, 10))],
     }
     details = Details(evil, [Code(evil + "\n" + long), chart("roc", by_group)])
     viewer = [Viewer(viewer_data(evil, image)), Notes([evil, image, long]), Notes([evil], "warning")]
@@ -116,8 +113,8 @@ def full_page(evil: str = EVIL, image: str = IMAGE, long: str = LONG) -> str:
         Section("summary", f"Summary {evil}", [Tiles([Tile(evil, "0.9", image), Tile(long, long)])], f"Lead {image}"),
         Section("studies", "Viewer", viewer),
         Section("per-class", "Per class", [Panels("classes", classes)]),
-        Section("errors", "Errors", [Cases([case("turned", 2), case("not held", 0)]), Cases([])]),
-        Section("provenance", "Provenance", [Table([], []), Table(["a"], []), details]),
+        Section("errors", "Errors", [Cases([case("turned", 2), case("unknown", 0)]), Cases([])]),
+        Section("provenance", "Provenance", [Table("", [], []), Table("", ["a"], []), details]),
         Section("empty", "Nothing", []),
     ]
     return render(Page(f"Hostile {evil}", image, sections))

@@ -26,7 +26,7 @@ STOPS = """() => {
   start.remove();
   return window.stops.length;
 }"""
-# Every panel open; of lines, cases and charts that look alike, the first few: to judge their colours takes longest.
+# All panels open, with only a few rows, cases and charts of each kind: checking their colours is slow.
 ALL_SEEN = """() => {
   const more = "main tbody tr:nth-child(n+5), .case:nth-of-type(n+3), .panel[hidden] figure.chart";
   document.querySelectorAll(more).forEach((e) => e.remove());
@@ -40,8 +40,8 @@ STATES = """tabs => [...tabs.querySelectorAll("[role=tab]")].map(tab =>
   [tab.ariaSelected, tab.tabIndex, document.getElementById(tab.getAttribute("aria-controls")).hidden])"""
 
 
-def test_axe_finds_no_serious_fault(opening, finished):
-    """By all rules in the light; the dark scheme has other colours only."""
+def test_axe_finds_no_serious_violation(opening, finished):
+    """All rules in the light scheme; the dark scheme differs in colours only."""
     page = opening(finished.root / "submissions/tiny/report.html").page
     page.evaluate(ALL_SEEN)
     page.evaluate(AXE_SCRIPT)

@@ -1,11 +1,10 @@
-"""The page of the tiny run in a browser: charts are drawn, scores are those of `ich score`, no request leaves."""
+"""The page of the tiny run in a browser: charts are drawn, it prints, and it makes no requests."""
 
 import re
 
 import pytest
 
 from browser.conftest import NARROW, WIDE, until
-from ich import cli
 
 CHARTS = "document.querySelectorAll('figure.chart')"
 SHOWN = "element => element.closest('[hidden], details:not([open])') === null"
@@ -45,41 +44,6 @@ def test_charts_are_drawn_when_they_are_shown(page):
     assert page.evaluate(UNDRAWN) == []
     for chosen in page.query_selector_all("[role=tab]:first-child, details[open] > summary"):
         chosen.click()
-
-
-def cells(row: list[str]) -> list[str]:
-    """Without empty cells at the end: a heading of the page spans the table."""
-    return row[: max((k + 1 for k, cell in enumerate(row) if cell), default=0)]
-
-
-def printed_tables(text: str) -> list[list[list[str]]]:
-    """The rows of the printed tables; the rule below their titles shows where each column begins and ends."""
-    lines, tables = text.splitlines(), []
-    for number, line in enumerate(lines):
-        if re.fullmatch(r"-+(  -+)*", line):
-            ends = [match.span() for match in re.finditer("-+", line)]
-            block = [lines[number - 1], *lines[number + 1 : lines.index("", number)]]
-            tables.append([cells([row[begin:end].strip() for begin, end in ends]) for row in block])
-    return tables
-
-
-def test_the_scores_are_those_of_ich_score_cell_by_cell(page, finished, monkeypatch, capsys):
-    monkeypatch.chdir(finished.root)
-    monkeypatch.setenv("COLUMNS", "10000")
-    cli.app(["score", "tests/tiny.yaml"], standalone_mode=False)
-    printed = capsys.readouterr().out
-    expected = printed_tables(printed)
-    read = "tables => tables.map(t => [...t.rows].map(row => [...row.cells].map(cell => cell.textContent.trim())))"
-    shown = page.eval_on_selector_all("#summary > .table table", read)
-    assert len(expected) == 2
-    assert [[cells(row) for row in table] for table in shown] == expected
-    summary = page.text_content("#summary")
-    for line in printed[printed.rindex(expected[-1][-1][0]) :].splitlines()[2:]:
-        if line and not line.startswith("score:"):
-            assert line.removeprefix("warning: ") in summary
-    for value in page.eval_on_selector_all("#summary .tile .value", "all => all.map(one => one.textContent)"):
-        assert re.fullmatch(r"\d\.\d{4}", value)
-        assert value in printed
 
 
 def test_no_request_leaves_the_page_and_a_phone_scrolls_it_vertically_only(report, page):

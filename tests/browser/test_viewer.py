@@ -135,6 +135,7 @@ def test_presets_and_numbers_set_the_window(viewer):
             viewer.page.fill(f"#viewer-{name}", value)
             viewer.page.press(f"#viewer-{name}", "Enter")
         assert viewer.window == window
+        assert viewer.page.text_content(".viewer-corner.window") == f"WL {window[0]} WW {window[1]}"
         assert shows(viewer, SLICES[5], *window)
         assert not viewer.page.query_selector("[data-preset][aria-pressed=true]")
 
@@ -181,7 +182,7 @@ def test_wheel_slider_and_strip_change_the_slice_and_its_text(viewer):
     viewer.wait(slice="2")
     assert same(viewer.image(), before)
     assert page.evaluate("scrollY") == at, "the page does not scroll"
-    assert "nothing reaches its threshold" in page.text_content("#viewer-text")
+    assert "no class reaches its threshold" in page.text_content("#viewer-text")
     page.focus("#viewer-slice")
     page.keyboard.press("ArrowRight")
     assert viewer.slice == 3
@@ -195,7 +196,7 @@ def test_wheel_slider_and_strip_change_the_slice_and_its_text(viewer):
         assert shows(viewer, SLICES[index], 40, 80)
 
 
-def test_the_study_is_chosen_from_the_list_or_by_an_error_and_keeps_the_window(viewer):
+def test_a_study_is_selected_from_the_list_or_by_an_error_and_keeps_the_window(viewer):
     viewer.page.click("[data-preset=bone]")
     viewer.page.select_option("#viewer-study", "turned")
     viewer.wait(study="turned")
@@ -267,7 +268,7 @@ FONTS = {
     "wide": "* { font-family: 'DejaVu Sans Mono', monospace !important; letter-spacing: 0.06em !important; }",
     "narrow": "* { font-family: 'DejaVu Sans Condensed', sans-serif !important; letter-spacing: -0.06em !important; }",
 }
-# What reaches beyond the page or the card of the viewer, and cells of its table that are narrower than their text.
+# Elements beyond the page or the card of the viewer, and cells of its table that are narrower than their text.
 CUT = """() => {
   const beyond = (place, right) => [...document.querySelectorAll(place)].filter((e) => e.checkVisibility()
     && !e.closest(".table, .code, .plot, [role=tablist], .rail, .aside, select")

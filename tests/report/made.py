@@ -1,4 +1,4 @@
-"""Made-up slices and predictions, and their results as the report page reads them."""
+"""A synthetic run: slices, predictions, and the evidence of its report page."""
 
 from collections.abc import Sequence
 

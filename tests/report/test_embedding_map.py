@@ -36,10 +36,8 @@ def test_few_slices_narrow_embeddings_and_dead_units_have_finite_coordinates(sha
     assert len(points) == shape[0]
 
 
-def test_equal_embeddings_share_one_place_and_too_few_are_rejected():
+def test_equal_embeddings_share_one_place():
     np.testing.assert_array_equal(coordinates(np.full((40, 16), 0.1, np.float16), 0), np.zeros((40, 2)))
-    with pytest.raises(ValueError, match="at least 4"):
-        coordinates(np.zeros((3, 8)), 0)
 
 
 def test_a_sample_is_sorted_without_repetition_and_depends_on_the_seed():

@@ -76,17 +76,17 @@ def test_an_undefined_score_is_a_dash_in_tables_and_nan_in_the_csv():
 
 def test_sentences_compare_the_blend_with_the_best_other_model():
     said = " ".join(scores.sentences(found()))
-    assert "smooth: its log loss minus the blend's is 0.0100 (-0.0050 to 0.0200), which may be chance." in said
-    assert "a macro F1 of 0.7500, not 0.7123 and a log loss of 0.1800, not 0.2000" in said
-    assert "out of fold 0.0123" in said
-    assert "One fold's blend alone has a macro F1 of 0.6789 on the test solution" in said
-    assert "a micro F1 of 0.8000 0.7000-0.9000 and a log loss of 0.2500" in said
-    assert not any("test solution" in line for line in scores.sentences(found(test=False))[1:])
+    assert "is smooth. Its log loss minus the blend's is 0.0100 (-0.0050 to 0.0200), which may be chance." in said
+    assert "macro F1 of 0.7500 (cross-fitted 0.7123) and a log loss of 0.1800 (cross-fitted 0.2000)" in said
+    assert "0.0123 out of fold" in said
+    assert "blend of a single fold has a macro F1 of 0.6789" in said
+    assert "micro F1 of 0.8000 (0.7000-0.9000) and a log loss of 0.2500" in said
+    assert not any("test solution" in line for line in scores.sentences(found(test=False)))
     fewer = found()
     del fewer["models"]["smooth"]
     assert "0.1000 (0.0500-0.1500), which is more than chance" in " ".join(scores.sentences(fewer))
     del fewer["models"]["resnet"]
-    assert "best of the others" not in " ".join(scores.sentences(fewer))
+    assert "best other model" not in " ".join(scores.sentences(fewer))
 
 
 def test_csv_lines_hold_scores_intervals_and_in_sample_scores():

@@ -26,7 +26,7 @@ def test_one_row_per_class_below_the_in_sample_and_the_cross_fitted_score():
     [(table, said)] = parts(FOUND)
     assert table.title == "macro F2 0.5000 (0.4000 to 0.6000) in-sample"
     assert table.rows == [["bleed", "0.2500", "9", "0.875", "-"], ["any", "2.0000", "0", "-", "-"]]
-    assert said == ["Optuna reached the exact optimum", "warning: any: no positive row."]
+    assert said == ["Optuna reached the exact optimum.", "warning: any: no positive row."]
     crossed = {"score_cross_fitted": 0.45, "interval_cross_fitted": [0.3, 0.55]}
     [(table, _)] = parts(FOUND | crossed | {"recall_cross_fitted": {"bleed": 0.5, "any": None}})
     assert table.title.endswith(", 0.4500 (0.3000 to 0.5500) with thresholds from other folds")
@@ -36,9 +36,9 @@ def test_one_row_per_class_below_the_in_sample_and_the_cross_fitted_score():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"gap": 2e-3}, "Optuna is 2.0e-03 below the exact optimum"),
-        ({"gap": -1e-9, "average": "samples"}, "Optuna is 1.0e-09 above what coordinate ascent reaches"),
-        ({"shrink": 10}, "Optuna reached the exact optimum of the shrunk goal"),
+        ({"gap": 2e-3}, "Optuna is 2.0e-03 below the exact optimum."),
+        ({"gap": -1e-9, "average": "samples"}, "Optuna is 1.0e-09 above the optimum of coordinate ascent."),
+        ({"shrink": 10}, "Optuna reached the exact optimum of the shrunk objective."),
     ],
 )
 def test_the_gap_to_the_optimum_is_reported(change, says):
@@ -49,15 +49,15 @@ def test_the_gap_to_the_optimum_is_reported(change, says):
 @pytest.mark.parametrize(
     ("applied", "average", "change", "says"),
     [
-        (False, "macro", {"test": 0.1}, "nothing in the predictions tells"),
-        (True, "macro", {}, "the submission is shifted"),
-        (False, "samples", {}, "neither the thresholds nor the submission are shifted"),
-        (False, "macro", {}, "the submission is not shifted; thresholds.prevalence: apply"),
+        (False, "macro", {"test": 0.1}, "The predictions show no difference"),
+        (True, "macro", {}, "Thresholds and probabilities of the submission are adjusted"),
+        (False, "samples", {}, "The submission is not adjusted: an average over samples"),
+        (False, "macro", {}, "The submission is not adjusted. Set thresholds.prevalence"),
         (False, "macro", {"warning": "it runs to 0"}, "warning: bleed: it runs to 0"),
-        (False, "macro", {"warning": "it runs to 0", "train": 0.0}, "the submission is not shifted"),
+        (False, "macro", {"warning": "it runs to 0", "train": 0.0}, "The submission is not adjusted"),
     ],
 )
-def test_a_shift_of_the_prevalence_is_reported_with_what_happens_to_the_submission(applied, average, change, says):
+def test_a_prevalence_shift_is_reported_with_its_effect_on_the_submission(applied, average, change, says):
     shift = {"applied": applied, "classes": {"bleed": SHIFT | change}}
     _, (table, said) = parts(FOUND | {"average": average, "prevalence": shift})
     assert table.rows == [

@@ -1,4 +1,4 @@
-"""`ich report` on the finished tiny recipe: what it reads, the images and maps it makes, and when it makes the page."""
+"""`ich report` on the finished tiny recipe: the evidence, images and maps, and when the page is up to date."""
 
 import hashlib
 import json
@@ -44,7 +44,7 @@ def evidence(plan) -> Evidence:
 @pytest.fixture(scope="module")
 def studies(evidence) -> list[np.ndarray]:
     """The rows of each study in the viewer."""
-    return [study.rows for study in viewer.chosen(evidence).values()]
+    return [study.rows for study in viewer.select_studies(evidence).values()]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_images_are_the_raw_pixels_of_the_crop_where_they_have_more_than_the_cac
     shown = report.images_of_series(plan, slices, rows)
     side = int(slices.table["crop_side"].iloc[rows[0]])
     assert shown.values.shape == (len(rows), side, side)
-    assert shown.source == f"{side} x {side} pixels, read from the raw files; the networks saw 32 x 32"
+    assert shown.source == f"{side} x {side} pixels, read from the raw files; the networks use 32 x 32"
     for image, one in zip(shown.values, slices.table.iloc[rows].itertuples(), strict=True):
         (raw,) = cache.read_frames(plan.raw_root / one.path, [one.frame])
         padded = np.pad(raw, side, constant_values=-1024)
@@ -100,12 +100,12 @@ def test_a_study_without_one_of_its_raw_files_is_shown_from_the_cache(house, sli
     plan, (one, other) = plan_of(house.root, recipe=RECIPE), studies[:2]
     (plan.raw_root / slices.table["path"].iloc[one[2]]).unlink()
     shown = report.images_of_series(plan, slices, one)
-    assert shown.source == "32 x 32 pixels, as the networks saw them"
+    assert shown.source == "32 x 32 pixels, as in the cache"
     assert np.array_equal(shown.values, cached[one])
     assert "raw files" in report.images_of_series(plan, slices, other).source
 
 
-def test_a_long_series_and_a_large_cache_are_shown_smaller_by_area(plan, slices, studies, cached, monkeypatch):
+def test_a_long_series_and_a_large_cache_are_downsampled_by_area(plan, slices, studies, cached, monkeypatch):
     rows = studies[0]
     monkeypatch.setattr(report, "SIDE", 16)
     shown = report.images_of_series(plan, slices, rows)
@@ -115,7 +115,7 @@ def test_a_long_series_and_a_large_cache_are_shown_smaller_by_area(plan, slices,
     assert report.images_of_series(plan, slices, rows).values.shape[1:] == (8, 8)
 
 
-def test_maps_are_made_by_the_network_that_did_not_see_the_slice(plan, slices, studies):
+def test_maps_use_the_network_that_did_not_see_the_slice(plan, slices, studies):
     rows = np.unique(np.concatenate(studies))
     maps, folds = cams(plan, slices, "resnet", rows), slices.table["fold"].to_numpy()[rows]
     assert set(folds) == {0, 1}
@@ -134,7 +134,7 @@ def test_maps_are_made_by_the_network_that_did_not_see_the_slice(plan, slices, s
 def test_an_unknown_study_id_is_rejected_with_similar_ones(finished, evidence):
     there = evidence.table["study_id"].iloc[0]
     plan = plan_of(finished.root, f"report.studies=[{there}x]", recipe=RECIPE)
-    with pytest.raises(UserError, match=rf"no readable slice belongs to study {there}x. Did you mean .*{there}"):
+    with pytest.raises(UserError, match=rf"report.studies: study {there}x .*Did you mean .*{there}"):
         report._report(plan)
 
 

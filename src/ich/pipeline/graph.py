@@ -28,8 +28,8 @@ VERSIONS = {
     "thresholds": 2,
     "submit": 1,
     "score": 3,
-    "explain": 2,
-    "report": 2,
+    "explain": 3,
+    "report": 3,
     "predict": 1,
 }
 NOT_RAW = ("run.json", "solution.csv", "mislabelled.csv", "masks.npz")  # beside the raw data, not read in training

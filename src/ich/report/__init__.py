@@ -1,1 +1,1 @@
-"""What a trained ensemble looks at and which labels look wrong: maps, figures, tables, out of plain arrays."""
+"""Evaluation, explanation and the report page of a trained ensemble, from plain arrays and tables."""

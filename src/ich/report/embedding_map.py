@@ -1,4 +1,4 @@
-"""A map of a network's embeddings: two coordinates a slice, in which slices that the network finds alike lie close."""
+"""A two-dimensional t-SNE map of embeddings."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,23 +7,20 @@ from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-FEWEST = 4  # slices that have neighbourhoods
-COMPONENTS = 50  # t-SNE's distances are taken in so many principal components
+FEWEST = 4  # embeddings of a map
+COMPONENTS = 50  # principal components that t-SNE reads
 PERPLEXITY = 30.0
 
 
 def coordinates(embeddings: NDArray[np.floating], seed: int) -> NDArray[np.float32]:
-    """t-SNE of embeddings [n, d], float32 [n, 2], the same for the same seed, however many cores there are.
+    """t-SNE of standardised embeddings [n, d], n >= FEWEST; float32 [n, 2], independent of the number of threads.
 
-    Each dimension is standardised first. Embeddings that are all the same, those of a network that has learned
-    nothing, lie at 0. (van der Maaten and Hinton, 2008; docs/background/seeds.md, HOHOHO)
-    Raises ValueError for fewer than FEWEST embeddings.
+    Embeddings that are all equal, as those of a dead network, are mapped to 0.
+    (van der Maaten and Hinton, 2008; docs/seeds.md, HOHOHO)
     """
-    if embeddings.ndim != 2 or len(embeddings) < FEWEST:
-        raise ValueError(f"a map needs embeddings [n, d] of at least {FEWEST} slices, got {list(embeddings.shape)}")
-    if (embeddings == embeddings[0]).all():  # t-SNE would divide by their spread, and crash
+    if (embeddings == embeddings[0]).all():  # t-SNE divides by their spread
         return np.zeros((len(embeddings), 2), dtype=np.float32)
-    # sums over threads may come out in another order elsewhere, and t-SNE enlarges the smallest difference
+    # t-SNE amplifies the last digit, which depends on the order in which threads add
     with threadpool_limits(1):
         x = StandardScaler().fit_transform(embeddings.astype(np.float64))
         x = PCA(min(COMPONENTS, *x.shape), svd_solver="full").fit_transform(x)
@@ -33,7 +30,7 @@ def coordinates(embeddings: NDArray[np.floating], seed: int) -> NDArray[np.float
 
 
 def sample_rows(n: int, most: int, seed: int) -> NDArray[np.int64]:
-    """Row numbers 0..n-1, ascending; `most` of them drawn by the seed where there are more."""
+    """Ascending row numbers below n: all of them, or a random sample of `most`."""
     if n <= most:
         return np.arange(n, dtype=np.int64)
     return np.sort(np.random.default_rng(seed).choice(n, most, replace=False)).astype(np.int64)
@@ -42,10 +39,9 @@ def sample_rows(n: int, most: int, seed: int) -> NDArray[np.int64]:
 def mixed(
     points: NDArray[np.floating], parts: NDArray[np.str_], studies: NDArray[np.str_], nearest: int = 10
 ) -> tuple[float, float]:
-    """How often the nearest points [n, 2] of other studies are of the same part of the data, and how often by chance.
+    """Share of the nearest points [n, 2] that are in the same part of the data, and its expectation by chance.
 
-    A study's slices look alike and all belong to one part, so they do not count as each other's neighbours. Chance is
-    the mean share of a point's own part among the points of other studies. NaN where there are none.
+    Points of the same study are ignored: they look alike and belong to one part. NaN if there is only one study.
     """
     same, own = studies[:, None] == studies, parts[:, None] == parts
     others = (~same).sum(axis=1)

@@ -1,4 +1,4 @@
-"""Evaluate models on labelled rows: scores with confidence intervals, per class and overall, as in scores.json."""
+"""Evaluate models on labelled rows: scores with confidence intervals, overall and per class, for scores.json."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,9 +43,9 @@ class Rows:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One model's scores per set of rows, its thresholds per metric and class, and its confusion matrices as lines.
+    """One model: scores by set of rows, thresholds by metric and class, and rows of confusion.csv.
 
-    The thresholds are tuned on all out-of-fold rows; `in_sample` holds scores on the rows that something was tuned on.
+    The thresholds are tuned on all out-of-fold rows; `in_sample` holds the scores on these rows.
     """
 
     scores: dict[str, dict[str, Score]]
@@ -62,10 +62,10 @@ def evaluate(
     class_weights: Sequence[float],
     goals: Mapping[str, thresholds.Goal],
 ) -> Evaluated:
-    """Score a model's probabilities [n, c] on "oof" and, if there, "test". fold [n]: of the out-of-fold rows.
+    """Score a model's probabilities [n, c] on "oof" and, if given, "test". fold [n]: of the out-of-fold rows.
 
-    F-beta is decided by the thresholds of the other folds out of fold, and by those of all out-of-fold rows on the test
-    set. The thresholds are exact optima, without a search: the same rule for every model.
+    F-beta uses the thresholds of the other folds out of fold, and those of all out-of-fold rows on the test set. The
+    thresholds are exact optima, without Optuna, for every model.
     """
     scores: dict[str, dict[str, Score]] = {}
     cuts: dict[str, dict[str, float]] = {}
@@ -93,7 +93,7 @@ def evaluate(
 
 
 def cells(one: Evaluated, blend: Evaluated, classes: Sequence[str]) -> dict[str, Any]:
-    """A model's scores as scores.json holds them, with the difference to the blend of any other model."""
+    """The scores of a model as in scores.json, with the difference to the blend unless it is the blend."""
     found: dict[str, Any] = {}
     for where, scores in one.scores.items():
         overall: dict[str, Any] = {name: score.cell() for name, score in scores.items()}
@@ -116,7 +116,7 @@ def cells(one: Evaluated, blend: Evaluated, classes: Sequence[str]) -> dict[str,
 def calibration(
     rows: Mapping[str, Rows], probability: Mapping[str, NDArray[np.float64]], classes: Sequence[str]
 ) -> tuple[list[dict[Any, Any]], dict[str, dict[str, float]]]:
-    """The lines of reliability.csv, and the expected calibration error per set of rows and class."""
+    """The rows of reliability.csv, and the expected calibration error by set of rows and class."""
     curves: list[pd.DataFrame] = []
     errors: dict[str, dict[str, float]] = {}
     for where, some in rows.items():
@@ -131,9 +131,9 @@ def calibration(
 
 
 def one_label_warnings(rows: Mapping[str, Rows], classes: Sequence[str]) -> Iterator[str]:
-    """Name the classes that have one label only, and so neither AUC nor average precision."""
+    """Warn of classes with one label only, whose AUC and average precision are undefined."""
     for where, some in rows.items():
         share = some.labels.mean(axis=0)
         names = [name for name, positive in zip(classes, share, strict=True) if positive in (0, 1)]
         if names:
-            yield f"{', '.join(names)}: one label only in {ROWS[where]}, so macro AUC and average precision go without"
+            yield f"{', '.join(names)}: one label only in {ROWS[where]}; macro AUC and average precision exclude them"

@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Training:
-    """How a network was trained: per fold one row per epoch, and what early stopping went by, if anything."""
+    """The histories of a network by fold, one row per epoch, and its early stopping."""
 
     histories: Mapping[int, Sequence[Mapping[str, float]]]
     stopped_by: str | None = None
-    """The column of the history whose best epoch was kept; None where the last epoch was kept."""
+    """The column of the history whose best epoch was kept; None if the last epoch was kept."""
     stopped_on_fold: bool = False
-    """Whether that column was computed on the fold itself."""
+    """True if that column was computed on the validation fold itself."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One artifact folder or file: the time and memory it took, and the SHA-256 of the files that readers compare."""
+    """The time, memory and versions of one artifact, and the SHA-256 of its main files."""
 
     stage: str
     name: str
@@ -39,7 +39,7 @@ class Evidence:
 
     name: str
     settings: Mapping[str, Any]
-    """The whole recipe, to be shown."""
+    """The whole recipe."""
     synthetic: bool
     folds_by_slice: bool
     table: pd.DataFrame
@@ -76,7 +76,7 @@ class Evidence:
     quarantined: Sequence[str]
     """The reason of each quarantined file."""
     warnings: Sequence[str]
-    """What the stages warned of, beyond `scores` and `tuned`."""
+    """Warnings of the stages, besides those in `scores` and `tuned`."""
     artifacts: Sequence[Artifact]
 
     @cached_property
@@ -119,7 +119,7 @@ class Evidence:
 
     @property
     def has_studies(self) -> bool:
-        """Whether some series has several slices."""
+        """False if all series are single images."""
         return bool((self.table["n_slices"] > 1).any())
 
     @cached_property

@@ -1,22 +1,18 @@
-"""scores.json for readers: a table for each set of rows, what it comes to in plain words, the lines of CSV files."""
+"""scores.json for readers: one table per set of rows, their summary in sentences, and the rows of the CSV files."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
+
+from ich.report.page.blocks import Table
 
 TITLES = {"oof": "Out of fold", "test": "Hidden test solution"}
 PLACES = {"oof": "out of fold", "test": "on the hidden test solution"}
 Cell = Mapping[str, Any]
 
 
-class Table(NamedTuple):
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-
-
 def tables(found: Mapping[str, Any], width: int) -> Iterator[Table]:
-    """A table a set of rows, members in the order of the flow; in parts where its columns need more than `width`."""
+    """One table per set of rows, with the models by stage. Columns beyond `width` characters go to further tables."""
     for where, title in TITLES.items():
         if where not in found["rows"]:
             continue
@@ -28,85 +24,97 @@ def tables(found: Mapping[str, Any], width: int) -> Iterator[Table]:
             yield Table(heading, [name for name, _ in columns], cells)
 
 
-def sentences(found: Mapping[str, Any]) -> list[str]:
-    """How to read the tables; the blend against the best of the others, its optimism and its calibration."""
-    metric = found["metric"]
-    said = [
-        f"Next to each value is its {found['level']:.0%} confidence interval over patients. {metric.upper()} uses the"
-        " thresholds of the other folds out of fold, and those of all out-of-fold rows on a test solution. In-sample,"
-        " with thresholds tuned on the same rows, it is optimistic."
-    ]
+def sentences(found: Mapping[str, Any]) -> Iterator[str]:
+    """How to read the tables, and the blend's gain, optimism and calibration: one paragraph each."""
+    metric, blend = found["metric"], found["models"]["blend"]["oof"]
+    f = metric.upper()
+    yield (
+        f"Next to each value is its {found['level']:.0%} confidence interval (bootstrap over patients). Out of fold,"
+        f" {f} uses the thresholds of the other folds; in-sample, with thresholds tuned on the same rows, it is"
+        " optimistic."
+    )
     if "test" in found["rows"]:
-        one = found["one_fold"][metric]
-        said.append(
-            "Test predictions are the mean over folds; out of fold, one fold's models predict alone. One fold's"
-            f" blend alone has a macro {metric.upper()} of {number(one)} on the test solution, mean over folds."
+        yield (
+            f"On the test solution, {f} uses the thresholds of all out-of-fold rows, and predictions are the mean over"
+            f" folds. The blend of a single fold has a macro {f} of {number(found['one_fold'][metric])}."
         )
-        handed_in = found["submission"]
-        said.append(
-            f"As submitted, with the thresholds of `ich thresholds`, the test solution gives the blend a"
-            f" {handed_in['average']} {metric.upper()} of {span(handed_in['f'])} and a log loss of"
-            f" {number(handed_in['log_loss'])}."
+        submission = found["submission"]
+        yield (
+            f"With the thresholds of thresholds.json, the submission has a {submission['average']} {f} of"
+            f" {bracketed(submission['f'])} and a log loss of {number(submission['log_loss'])} on the test solution."
         )
-    said += [line for where in found["rows"] if (line := _against_the_best(found, where)) is not None]
-    blend = found["models"]["blend"]["oof"]
-    flattered = [
-        f"{title} {number(blend[figure]['in_sample'])}, not {number(blend[figure]['value'])}"
-        for figure, title in ((metric, f"a macro {metric.upper()} of"), ("log_loss", "a log loss of"))
-        if "in_sample" in blend[figure]
+    for where in found["rows"]:
+        losses = {name: model[where]["log_loss"] for name, model in found["models"].items() if name != "blend"}
+        if losses:
+            best = min(losses, key=lambda name: losses[name]["value"])
+            gain = losses[best]["minus_blend"]
+            verdict = "may be chance" if gain["low"] <= 0 <= gain["high"] else "is more than chance"
+            yield (
+                f"The best other model {PLACES[where]} is {best}. Its log loss minus the blend's is"
+                f" {bracketed(gain)}, which {verdict}."
+            )
+    in_sample = [
+        f"a {title} of {number(blend[score]['in_sample'])} (cross-fitted {number(blend[score]['value'])})"
+        for score, title in ((metric, f"macro {f}"), ("log_loss", "log loss"))
+        if "in_sample" in blend[score]
     ]
-    said.append(f"In-sample, on the rows that it is tuned on, the blend would show {' and '.join(flattered)}.")
+    yield f"In-sample, the blend has {' and '.join(in_sample)}."
     errors: list[str] = []
     for where, classes in found["calibration_error"].items():
         worst = max(classes, key=lambda name: classes[name])
-        mean = sum(classes.values()) / len(classes)
-        at_most = f" (at most {number(classes[worst])}, {worst})" if len(classes) > 1 else ""
-        errors.append(f"{PLACES[where]} {number(mean)}{at_most}")
-    return [*said, f"The blend's expected calibration error, mean over classes: {'; '.join(errors)}."]
+        largest = f" (largest {number(classes[worst])}, {worst})" if len(classes) > 1 else ""
+        errors.append(f"{number(sum(classes.values()) / len(classes))} {PLACES[where]}{largest}")
+    yield f"Expected calibration error of the blend, mean over classes: {'; '.join(errors)}."
 
 
 def number(value: float | None) -> str:
-    """As in the CSV files; - for a figure that does not exist."""
+    """Four decimals; - for an undefined score."""
     return "-" if value is None else f"{value:.4f}"
 
 
 def span(cell: Cell) -> str:
-    """A value and its interval."""
-    return number(cell["value"]) if cell["low"] is None else f"{number(cell['value'])} {_ends(cell)}"
+    """A value and its confidence interval."""
+    return f"{number(cell['value'])} {interval(cell)}".rstrip()
 
 
-def split(cell: str) -> tuple[str, str]:
-    """The value of a cell made by `span`, and its interval or an empty text."""
-    value, _, interval = cell.partition(" ")
-    return value, interval
+def bracketed(cell: Cell) -> str:
+    """A value with its confidence interval in brackets, for text."""
+    return f"{number(cell['value'])} ({interval(cell)})"
+
+
+def interval(cell: Cell) -> str:
+    """A confidence interval; empty for an undefined score."""
+    if cell["low"] is None:
+        return ""
+    return f"{number(cell['low'])}{'-' if cell['low'] >= 0 else ' to '}{number(cell['high'])}"
 
 
 def lines(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """scores.csv: a member and its rows a line. A figure that does not exist is nan; empty: nothing was tuned."""
-    for member, said in found["models"].items():
+    """Rows of scores.csv, by model and set of rows. Undefined scores are NaN; "" where nothing was tuned."""
+    for name, model in found["models"].items():
         for where in found["rows"]:
-            cells = {name: cell for name, cell in said[where].items() if name != "classes"}
-            line = {"model": member, "stage": said["stage"], "rows": where}
-            line |= {name: _float(cell["value"]) for name, cell in cells.items()}
-            line |= {f"{name}_{end}": _float(cell[end]) for name, cell in cells.items() for end in ("low", "high")}
-            tuned = ("log_loss", "auc", *(name for name in cells if f"{name}_half" in cells))
-            yield line | {f"{name}_in_sample": cells[name].get("in_sample", "") for name in tuned}
+            cells = {score: cell for score, cell in model[where].items() if score != "classes"}
+            line = {"model": name, "stage": model["stage"], "rows": where}
+            line |= {score: _float(cell["value"]) for score, cell in cells.items()}
+            line |= {f"{score}_{end}": _float(cell[end]) for score, cell in cells.items() for end in ("low", "high")}
+            tuned = ("log_loss", "auc", *(score for score in cells if f"{score}_half" in cells))
+            yield line | {f"{score}_in_sample": cells[score].get("in_sample", "") for score in tuned}
 
 
 def lines_by_class(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """scores_by_class.csv: a member, its rows and a class a line; thresholds: tuned on all out-of-fold rows."""
-    for member, said in found["models"].items():
+    """Rows of scores_by_class.csv, by model, set of rows and class; thresholds are tuned on all out-of-fold rows."""
+    for model, of_model in found["models"].items():
         for where, rows in found["rows"].items():
             for name, counts in rows["classes"].items():
-                cells = said[where]["classes"][name]
-                line = {"model": member, "rows": where, "class": name}
+                cells = of_model[where]["classes"][name]
+                line = {"model": model, "rows": where, "class": name}
                 line |= {key: counts[key] for key in ("positives", "patients")}
-                for figure, cell in cells.items():
-                    if figure == "thresholds":
+                for score, cell in cells.items():
+                    if score == "thresholds":
                         line |= {f"{metric}_threshold": cut for metric, cut in cell.items()}
-                    elif not figure.endswith("_half"):
-                        line |= {figure: _float(cell["value"])}
-                        line |= {f"{figure}_{end}": _float(cell[end]) for end in ("low", "high")}
+                    elif not score.endswith("_half"):
+                        line |= {score: _float(cell["value"])}
+                        line |= {f"{score}_{end}": _float(cell[end]) for end in ("low", "high")}
                 yield line
 
 
@@ -115,40 +123,30 @@ def _float(value: float | None) -> float:
 
 
 def _columns(found: Mapping[str, Any], where: str) -> list[tuple[str, list[str]]]:
-    """Title and cells of each column, of which the first names the members below their stages."""
-    metric, weights = found["metric"], found["class_weights"].values()
-    log_loss = "weighted log loss" if len(set(weights)) > 1 else "log loss"
-    titles = [
-        "",
-        log_loss,
-        "macro AUC",
-        f"macro {metric.upper()}",
-        f"{metric.upper()} in-sample",
-        "log loss minus the blend's",
-    ]
-    lines: list[list[str]] = []
+    """Title and cells of each column. The first column holds the models below their stages."""
+    metric = found["metric"]
+    log_loss = "weighted log loss" if len(set(found["class_weights"].values())) > 1 else "log loss"
+    titles = ["", log_loss, "macro AUC", f"macro {metric.upper()}"]
+    titles += [f"{metric.upper()} in-sample", "log loss minus the blend's"]
+    rows: list[list[str]] = []
     stage = ""
-    for name, member in found["models"].items():
-        if member["stage"] not in (stage, name):
-            lines.append([member["stage"], *[""] * (len(titles) - 1)])
-        stage = member["stage"]
-        figures = member[where]
-        lines.append(
-            [
-                name if name == stage else f"  {name}",
-                *(span(figures[figure]) for figure in ("log_loss", "auc", metric)),
-                number(figures[metric].get("in_sample")),
-                span(figures["log_loss"]["minus_blend"]) if "minus_blend" in figures["log_loss"] else "",
-            ]
-        )
-    columns = [(title, [line[i] for line in lines]) for i, title in enumerate(titles)]
+    for name, model in found["models"].items():
+        if model["stage"] not in (stage, name):
+            rows.append([model["stage"], *[""] * (len(titles) - 1)])
+        stage = model["stage"]
+        cells = model[where]
+        row = [name if name == stage else f"  {name}", *(span(cells[key]) for key in ("log_loss", "auc", metric))]
+        row.append(number(cells[metric].get("in_sample")))
+        row.append(span(cells["log_loss"]["minus_blend"]) if "minus_blend" in cells["log_loss"] else "")
+        rows.append(row)
+    columns = [(title, [row[i] for row in rows]) for i, title in enumerate(titles)]
     if where != "oof":
         del columns[-2]  # nothing is tuned on the test set
     return columns
 
 
 def _fitting(columns: Sequence[tuple[str, list[str]]], width: int) -> Iterator[list[tuple[str, list[str]]]]:
-    """The columns in as many groups as the width asks for, the first column in each."""
+    """Split the columns into groups that fit the width; the first column is in each group."""
     first, *rest = columns
     group, used = [first], _width(first)
     for column in rest:
@@ -162,20 +160,3 @@ def _fitting(columns: Sequence[tuple[str, list[str]]], width: int) -> Iterator[l
 
 def _width(column: tuple[str, list[str]]) -> int:
     return max(map(len, (column[0], *column[1])))
-
-
-def _against_the_best(found: Mapping[str, Any], where: str) -> str | None:
-    losses = {name: member[where]["log_loss"] for name, member in found["models"].items() if name != "blend"}
-    if not losses:
-        return None
-    best = min(losses, key=lambda name: losses[name]["value"])
-    more = losses[best]["minus_blend"]
-    sure = "may be chance" if more["low"] <= 0 <= more["high"] else "is more than chance"
-    return (
-        f"The best of the others {PLACES[where]} is {best}: its log loss minus the blend's is {number(more['value'])}"
-        f" ({_ends(more)}), which {sure}."
-    )
-
-
-def _ends(cell: Cell) -> str:
-    return f"{number(cell['low'])}{'-' if cell['low'] >= 0 else ' to '}{number(cell['high'])}"

@@ -1,13 +1,13 @@
-"""thresholds.json for readers: a table of the classes, one of the test set's prevalences, and what they come to."""
+"""thresholds.json for readers: a table of the thresholds and one of the prevalences, each with its notes."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ich.report.scores import Table
+from ich.report.page.blocks import Table
 
 
 def parts(found: Mapping[str, Any]) -> Iterator[tuple[Table, list[str]]]:
-    """Each table, and the sentences that stand below it."""
+    """Each table with the notes below it."""
     yield _classes(found), [_distance(found), *(f"warning: {warning}" for warning in found["warnings"])]
     shifts = found.get("prevalence", {}).get("classes")
     if shifts:
@@ -39,13 +39,13 @@ def _share(value: float | None) -> str:
 
 
 def _distance(found: Mapping[str, Any]) -> str:
-    optimum = "what coordinate ascent reaches" if found["average"] == "samples" else "the exact optimum"
+    optimum = "the optimum of coordinate ascent" if found["average"] == "samples" else "the exact optimum"
     if found["shrink"]:
-        optimum += " of the shrunk goal"
+        optimum += " of the shrunk objective"
     gap = found["gap"]
     if abs(gap) < 1e-12:
-        return f"Optuna reached {optimum}"
-    return f"Optuna is {abs(gap):.1e} {'below' if gap > 0 else 'above'} {optimum}"
+        return f"Optuna reached {optimum}."
+    return f"Optuna is {abs(gap):.1e} {'below' if gap > 0 else 'above'} {optimum}."
 
 
 def _prevalences(shifts: Mapping[str, Any]) -> Table:
@@ -60,19 +60,19 @@ def _prevalences(shifts: Mapping[str, Any]) -> Table:
         for name, one in shifts.items()
     ]
     columns = ["class", "training", "test, estimated", "95 % interval", "threshold there"]
-    return Table("Prevalence, and that of the test set as its predictions say", columns, rows)
+    return Table("Prevalence, estimated for the test set from its predictions", columns, rows)
 
 
 def _shifted(shifts: Mapping[str, Any], applied: bool, average: str) -> list[str]:
-    said = [
+    notes = [
         f"warning: {name}: {one['warning']}"
         for name, one in shifts.items()
         if one["warning"] and 0 < one["train"] < 1  # else the tuning has warned of the class
     ]
     if all(one["test"] == one["train"] for one in shifts.values()):
-        return [*said, "nothing in the predictions tells the test set's prevalence from that of the training set"]
+        return [*notes, "The predictions show no difference in prevalence between the training and the test set."]
     if applied:
-        return [*said, "the submission is shifted to the test set's prevalence, thresholds and probabilities"]
+        return [*notes, "Thresholds and probabilities of the submission are adjusted to the test prevalence."]
     if average == "samples":
-        return [*said, "neither the thresholds nor the submission are shifted: an average over samples mixes classes"]
-    return [*said, "the submission is not shifted; thresholds.prevalence: apply in the recipe does that"]
+        return [*notes, "The submission is not adjusted: an average over samples mixes classes."]
+    return [*notes, "The submission is not adjusted. Set thresholds.prevalence to apply to adjust it."]

@@ -1,4 +1,4 @@
-"""Read the results of a finished recipe for its report page. The only place where the page meets Plan and recipe."""
+"""Read the results of a finished recipe for its report page."""
 
 import csv
 from collections.abc import Iterator
@@ -19,16 +19,13 @@ from ich.report.evidence import Artifact, Evidence, Training
 from ich.stages.maps import cam_model
 from ich.store.atomic import read_json
 
-CORRELATED = 200_000  # labelled slices, at most, of which the models' correlations are computed
+CORRELATED = 200_000  # maximum number of labelled slices for the correlation of models
 ASSEMBLED = ("oof.parquet", "test.parquet")
 
 
 def read_evidence(plan: Plan) -> Evidence:
-    slices, recipe, submissions = (
-        SliceTable.read(plan.workspace, plan.prepared.folder),
-        plan.recipe,
-        plan.workspace.submissions,
-    )
+    slices = SliceTable.read(plan.workspace, plan.prepared.folder)
+    recipe, submissions = plan.recipe, plan.workspace.submissions
     rows, classes = slices.labelled.nonzero()[0], slices.classes
     scores, settings = read_json(submissions / "scores.json"), recipe.thresholds
 
@@ -80,7 +77,7 @@ def _table(path: Path) -> pd.DataFrame:
 
 
 def _explained(plan: Plan, name: str) -> pd.DataFrame | None:
-    """A table of `ich explain`; None where it wrote none of that name."""
+    """A table of `ich explain`; None if it was not written."""
     files = plan.files_of(plan.explain)
     return _table(plan.explain.folder / name) if name in files else None
 
@@ -107,7 +104,7 @@ def _warnings(plan: Plan) -> Iterator[str]:
 
 
 def _artifacts(plan: Plan) -> Iterator[Artifact]:
-    """All that the page is made from, in the order of the stages."""
+    """The artifacts upstream of the page, in the order of the stages."""
     below: dict[str, Task] = {}
     todo = [plan.report]
     while todo:

@@ -1,11 +1,10 @@
-"""`ich explain`: maps of where the networks look, a map of their embeddings, and labels that are likely wrong.
+"""`ich explain`: Grad-CAM and saliency maps, a map of the embeddings, and labels that are likely wrong.
 
 Maps are of validation rows, by the network that did not see them. The pointing game and the audit of the suspicious
-labels need a synthetic competition, where bleeds and wrong labels are known.
+labels need known bleeds and wrong labels, as in a synthetic competition.
 """
 
 import csv
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +20,8 @@ from ich.pipeline.state import Made, Plan
 from ich.report import embedding_map, figures, label_audit
 from ich.stages.maps import RATES, galleries, pointing_game, write_image, write_table
 
-MAPPED = {"valid": 1000, "train": 300, "test": 300}  # slices on the embedding map, at most: t-SNE is slow
-SUSPECTS = 200  # labels listed beside those that break a pattern
+MAPPED = {"valid": 1000, "train": 300, "test": 300}  # maximum number of slices on the embedding map: t-SNE is slow
+SUSPECTS = 200  # suspicious labels, in addition to those that break a pattern
 PRINTED = 10
 NO_BLEED, NO_SUBTYPE, SEVERAL, TEST = "no bleed", "no subtype", "several", "test"  # groups of the embedding map
 
@@ -32,10 +31,10 @@ def run(plan: Plan, *, force: bool = False) -> None:
     folder = plan.explain.folder
     columns = ["rank", "image_id", "index", "class", "label", "probability", "pattern", "suspicion"]
     suspects = [[row[c] for c in columns] for row in _read(folder / "suspicious_labels.csv")[:PRINTED]]
-    table(columns, suspects, "The labels most likely wrong")
+    table(columns, suspects, "Labels that are most likely wrong")
     if (folder / "label_audit.csv").is_file():
-        judged = _read(folder / "label_audit.csv")
-        table(list(judged[0]), [list(row.values()) for row in judged], "Wrong labels, found by three rules")
+        audit = _read(folder / "label_audit.csv")
+        table(list(audit[0]), [list(row.values()) for row in audit], "Wrong labels found by each rule")
     if (folder / "pointing_game.csv").is_file():
         played = pd.read_csv(folder / "pointing_game.csv", dtype={"class": str}).groupby("class", sort=False)
         means = played[list(RATES)].mean()
@@ -43,7 +42,7 @@ def run(plan: Plan, *, force: bool = False) -> None:
             [name, f"{n}", *(f"{rate:.3f}" for rate in rates)]
             for name, n, rates in zip(means.index, played["slices"].first(), means.to_numpy(), strict=True)
         ]
-        title = "How often the maximum of Grad-CAM lies in the bleed (mean over models)"
+        title = "Pointing game: share of Grad-CAM maxima inside the bleed, mean over models"
         table(["class", "slices", *RATES], rows, title)
     say(f"\nexplain: {'wrote' if made else 'done'}, {folder}")
 
@@ -62,17 +61,17 @@ def _explained(plan: Plan) -> Made:
         files |= _embedding_map(plan, slices, first) | galleries(plan, slices, first)
         if (plan.raw_root / "masks.npz").is_file():
             files |= pointing_game(plan, slices)
-    for left in plan.files_of(plan.explain).keys() - files.keys():  # of a run that had masks or wrong labels
-        (plan.explain.folder / left).unlink(missing_ok=True)
+    for outdated in plan.files_of(plan.explain).keys() - files.keys():  # of a run that had masks or wrong labels
+        (plan.explain.folder / outdated).unlink(missing_ok=True)
     return files, {}
 
 
 def _audit(plan: Plan, slices: SliceTable) -> dict[str, Path]:
-    """suspicious_labels.csv; and label_audit.csv where the wrong labels are known."""
+    """suspicious_labels.csv, and label_audit.csv if the wrong labels are known."""
     rows, classes, folder = slices.labelled.nonzero()[0], slices.classes, plan.explain.folder
     labelled, labels = slices.table.iloc[rows], slices.labels[rows]
     probability = sigmoid(read_logits(plan.workspace.model("blend") / "oof.parquet", slices.ids(rows), classes))
-    suspects = label_audit.ranked(labelled, classes, probability, SUSPECTS)
+    suspects = label_audit.rank_labels(labelled, classes, probability, SUSPECTS)
     files = write_table(folder / "suspicious_labels.csv", suspects)
     if not (plan.raw_root / "mislabelled.csv").is_file():
         return files
@@ -81,16 +80,16 @@ def _audit(plan: Plan, slices: SliceTable) -> dict[str, Path]:
     series, index = labelled["series"].to_numpy(), labelled["index"].to_numpy()
     odds = label_audit.suspicion(labels, probability, series, index)
     found = {
-        "101 and 010": label_audit.judge_set(wrong, label_audit.patterns(labels, series, index)),
-        "disagreement": label_audit.judge_ranking(wrong, label_audit.disagreement(labels, probability)),
-        "suspicion": label_audit.judge_ranking(wrong, odds),
+        "101 and 010": label_audit.evaluate_flags(wrong, label_audit.patterns(labels, series, index)),
+        "disagreement": label_audit.evaluate_ranking(wrong, label_audit.disagreement(labels, probability)),
+        "suspicion": label_audit.evaluate_ranking(wrong, odds),
     }
-    judged = pd.DataFrame([{"rule": rule, **asdict(figures)} for rule, figures in found.items()])
-    return files | write_table(folder / "label_audit.csv", judged)
+    audit = pd.DataFrame([{"rule": rule, **scores} for rule, scores in found.items()])
+    return files | write_table(folder / "label_audit.csv", audit)
 
 
 def _embedding_map(plan: Plan, slices: SliceTable, model: str) -> dict[str, Path]:
-    """embedding_map.csv of slices of all splits, by fold 0's network; and figures of its validation rows."""
+    """embedding_map.csv of all splits by the network of fold 0, and figures of the validation rows."""
     fold = plan.workspace.fold(model, 0)
     folders = {"valid": fold, "train": fold / "train", "test": fold}
     if model not in plan.read_in_sample:
@@ -118,7 +117,7 @@ def _embedding_map(plan: Plan, slices: SliceTable, model: str) -> dict[str, Path
 
     points, group, place = points[valid], group[valid], place[valid]
     names = [NO_BLEED, *subtypes, *(name for name in (NO_SUBTYPE, SEVERAL) if name in group)]
-    title = f"t-SNE of {len(points)} embeddings, {model}, validation rows of fold 0"
+    title = f"t-SNE of {len(points)} embeddings, {model}, validation slices of fold 0"
     labels = figures.scatter_groups(points, group.tolist(), names, title)
     files |= write_image(folder / "embedding_map_label.png", labels)
     if (shown["n_slices"] == 1).all():  # single images have no position
@@ -128,7 +127,7 @@ def _embedding_map(plan: Plan, slices: SliceTable, model: str) -> dict[str, Path
 
 
 def _groups(shown: pd.DataFrame, classes: list[str]) -> tuple[np.ndarray, list[str]]:
-    """The subtype of each slice, or why it has not exactly one; and all subtypes."""
+    """The group of each slice, its subtype if it has exactly one; and all subtypes."""
     subtypes = [name for name in classes if name != "any"] or classes
     labels = shown[classes].fillna(0)
     count, bleeds = labels[subtypes].sum(axis=1).to_numpy(), labels.max(axis=1).to_numpy() > 0

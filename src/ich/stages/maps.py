@@ -1,4 +1,4 @@
-"""Grad-CAM and saliency maps of the CNNs: galleries, the pointing game, and the maps of the report page."""
+"""Grad-CAM and saliency maps of the CNNs, for `ich explain` and the report page."""
 
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,15 @@ from ich.report import figures, gradcam
 from ich.store.atomic import write_bytes, write_text
 from ich.training.device import default_device
 
-SHOWN = 2  # slices per class of a gallery with the highest probability, and as many with the lowest
+SHOWN = 2  # slices with the highest and with the lowest probability, per class of a gallery
 POINTED = 100  # slices per class and fold in the pointing game
-TOLERANCE = 0.03  # of the side of the image: 15 of 500 pixels, as in the paper of the pointing game
+TOLERANCE = 0.03  # of the image's side: 15 of 500 pixels, as in the paper of the pointing game
 RATES = ("rate", "chance", "rate_with_tolerance", "chance_with_tolerance")  # of the pointing game
-BATCH = 32  # images whose gradients are computed at a time
+BATCH = 32  # images per gradient computation
 
 
 def write_table(path: Path, rows: pd.DataFrame) -> dict[str, Path]:
-    """Write a CSV file; returns it by name."""
+    """Write a CSV file and return its path by name."""
     write_text(path, rows.to_csv(index=False, float_format="%.4f", lineterminator="\n"))
     return {path.name: path}
 
@@ -48,7 +48,7 @@ def fold_network(plan: Plan, model: str, fold: int) -> Cnn:
 
 
 def images_of(plan: Plan, slices: SliceTable, model: str, rows: np.ndarray) -> torch.Tensor:
-    """The rows' images as the model reads them, uint8 [n, C, S, S]."""
+    """The images of rows [n] as the model reads them, uint8 [n, C, S, S]."""
     hu = HuCache.open(plan.prepared.folder, slices.table)
     view = windowing(plan.recipe.cnn[model], slices.values)
     images = slice_dataset(Slices(slices.table, rows, slices.classes, hu), view)
@@ -66,7 +66,7 @@ def cam_model(plan: Plan) -> str | None:
 def cams(plan: Plan, slices: SliceTable, model: str, rows: np.ndarray) -> np.ndarray:
     """Grad-CAM float32 [n, c, h, w] of rows [n] in the cells of the layer, by the network that did not see the row.
 
-    Rows without a fold, those of the test set, are shown by fold 0's network.
+    Test rows use the network of fold 0.
     """
     folds = np.nan_to_num(slices.table["fold"].to_numpy(float)[rows]).astype(int)
     classes, found, order = range(len(slices.classes)), [], []
@@ -84,7 +84,7 @@ def cams(plan: Plan, slices: SliceTable, model: str, rows: np.ndarray) -> np.nda
 
 
 def _masks(plan: Plan, slices: SliceTable, rows: np.ndarray, name: str) -> np.ndarray | None:
-    """Masks of a class's bleeds, bool [n, S, S]; None where they are unknown."""
+    """Masks of a class's bleeds, bool [n, S, S]; None if they are unknown."""
     path = plan.raw_root / "masks.npz"
     if not path.is_file():
         return None
@@ -95,23 +95,23 @@ def _masks(plan: Plan, slices: SliceTable, rows: np.ndarray, name: str) -> np.nd
 
 
 def galleries(plan: Plan, slices: SliceTable, model: str) -> dict[str, Path]:
-    """saliency.png and grad_cam.png: positive validation rows of fold 0 with the highest and the lowest probability."""
+    """saliency.png and grad_cam.png of positive validation rows of fold 0, the most and the least probable ones."""
     network, rows = fold_network(plan, model, 0), slices.valid_rows(0)
     path = plan.workspace.fold(model, 0) / "valid.parquet"
     probability = sigmoid(read_logits(path, slices.ids(rows), slices.classes))
     view = windowing(plan.recipe.cnn[model], slices.values)
-    channel = (view.depth // 2) * (view.channels // view.depth)  # the slice itself, no neighbour, in the first window
+    channel = (view.depth // 2) * (view.channels // view.depth)  # the slice itself in the first window
     layer = network.feature_layer(plan.recipe.image.size)
     if layer is None:
-        say(f"explain: {model}: no layer of {network.spec.backbone} is a map, so there is no Grad-CAM of it")
-    titles = {"saliency": "Saliency (gradient by the grey values)", "grad_cam": "Grad-CAM"}
-    galleries: dict[str, list[tuple[str, list[figures.Picture]]]] = {key: [] for key in titles}
+        say(f"explain: {model}: {network.spec.backbone} has no layer for Grad-CAM")
+    titles = {"saliency": "Saliency (gradient of the logit)", "grad_cam": "Grad-CAM"}
+    galleries: dict[str, list[tuple[str, list[figures.Panel]]]] = {key: [] for key in titles}
     for c, name in enumerate(slices.classes):
         positive = np.flatnonzero(slices.labels[rows, c] == 1)
         if not len(positive):
             continue
         order = positive[np.argsort(-probability[positive, c], kind="stable")]
-        chosen = ends(order, slices.table["study_id"].to_numpy()[rows])
+        chosen = highest_and_lowest(order, slices.table["study_id"].to_numpy()[rows])
         images = images_of(plan, slices, model, rows[chosen])
         gradient = gradcam.saliency(network, images, c)
         largest = np.quantile(gradient, 0.995, (1, 2), keepdims=True)
@@ -120,24 +120,24 @@ def galleries(plan: Plan, slices: SliceTable, model: str) -> dict[str, Path]:
             overlays["grad_cam"] = gradcam.grad_cam(network, layer, images, c)
         masks = _masks(plan, slices, rows[chosen], name)
         for key, maps in overlays.items():
-            shown: list[figures.Picture] = []  # each slice twice, without and with the map
+            shown: list[figures.Panel] = []  # each slice twice, without and with the map
             for k, grey in enumerate(images[:, channel].numpy()):
-                outline = None if masks is None else masks[k]
-                shown.append(figures.Picture(grey, f"p = {probability[chosen[k], c]:.3f}", None, outline))
-                shown.append(figures.Picture(grey, "", maps[k], outline))
+                mask = None if masks is None else masks[k]
+                shown.append(figures.Panel(grey, f"p = {probability[chosen[k], c]:.3f}", None, mask))
+                shown.append(figures.Panel(grey, titles[key].split(" (")[0], maps[k], mask))
             galleries[key].append((name, shown))
     files: dict[str, Path] = {}
     for key, gallery in galleries.items():
         if gallery:
-            title = f"{titles[key]}, {model}, positive validation slices of fold 0: {SHOWN} most certain, {SHOWN} least"
+            title = f"{titles[key]}, {model}: positive slices of fold 0 with the highest and lowest probability p"
             files |= write_image(plan.explain.folder / f"{key}.png", figures.gallery(gallery, title))
     return files
 
 
-def ends(order: np.ndarray, studies: np.ndarray) -> np.ndarray:
-    """SHOWN of the first and SHOWN of the last of `order` [m], numbers into studies [n]; fewer where there are fewer.
+def highest_and_lowest(order: np.ndarray, studies: np.ndarray) -> np.ndarray:
+    """The first and the last SHOWN of `order` [m], indices into studies [n], without repetition.
 
-    The first are of different studies, and so are the last; none of them is both.
+    The first are of different studies, and so are the last.
     """
 
     def of_different_studies(some: np.ndarray) -> np.ndarray:
@@ -149,7 +149,7 @@ def ends(order: np.ndarray, studies: np.ndarray) -> np.ndarray:
 
 
 def pointing_game(plan: Plan, slices: SliceTable) -> dict[str, Path]:
-    """pointing_game.csv: how often the maximum of Grad-CAM lies in the bleed, per model and class over all folds."""
+    """pointing_game.csv: hit rate of the maximum of Grad-CAM, per model and class over all folds."""
     size, classes = plan.recipe.image.size, slices.classes
     targets = {(k, c): _targets(plan, slices, k, c) for k in plan.fold_numbers for c in range(len(classes))}
     played: list[dict[str, Any]] = []
@@ -178,7 +178,7 @@ def pointing_game(plan: Plan, slices: SliceTable) -> dict[str, Path]:
 
 
 def _targets(plan: Plan, slices: SliceTable, fold: int, c: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positive validation rows, at most POINTED and evenly spread, whose bleed is in the image; and its masks."""
+    """Positive validation rows with the bleed inside the image, at most POINTED evenly spread ones, and their masks."""
     rows = slices.valid_rows(fold)
     rows = rows[slices.labels[rows, c] == 1]
     rows = rows[np.linspace(0, len(rows) - 1, min(POINTED, len(rows))).round().astype(int)]

@@ -1,4 +1,4 @@
-"""`ich report`: one HTML page with all results of a recipe, and a viewer of its studies."""
+"""`ich report`: one HTML page with all results of a recipe and a study viewer."""
 
 import difflib
 from itertools import groupby
@@ -24,8 +24,8 @@ from ich.stages.evidence import read_evidence
 from ich.stages.maps import cams
 from ich.store.atomic import write_text
 
-SIDE = 256  # pixels, at most, of a slice on the page
-PIXELS = 64 * SIDE**2  # at most, of a series: a series of many thin slices is shown smaller
+SIDE = 256  # maximum side of a slice on the page, in pixels
+PIXELS = 64 * SIDE**2  # maximum per series: series of many thin slices are downsampled
 BRAIN = Windowing("windows", (Window(40.0, 80.0),))
 
 
@@ -40,8 +40,8 @@ def _report(plan: Plan) -> Made:
     slices = SliceTable.read(plan.workspace, plan.prepared.folder)
     _check_named(plan, slices)
     evidence = read_evidence(plan)
-    studies = viewer.chosen(evidence, plan.recipe.report.studies)
-    found = errors.chosen(evidence)
+    studies = viewer.select_studies(evidence, plan.recipe.report.studies)
+    found = errors.select_slices(evidence)
     cards = [one for kind in found.values() for one in kind]
 
     study_maps, card_maps = None, None
@@ -84,13 +84,13 @@ def _check_named(plan: Plan, slices: SliceTable) -> None:
         if study not in known:
             near = difflib.get_close_matches(study, known, n=3)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            raise UserError(f"report.studies: no readable slice belongs to study {study}.{hint}")
+            raise UserError(f"report.studies: study {study} has no readable slice.{hint}")
 
 
 def images_of_series(plan: Plan, slices: SliceTable, rows: np.ndarray) -> Images:
-    """The slices of rows [n] of one series, in the crop of the cache, all of one size.
+    """The slices of rows [n] of one series in the crop of the cache, resized to one size.
 
-    They are read from the raw files if these are still there and have more pixels than the cache.
+    They are read from the raw files if these still exist and have more pixels than the cache.
     """
     cached = HuCache.open(plan.prepared.folder, slices.table)
     table, size = slices.table.iloc[rows], cached.shape[1]
@@ -98,16 +98,16 @@ def images_of_series(plan: Plan, slices: SliceTable, rows: np.ndarray) -> Images
     side = min(most, int(table["crop_side"].max()))
     raw = _raw(plan, slices, table, side) if side > size else None
     if raw is not None:
-        return Images(raw, f"{side} x {side} pixels, read from the raw files; the networks saw {size} x {size}")
+        return Images(raw, f"{side} x {side} pixels, read from the raw files; the networks use {size} x {size}")
     values = np.asarray(cached[rows])
     if size <= most:
-        return Images(values, f"{size} x {size} pixels, as the networks saw them")
+        return Images(values, f"{size} x {size} pixels, as in the cache")
     smaller = np.stack([cv2.resize(one, (most, most), interpolation=cv2.INTER_AREA) for one in values])
-    return Images(smaller, f"the networks' {size} x {size} pixels, shown as {most} x {most}")
+    return Images(smaller, f"{size} x {size} pixels, shown as {most} x {most}")
 
 
 def _raw(plan: Plan, slices: SliceTable, table: pd.DataFrame, side: int) -> np.ndarray | None:
-    """The raw slices int16 [n, side, side] in the crop of the cache; None if one of them has changed."""
+    """The raw slices int16 [n, side, side] in the crop of the cache; None if one is missing or its size has changed."""
     found = []
     beyond = AIR if slices.values == "hu" else 0
     columns = ["path", "frame", "crop_row", "crop_column", "crop_side", "raw_rows", "raw_columns"]
@@ -123,6 +123,6 @@ def _raw(plan: Plan, slices: SliceTable, table: pd.DataFrame, side: int) -> np.n
 
 
 def _scaled(maps: np.ndarray) -> np.ndarray:
-    """Maps [n, c, h, w] of a series as uint8: 255 is the largest value of a class in the series."""
+    """Maps [n, c, h, w] of a series as uint8; 255 is the maximum of each class."""
     largest = np.maximum(maps.max(axis=(0, 2, 3), keepdims=True), np.finfo(maps.dtype).tiny)
     return np.rint(255 * (maps / largest)).astype(np.uint8)

@@ -1,16 +1,8 @@
 """The blocks of the page. All texts are plain text: the templates escape them."""
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
-
-ID = re.compile(r"[a-z][a-z0-9-]*")
-
-
-def _checked(name: str) -> None:
-    if not ID.fullmatch(name):
-        raise ValueError(f"{name!r} cannot be an id on the page: use lower-case letters, digits and -")
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 
 @dataclass(frozen=True)
@@ -42,26 +34,22 @@ class Tiles:
     tiles: Sequence[Tile]
 
 
-@dataclass(frozen=True)
-class Table:
-    """Columns that hold numbers only are right-aligned."""
+class Table(NamedTuple):
+    """A table for the page or the terminal. The page aligns columns of numbers to the right."""
 
+    title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    title: str = ""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A plotly figure {"data": [...], "layout": {...}} with its title, and what it means and how far to trust it."""
+    """A plotly figure {"data": [...], "layout": {...}} with its title and its caption."""
 
     id: str
     title: str
-    says: str
+    caption: str
     figure: Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        _checked(self.id)
 
     @property
     def height(self) -> int:
@@ -71,18 +59,15 @@ class Chart:
 
 @dataclass(frozen=True)
 class Panels:
-    """Blocks of which one group is seen at a time, on paper all: a tab each."""
+    """Groups of blocks behind tabs. Printing shows all of them."""
 
     id: str
     panels: Mapping[str, Sequence["Block"]]
 
-    def __post_init__(self) -> None:
-        _checked(self.id)
-
 
 @dataclass(frozen=True)
 class Details:
-    """Blocks behind a title, to be opened."""
+    """Blocks that a click on the title shows."""
 
     title: str
     blocks: Sequence["Block"]
@@ -99,7 +84,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Strip:
-    """A class's probability and label (None: unlabelled) along a study, the slice in question, and the threshold."""
+    """Probabilities and labels (None: unlabelled) of one class along a study, with slice `at` marked."""
 
     name: str
     probabilities: Sequence[float]
@@ -108,15 +93,15 @@ class Strip:
     threshold: float
 
     @property
-    def says(self) -> str:
-        """The slice in question, in words."""
+    def text(self) -> str:
+        """The text alternative of the plot."""
         here = f"slice {self.at + 1} of {len(self.probabilities)} has {self.probabilities[self.at]:.2f}"
         return f"{here}, the threshold is {self.threshold:.2f}"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A slice with its images, the class along its study, and where the viewer shows it."""
+    """A slice with its images and one class along its study; `study` and `index` are its place in the viewer."""
 
     title: str
     lines: Sequence[str]
@@ -133,14 +118,9 @@ class Cases:
 
 @dataclass(frozen=True)
 class Viewer:
-    """The study viewer, and what its script reads: {"studies": [{"id": ...}, ...], ...}."""
+    """The study viewer with the data of its script: {"studies": [{"id": ...}, ...], ...}."""
 
     data: Mapping[str, Any]
-
-    @property
-    def holds(self) -> frozenset[str]:
-        """The ids of its studies."""
-        return frozenset(study["id"] for study in self.data["studies"])
 
 
 Block: TypeAlias = Notes | Code | Tiles | Table | Chart | Panels | Details | Cases | Viewer
@@ -153,12 +133,9 @@ class Section:
     blocks: Sequence[Block]
     lead: str = ""
 
-    def __post_init__(self) -> None:
-        _checked(self.id)
-
 
 @dataclass(frozen=True)
 class Page:
     title: str
     subtitle: str
-    sections: Sequence[Section] = field(default_factory=tuple)
+    sections: Sequence[Section]

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.resources import files
@@ -12,68 +11,48 @@ from typing import TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
-from plotly.utils import PlotlyJSONEncoder  # arrays as lists, NaN as null, which a figure shows as a gap
+from plotly.utils import PlotlyJSONEncoder
 
 from ich.report.page.blocks import Block, Chart, Details, Image, Page, Panels, Table, Viewer
 
 STYLES = ("report.css", "viewer.css")
 SCRIPTS = ("viewer.js", "report.js")  # in the order in which they run, after plotly
-TAKEN = ("main", "theme", "viewer", "charts-data", "viewer-data")  # ids of the template itself
 
 NUMBER = r"[+\-−]?\d[\d,]*(\.\d+)?(e[+\-]?\d+)?( ?(%|s|h|min|mm|MB|GB|MiB|GiB))?"
 NUMBERS = re.compile(rf"[<>≤≥~]? ?{NUMBER}((\s|[()\[\],;:/±–-]|to|of)+{NUMBER})*[)\]]?")
-INTERVAL = re.compile(rf"(?P<value>{NUMBER}) (?P<interval>[(\[]?{NUMBER}(-|–| to |, ){NUMBER}[)\]]?)")
 NOTHING = re.compile(r"|[-–—]|n/a|none|not defined")
+INTERVAL = re.compile(r"(\S+) ([-(\[\d].*)")
 
 K = TypeVar("K", bound=Block)
 
 
 def render(page: Page) -> str:
-    """Return the HTML of a page. All text is escaped; the content policy allows the page's own scripts only, by hash.
-
-    Raises ValueError for an id given twice, or for more than one viewer.
-    """
-    _refuse_twice(page)
+    """Return the HTML of a page. Text is escaped, and the content policy allows the page's own scripts only."""
     viewer = next(_of_kind(page, Viewer), None)
     scripts = [get_plotlyjs(), *map(_asset, SCRIPTS)]
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{one}'" for one in hashes)
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            page=page,
-            style="".join(map(_asset, STYLES)),
-            scripts=scripts,
-            policy=f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:;"
-            " base-uri 'none'; form-action 'none'",
-            charts={chart.id: chart.figure for chart in _of_kind(page, Chart)},
-            viewer=viewer.data if viewer else None,
-            held=viewer.holds if viewer else frozenset(),
-        )
-    )
-
-
-def _environment() -> Environment:
-    made = Environment(
+    environment = Environment(
         loader=PackageLoader("ich.report.page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.policies["json.dumps_kwargs"] = {"cls": PlotlyJSONEncoder, "separators": (",", ":")}
-    made.filters |= {"data_uri": _data_uri, "numeric": _numeric, "parted": _parted, "runs": _runs}
-    made.tests["kind"] = lambda block, name: type(block).__name__ == name
-    return made
-
-
-def _refuse_twice(page: Page) -> None:
-    ids = [*TAKEN, *(section.id for section in page.sections), *(panels.id for panels in _of_kind(page, Panels))]
-    ids += [f"chart-{chart.id}" for chart in _of_kind(page, Chart)] + ["viewer" for _ in _of_kind(page, Viewer)][1:]
-    twice = [name for name, times in Counter(ids).items() if times > 1]
-    if twice:
-        raise ValueError(f"the page has more than one {', '.join(twice)}: an id names one thing")
+    # the encoder writes arrays as lists, and NaN as null, which plotly shows as a gap
+    environment.policies["json.dumps_kwargs"] = {"cls": PlotlyJSONEncoder, "separators": (",", ":")}
+    environment.filters |= {"data_uri": _data_uri, "numeric": _numeric, "parted": _parted, "runs": _runs}
+    environment.tests["kind"] = lambda block, name: type(block).__name__ == name
+    return environment.get_template("report.html.j2").render(
+        page=page,
+        style="".join(map(_asset, STYLES)),
+        scripts=scripts,
+        policy=f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:;"
+        " base-uri 'none'; form-action 'none'",
+        charts={chart.id: chart.figure for chart in _of_kind(page, Chart)},
+        viewer=viewer.data if viewer else None,
+        viewer_studies={study["id"] for study in viewer.data["studies"]} if viewer else (),
+    )
 
 
 def _of_kind(page: Page, kind: type[K]) -> Iterator[K]:
@@ -92,13 +71,13 @@ def _of_kind(page: Page, kind: type[K]) -> Iterator[K]:
 
 
 def _runs(blocks: Iterable[Block]) -> list[list[Block]]:
-    """The blocks in their order, each by itself but for charts in a row, which share one."""
+    """Split the blocks into runs of consecutive charts and single other blocks."""
     numbered = groupby(enumerate(blocks), key=lambda item: -1 if isinstance(item[1], Chart) else item[0])
     return [[block for _, block in run] for _, run in numbered]
 
 
 def _numeric(table: Table) -> list[bool]:
-    """Which of its columns hold numbers and, where there is none, a dash or the like."""
+    """Mark the columns [c] that hold numbers only, apart from empty cells and dashes."""
     columns = [[row[k].strip() for row in table.rows] for k in range(len(table.columns))]
     return [
         any(map(NUMBERS.fullmatch, cells)) and all(NUMBERS.fullmatch(c) or NOTHING.fullmatch(c) for c in cells)
@@ -107,9 +86,9 @@ def _numeric(table: Table) -> list[bool]:
 
 
 def _parted(cell: str) -> tuple[str, str]:
-    """The value of a cell, and the interval behind it if there is one."""
+    """Split a cell of numbers into the value and the interval behind it, if any."""
     found = INTERVAL.fullmatch(cell)
-    return (found["value"], found["interval"]) if found else (cell, "")
+    return (found[1], found[2]) if found else (cell, "")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Images for the page as PNG files: exact values of slices, small slices, and Grad-CAM overlays."""
+"""PNG files of the page: exact values of slices, small slices, and Grad-CAM overlays."""
 
 import base64
 
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIDE = 160  # pixels of a small slice
-STRONGEST = 0.65  # opacity of the overlay where the map is at its maximum
+OPACITY = 0.65  # of the overlay at the maximum of the map
 SHIFT = 128  # so that -128..127 HU, most of a head, share one high byte
 
 
@@ -30,19 +30,18 @@ def planes(values: NDArray[np.int16], low: int) -> str:
     return base64.b64encode(png(stacked)).decode("ascii")
 
 
-def sized(grey: NDArray[np.uint8], side: int = SIDE) -> NDArray[np.uint8]:
-    """Resize an image [S, S] to `side` pixels, by area means where it shrinks."""
-    method = cv2.INTER_AREA if grey.shape[0] > side else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(grey, (side, side), interpolation=method), dtype=np.uint8)
+def resized(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Resize an image [S, S] to SIDE pixels, by area means if it shrinks."""
+    method = cv2.INTER_AREA if grey.shape[0] > SIDE else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(grey, (SIDE, SIDE), interpolation=method), dtype=np.uint8)
 
 
-def overlaid(grey: NDArray[np.uint8], strength: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Lay a map [h, w] of 0..255 over an image [S, S]; returns blue, green, red [S, S, 3].
+def overlaid(grey: NDArray[np.uint8], heat: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Blend a map [h, w] of 0..255 over an image [S, S] with the colours of inferno; returns BGR [S, S, 3].
 
-    The colours grow lighter with the map, from dark violet over orange to yellow, so that it can be read without colour
-    vision. Where the map is 0 the image stays grey.
+    Inferno's lightness grows with the map, so it does not need colour vision. The image stays grey where the map is 0.
     """
-    wide = cv2.resize(strength, grey.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    share = STRONGEST * np.sqrt(wide[..., None] / 255.0)
+    wide = cv2.resize(heat, grey.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    share = OPACITY * np.sqrt(wide[..., None] / 255.0)
     mixed = (1 - share) * cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR) + share * cv2.applyColorMap(wide, cv2.COLORMAP_INFERNO)
     return np.rint(mixed).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""What figures are made of: lines, dots, heat maps and axes as plotly's dictionaries.
+"""Traces and axes of the page's charts as plotly's dictionaries.
 
-No colours, which report.js takes from the theme by `meta`, and no NaN, which JSON does not know. Places on an axis are
-numbers with texts as their labels, so that no name of a class or a member is ever read as a date or a number.
+They hold no colours: report.js reads `meta` and takes the colours from the theme. They hold no NaN, which JSON lacks.
+Categories are numbers on the axis with texts as tick labels, so that plotly never reads a name as a date or a number.
 """
 
 import html
@@ -16,16 +16,16 @@ from ich.report.scores import Cell
 Figure = dict[str, Any]
 Trace = dict[str, Any]
 
-SQUARES = (0, 0.01, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1)  # what is marked on an axis of square roots
+MARKS = (0, 0.01, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1)  # tick labels of a square-root axis
 
 
 def plain(text: object) -> str:
-    """A text of the data as plotly shows it, which reads tags and entities: what stands there, and nothing else."""
+    """Escape a text of the data: plotly reads tags and entities."""
     return html.escape(" ".join(str(text).split()), quote=False)
 
 
 def numbers(values: ArrayLike, digits: int = 6) -> list[Any]:
-    """Python's numbers, in as many dimensions; None for what is not finite."""
+    """Rounded Python numbers, nested as the array is; None for NaN and infinity."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim > 1:
         return [numbers(row, digits) for row in array]
@@ -45,7 +45,7 @@ def line(x: ArrayLike, y: ArrayLike, name: str, colour: int | str, width: float 
 
 
 def reference(x: ArrayLike, y: ArrayLike, name: str) -> Trace:
-    """What the rest is compared with."""
+    """A thin dashed line to compare with."""
     return {**line(x, y, name, "muted"), "line": {"width": 1.5, "dash": "dash"}, "hoverinfo": "skip"}
 
 
@@ -53,16 +53,16 @@ def dots(x: ArrayLike, y: ArrayLike, name: str, symbol: str, colour: int | str, 
     return {**line(x, y, name, colour), "mode": "markers", "marker": {"size": size, "symbol": symbol}}
 
 
-def bars(values: ArrayLike, lows: ArrayLike, highs: ArrayLike) -> Trace:
-    """Error bars from low to high."""
-    middle = np.asarray(values, dtype=np.float64)
-    up, down = np.asarray(highs, dtype=np.float64) - middle, middle - np.asarray(lows, dtype=np.float64)
-    return {"type": "data", "symmetric": False, "array": numbers(up), "arrayminus": numbers(down), "width": 4}
-
-
-def ends(cells: Sequence[Cell]) -> NDArray[np.float64]:
-    """Values, lows and highs [3, n]; NaN for scores that do not exist."""
+def values_and_ends(cells: Sequence[Cell]) -> NDArray[np.float64]:
+    """Values and ends of their intervals [3, n]; NaN for undefined scores."""
     return np.array([[cell[key] for cell in cells] for key in ("value", "low", "high")], dtype=np.float64)
+
+
+def error_bars(ends: NDArray[np.float64]) -> dict[str, Any]:
+    """Error bars from values, lows and highs [3, n]."""
+    value, low, high = ends
+    bars = {"array": numbers(high - value), "arrayminus": numbers(value - low)}
+    return {"type": "data", "symmetric": False, "width": 4, **bars}
 
 
 def heat(
@@ -70,25 +70,23 @@ def heat(
     columns: Sequence[str],
     rows: Sequence[str],
     text: Sequence[Sequence[str]],
-    most: tuple[float, float],
+    limits: tuple[float, float],
     hover: Sequence[Sequence[str]],
 ) -> Figure:
-    """A heat map, its first row on top, with a text in each cell; all texts as plotly reads them."""
+    """A heat map with its first row on top and a text in each cell. All texts must be escaped by `plain`."""
     cells = {
         "type": "heatmap",
         "z": numbers(z, 4),
-        "text": [list(row) for row in text],
+        "text": text,
         "texttemplate": "%{text}",
-        "customdata": [list(row) for row in hover],
+        "customdata": hover,
         "hovertemplate": "%{customdata}<extra></extra>",
-        "zmin": most[0],
-        "zmax": most[1],
+        "zmin": limits[0],
+        "zmax": limits[1],
         "showscale": False,
-        "xgap": 2,
-        "ygap": 2,
         "meta": {"scale": "sequential"},
     }
-    across, down = ({"showgrid": False, "zeroline": False, **ticks(names)} for names in (columns, rows))
+    across, down = ({"showgrid": False, **ticks(names)} for names in (columns, rows))
     layout = {"xaxis": across, "yaxis": {**down, "autorange": "reversed"}, "height": 130 + 34 * len(rows)}
     return {"data": [cells], "layout": layout}
 
@@ -102,25 +100,8 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
     return {"title": {"text": title}, **more}
 
 
-def square_axis(title: str, most: float) -> dict[str, Any]:
-    """An axis of square roots up to that of `most`, on which rare things are seen; its labels are the squares."""
-    marks, end = [mark for mark in SQUARES if mark <= most], float(np.sqrt(most))
+def square_root_axis(title: str, most: float) -> dict[str, Any]:
+    """An axis of square roots from 0 to that of `most`, which spreads small values; the labels are the squares."""
+    marks, end = [mark for mark in MARKS if mark <= most], float(np.sqrt(most))
     words = [f"{mark:g}" for mark in marks]
     return axis(title, range=[-0.02 * end, 1.02 * end], tickvals=numbers(np.sqrt(marks)), ticktext=words)
-
-
-def stacked(layout: dict[str, Any], place: int, places: int, gap: float) -> tuple[str, str]:
-    """Give the layout the axes of one plot of several, the first on top; their names as traces have them: x2, y2."""
-    number = "" if place == 0 else str(place + 1)
-    each = (1 - gap * (places - 1)) / places
-    top = 1 - place * (each + gap)
-    layout[f"xaxis{number}"] = {"anchor": f"y{number}"}
-    layout[f"yaxis{number}"] = {"anchor": f"x{number}", "domain": [round(max(top - each, 0), 4), round(top, 4)]}
-    return f"x{number}", f"y{number}"
-
-
-def corner(text: str, x: str, y: str = "bottom", above: float = 0.04) -> dict[str, Any]:
-    """A text in that corner of the plot, as far from the edge as `above` says."""
-    place = {"x": 0.97 if x == "right" else 0.03, "y": above if y == "bottom" else 1 - above}
-    anchor = {"xref": "paper", "yref": "paper", "xanchor": x, "yanchor": y, "align": x}
-    return {"text": text, "showarrow": False, "name": "strong", **place, **anchor}

@@ -1,4 +1,4 @@
-"""Errors and suspicious labels: the slices that cost the blend most out of fold, one card each, with images."""
+"""Errors and suspicious labels: one card with images per slice with a high out-of-fold loss or a doubtful label."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,39 +11,51 @@ from numpy.typing import NDArray
 
 from ich.report.evidence import Evidence
 from ich.report.page.blocks import Block, Case, Cases, Image, Notes, Panels, Section, Strip
-from ich.report.page.images import overlaid, png, sized
+from ich.report.page.images import overlaid, png, resized
 from ich.report.sections.viewer import Study
 
-SHOWN, PER_CLASS, SUSPECTS = 6, 2, 8  # errors of a kind, of these per class, and suspicious labels
-KINDS = {"False negatives": 1, "False positives": 0}  # by the label that the blend contradicts
+SHOWN, PER_CLASS, SUSPECTS = 6, 2, 8  # errors per kind, of these per class, and suspicious labels
+KINDS = {"False negatives": 1, "False positives": 0}  # the label of each kind
 SUSPICIOUS = "Suspicious labels"
+AGREEMENT = {
+    True: "The network detects it, with a low probability.",
+    False: "The network finds no bleed either; the labels of the neighbours make this one suspicious.",
+}
+CONTRADICTION = {  # by the label and by those of its neighbours
+    (True, "edge"): "The end of a labelled run: bleeds are thin there, and readers disagree about where they end.",
+    (True, 1): "Inside a labelled run, missed by the network.",
+    (True, 0): "The only positive label here: it may be wrong, or the bleed very thin.",
+    (False, "edge"): "Just beyond a labelled run: the bleed may extend farther than its labels.",
+    (False, 1): "Labelled 0 between labels 1: the label may be wrong.",
+    (False, 0): "Labelled 0 like its neighbours: a look-alike, or a bleed without a label.",
+}
 
 
 @dataclass(frozen=True)
 class Found:
-    """A labelled slice: its place in `evidence.rows`, its row, this and the neighbouring rows, the class, and why."""
+    """A slice to show: its place in `evidence.rows`, its row and those of its neighbours, the class, and the reason."""
 
     place: int
     row: int
     beside: list[int]
     class_number: int
-    says: str
+    reason: str
 
 
-def chosen(evidence: Evidence) -> dict[str, list[Found]]:
-    """The cards to show, by kind."""
+def select_slices(evidence: Evidence) -> dict[str, list[Found]]:
+    """The slices to show, by kind."""
     found = {kind: list(_worst(evidence, label)) for kind, label in KINDS.items()}
     return found | {SUSPICIOUS: list(_suspects(evidence))}
 
 
-def _found(evidence: Evidence, place: int, class_number: int, says: str) -> Found:
+def _found(evidence: Evidence, place: int, class_number: int, reason: str) -> Found:
     row, series = int(evidence.rows[place]), evidence.series
     beside = [other for other in (row - 1, row, row + 1) if 0 <= other < len(series) and series[other] == series[row]]
-    return Found(place, row, beside, class_number, says)
+    return Found(place, row, beside, class_number, reason)
 
 
 def _worst(evidence: Evidence, label: int) -> Iterator[Found]:
-    """The slices with the largest weighted log loss at that label; of each slice the class that costs most."""
+    """The slices with the largest weighted log loss at that label, each with the class of the largest loss."""
     y, p = evidence.labels, evidence.probability.clip(1e-7, 1 - 1e-7)
     loss = -np.log(np.where(y == 1, p, 1 - p)) * evidence.weights
     cost = np.where(y == label, loss, 0.0)
@@ -58,7 +70,7 @@ def _worst(evidence: Evidence, label: int) -> Iterator[Found]:
         if studies[place] not in seen and classes[c] < PER_CLASS:
             seen.add(studies[place])
             classes[c] += 1
-            yield _found(evidence, place, c, f"Log loss {total[place]:.2f}; the mean over all slices is {mean:.2f}.")
+            yield _found(evidence, place, c, f"Log loss {total[place]:.2f}; mean over all slices {mean:.2f}.")
 
 
 def _suspects(evidence: Evidence) -> Iterator[Found]:
@@ -66,8 +78,8 @@ def _suspects(evidence: Evidence) -> Iterator[Found]:
     first = evidence.suspicious.drop_duplicates("study_id").head(SUSPECTS)
     ids = pd.Index(evidence.table["image_id"].iloc[evidence.rows])
     for place, one in zip(ids.get_indexer(pd.Index(first["image_id"])).tolist(), first.to_dict("records"), strict=True):
-        says = f"Rank {one['rank']} of the suspicious labels: log odds {one['suspicion']:.1f} that the label is wrong."
-        yield _found(evidence, place, evidence.classes.index(one["class"]), says)
+        reason = f"Rank {one['rank']} of the suspicious labels: log odds {one['suspicion']:.1f} of a wrong label."
+        yield _found(evidence, place, evidence.classes.index(one["class"]), reason)
 
 
 def section(
@@ -77,7 +89,10 @@ def section(
     maps: Sequence[NDArray[np.uint8]] | None,
     studies: Mapping[str, Study],
 ) -> Section:
-    """greys: windowed slices [k, S, S] of `beside`, per card in order; maps: Grad-CAM [c, h, w] of the slice itself."""
+    """Make one card per slice found.
+
+    greys: windowed slices [k, S, S] of `beside`, per card in order; maps: Grad-CAM [c, h, w] of the slice itself.
+    """
     panels: dict[str, list[Block]] = {}
     number = 0
     for kind, ones in found.items():
@@ -85,34 +100,36 @@ def section(
         for one in ones:
             cases.append(_case(evidence, one, greys[number], None if maps is None else maps[number], studies))
             number += 1
-        panels[kind] = [Notes([_picked(evidence, kind, len(ones))]), Cases(cases)]
+        panels[kind] = [Notes(_selection(evidence, kind, len(ones))), Cases(cases)]
     lead = "CT slices in the brain window (level 40, width 80 HU). " if evidence.values == "hu" else ""
     lead += (
         "No network of this recipe has a layer for Grad-CAM."
         if evidence.cam_by is None
-        else f"The coloured map is Grad-CAM of {evidence.cam_by} of the fold that did not see the slice: bright where"
-        " the region raises the class's score, in coarse cells. It is not the outline of a bleed."
+        else f"Grad-CAM is computed by {evidence.cam_by} of the fold that did not see the slice; it is not a"
+        " segmentation."
     )
     return Section("errors", "Errors and suspicious labels", [Panels("cases", panels)], lead)
 
 
-def _picked(evidence: Evidence, kind: str, count: int) -> str:
+def _selection(evidence: Evidence, kind: str, count: int) -> list[str]:
+    """How the slices of a kind were selected."""
     if kind != SUSPICIOUS:
-        return (
-            f"The {count} slices with a class labelled {KINDS[kind]} that add most to the blend's log loss out of fold,"
-            f" at most one per study and {PER_CLASS} per class. They are selected because they are wrong."
-        )
-    said = (
-        f"The {count} labels that are most likely wrong, at most one per study, by the out-of-fold probability and by"
-        " the labels of the neighbouring slices."
-    )
+        return [
+            f"The {count} slices labelled {KINDS[kind]} with the highest out-of-fold log loss, at most one per study"
+            f" and {PER_CLASS} per class. They are selected because they are wrong."
+        ]
+    notes = [
+        f"The {count} labels that are most likely wrong, at most one per study. Review them; do not correct labels by"
+        " this list alone."
+    ]
     rules = {} if evidence.audit is None else evidence.audit.set_index("rule").to_dict("index")
     if rules and not isnan(rules["suspicion"]["precision"]):
-        said += (
-            f" In this synthetic competition the wrong labels are known: of the first"
-            f" {rules['suspicion']['flagged']:.0f} of the list {rules['suspicion']['precision']:.0%} are wrong."
+        flagged, precision = (rules["suspicion"][key] for key in ("flagged", "precision"))
+        notes.append(
+            f"The wrong labels of this synthetic competition are known: {precision:.0%} of the first {flagged:.0f}"
+            " labels of the list are wrong."
         )
-    return f"{said} Review them; do not correct labels by this list alone."
+    return notes
 
 
 def _case(
@@ -132,14 +149,14 @@ def _case(
     ]
     if len(one.beside) > 1:
         beside = {row: evidence.all_labels[row, c] for row in one.beside if row != one.row}
-        told = [
+        words = [
             f"{'unknown' if isnan(other) else f'{other:.0f}'} {'before' if row < one.row else 'after'}"
             for row, other in beside.items()
         ]
-        lines.append(f"Labels of the neighbours: {', '.join(told)}.")
-        lines.append(meaning(label == 1, p >= cut, 1 in beside.values(), 0 in beside.values()))
-    outcome = {(1, False): "false negative", (0, True): "false positive", (1, True): "found", (0, False): "negative"}
-    title = f"{name}: {outcome[label, p >= cut]}, probability {p:.2f} at label {label}"
+        lines.append(f"Labels of the neighbours: {', '.join(words)}.")
+        lines.append(interpretation(label == 1, p >= cut, 1 in beside.values(), 0 in beside.values()))
+    outcome = {(1, False): "false negative", (0, True): "false positive", (1, True): "true positive"}
+    title = f"{name}: {outcome.get((label, p >= cut), 'true negative')}, probability {p:.2f}, label {label}"
     places = np.flatnonzero(evidence.series[evidence.rows] == evidence.series[one.row])
     strip = Strip(
         name,
@@ -148,38 +165,21 @@ def _case(
         int(np.flatnonzero(places == one.place)[0]),
         cut,
     )
-    images = [sized(grey) for grey in greys]
-    what = "CT" if evidence.values == "hu" else "Image"
-    shown: list[Image] = []
-    for row, grey in zip(one.beside, images, strict=True):
-        caption = "this slice" if row == one.row else "slice before" if row < one.row else "slice after"
-        shown.append(Image(png(grey), f"{what}, {caption}", caption))
+    images = [resized(grey) for grey in greys]
+    captions = [
+        "this slice" if row == one.row else f"slice {'before' if row < one.row else 'after'}" for row in one.beside
+    ]
+    shown = [Image(png(grey), caption, caption) for caption, grey in zip(captions, images, strict=True)]
     if cam is not None:
         alt = f"Grad-CAM for {name} over this slice: bright where a region raises the score"
         shown.append(Image(png(overlaid(images[one.beside.index(one.row)], cam[c])), alt, f"Grad-CAM for {name}"))
     study = studies.get(here["study_id"])
     at = [] if study is None else np.flatnonzero(study.rows == one.row).tolist()
-    return Case(title, [*lines, one.says], shown, strip, here["study_id"] if at else "", at[0] if at else 0)
+    return Case(title, [*lines, one.reason], shown, strip, here["study_id"] if at else "", at[0] if at else 0)
 
 
-def meaning(labelled: bool, predicted: bool, beside_1: bool, beside_0: bool) -> str:
-    """What the label, the prediction and the labels of the neighbours may mean together."""
-    if labelled and predicted:
-        return "The network finds it, though with a low probability."
+def interpretation(labelled: bool, predicted: bool, beside_1: bool, beside_0: bool) -> str:
+    """A possible explanation of the label, the prediction and the labels of the neighbours."""
     if labelled == predicted:
-        return "The network finds no bleed either; the labels of the neighbours make this one suspicious."
-    if labelled and beside_1 and beside_0:
-        return "The end of a labelled run: a bleed is thin there, and readers differ in where it ends."
-    if beside_1 and beside_0:
-        return "Just beyond a labelled run: perhaps the bleed extends farther than its labels."
-    if labelled:
-        return (
-            "Inside a labelled run that the network misses here."
-            if beside_1
-            else "Labelled 1 alone, and the network finds nothing: perhaps a wrong label, or a very thin bleed."
-        )
-    return (
-        "Labelled 0 between labels 1, and the network finds a bleed: perhaps a wrong label."
-        if beside_1
-        else "Labelled 0 like its neighbours: a look-alike, or a bleed that is not labelled."
-    )
+        return AGREEMENT[labelled]
+    return CONTRADICTION[labelled, "edge" if beside_1 and beside_0 else int(beside_1)]

@@ -1,4 +1,4 @@
-"""The models: the gain from each stage, the blend's weights, correlations, and learning curves."""
+"""Models: the gain of each stage, the blend's weights, correlations, and learning curves."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,47 +26,35 @@ def section(evidence: Evidence) -> Section:
         curves = {name: [_learning(name, k, one)] for k, (name, one) in enumerate(evidence.trainings.items())}
         blocks.append(Panels("learning", curves))
     lead = (
-        "Networks read slices, sequence models read studies, the stacker reads the predictions of both; the blend"
-        " combines them. Scores are out of fold unless stated otherwise."
+        "CNNs read slices, sequence models read series, and the stacker reads the predictions of both. The blend"
+        " combines all models."
     )
     return Section("models", "Models", blocks, lead)
 
 
 def _gains(evidence: Evidence) -> list[Block]:
-    """The best model of each stage, by log loss out of fold."""
-    scores = evidence.scores
-    metric, found = scores["metric"], scores["models"]
-    best: dict[str, str] = {}
-    for model, said in found.items():
-        rival = best.get(said["stage"])
-        if rival is None or said["oof"]["log_loss"]["value"] < found[rival]["oof"]["log_loss"]["value"]:
-            best[said["stage"]] = model
-    names = {model: model if model == stage else f"{_stage(stage)}: {model}" for stage, model in best.items()}
-    keys = {"log_loss": "log loss (lower is better)", "auc": "macro AUC", metric: f"macro {metric.upper()}"}
-    figures = {
-        title: {PLACES[where]: [found[model][where][key] for model in names] for where in scores["rows"]}
-        for key, title in keys.items()
-    }
-    says = (
-        "The best model of each stage by out-of-fold log loss, with confidence intervals over patients. Models whose"
-        " bars overlap may still differ, as both are evaluated on the same patients: the table has the differences."
-        " The best of several is slightly optimistic."
-    )
-    blocks: list[Block] = [Chart("gains", "Gain from each stage", says, charts.gains(list(names.values()), figures))]
-    for where in scores["rows"]:
+    """The best model of each stage by out-of-fold log loss, compared with the blend."""
+    metric, found = evidence.scores["metric"], evidence.scores["models"]
+    by_stage: dict[str, list[str]] = {}
+    for model in found:
+        by_stage.setdefault(found[model]["stage"], []).append(model)
+    del by_stage["blend"]
+    if not by_stage:
+        return []
+    best = {k: min(some, key=lambda name: found[name]["oof"]["log_loss"]["value"]) for k, some in by_stage.items()}
+    tables: list[Block] = []
+    for where in evidence.scores["rows"]:
+        title = f"Best model of each stage minus the blend, {PLACES[where]}"
         rows = [
-            [title, *(span(found[model][where][key]["minus_blend"]) for key in keys)]
-            for model, title in names.items()
-            if model != "blend"
+            [
+                f"{stage}: {model}",
+                *(span(found[model][where][key]["minus_blend"]) for key in ("log_loss", "auc", metric)),
+            ]
+            for stage, model in best.items()
         ]
-        if rows:
-            title = f"Best model of each stage minus the blend, {PLACES[where]}"
-            blocks.append(Table(["", "log loss", "AUC", metric.upper()], rows, title))
-    return blocks
-
-
-def _stage(stage: str) -> str:
-    return {"cnn": "CNN", "smooth": "smoothing"}.get(stage, stage.replace("_", " "))
+        tables.append(Table(title, ["", "log loss", "AUC", metric.upper()], rows))
+    note = "Models are selected by their out-of-fold log loss. The best of several models is slightly optimistic."
+    return [*tables, Notes([note])]
 
 
 def _blend(evidence: Evidence) -> list[Block]:
@@ -75,26 +63,13 @@ def _blend(evidence: Evidence) -> list[Block]:
         return [Notes([f"The blend has one model, {models[0]}: there are no weights."])]
     weights = np.array([[one["classes"][name]["combination"]["weights"] for name in classes] for one in fitted])
     by_fold = weights.swapaxes(1, 2)  # folds, models, classes
-    says = (
-        "The weight of each model in the blend of a class, the mean over folds. Each fold's blend is fitted on the"
-        " slices of the other folds. Similar models can exchange weight without a loss: a low weight does not mean a"
-        " bad model."
-    )
+    caption = "Mean over folds; each fold's blend is fitted on the other folds. Similar models can exchange weight."
     if np.allclose(by_fold, 1 / len(models)):
-        says += " All weights are equal: no others are better than by chance."
+        caption = "All weights are equal: no others are better than by chance."
     folds = [f"fold {k}" for k in evidence.fold_numbers]
-    how = [[name, *(_method(one["classes"][name]) for one in fitted)] for name in classes]
-    exact = [
-        [name, model, *(f"{one:.3f}" for one in by_fold[:, m, c])]
-        for c, name in enumerate(classes)
-        for m, model in enumerate(models)
-    ]
-    tables = [
-        Table(["", *folds], how, "Combination and calibration"),
-        Table(["class", "model", *folds], exact, "Weights of each fold's blend"),
-    ]
-    chart = charts.weights(by_fold, list(evidence.fold_numbers), models, classes)
-    return [Chart("blend-weights", "Weights in the blend", says, chart), Details("How each fold blends", tables)]
+    methods = [[name, *(_method(one["classes"][name]) for one in fitted)] for name in classes]
+    chart = Chart("blend-weights", "Weights in the blend", caption, charts.weights(by_fold, models, classes))
+    return [chart, Details("Blend of each fold", [Table("Combination and calibration", ["", *folds], methods)])]
 
 
 def _method(fitted: Mapping[str, Any]) -> str:
@@ -105,29 +80,26 @@ def _method(fitted: Mapping[str, Any]) -> str:
 def _correlation(evidence: Evidence) -> list[Block]:
     classes, models, used = evidence.classes, list(evidence.scores["models"]), evidence.logits.shape[1]
     by_class = correlations(evidence.logits)
-    known = np.isfinite(by_class)
-    count = known.sum(axis=0)
-    mean = np.where(count > 0, np.where(known, by_class, 0).sum(axis=0) / np.maximum(count, 1), np.nan)
+    matrices = dict(zip(classes, by_class, strict=True))
+    if len(classes) > 1:
+        mean = np.ma.masked_invalid(by_class).mean(axis=0).filled(np.nan)
+        matrices = {"mean over classes": mean, **matrices}
     sample = "" if used == len(evidence.rows) else f" of {len(evidence.rows):,}, evenly spread"
-    says = (
-        f"Correlation of the models' out-of-fold logits over {used:,} labelled slices{sample}. Models that differ"
-        " complement each other; 1.00 means that one adds nothing to the other."
+    caption = (
+        f"Correlation of out-of-fold logits over {used:,} labelled slices{sample}. Models with low correlation"
+        " complement each other."
     )
-    matrices = {"mean over classes": mean} if len(classes) > 1 else {}
-    matrices |= dict(zip(classes, by_class, strict=True))
-    charts_of = {
-        what: Chart(f"correlation-{k}", f"Correlation of the models, {what}", says, charts.correlation(matrix, models))
-        for k, (what, matrix) in enumerate(matrices.items())
+    panels: dict[str, list[Block]] = {
+        name: [Chart(f"correlation-{k}", f"Correlation of models, {name}", caption, charts.correlation(matrix, models))]
+        for k, (name, matrix) in enumerate(matrices.items())
     }
-    if len(charts_of) == 1:
-        return list(charts_of.values())
-    return [Panels("correlation", {what: [chart] for what, chart in charts_of.items()})]
+    return [Panels("correlation", panels)] if len(panels) > 1 else panels[classes[0]]
 
 
 def correlations(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Pearson correlation [c, models, models] of logits [models, n, c]; NaN for constant logits.
 
-    By einsum, not BLAS, whose last digits depend on the threads.
+    By einsum: the last digits of BLAS depend on the number of threads.
     """
     z = logits - logits.mean(axis=1, keepdims=True)
     covariance = np.einsum("anc,bnc->cab", z, z)
@@ -142,24 +114,23 @@ def _learning(model: str, number: int, training: Training) -> Chart:
     if kept == "valid_log_loss":  # the same score as valid_loss
         columns.remove("valid_loss")
     figure = charts.learning(training.histories, {name: _column(name) for name in columns}, kept)
-    says = (
-        "The training loss, with augmentation and class weights, and the weighted log loss on the fold that was held"
-        " out: compare their shapes, not their heights. A training loss that falls while the other rises is"
-        " overfitting. "
+    caption = (
+        "Training loss includes augmentation and class weights, so compare its shape with the fold's log loss, not its"
+        " height."
     )
     if training.stopped_by is None:
-        says += "The last epoch was kept: early stopping did not use the fold."
+        caption += " The last epoch was kept, without early stopping."
     elif training.stopped_on_fold:
-        says += "The ringed epoch was kept because it was best on this fold: the model's scores are optimistic."
+        caption += " The ringed epoch was kept because it is best on this fold, so the model's scores are optimistic."
     else:
-        says += "The ringed epoch was kept because it was best on an inner split of training patients."
-    return Chart(f"learning-{number}", f"Learning curves of {model}", says, figure)
+        caption += " The ringed epoch was kept because it is best on an inner split of the training patients."
+    return Chart(f"learning-{number}", f"Learning curves of {model}", caption, figure)
 
 
 def _column(name: str) -> str:
+    """The axis title of a column of history.csv."""
     split, _, score = name.partition("_")
     if not score:
         return "training loss"
-    said = "log loss" if score == "loss" else score.replace("_", " ") if "loss" in score else score.upper()
-    where = {"valid": "fold", "inner": "inner split"}[split]
-    return f"{where}, {said}"
+    title = "log loss" if score == "loss" else score.replace("_", " ") if "loss" in score else score.upper()
+    return f"{'fold' if split == 'valid' else 'inner split'}, {title}"

@@ -14,12 +14,12 @@ from ich.report.page.blocks import Code, Details, Notes, Section, Table
 
 def section(evidence: Evidence) -> Section:
     lead = (
-        "The same recipe, versions and machine make the same files to the last byte: compare the hashes to tell whether"
-        " two runs are the same. Times and memory are those of the processes that made the files."
+        "The same recipe, versions and machine give the same bytes. Compare the hashes to check that two runs are"
+        " identical."
     )
     recipe = yaml.safe_dump(without_folders(evidence.settings), sort_keys=False, default_flow_style=None, width=100)
     files = [[one.name, name, digest] for one in reversed(evidence.artifacts) for name, digest in one.files.items()]
-    records = "run.json in each folder below input/cache, oof and submissions has the hashes of all files."
+    records = "The run.json of each artifact holds the hashes of all its files."
     libraries: dict[str, dict[str, None]] = {"ich": {version("ich"): None}}
     for one in evidence.artifacts:
         for library, number in one.versions.items():
@@ -29,9 +29,9 @@ def section(evidence: Evidence) -> Section:
     blocks = [
         _effort(evidence.artifacts),
         Details("Recipe, with all defaults", [Code(recipe)]),
-        Details("Hashes", [Table(["of", "file", "SHA-256"], files, "SHA-256 of the files"), Notes([records])]),
-        Details("Seeds", [Table(["setting", "seed"], list(_seeds(settings, "")))]),
-        Details("Versions", [Table(["library", "version"], versions)]),
+        Details("Hashes", [Table("SHA-256 of the files", ["artifact", "file", "SHA-256"], files), Notes([records])]),
+        Details("Seeds", [Table("", ["setting", "seed"], list(_seeds(settings, "")))]),
+        Details("Versions", [Table("", ["library", "version"], versions)]),
     ]
     return Section("provenance", "Provenance", blocks, lead)
 
@@ -43,17 +43,15 @@ def _effort(artifacts: Sequence[Artifact]) -> Table:
     rows: list[list[str]] = []
     for stage, parts in [*stages.items(), ("all", artifacts)]:
         memory = max((one.peak_memory_mib for one in parts), default=0)
-        rows.append([stage, f"{len(parts)}", _time(sum(one.seconds for one in parts)), f"{memory:,.0f}"])
+        seconds = sum(one.seconds for one in parts)
+        time = f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
+        rows.append([stage, f"{len(parts)}", time, f"{memory:,.0f}"])
     title = "Time, summed over processes, and peak memory of the largest process"
-    return Table(["stage", "tasks", "time", "peak memory in MiB"], rows, title)
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
+    return Table(title, ["stage", "tasks", "time", "peak memory in MiB"], rows)
 
 
 def without_folders(value: Any) -> Any:
-    """Settings without the folders of this machine: only the last name of an absolute path is kept."""
+    """Settings with absolute paths cut to their last name, to hide the folders of the machine."""
     if isinstance(value, Mapping):
         return {key: without_folders(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The summary: how good the ensemble is, how certain that is, all warnings, and the data that it was evaluated on."""
+"""Summary: the scores of the ensemble and their certainty, all warnings, and the data of the evaluation."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -7,10 +7,11 @@ import numpy as np
 
 from ich.report import scores, thresholds
 from ich.report.evidence import Evidence
-from ich.report.page.blocks import Block, Details, Notes, Section, Table, Tile, Tiles
+from ich.report.page import charts
+from ich.report.page.blocks import Block, Chart, Details, Notes, Section, Table, Tile, Tiles
 
 WIDE = 10**6  # characters per line: tables are not split here
-NAMED = 10  # patients that a warning names
+NAMED = 10  # patients listed in a warning
 FEW = 200  # patients; with fewer, the intervals are wide
 WARNING = "warning: "
 
@@ -19,100 +20,106 @@ def section(evidence: Evidence) -> Section:
     found = evidence.scores
     tables = list(scores.tables(found, WIDE))
     warnings = list(_warnings(evidence))
-    blocks: list[Block] = [*_tiles(evidence, tables), Notes([_certainty(evidence)])]
-    blocks.append(Notes(warnings, "warning") if warnings else Notes(["No stage of this run has a warning."]))
-    blocks += [Table(columns, rows, title) for title, columns, rows in tables]
-    blocks.append(Notes(scores.sentences(found)))
-    blocks.append(Details("Classes", list(_classes(evidence))))
-    blocks.append(Details("Folds", _folds(evidence)))
-    blocks.append(Details("Quarantined files", _quarantined(evidence)))
     tuned: list[Block] = []
-    for (title, columns, rows), sentences in thresholds.parts(evidence.tuned):
-        tuned += [Table(columns, rows, title), Notes(sentences)]
-    blocks.append(Details("Thresholds", tuned))
+    for table, notes in thresholds.parts(evidence.tuned):
+        tuned += [table, Notes(notes)]
+    blocks: list[Block] = [
+        _scores(evidence),
+        *_tiles(evidence),
+        Notes(_reading(evidence)),
+        Notes(warnings, "warning") if warnings else Notes(["No stage of this run has a warning."]),
+        *tables,
+        Notes(list(scores.sentences(found))),
+        Details("Classes", list(_classes(evidence))),
+        Details("Folds", _folds(evidence)),
+        Details("Quarantined files", _quarantined(evidence)),
+        Details("Thresholds", tuned),
+    ]
     return Section("summary", "Summary", blocks, _lead(evidence))
 
 
 def _lead(evidence: Evidence) -> str:
-    """What is predicted, how good it is, and what it must not be used for."""
-    counts, auc = evidence.scores["rows"]["oof"], evidence.scores["models"]["blend"]["oof"]["auc"]
-    what, seen = f"CT slices of {counts['patients']:,} patients", "no slice of that patient"
-    if evidence.folds_by_slice:
-        seen = "other slices of that patient, though not this one"
-    if not evidence.has_studies:
-        what, seen = "images", "other images only"
-    kinds = f", and of which kind ({', '.join(evidence.classes)})" if len(evidence.classes) > 1 else ""
-    said = [
-        f"For each of {counts['slices']:,} labelled {what} the ensemble predicts the probability of an intracranial"
-        f" hemorrhage{kinds}. It is evaluated with networks that were trained on {seen}."
-    ]
-    if auc["value"] is not None:
-        value, interval = scores.split(scores.span(auc))
-        said.append(
-            f"Given one slice with a finding and one without, it ranks the right one first with probability {value}"
-            f" (mean over classes; {evidence.scores['level']:.0%} confidence interval {interval}; chance is 0.5)."
-        )
-    if evidence.synthetic:
-        said.append("The scans are synthetic: no score here holds for real patients.")
-    return " ".join([*said, "It is not tested for, and must not be used for, decisions about anybody's care."])
+    counts = evidence.scores["rows"]["oof"]
+    slices = f"CT slices of {counts['patients']:,} patients" if evidence.has_studies else "images"
+    said = f"The ensemble predicts intracranial hemorrhage on {counts['slices']:,} labelled {slices}."
+    return f"{said} The scans are synthetic: no score holds for real patients." if evidence.synthetic else said
 
 
-def _certainty(evidence: Evidence) -> str:
-    patients = evidence.scores["rows"]["oof"]["patients"]
-    many = f", and with {patients} patients that is wide" if patients < FEW else ""
-    return (
-        f"A confidence interval shows how far a score may move if other patients of the same kind are drawn{many}. It"
-        " does not cover other scanners, hospitals or readers."
+def _scores(evidence: Evidence) -> Chart:
+    """The metric of the recipe for each model, the blend last."""
+    found, metric = evidence.scores, evidence.scores["metric"]
+    cells = {scores.TITLES[rows]: [model[rows][metric] for model in found["models"].values()] for rows in found["rows"]}
+    title = f"Macro {metric.upper()} of each model"
+    caption = (
+        f"Bars are {found['level']:.0%} confidence intervals over patients; the dashed line is the blend. All models"
+        " are evaluated on the same patients, so models whose bars overlap may still differ."
     )
+    return Chart("scores", title, caption, charts.scores(cells, list(found["models"]), f"macro {metric.upper()}"))
 
 
-def _tiles(evidence: Evidence, tables: list[scores.Table]) -> Iterator[Tiles]:
-    """The blend's row of each table, and the scores as submitted."""
-    found = evidence.scores
-    level = f"{found['level']:.0%} CI"
-    for (_, columns, rows), where in zip(tables, found["rows"], strict=True):
-        blend = next(row for row in rows if row[0] == "blend")
-        tiles: list[Tile] = []
-        for title, cell in list(zip(columns, blend, strict=True))[1:4]:
-            value, interval = scores.split(cell)
-            reading = "1 is perfect"
-            if title.endswith("log loss"):
-                reading = "lower is better"
-            elif title.endswith("AUC"):
-                reading = "0.5 is chance, 1 is perfect"
-            note = f"{level} {interval}; {reading}" if interval else reading
-            tiles.append(Tile(f"{title}, {scores.PLACES[where]}", value, note))
+def _tiles(evidence: Evidence) -> Iterator[Tiles]:
+    """The blend's scores per set of rows, and the scores of the submission."""
+    found, metric = evidence.scores, evidence.scores["metric"]
+
+    def tile(title: str, cell: scores.Cell, note: str) -> Tile:
+        interval = scores.interval(cell)
+        return Tile(
+            title, scores.number(cell["value"]), f"{found['level']:.0%} CI {interval}; {note}" if interval else note
+        )
+
+    for where in found["rows"]:
+        cells, place = found["models"]["blend"][where], scores.PLACES[where]
+        tiles = [
+            tile(f"log loss, {place}", cells["log_loss"], "lower is better"),
+            tile(f"macro AUC, {place}", cells["auc"], "0.5 is chance, 1 is perfect"),
+            tile(f"macro {metric.upper()}, {place}", cells[metric], "1 is perfect"),
+        ]
         if where == "test":
             submitted = found["submission"]
-            value, interval = scores.split(scores.span(submitted["f"]))
-            title = f"{submitted['average']} {found['metric'].upper()}, as submitted"
-            tiles.append(Tile(title, value, f"{level} {interval}; by the submitted thresholds"))
+            title = f"{submitted['average']} {metric.upper()}, as submitted"
+            tiles.append(tile(title, submitted["f"], "by the submitted thresholds"))
             tiles.append(Tile("log loss, as submitted", scores.number(submitted["log_loss"]), "lower is better"))
         yield Tiles(tiles)
 
 
+def _reading(evidence: Evidence) -> list[str]:
+    """How independent and how certain the scores are."""
+    patients = evidence.scores["rows"]["oof"]["patients"]
+    seen = "Each slice is predicted by networks that were trained on no slice of its patient."
+    if evidence.folds_by_slice:
+        seen = "Each slice is predicted by networks that saw other slices of its patient, so the scores are optimistic."
+    elif not evidence.has_studies:
+        seen = "Each image is predicted by networks that were trained on other images only."
+    wide = f"; with {patients} patients they are wide" if patients < FEW else ""
+    return [
+        seen,
+        f"Confidence intervals show how far a score may move for other patients of the same kind{wide}. They do not"
+        " cover other scanners, hospitals or readers.",
+    ]
+
+
 def _warnings(evidence: Evidence) -> Iterator[str]:
-    """All warnings of the stages and of the tables, the most serious first."""
+    """The warnings of all stages, the most serious first."""
     table = evidence.table
     train = (table["split"] == "train").to_numpy()
     both = sorted(set(table["patient_id"][train]) & set(table["patient_id"][~train]))
     if both:
         more = f" and {len(both) - NAMED} more" if len(both) > NAMED else ""
         yield (
-            f"patients in training and test: {len(both)} ({', '.join(both[:NAMED])}{more}). The networks have seen"
-            " them, so test scores are optimistic; competition.exclude_overlap: true leaves them out of training"
+            f"{len(both)} patients are in both the training and the test set ({', '.join(both[:NAMED])}{more}), so test"
+            " scores are optimistic. Set competition.exclude_overlap to true to exclude them from training."
         )
     for name, counts in evidence.scores["rows"]["oof"]["classes"].items():
         if not counts["positives"]:
-            yield f"{name}: no labelled slice is positive, so nothing was learnt and its scores mean nothing"
+            yield f"{name}: no labelled slice is positive, so nothing is learnt and its scores have no meaning."
     yield from evidence.scores["warnings"]
-    for _, sentences in thresholds.parts(evidence.tuned):
-        yield from (f"thresholds: {one.removeprefix(WARNING)}" for one in sentences if one.startswith(WARNING))
+    for _, notes in thresholds.parts(evidence.tuned):
+        yield from (f"thresholds: {one.removeprefix(WARNING)}" for one in notes if one.startswith(WARNING))
     unlabelled = int((train & ~evidence.labelled).sum())
     if unlabelled:
         yield (
-            f"{unlabelled:,} of {int(train.sum()):,} training slices lack some label: they are neither trained on nor"
-            " evaluated"
+            f"{unlabelled:,} of {int(train.sum()):,} training slices lack a label. They are used neither for training"
+            " nor for evaluation."
         )
     yield from evidence.warnings
 
@@ -126,7 +133,7 @@ def _classes(evidence: Evidence) -> Iterator[Table]:
             for name, n in rows["classes"].items()
         ]
         title = f"{scores.TITLES[where]}: {rows['slices']:,} slices of {rows['patients']:,} patients"
-        yield Table(columns, cells, title)
+        yield Table(title, columns, cells)
 
 
 def _folds(evidence: Evidence) -> list[Block]:
@@ -138,8 +145,10 @@ def _folds(evidence: Evidence) -> list[Block]:
         positive = (evidence.labels[there] > 0).T
         rows.append([*cells, *(f"{int(one.sum()):,} ({len(set(patients[there][one])):,})" for one in positive)])
     columns = ["fold", "patients", "slices", *evidence.classes]
-    how = "Each fold is predicted by networks trained on the other folds. In brackets: patients with the class."
-    return [Table(columns, rows, "Slices per fold, and positive slices per class"), Notes([how])]
+    return [
+        Table("Slices per fold, and positive slices per class", columns, rows),
+        Notes(["In brackets: patients with the class."]),
+    ]
 
 
 def _quarantined(evidence: Evidence) -> list[Block]:
@@ -147,4 +156,4 @@ def _quarantined(evidence: Evidence) -> list[Block]:
         return [Notes(["None: every file could be read, and every label has its file."])]
     rows = [[reason.replace("_", " "), f"{count:,}"] for reason, count in sorted(Counter(evidence.quarantined).items())]
     title = f"{len(evidence.quarantined):,} files are quarantined or missing"
-    return [Table(["reason", "files"], rows, title), Notes(["docs/reference/quarantine.md explains each reason."])]
+    return [Table(title, ["reason", "files"], rows), Notes(["docs/quarantine.md explains each reason."])]

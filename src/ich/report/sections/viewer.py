@@ -1,4 +1,4 @@
-"""The study viewer: which studies it holds and why, and the data that viewer.js reads."""
+"""Study viewer: the selection of its studies, and the data for viewer.js."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ BOUNDS = {"hu": {"low": -1024, "high": 3071, "unit": "HU"}, "grey": {"low": 0, "
 
 @dataclass(frozen=True)
 class Study:
-    """A study with the reasons why it is shown, by GROUPS, and the row numbers [n] of its longest series, in order."""
+    """A study, the reasons for showing it by group (GROUPS), and the rows [n] of its longest series in order."""
 
     id: str
     reasons: dict[str, str]
@@ -39,17 +39,17 @@ class Study:
 
 @dataclass(frozen=True)
 class Images:
-    """The slices of a series as the page shows them: int16 [n, S, S], HU or grey values, and where they are from."""
+    """Slices of a series for the page: HU or grey values int16 [n, S, S], and a text about their source."""
 
     values: NDArray[np.int16]
     source: str
 
 
-def chosen(evidence: Evidence, named: Sequence[str] = ()) -> dict[str, Study]:
-    """The studies to show by id, in the order of the selection list. `named` studies must be in the slice table."""
+def select_studies(evidence: Evidence, named: Sequence[str] = ()) -> dict[str, Study]:
+    """The studies of the viewer by id, in the order of its list. `named` studies must be in the slice table."""
     studies = evidence.table["study_id"].to_numpy()
     losses = row_losses(evidence.labels, evidence.probability) @ evidence.weights
-    reasons = picked(studies[evidence.rows], losses, evidence.labels, evidence.classes)
+    reasons = rank_studies(studies[evidence.rows], losses, evidence.labels, evidence.classes)
     for study in named:
         reasons.setdefault(study, {})[NAMED] = "named in the recipe"
     found: dict[str, Study] = {}
@@ -61,14 +61,14 @@ def chosen(evidence: Evidence, named: Sequence[str] = ()) -> dict[str, Study]:
     return found
 
 
-def picked(
+def rank_studies(
     studies: NDArray[np.str_], losses: NDArray[np.float64], labels: NDArray[np.float64], classes: Sequence[str]
 ) -> dict[str, dict[str, str]]:
-    """Study ids with the reasons why they are shown: the worst, the best, and one more of each class.
+    """Ids and reasons of the studies with the highest and the lowest loss, and of one more study per class.
 
-    studies [n], losses [n] and labels [n, c] of labelled slices. A study's loss is the mean over its slices. The best
-    is one with a bleed if there is one. Per class: the study with most positive slices that is not shown yet. Ties go
-    to the smaller id.
+    studies [n], losses [n] and labels [n, c] are of labelled slices; the loss of a study is the mean over its slices.
+    The study with the lowest loss has a bleed, if any study has one. For each class, the study with most positive
+    slices is added. Ties go to the smaller id.
     """
     positive = pd.DataFrame(labels, columns=pd.Index(classes)).groupby(studies, sort=True).sum()
     loss = pd.Series(losses).groupby(studies, sort=True).mean()
@@ -94,7 +94,7 @@ def section(
     images: Sequence[Images],
     maps: Sequence[NDArray[np.uint8]] | None,
 ) -> Section:
-    """images and maps: of each study; maps are Grad-CAM uint8 [n, c, h, w] in the cells of the layer."""
+    """Make the section from the images and the Grad-CAM maps uint8 [n, c, h, w] of each study."""
     data = {
         "classes": evidence.classes,
         "thresholds": [round(float(evidence.tuned["thresholds"][name]), 6) for name in evidence.classes],
@@ -105,25 +105,26 @@ def section(
         ],
     }
     lead = (
-        f"The {WORST} studies with the highest log loss, the one with the lowest, and one more of each class; by the"
-        " mean log loss of their slices, out of fold. They are not a random sample: most studies are less wrong."
+        f"The {WORST} studies with the highest mean log loss, the one with the lowest, and one more per class. They are"
+        " not a random sample."
     )
     notes: list[str] = []
     if maps is not None:
         height, width = maps[0].shape[-2:]
         notes.append(
-            f"Grad-CAM shows which parts of a slice raise the class's score in the network {evidence.cam_by} of the"
-            f" fold that did not see the study, in {height} x {width} cells. Within a study the colours of a class are"
-            " comparable. It points at a region, not at the outline of a bleed."
+            f"Grad-CAM shows the regions that raise the score of a class, in {height} x {width} cells, for the network"
+            f" {evidence.cam_by} of the fold that did not see the study. It is not a segmentation."
         )
     elif evidence.mapped_by is not None:
-        notes.append("There is no Grad-CAM: no network of this recipe has a layer that is a map.")
+        notes.append("No network of this recipe has a layer for Grad-CAM.")
     return Section("studies", "Study viewer", [Viewer(data), Notes(notes)], lead)
 
 
 def _study(evidence: Evidence, study: Study, images: Images, maps: NDArray[np.uint8] | None) -> dict[str, Any]:
     rows, low = evidence.table.iloc[study.rows], BOUNDS[evidence.values]["low"]
-    labels, probability = evidence.all_labels[study.rows], _probability(evidence, study.rows)
+    probability = np.full((len(evidence.table), len(evidence.classes)), np.nan)
+    probability[evidence.rows], probability[evidence.test_rows] = evidence.probability, evidence.test_probability
+    labels, probability = evidence.all_labels[study.rows], probability[study.rows]
     wrong = np.abs(np.nan_to_num(labels) - probability).max(axis=1)
     across = rows["crop_side"].to_numpy() * rows["column_spacing"].to_numpy()  # mm
     square = np.allclose(rows["row_spacing"], rows["column_spacing"], rtol=0.01)
@@ -151,10 +152,3 @@ def _study(evidence: Evidence, study: Study, images: Images, maps: NDArray[np.ui
         "sum": int((images.values.astype(np.int64) - low).sum()),
         "cam": cam,
     }
-
-
-def _probability(evidence: Evidence, rows: NDArray[np.intp]) -> NDArray[np.float64]:
-    """The blend's probabilities [n, c] of rows, out of fold or of the test set; NaN where there are none."""
-    found = np.full((len(evidence.table), len(evidence.classes)), np.nan)
-    found[evidence.rows], found[evidence.test_rows] = evidence.probability, evidence.test_probability
-    return found[rows]

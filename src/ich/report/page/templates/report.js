@@ -1,26 +1,24 @@
 "use strict";
-/* The page at work: theme, charts, tabs, tables, printing.
+/* The behaviour of the page: theme, charts, tabs, tables, printing.
  *
- * How a figure of charts.py asks for colours (it holds none; they are set here from report.css for either ground):
- *   trace  meta: {color: 1..8}      a hue of the palette, fixed (--c1..--c8: blue, orange, green, rose, sky, vermilion,
- *                                   olive, grey); without meta a trace takes them in plain order (layout.colorway)
- *          meta: {color: "muted"}   grey: reference lines, chance, what all the rest is compared with
- *          meta: {color: "strong"}  the colour of the text: the one thing to look at (the threshold chosen, the pooled curve)
- *          meta: {scale: "sequential"} colorscale of a heatmap, or of a marker with numbers as `color`
- *     The colour goes to line, marker and error bars.
- *   annotation  name: "muted" | "strong"; muted where it has none
- * Never colour alone: dash, symbol or text beside it. No scattergl (it needs eval, which the page's policy refuses).
- * Legend above the plot, margins, fonts, grid, hover box come from here too; `layout` gives axis titles, ranges, height
- * (default 360), showlegend and the like. A chart of several lone curves may be read on 340 px: few words.
+ * The charts of charts.py hold no colours. They are set here from report.css for the scheme in force:
+ *   trace  meta: {color: 1..8}      a hue (--c1..--c8); a trace without meta takes the next one (layout.colorway)
+ *          meta: {color: "muted"}   grey: reference lines
+ *          meta: {color: "strong"}  the colour of the text: the tuned threshold, the blend
+ *          meta: {scale: "sequential"} colorscale of a heat map, or of markers with numbers as `color`
+ *     The colour applies to line, marker and error bars.
+ * Colour never carries information alone: traces also differ in dash, symbol or text. No scattergl: it needs eval, which
+ * the content policy blocks. Legend, margins, fonts, grid and hover box come from here; `layout` gives axis titles,
+ * ranges and height (default 360).
  */
 
 const root = document.documentElement;
 const figures = JSON.parse(document.getElementById("charts-data").textContent);
-const NARROW = 420; // pixels of a plot whose legend is set smaller
+const NARROW = 420; // width of a plot, in pixels, below which the legend is smaller
 const CONFIG = { displaylogo: false, displayModeBar: false };
 const SCALES = { sequential: ["seq0", "seq1", "seq2"], ramp: ["ramp0", "ramp1", "ramp2"] };
 
-// ---- colours: what CSS makes of its variables under the scheme in force
+// ---- colours: the CSS variables under the scheme in force
 
 const probe = document.body.appendChild(document.createElement("span"));
 probe.hidden = true;
@@ -30,7 +28,7 @@ function css(name) {
   return getComputedStyle(probe).color;
 }
 
-/** The CSS variable of a colour in a figure's meta or name. */
+/** The CSS variable of a colour in `meta`. */
 function variable(color) {
   return typeof color === "number" ? `c${((color - 1) % 8) + 1}` : color.replace(/^(muted|strong)$/, "c-$1");
 }
@@ -52,18 +50,17 @@ function painted(source) {
 
 function laid(source, { clientWidth: width, clientHeight: height }) {
   const layout = { ...structuredClone(source), width, height };
-  for (const note of layout.annotations ?? []) note.font = { size: 12, ...note.font, color: css(variable(note.name ?? "muted")) };
   layout.template = template();
   if (width < NARROW) Object.assign(layout.template.layout.legend, { font: { size: 11 }, itemwidth: 30 });
-  layout.uirevision = "kept"; // what a reader has zoomed or hidden stays so in another theme
-  if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false; // a finger scrolls the page
+  layout.uirevision = "kept"; // zoom and hidden traces survive a change of theme
+  if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false; // swipes scroll the page
   return layout;
 }
 
 function template() {
   const quiet = css("quiet");
   const axis = {
-    automargin: true, gridcolor: css("grid"), linecolor: css("line"), tickcolor: css("line"), zeroline: false,
+    automargin: true, autotickangles: [0, -45, -90], gridcolor: css("grid"), linecolor: css("line"), tickcolor: css("line"), zeroline: false,
     tickfont: { size: 12, color: quiet }, title: { standoff: 10, font: { size: 12.5, color: quiet } },
   };
   const bar = { outlinewidth: 0, thickness: 12, tickfont: { size: 12, color: quiet }, title: { font: { size: 12.5, color: quiet } } };
@@ -84,12 +81,12 @@ function template() {
   };
 }
 
-// ---- charts: drawn where they are seen, the others when they are shown or printed
+// ---- charts: visible ones are drawn at once, the others when they are shown or printed
 
 const chart = (id) => document.getElementById(`chart-${id}`);
 const hidden = (element) => element.closest("[hidden], details:not([open])") !== null;
 
-/** In the colours and at the size of now; the second time it is changed to these. */
+/** Draw or update a chart with the current colours and size. */
 async function draw(id) {
   const { data, layout } = figures[id];
   const place = chart(id).querySelector(".plot");
@@ -97,13 +94,13 @@ async function draw(id) {
   chart(id).dataset.drawn = "true";
 }
 
-/** The charts there that can be seen. */
+/** The visible charts in an element. */
 const within = (element) => Object.keys(figures).filter((id) => element.contains(chart(id)) && !hidden(chart(id)));
 
-/** What has just come to be seen, or has changed its looks. */
+/** Draw the charts of an element that has become visible or changed its style. */
 const show = (element) => within(element).forEach(draw);
 
-/** Charts follow the width of the window; its height changes whenever a phone hides its bars. */
+/** Redraw when the width of the window changes. Its height changes whenever a phone hides its bars. */
 function fit() {
   let width = innerWidth, waiting;
   addEventListener("resize", () => {
@@ -119,7 +116,7 @@ function fit() {
 async function drawAll() {
   for (const id of within(document.body)) {
     await draw(id);
-    await new Promise((resume) => setTimeout(resume)); // the page answers meanwhile
+    await new Promise((resume) => setTimeout(resume)); // keeps the page responsive
   }
 }
 
@@ -139,7 +136,7 @@ function theme() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolour);
 }
 
-// ---- tabs, as the WAI-ARIA practices have them
+// ---- tabs, by the WAI-ARIA practices
 
 function tabs(list) {
   const all = [...list.querySelectorAll('[role="tab"]')];
@@ -168,7 +165,7 @@ function tabs(list) {
 
 // ---- the rest of the page
 
-/** The section that is being read is marked in the list of sections, and in sight there. */
+/** Mark the section in view in the navigation, and scroll it into view there. */
 function follow(nav) {
   const links = new Map([...nav.querySelectorAll("a")].map((a) => [a.hash.slice(1), a]));
   const list = nav.querySelector("ul");
@@ -185,7 +182,7 @@ function follow(nav) {
   document.querySelectorAll("main > section").forEach((section) => seen.observe(section));
 }
 
-/** What is wider than its place can be scrolled with the keyboard too; what is not is no stop on the way. */
+/** Overflowing tables and code can be focused, so that the keyboard scrolls them. */
 function scrollers() {
   const sizes = new ResizeObserver((entries) => {
     for (const { target } of entries) {
@@ -206,7 +203,7 @@ function toViewer({ target }) {
   document.getElementById("viewer-canvas").focus({ preventScroll: true });
 }
 
-/** On paper all is open, drawn, light, and as wide as the paper; afterwards all is as it was. */
+/** Open, draw and lay out everything for print, and restore the page afterwards. */
 function paper() {
   let opened = [];
   addEventListener("beforeprint", () => {

@@ -1,17 +1,17 @@
 "use strict";
-/* The study viewer. `studyViewer(root, data)` works the elements of viewer.html.j2 below `root`, and is ready once the
- * first study stands there. `data` is made by report/sections/viewer.py.
- * The root's data-study, data-slice (from 0), data-level and data-width say what is shown; it listens to `show`,
- * a CustomEvent {detail: {study, index}}.
+/* The study viewer. `studyViewer(root, data)` controls the elements of viewer.html.j2 below `root` and resolves when the
+ * first study is shown. `data` is made by report/sections/viewer.py.
+ * The root's data-study, data-slice (from 0), data-level and data-width hold the state. The event `show`, a CustomEvent
+ * {detail: {study, index}}, opens a slice.
  */
 window.studyViewer = (() => {
   const HEAT = [[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]]; // matplotlib's inferno
-  const HEAT_SIDE = 128; // pixels of the Grad-CAM before the canvas widens it
+  const HEAT_SIDE = 128; // pixels of the interpolated Grad-CAM
   const SHIFT = 128; // as in images.py
-  const WHEEL = 40; // pixels a wheel or a trackpad turns for a slice; a notch of a wheel is one slice, however long
+  const WHEEL = 40; // scrolled pixels per slice; one notch of a wheel is one slice
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
-  /* The values of all slices, less the lowest, slice by slice. images.py stacks a slice's high bytes on its low bytes. */
+  /* The values of all slices minus the lowest value. images.py stacks the high bytes of a slice on its low bytes. */
   async function decoded(images, side) {
     const count = side * side, values = new Uint16Array(images.length * count);
     await Promise.all(images.map(async (text, k) => {
@@ -25,7 +25,7 @@ window.studyViewer = (() => {
     return values;
   }
 
-  /* Grey of every stored value, as a pixel of ImageData: black at level - width / 2 and below, as in ich.data.windowing. */
+  /* The pixel of each stored value: black at level - width / 2 and below, as in ich.data.windowing. */
   function windowTable(low, high, level, width) {
     const table = new Uint32Array(high - low + 1);
     for (let i = 0; i < table.length; i++) {
@@ -35,7 +35,7 @@ window.studyViewer = (() => {
     return table;
   }
 
-  /* Inferno with what is low left transparent, a pixel of ImageData for each of 0..255. */
+  /* Inferno with transparent low values: the pixel of each of 0..255. */
   const HEAT_TABLE = Uint32Array.from({ length: 256 }, (_, i) => {
     const at = (i / 255) * (HEAT.length - 1), k = Math.min(Math.floor(at), HEAT.length - 2);
     const [red, green, blue] = HEAT[k].map((from, c) => Math.round(from + (HEAT[k + 1][c] - from) * (at - k)));
@@ -43,7 +43,7 @@ window.studyViewer = (() => {
     return ((alpha << 24) | (blue << 16) | (green << 8) | red) >>> 0;
   });
 
-  /* A map [h, w], drawn into a square context, between the cells' centres linearly. */
+  /* Draw a map [h, w] into a square context, interpolated linearly between the centres of its cells. */
   function drawHeat(context, cells, height, width) {
     const side = HEAT_SIDE, image = context.createImageData(side, side), pixels = new Uint32Array(image.data.buffer);
     const steps = (count) => Array.from({ length: side }, (_, i) => {
@@ -81,10 +81,10 @@ window.studyViewer = (() => {
       this.fill();
       this.listen();
       this.listenToPointers();
-      new ResizeObserver(() => this.measure()).observe(this.canvas); // measured there alone: to ask lays out the page
+      new ResizeObserver(() => this.measure()).observe(this.canvas); // nowhere else: reading the size forces a layout
     }
 
-    /* ---- what is there for every study */
+    /* ---- for all studies */
 
     fill() {
       const { classes, presets, studies, thresholds, unit } = this.data;
@@ -121,13 +121,13 @@ window.studyViewer = (() => {
       this.part("#viewer-study").value = id;
       this.part(".viewer-loading").textContent = "loading";
       const pixels = await decoded(study.pixels, study.side);
-      if (opening !== this.opening) return; // another one was chosen meanwhile
+      if (opening !== this.opening) return; // another study was selected in the meantime
       this.part(".viewer-loading").textContent = "";
       const sum = pixels.reduce((total, value) => total + value, 0);
-      this.part(".viewer-inexact").hidden = sum === study.sum; // browsers may add noise to what a page reads from a canvas
+      this.part(".viewer-inexact").hidden = sum === study.sum; // browsers may add noise to canvas data
       Object.assign(this, { study, pixels, side: study.side });
-      this.picture = surface(this.side);
-      this.image = this.picture.createImageData(this.side, this.side);
+      this.raster = surface(this.side);
+      this.image = this.raster.createImageData(this.side, this.side);
       this.shades = new Uint32Array(this.image.data.buffer);
       this.describe();
       this.fillStrip();
@@ -139,7 +139,7 @@ window.studyViewer = (() => {
     describe() {
       const { study } = this, { split, folds, patient, reasons, source, images, millimetres } = study;
       const where = split === "test" ? "test set, without labels" : `predicted out of fold, fold ${folds.join(", ")}`;
-      this.part("#viewer-about").textContent = `${reasons.join("; ")}. Patient ${patient}, ${where}. ${source}.`;
+      this.part("#viewer-about").textContent = `${reasons.join("; ")}. Patient ${patient}, ${where}; ${source}.`;
       Object.assign(this.part("#viewer-slice"), { max: images.length, value: 1 });
       this.part(".viewer-scale").hidden = !millimetres;
       this.part(".viewer-scale").style.width = `${5000 / millimetres}%`;
@@ -155,7 +155,7 @@ window.studyViewer = (() => {
         const number = made("span", { textContent: i + 1, className: (i + 1) % every === 0 || i === 0 ? "tick" : "" });
         const row = made("div", {}, number, ...probabilities.map((p, c) => {
           const label = study.labels[i][c];
-          const cell = made("i", { title: `slice ${i + 1}, ${this.said(i, c)}` });
+          const cell = made("i", { title: `slice ${i + 1}, ${this.describeClass(i, c)}` });
           cell.classList.toggle("unknown", p === null);
           cell.classList.toggle("over", p !== null && p >= thresholds[c]);
           cell.classList.toggle("bleed", label === 1);
@@ -170,12 +170,12 @@ window.studyViewer = (() => {
       strip.setAttribute("aria-label", `Probabilities of ${classes.join(", ")} along the ${count} slices, first slice on top`);
     }
 
-    said(i, c) {
+    describeClass(i, c) {
       const p = this.study.probabilities[i][c], label = this.study.labels[i][c];
-      return `${this.data.classes[c]} ${p === null ? "without prediction" : p.toFixed(2)}${label === null ? "" : ` (label ${label})`}`;
+      return `${this.data.classes[c]} ${p === null ? "no prediction" : p.toFixed(2)}${label === null ? "" : ` (label ${label})`}`;
     }
 
-    /* ---- a slice and its window */
+    /* ---- slice and window */
 
     go(at) {
       const { study, data: { thresholds, classes } } = this;
@@ -187,9 +187,9 @@ window.studyViewer = (() => {
       const position = millimetres === null ? [] : [`${millimetres.toFixed(1)} mm`];
       const over = classes.filter((_, c) => p[c] !== null && p[c] >= thresholds[c]);
       const named = classes.map((_, c) => c).filter((c) => study.labels[this.at][c] === 1 || over.includes(classes[c]));
-      const largest = Math.max(0, p.indexOf(Math.max(...p))); // the first where there is no prediction
-      const text = [place, ...position, ...(named.length ? named : [largest]).map((c) => this.said(this.at, c))].join(", ");
-      this.part("#viewer-text").textContent = over.length ? text : `${text}; nothing reaches its threshold`;
+      const largest = Math.max(0, p.indexOf(Math.max(...p))); // the first class if there is no prediction
+      const text = [place, ...position, ...(named.length ? named : [largest]).map((c) => this.describeClass(this.at, c))].join(", ");
+      this.part("#viewer-text").textContent = over.length ? text : `${text}; no class reaches its threshold`;
       this.part(".viewer-corner.slice").textContent = [`${this.at + 1} / ${study.images.length}`, ...position].join("\n");
       this.part("#viewer-slice").value = this.at + 1;
       this.part("#viewer-slice").setAttribute("aria-valuetext", text);
@@ -205,7 +205,7 @@ window.studyViewer = (() => {
         const p = study.probabilities[this.at][c], label = study.labels[this.at][c];
         const positive = p !== null && p >= thresholds[c], right = positive === (label === 1);
         probability.textContent = p === null ? "none" : p.toFixed(4);
-        const outcome = label === 1 ? (positive ? "found" : "missed") : positive ? "false positive" : "negative";
+        const outcome = label === 1 ? (positive ? "true positive" : "false negative") : positive ? "false positive" : "true negative";
         written.textContent = label === null || p === null ? "no label" : outcome;
         written.parentElement.classList.toggle("wrong", label !== null && !right);
         written.parentElement.classList.toggle("positive", positive);
@@ -220,7 +220,7 @@ window.studyViewer = (() => {
       Object.assign(this.root.dataset, { level: this.level, width: this.width });
       Object.assign(this.part("#viewer-level"), { value: this.level, min: low, max: high });
       Object.assign(this.part("#viewer-width"), { value: this.width, max: high - low + 1 });
-      this.part(".viewer-corner.window").textContent = `L ${this.level}\nW ${this.width}`;
+      this.part(".viewer-corner.window").textContent = `WL ${this.level} WW ${this.width}`;
       for (const { id, level: l, width: w } of presets) {
         const pressed = l === this.level && w === this.width;
         this.part(`[data-preset="${id}"]`).setAttribute("aria-pressed", pressed);
@@ -245,16 +245,16 @@ window.studyViewer = (() => {
       if (!this.study || !across) return;
       const { table, shades, pixels } = this, start = at * side * side;
       for (let i = 0; i < shades.length; i++) shades[i] = table[pixels[start + i]];
-      this.picture.putImageData(this.image, 0, 0);
+      this.raster.putImageData(this.image, 0, 0);
       context.imageSmoothingQuality = "high";
-      context.drawImage(this.picture.canvas, 0, 0, across, across);
+      context.drawImage(this.raster.canvas, 0, 0, across, across);
       if (!this.part("#viewer-cam").checked) return;
       const { height, width, cells } = this.study.cam;
       drawHeat(this.heat, cells[at][this.part("#viewer-cam-class").value], height, width);
       context.drawImage(this.heat.canvas, 0, 0, across, across);
     }
 
-    /* ---- what people do */
+    /* ---- events */
 
     listen() {
       const on = (selector, event, act) => this.part(selector).addEventListener(event, act);
@@ -278,7 +278,7 @@ window.studyViewer = (() => {
       on("#viewer-canvas", "dblclick", () => this.reset());
       this.canvas.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
       this.root.addEventListener("show", ({ detail: { study, index } }) => {
-        const there = study === this.study?.id && study === this.part("#viewer-study").value; // and no other on its way
+        const there = study === this.study?.id && study === this.part("#viewer-study").value; // and no other is loading
         if (there) this.go(index);
         else this.open(study, index);
       });
@@ -295,7 +295,7 @@ window.studyViewer = (() => {
       event.preventDefault();
     }
 
-    /* At the first and the last slice the wheel moves the page, once it has rested. */
+    /* At the first and the last slice the wheel scrolls the page after a pause. */
     wheel(event) {
       if (!this.study || event.ctrlKey) return;
       const down = event.deltaY * [1, 16, 400][event.deltaMode], rested = event.timeStamp - this.wheeled > 500;
@@ -334,7 +334,7 @@ window.studyViewer = (() => {
 
     drag(from, x, y) {
       if (from.windowing) {
-        const step = Math.max(0.25, from.width / 200); // a pixel changes a wide window by more
+        const step = Math.max(0.25, from.width / 200); // wide windows change faster
         const rounded = (value) => (from.width < 20 ? Math.round(value * 2) / 2 : Math.round(value));
         this.setWindow(rounded(from.level + y * step), rounded(from.width + x * step));
       } else {
@@ -342,7 +342,7 @@ window.studyViewer = (() => {
       }
     }
 
-    /* The value below the mouse. */
+    /* Show the value at the mouse. */
     under({ offsetX, offsetY, pointerType }) {
       if (!this.study || pointerType !== "mouse") return;
       const [column, row] = [offsetX, offsetY].map((at) => clamp(Math.floor((at / this.canvas.clientWidth) * this.side), 0, this.side - 1));
@@ -352,7 +352,7 @@ window.studyViewer = (() => {
   }
 
   return (root, data) => {
-    if (!data.studies.length) return root.replaceChildren("There is no study to show.");
+    if (!data.studies.length) return root.replaceChildren("No study to show.");
     const viewer = root.viewer = new Viewer(root, data);
     return viewer.open(data.studies[0].id);
   };
