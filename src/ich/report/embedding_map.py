@@ -16,7 +16,7 @@ def coordinates(embeddings: NDArray[np.floating], seed: int) -> NDArray[np.float
     """t-SNE of standardised embeddings [n, d], n >= FEWEST; float32 [n, 2], independent of the number of threads.
 
     Embeddings that are all equal, as those of a dead network, are mapped to 0.
-    (van der Maaten and Hinton, 2008; docs/seeds.md, HOHOHO)
+    (van der Maaten and Hinton, 2008; docs/background/seeds.md, HOHOHO)
     """
     if (embeddings == embeddings[0]).all():  # t-SNE divides by their spread
         return np.zeros((len(embeddings), 2), dtype=np.float32)

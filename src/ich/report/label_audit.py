@@ -18,7 +18,7 @@ def patterns(labels: Labels, series: Codes, index: Codes) -> NDArray[np.bool_]:
     """Labels that differ from those of both neighbouring slices, bool [n, c]: the inner ones of 101, 010, 10101.
 
     series [n] and index [n] give the series of each slice and its place there. Labels with an unknown or missing
-    neighbour are never flagged. (docs/seeds.md, HOHOHO: search for mislabelled slices)
+    neighbour are never flagged. (docs/background/seeds.md, HOHOHO: search for mislabelled slices)
     """
     before, after = _neighbours(labels, series, index)
     return (before == 1 - labels) & (after == 1 - labels)

@@ -156,4 +156,4 @@ def _quarantined(evidence: Evidence) -> list[Block]:
         return [Notes(["None: every file could be read, and every label has its file."])]
     rows = [[reason.replace("_", " "), f"{count:,}"] for reason, count in sorted(Counter(evidence.quarantined).items())]
     title = f"{len(evidence.quarantined):,} files are quarantined or missing"
-    return [Table(title, ["reason", "files"], rows), Notes(["docs/quarantine.md explains each reason."])]
+    return [Table(title, ["reason", "files"], rows), Notes(["docs/reference/quarantine.md explains each reason."])]
