@@ -1,4 +1,4 @@
-"""What every kind of model has in common: repeatable, saved and loaded as plain files, blind to the fold's labels."""
+"""The contract of every kind of model: reproducible, saved as plain files, independent of the labels of its fold."""
 
 import json
 from dataclasses import replace

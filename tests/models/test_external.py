@@ -1,4 +1,4 @@
-"""Predictions from elsewhere: joined by image id, every fault with file and row."""
+"""External predictions: joined by image id, errors with file and row."""
 
 import numpy as np
 import pandas as pd
@@ -6,9 +6,9 @@ import pytest
 from scipy.special import expit
 
 from ich.errors import UserError
-from ich.models.base import Slices
 from ich.models.data import FoldData
 from ich.models.external import External, FittedExternal
+from ich.models.slices import Slices
 from ich.models.table import SliceTable
 from ich.recipe.models import External as Settings
 from ich.store.paths import Workspace

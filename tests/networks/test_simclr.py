@@ -25,7 +25,7 @@ def test_the_projection_is_two_layers_on_the_embedding(model: SimClr):
     assert expected.shape == (6, 10)
 
 
-def test_views_of_one_picture_become_alike(model: SimClr):
+def test_training_lowers_the_loss_of_two_views(model: SimClr):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     values = []
     for _ in range(8):

@@ -17,7 +17,7 @@ from ich.recipe.types import TRACKERS
 from ich.training import trackers
 from ich.training.fit import fit
 from ich.training.run import Run, Trackers
-from tests.training.small import SETTINGS, Killed, Loader, killed_in, loss_of
+from tests.training.small import LOADER, SETTINGS, Killed, killed_in, loss_of
 
 ROWS = [{"epoch": k, "learning_rate": 0.1 / (k + 1), "loss": 1.0 - 0.25 * k} for k in range(3)]
 HYPERPARAMETERS = {"epochs": 3, "loss": {"name": "bce"}, "kwargs": [1, 2], "ema_decay": None}
@@ -126,8 +126,8 @@ def network() -> nn.Module:
 def test_a_tracker_that_fails_is_dropped_with_one_warning_and_changes_nothing(fake, fails, tmp_path, capsys):
     plain, tracked, fake.fails = network(), network(), fails
     settings = Trackers(("wandb", "tensorboard"), tmp_path, "demo", "net/fold0", HYPERPARAMETERS)
-    history = fit(plain, Loader(), loss_of, SETTINGS, Run("net fold 0"))
-    assert fit(tracked, Loader(), loss_of, SETTINGS, Run("net fold 0", trackers=settings)) == history
+    history = fit(plain, LOADER, loss_of, SETTINGS, Run("net fold 0"))
+    assert fit(tracked, LOADER, loss_of, SETTINGS, Run("net fold 0", trackers=settings)) == history
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
     reason = "SystemExit: 3" if fails == "finish" else f"OSError: no {fails} at all"
     assert warnings == [f"warning: tracker wandb: {reason}; training continues without it"] * bool(fails)
@@ -141,5 +141,5 @@ def test_a_killed_fit_continues_its_curve(tmp_path):
     with pytest.raises(Killed):
         fit(network(), killed_in(2), loss_of, SETTINGS, run)
     assert [step for step, _ in points(tmp_path)["loss"]] == [0, 1]
-    history = fit(network(), Loader(), loss_of, SETTINGS, run)
+    history = fit(network(), LOADER, loss_of, SETTINGS, run)
     assert points(tmp_path) == curves(history)
