@@ -93,11 +93,8 @@ def test_a_class_that_cannot_have_the_method_of_the_recipe_is_named(folds, plain
     methods = {name: each["combination"]["method"] for name, each in fitted.spec["classes"].items()}
     assert [name for name in CLASSES if methods[name] == "logits"] == plain
     assert f"warning: model fold 0, {', '.join(plain)}: greedy needs two other folds" in capsys.readouterr().out
-
-
-def test_of_one_input_there_is_nothing_to_warn_of(capsys):
     Blend(BlendSettings(method="greedy", calibration="none")).fit(Data(names=("one",)), RUN)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "", "no warning for a single input"
 
 
 def test_a_blend_predicts_as_its_file_says_and_any_is_never_below_a_subtype():

@@ -1,6 +1,5 @@
 """Networks before and after training: initial weights, training rows, and the epoch that is kept."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,11 @@ from conftest import LOGITS, fold_data, make, plan_of
 from ich.errors import UserError
 from ich.models import network as network_module
 from ich.models import pretrain as pretrain_module
-from ich.models import registry
 from ich.models.cnn import FittedCnn
 from ich.models.slices import Predictions
 from ich.pipeline import runner
 from ich.pipeline.state import Plan
 from ich.training.fit import Loader
-from ich.training.run import Run
 
 
 class Begun(Exception):
@@ -71,15 +68,6 @@ def test_an_end_to_end_network_starts_from_the_network_of_its_own_fold(trained):
         for k in (0, 1):
             saved = load_file(trained / f"oof/parts/resnet/fold{k}/model.safetensors")
             assert same(weights, backbone(saved, "backbone.")) == (k == fold)
-
-
-def test_weights_of_another_backbone_are_refused_in_one_line(trained):
-    plan = plan_of(trained)
-    data = fold_data(plan, "resnext")
-    data = replace(data, start=plan.workspace.fold("resnet", 0) / "model.safetensors")
-    with pytest.raises(UserError, match=r"^cnn\.resnext: ") as error:
-        registry.build(data.settings).fit(data, Run("resnext"))
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("model", ["resnext", "joint", "bigru"])

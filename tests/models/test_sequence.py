@@ -93,13 +93,6 @@ def test_reverse_is_the_mean_of_both_directions(head, cell):
     assert np.abs(forwards - backwards).max() > 0.01
 
 
-def test_padding_changes_no_reversed_series():
-    slices, found = drawn(2, [3, 7, 1, 5])
-    together = model("residual", "gru", reverse=True, batch_size=4).predict(slices, {"a": found}).logits
-    alone = model("residual", "gru", reverse=True, batch_size=1).predict(slices, {"a": found}).logits
-    np.testing.assert_allclose(together, alone, atol=1e-6)
-
-
 def test_inputs_are_in_the_order_of_the_settings_and_need_embeddings():
     slices, first = drawn(3, [2, 3])
     second = Predictions(first.logits + 2, np.arange(15, dtype=np.float16).reshape(5, 3))

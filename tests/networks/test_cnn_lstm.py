@@ -1,6 +1,5 @@
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -8,7 +7,7 @@ from torch import nn
 from ich.networks import cnn_lstm
 from ich.networks.cnn import Cnn, CnnSpec
 from ich.networks.cnn_lstm import EndToEnd
-from ich.networks.layers import HeadSpec, start_from_prevalence
+from ich.networks.layers import HeadSpec
 from ich.networks.sequence import build_head
 
 SPEC = CnnSpec("resnet10t", 3, 3, {"channels": [8, 8, 16, 16], "stem_width": 8}, dropout=0.3)
@@ -98,12 +97,3 @@ def test_a_study_has_the_same_logits_alone_and_in_a_batch(head):
             embeddings, logits = model.cnn.embed(part)
             expected = model.head(embeddings[None], logits[None], geometry()[study, None, :n], torch.tensor([n]))
             torch.testing.assert_close(together[study, :n], expected[0], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("head", ["residual", "plain"])
-def test_first_predictions_are_the_prevalence(head):
-    cnn = Cnn(SPEC)
-    model = EndToEnd(cnn, build_head(HeadSpec(head, cnn.embedding_size, 3, "lstm"))).eval()
-    start_from_prevalence(model, np.array([0.1, 0.5, 0.02]))
-    found = model(images(3), geometry(1, 3), torch.tensor([3])).sigmoid()
-    torch.testing.assert_close(found, torch.tensor([0.1, 0.5, 0.02]).expand(1, 3, 3))

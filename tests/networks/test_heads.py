@@ -91,24 +91,6 @@ def test_logits_keep_full_precision_under_autocast(name, cell):
     assert torch.equal(out, plain)
 
 
-@pytest.mark.parametrize(
-    ("name", "cell", "reach"),
-    [
-        *((name, "gru", 9) for name in ("residual", "plain", "shortcut", "sdl", "lrnn_sdl")),
-        *((name, "conv", 2) for name in ("sdl", "sdl_lrnn", "lrnn_sdl")),  # two convolutions of three slices
-        ("lrnn", "lstm", 0),
-    ],
-)
-def test_receptive_field_of_each_head(name, cell, reach):
-    model = head(name, cell).eval()
-    features, base, geometry = study(9, 2)
-    other = features.clone()
-    other[0, 4] += torch.arange(8.0)
-    plain, changed = (model(x, base, geometry, torch.tensor([9])) for x in (features, other))
-    moved = (changed - plain).abs().amax(-1)[0] > 0
-    assert moved.tolist() == [abs(t - 4) <= reach for t in range(9)]
-
-
 def both_ways(cell: type[nn.LSTMCell] | type[nn.GRUCell], rnn: nn.RNNBase, inputs: torch.Tensor) -> torch.Tensor:
     """States [T, 2 hidden] of inputs [T, d], one cell step at a time in each direction."""
     columns = []
@@ -121,6 +103,15 @@ def both_ways(cell: type[nn.LSTMCell] | type[nn.GRUCell], rnn: nn.RNNBase, input
             found[t] = state[0] if isinstance(state, tuple) else state
         columns.append(torch.cat([found[t] for t in range(len(inputs))]))
     return torch.cat(columns, dim=-1)
+
+
+def test_residual_head_by_single_cells():
+    model = build_head(HeadSpec("residual", FEATURES, CLASSES, "gru", HIDDEN)).eval()
+    nn.init.normal_(model.residual.weight)  # pyright: ignore
+    inputs = study(6, 4)
+    states = both_ways(nn.GRUCell, model.rnn, torch.cat([model.norm(inputs[0]), *inputs[1:]], dim=-1)[0])  # pyright: ignore
+    expected = inputs[1][0] + states @ model.residual.weight.T  # pyright: ignore
+    torch.testing.assert_close(model(*inputs, torch.tensor([6]))[0], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "cell"), [("lstm", nn.LSTMCell), ("gru", nn.GRUCell)])

@@ -57,11 +57,6 @@ class FoldData:
         workers = getattr(self.settings, "workers", 0)
         return Slices(self.table.table, self.rows[split], self.table.classes, self.images, self.table.values, workers)
 
-    @property
-    def root(self) -> Path:
-        """The repository; paths in the recipe are relative to it."""
-        return self.workspace.root
-
     @cached_property
     def quarantined(self) -> set[str]:
         """Image ids of the competition that are not in the slice table."""

@@ -30,7 +30,7 @@ class External(Model):
     def fit(self, data: FoldData, run: Run) -> "FittedExternal":
         """Read the tables. Raises UserError with file and row if they are malformed."""
         settings, fitted = self.settings, FittedExternal({"classes": data.table.classes}, run.name)
-        oof = self._read(data, data.root / settings.oof, data.table.labelled.nonzero()[0])
+        oof = self._read(data, data.workspace.root / settings.oof, data.table.labelled.nonzero()[0])
         if "fold" in oof:
             given = pd.to_numeric(oof["fold"], errors="coerce").reindex(data.slices("valid").ids)
             other = given.index[given.to_numpy() != data.fold]
@@ -47,7 +47,7 @@ class External(Model):
         if len(data.rows["test"]):
             if settings.test is None:
                 raise UserError(f"external.{data.model}.test: name the file with the predictions of the test slices")
-            test = self._read(data, data.root / settings.test, data.rows["test"])
+            test = self._read(data, data.workspace.root / settings.test, data.rows["test"])
             parts.append(test.loc[data.slices("test").ids])
         fitted.logits = pd.concat(parts)[data.table.classes]
         return fitted

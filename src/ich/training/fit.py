@@ -28,26 +28,19 @@ MAX_EPOCH_LINES = 8
 
 @dataclass(frozen=True)
 class FitSettings:
-    """Settings of a training; the recipe's `Training` section has the same keys."""
+    """Settings of a training; the recipe's `Training` section documents them."""
 
     epochs: int
     learning_rate: float
-    """Peak, at the end of the warm-up."""
     weight_decay: float = 0.01
     warmup_ratio: float = 0.1
-    """Share of the steps in which the learning rate rises; then it falls along a cosine."""
     min_lr_ratio: float = 0.0
-    """End of the cosine, as a share of the peak."""
     decay_epochs: int | None = None
-    """Instead of the cosine: multiply the learning rate by decay_rate each time this many epochs have passed."""
     decay_rate: float = 0.1
     ema_decay: float | None = None
-    """Decay per step of the exponential moving average of the weights, which is then the result; None: off."""
     max_grad_norm: float | None = 1.0
-    """Largest gradient norm of a step; None: no limit."""
     precision: Precision = "auto"
     accumulate: int = 1
-    """Batches per optimizer step."""
     keep_best: str | None = None
     """Metric of `evaluate`: the result is its best epoch; None: the last epoch."""
     larger_is_better: bool = True
@@ -154,6 +147,20 @@ def train_epoch(
     network, optimizer, scaler, epoch = state.network, state.optimizer, state.scaler, len(state.history)
     device, steps = default_device(), -(-loader.batches // settings.accumulate)
     losses, arriving, batches = list[float](), None, 0
+
+    def require(good: bool, what: str, step: int) -> None:
+        if not good:
+            raise UserError(
+                f"{run.name}: {what} in epoch {epoch + 1}, step {step + 1}. Lower learning_rate (now"
+                f" {settings.learning_rate:g}), raise warmup_ratio (now {settings.warmup_ratio:g}), set max_grad_norm"
+                f" (now {settings.max_grad_norm}) or use precision fp32. At the first step, look for NaN in the inputs"
+            )
+
+    def read_loss(step: int) -> None:
+        if arriving is not None:
+            losses.append(float(arriving()))
+            require(math.isfinite(losses[-1]), f"the loss is {losses[-1]}", step)
+
     network.train()
     for step, group in enumerate(grouped(loader.epoch(epoch), settings.accumulate)):
         done = epoch * steps + step
@@ -175,39 +182,20 @@ def train_epoch(
         if state.average is not None:
             # a smaller decay in the first steps, or the average would keep the initial weights for long
             update_average(state.average, network, min(settings.ema_decay or 0.0, (1 + done) / (10 + done)))
-        if arriving is not None:  # losses are read one step late, so that the GPU does not wait
-            losses.append(finite_loss(arriving(), epoch, step - 1, settings, run))
+        read_loss(step - 1)  # one step late, so that the GPU does not wait
         arriving = fetch(loss)
         batches += len(group)
         samples = epoch * loader.samples + (step + 1) * loader.samples // steps
         work.at(samples, f"epoch {epoch + 1} of {settings.epochs}")
     if arriving is None or batches != loader.batches:
         raise ValueError(f"epoch {epoch} had {batches} batches, not {loader.batches}")
-    losses.append(finite_loss(arriving(), epoch, steps - 1, settings, run))
+    read_loss(steps - 1)
+    overflow = scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE
     moments = [value for moment in optimizer.state.values() for value in moment.values()]
-    for what, good in (
-        ("fp16 gradients overflow", not scaler.is_enabled() or scaler.get_scale() >= SMALLEST_SCALE),
-        ("the weights are not finite", all_finite(network.state_dict().values())),
-        ("the optimizer state is not finite", all_finite(moments)),
-    ):
-        if not good:
-            raise diverged(what, epoch, steps - 1, settings, run)
+    require(not overflow, "fp16 gradients overflow", steps - 1)
+    require(all_finite(network.state_dict().values()), "the weights are not finite", steps - 1)
+    require(all_finite(moments), "the optimizer state is not finite", steps - 1)
     return {"learning_rate": float(optimizer.param_groups[0]["lr"]), "loss": sum(losses) / len(losses)}
-
-
-def finite_loss(value: Tensor, epoch: int, step: int, settings: FitSettings, run: Run) -> float:
-    loss = float(value)
-    if not math.isfinite(loss):
-        raise diverged(f"the loss is {loss}", epoch, step, settings, run)
-    return loss
-
-
-def diverged(what: str, epoch: int, step: int, settings: FitSettings, run: Run) -> UserError:
-    return UserError(
-        f"{run.name}: {what} in epoch {epoch + 1}, step {step + 1}. Lower learning_rate (now"
-        f" {settings.learning_rate:g}), raise warmup_ratio (now {settings.warmup_ratio:g}), set max_grad_norm (now"
-        f" {settings.max_grad_norm}) or use precision fp32. If it is the first step, look for NaN in the inputs"
-    )
 
 
 def grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
