@@ -5,6 +5,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from ich.console import progress
@@ -68,7 +69,7 @@ def slice_dataset(slices: Slices, view: View) -> SliceDataset:
     return SliceDataset(*_sources(slices), None, view, None, 0)
 
 
-def _sources(slices: Slices) -> tuple[Any, ...]:
+def _sources(slices: Slices) -> tuple[Any, NDArray[np.int64], NDArray[np.int64], list[str]]:
     neighbours = neighbour_rows(slices.table["series"].to_numpy(), slices.table["index"].to_numpy())
     return slices.images, slices.rows, neighbours, slices.ids.tolist()
 

@@ -61,13 +61,13 @@ def studies_of(
     slices: Slices, inputs: Mapping[str, Predictions], names: Iterable[str], labels: np.ndarray | None = None
 ) -> Studies:
     """Embeddings of the inputs, their mean logit and the geometry; each series is one study. No embedding is copied."""
-    found = {name: inputs[name] for name in names}
-    for name, predictions in found.items():
-        if predictions.embeddings is None:
+    features, logits = list[np.ndarray](), list[np.ndarray]()
+    for name in names:
+        if (embeddings := inputs[name].embeddings) is None:
             raise UserError(f"{name} has no embeddings; a sequence model needs them")
-    features = [predictions.embeddings for predictions in found.values()]
-    logits = np.stack([predictions.logits for predictions in found.values()])
-    base = np.asarray(logits.mean(axis=0, dtype=np.float64), dtype=np.float32)
+        features.append(embeddings)
+        logits.append(inputs[name].logits)
+    base = np.asarray(np.mean(logits, axis=0, dtype=np.float64), dtype=np.float32)
     return Studies(features, base, geometry(slices.frame), labels, slices.offsets).near(default_device())
 
 
