@@ -192,7 +192,7 @@ def _backbone(spec: CnnSpec) -> Any:
     except (SafetensorError, OSError, RuntimeError) as error:  # no connection, or the weights do not fit
         raise ValueError(f"cannot load the weights of {spec.backbone}: {' '.join(str(error).split())[:200]}") from error
     if isinstance(network, timm.models.VGG):
-        # its embedding is the mean of the 512 maps (docs/seeds.md, SDL + LRNN), without the two layers of 4096 units
+        # without its layers of 4096 units, the embedding is the mean of 512 maps (docs/background/seeds.md, SDL + LRNN)
         network.pre_logits = nn.Identity()
         network.head_hidden_size = network.num_features
     return network

@@ -1,4 +1,4 @@
-"""A CNN and a head over the slices of a study, trained together (docs/seeds.md, CNN-LSTM)."""
+"""A CNN and a head over the slices of a study, trained together (docs/background/seeds.md, CNN-LSTM)."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext

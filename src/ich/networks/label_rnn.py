@@ -1,4 +1,4 @@
-"""Slice dependencies learning (SDL) and the label decoder (LRNN), alone and combined (docs/seeds.md, SDL + LRNN)."""
+"""Slice dependencies learning and the label decoder, alone and combined (docs/background/seeds.md, SDL + LRNN)."""
 
 import math
 

@@ -46,9 +46,10 @@ class ResidualHead(nn.Module):
 
 
 class StackedHead(nn.Module):
-    """linear(stacked bidirectional RNN), of its last layer (docs/seeds.md, CNN-LSTM).
+    """linear(stacked bidirectional RNN), of its last layer (docs/background/seeds.md, CNN-LSTM).
 
-    shortcut: of the sum of all layers (docs/seeds.md, HOHOHO), which shortens the path of the gradient to the first.
+    shortcut: of the sum of all layers, which shortens the path of the gradient to the first of them
+    (docs/background/seeds.md, HOHOHO).
     """
 
     def __init__(self, spec: HeadSpec) -> None:
