@@ -209,12 +209,17 @@ class Graph:
         """Predictions of the inputs that a fold of a model reads."""
         settings, upstream = self.settings_of(model), []
         splits = input_splits(getattr(settings, "features", "oof"), fold, self.recipe.folds.n)
-        parts = sorted({part for parts in splits.values() for part in parts})
+        parts = {part for parts in splits.values() for part in parts}
         suffixes = (".parquet", "_embeddings.npy") if settings.reads_embeddings else (".parquet",)
         for name in settings.input_models(self.recipe):
-            for k, split in parts:
-                task = self.in_sample(name, k) if split == "train" else self.fold(name, k)
-                upstream.append((task, tuple(f"{split}{suffix}" for suffix in suffixes)))
+            for k in self.fold_numbers:
+                files = [
+                    f"{split}{suffix}" for split in ("valid", "test") if (k, split) in parts for suffix in suffixes
+                ]
+                if files:
+                    upstream.append((self.fold(name, k), tuple(files)))
+                if (k, "train") in parts:
+                    upstream.append((self.in_sample(name, k), IN_SAMPLE))
         return tuple(upstream)
 
     def in_sample(self, model: str, fold: int) -> Task:
