@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.harness import Result, compare
 from benchmarks.training import DEVICE, synchronize
 from ich.data.studies import Studies, StudyBatch, study_loader
+from ich.networks.layers import HeadSpec
 from ich.networks.sequence import build_head
 from ich.training.fit import FitSettings, fit
 from ich.training.run import Run
@@ -40,7 +41,8 @@ class Loader:
     def samples(self) -> int:
         return len(self.studies.offsets) - 1
 
-    def __len__(self) -> int:
+    @property
+    def batches(self) -> int:
         return math.ceil(self.samples / BATCH)
 
     def epoch(self, number: int) -> Iterator[StudyBatch]:
@@ -51,7 +53,7 @@ class PaddedStudies(Dataset[tuple[Tensor, ...]]):
     """One study per sample: features, base logits, geometry and targets [60, ...], and a mask [60]."""
 
     def __init__(self, studies: Studies) -> None:
-        arrays = (studies.features, studies.base, studies.geometry, studies.targets)
+        arrays = (*studies.features, studies.base, studies.geometry, studies.targets)
         ends = studies.offsets[1:-1]
         self.samples = list(zip(*(np.split(array.astype(np.float32), ends) for array in arrays), strict=True))
 
@@ -86,7 +88,7 @@ def random_studies(studies: int, width: int = WIDTH) -> Studies:
     lengths = SHORTEST + np.floor((LONGEST + 1 - SHORTEST) * random.random(studies) ** 1.6).astype(int)
     slices = lengths.sum()
     return Studies(
-        features=np.resize(random.standard_normal((min(slices, 1 << 14), width)).astype(np.float16), (slices, width)),
+        features=[np.resize(random.standard_normal((min(slices, 1 << 14), width)).astype(np.float16), (slices, width))],
         base=random.standard_normal((slices, CLASSES), dtype=np.float32),
         geometry=random.uniform(-1, 1, (slices, 2)).astype(np.float32),
         targets=(random.random((slices, CLASSES)) < 0.05).astype(np.float32),
@@ -95,14 +97,14 @@ def random_studies(studies: int, width: int = WIDTH) -> Studies:
 
 
 def head(cell: str, width: int) -> nn.Module:
-    return build_head("residual", features=width, classes=CLASSES, cell=cell, hidden=HIDDEN, layers=1, dropout=0.2)
+    return build_head(HeadSpec("residual", width, CLASSES, cell, hidden=HIDDEN, dropout=0.2))
 
 
 def our_epoch(loader: Loader, cell: str) -> None:
     def loss_of(network: nn.Module, batch: StudyBatch) -> Tensor:
         return binary_cross_entropy_with_logits(batch.real(network(*batch.inputs)), batch.targets)
 
-    network = head(cell, loader.studies.features.shape[1])
+    network = head(cell, loader.studies.features[0].shape[1])
     settings = FitSettings(epochs=1, learning_rate=RATE, precision="fp32")
     fit(network, loader, loss_of, settings, Run("benchmark", SEED, threads=1))
     synchronize()

@@ -85,7 +85,8 @@ class Loader:
     batch: int
     unit: str = "slices"
 
-    def __len__(self) -> int:
+    @property
+    def batches(self) -> int:
         return self.samples // self.batch
 
     @property

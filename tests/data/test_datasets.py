@@ -161,7 +161,7 @@ def test_two_views_are_two_augmentations_of_the_same_slices(workers: int):
 def packed(lengths: list[int]) -> Studies:
     n, rng = sum(lengths), np.random.default_rng(0)
     return Studies(
-        features=rng.normal(size=(n, 5)).astype(np.float16),
+        features=[rng.normal(size=(n, width)).astype(np.float16) for width in (5, 2)],
         base=rng.normal(size=(n, 6)).astype(np.float32),
         geometry=rng.normal(size=(n, 2)).astype(np.float32),
         targets=rng.integers(0, 2, (n, 6)).astype(np.float32),
@@ -180,7 +180,8 @@ def test_padding_puts_every_slice_at_its_place(lengths: list[int], data: st.Data
     np.testing.assert_array_equal(batch.targets, studies.targets[rows])
     features, base, geometry, given_lengths = batch.inputs
     assert given_lengths is batch.lengths
-    for padded, source in ((features, studies.features), (base, studies.base), (geometry, studies.geometry)):
+    both = np.concatenate(studies.features, axis=1)
+    for padded, source in ((features, both), (base, studies.base), (geometry, studies.geometry)):
         assert padded.dtype == torch.float32
         assert padded.shape == (len(chosen), max(batch.lengths), source.shape[1])
         np.testing.assert_array_equal(batch.real(padded), source[rows])
@@ -217,11 +218,11 @@ def test_batches_of_slices_have_no_padding(batch):
 
 def test_tables_are_moved_to_a_gpu_with_twice_their_size_free(monkeypatch):
     studies, gpu = packed([2, 3]), torch.device("cuda", 0)
-    size = 5 * (5 * 2 + (6 + 2 + 6) * 4)
+    size = 5 * ((5 + 2) * 2 + (6 + 2 + 6) * 4)
     for free, there in ((2 * size, gpu), (2 * size - 1, torch.device("cpu"))):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 10 * free))
         assert studies.near(gpu).device == there
     assert studies.near(torch.device("cpu")) is studies
-    for table, array in zip(studies.tables, (studies.features, studies.base), strict=False):
-        assert table is not None
+    features, base, *_ = studies.tables
+    for table, array in zip([*features, base], [*studies.features, studies.base], strict=True):
         assert np.shares_memory(table.numpy(), array)

@@ -1,4 +1,4 @@
-"""What every kind of model has in common: repeatable, saved and loaded as plain files, blind to the fold's labels."""
+"""The contract of every kind of model: reproducible, saved as plain files, independent of the labels of its fold."""
 
 import json
 from dataclasses import replace
@@ -29,7 +29,7 @@ PREDICT = [kind for kind in MODELS if kind != "pretrain"]
 
 
 def refit(plan: Plan, model: str, fold: int = 0) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Fit one fold again from its start: its files, and its record without the scores of the fold."""
+    """Fit one fold again without its checkpoint: its files, and its record without the metrics."""
     task = plan.fold(model, None if model in plan.recipe.pretrain else fold)
     files, record = runner.make_fold(plan, task, "fingerprint")
     (task.folder / CHECKPOINT).unlink(missing_ok=True)
@@ -37,7 +37,7 @@ def refit(plan: Plan, model: str, fold: int = 0) -> tuple[dict[str, bytes], dict
     return {name: path.read_bytes() for name, path in files.items()}, kept
 
 
-def test_every_kind_has_a_model_here(trained):
+def test_every_kind_is_tested(trained):
     assert {*MODELS, "external"} == set(registry.KINDS)  # its contract: test_external.py
     plan = plan_of(trained)
     assert {kind: plan.stage_of(model) for kind, model in MODELS.items()} == {kind: kind for kind in MODELS}
@@ -78,7 +78,7 @@ def test_a_loaded_model_predicts_what_was_recorded(trained, kind):
 
 
 @pytest.mark.parametrize("kind", PREDICT)
-def test_a_series_is_predicted_alike_among_others_and_alone_and_no_series_gives_no_rows(trained, kind):
+def test_a_series_is_predicted_the_same_alone_and_no_slices_give_no_rows(trained, kind):
     plan, model = plan_of(trained), MODELS[kind]
     data, fitted = fold_data(plan, model), runner.load_fitted(plan, model, 0)
     slices, inputs = data.slices("test"), data.inputs("test")
@@ -110,7 +110,7 @@ def test_a_missing_input_is_named(trained, kind):
 @pytest.mark.parametrize("content", ["half", "empty", "[]", "{}"])
 @pytest.mark.parametrize("kind", PREDICT)
 def test_a_damaged_file_is_refused(copy, kind, content):
-    """By its hash; and, where the record has the hash of the damaged file, by its parser."""
+    """By its hash; by its parser, if the record has the hash of the damaged file."""
     plan, model = plan_of(copy), MODELS[kind]
     task = plan.fold(model, 0)
     names = [name for name in plan.files_of(task) if name.endswith((".json", ".txt", ".safetensors"))]
@@ -144,7 +144,7 @@ TUNED = [
 
 
 def flip_labels(plan: Plan, fold: int | None) -> None:
-    """Of the rows of a fold, or of all, in the slice table itself: all that read one of these labels read another."""
+    """Invert the labels of a fold, or all labels, in the slice table."""
     path = plan.prepared.folder / "slices.parquet"
     table, folds = pd.read_parquet(path), pd.read_csv(plan.workspace.folds, dtype={"study_id": str})
     of = table["study_id"].map(folds.set_index("study_id")["fold"]).where(table["split"] == "train")
@@ -155,12 +155,12 @@ def flip_labels(plan: Plan, fold: int | None) -> None:
 
 
 @pytest.mark.parametrize(("model", "changes"), TUNED, ids=lambda value: value if isinstance(value, str) else "")
-def test_the_labels_of_a_fold_change_nothing_in_what_it_is_scored_by(copy, model, changes):
+def test_predictions_of_a_fold_do_not_depend_on_its_labels(copy, model, changes):
     plan = plan_of(copy, *changes)
 
     def written() -> tuple[dict[str, bytes], dict[str, Any]]:
         files, record = refit(plan, model)
-        files.pop("history.csv", None)  # of networks: the loss on the fold after each epoch
+        files.pop("history.csv", None)  # has the loss on the fold
         return files, record
 
     before = written()
@@ -169,4 +169,4 @@ def test_the_labels_of_a_fold_change_nothing_in_what_it_is_scored_by(copy, model
     if model not in READ_NO_LABELS:
         flip_labels(plan, 1)
         after = written()
-        assert after[0]["valid.parquet"] != before[0]["valid.parquet"], "training labels have an influence"
+        assert after[0]["valid.parquet"] != before[0]["valid.parquet"], "training labels matter"

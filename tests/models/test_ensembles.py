@@ -1,4 +1,4 @@
-"""smooth, stack and blend: what each fits and predicts, on predictions made by hand."""
+"""smooth, stack and blend on synthetic predictions."""
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -73,7 +73,7 @@ def test_smooth_is_the_smoothed_mean_with_widths_from_the_training_rows():
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_the_stacker_reads_slices_without_a_position_as_evenly_spaced_and_in_the_order_of_its_inputs():
+def test_stack_spaces_slices_without_a_position_evenly_and_keeps_the_order_of_its_inputs():
     data = Data()
     fitted = Stack(StackSettings(neighbours=1, num_iterations=3, min_data_in_leaf=5)).fit(data, RUN)
     x, names, base = fitted.features(data.slices("train"), data.inputs("train"))
@@ -88,19 +88,16 @@ def test_the_stacker_reads_slices_without_a_position_as_evenly_spaced_and_in_the
 
 
 @pytest.mark.parametrize(("folds", "plain"), [(2, ["epidural", "any"]), (3, ["epidural"])])
-def test_a_class_that_cannot_have_the_method_of_the_recipe_is_named(folds, plain, capsys):
+def test_a_class_that_cannot_use_the_method_is_named_in_a_warning(folds, plain, capsys):
     fitted = Blend(BlendSettings(method="greedy", calibration="none")).fit(Data(folds), RUN)
     methods = {name: each["combination"]["method"] for name, each in fitted.spec["classes"].items()}
     assert [name for name in CLASSES if methods[name] == "logits"] == plain
     assert f"warning: model fold 0, {', '.join(plain)}: greedy needs two other folds" in capsys.readouterr().out
-
-
-def test_of_one_input_there_is_nothing_to_warn_of(capsys):
     Blend(BlendSettings(method="greedy", calibration="none")).fit(Data(names=("one",)), RUN)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == "", "no warning for a single input"
 
 
-def test_a_blend_predicts_as_its_file_says_and_any_is_never_below_a_subtype():
+def test_blend_predicts_from_its_file_and_any_is_never_below_a_subtype():
     combination = {"method": "weights", "weights": [0.25, 0.75]}
     one = {"combination": combination, "calibration": {"method": "temperature", "temperature": 2.0}}
     fitted = FittedBlend(

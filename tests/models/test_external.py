@@ -1,4 +1,4 @@
-"""Predictions from elsewhere: joined by image id, every fault with file and row."""
+"""External predictions: joined by image id, errors with file and row."""
 
 import numpy as np
 import pandas as pd
@@ -6,9 +6,9 @@ import pytest
 from scipy.special import expit
 
 from ich.errors import UserError
-from ich.models.base import Slices
 from ich.models.data import FoldData
 from ich.models.external import External, FittedExternal
+from ich.models.slices import Slices
 from ich.models.table import SliceTable
 from ich.recipe.models import External as Settings
 from ich.store.paths import Workspace
@@ -62,7 +62,7 @@ def test_rows_are_joined_by_image_id(fit, slices, logits, suffix):
     np.testing.assert_array_equal(found, logits.loc[["ID_09", "ID_02", "ID_00"]].to_numpy("float32"))
 
 
-def test_probabilities_become_logits_and_certain_ones_stay_finite(fit, slices, logits):
+def test_probabilities_become_finite_logits(fit, slices, logits):
     logits.loc["ID_03"] = [-800.0, 800.0]
     logits[CLASSES] = expit(logits[CLASSES])
     found = fit(values="probability").predict(part(slices, 3, 1), {}).logits
@@ -70,7 +70,7 @@ def test_probabilities_become_logits_and_certain_ones_stay_finite(fit, slices, l
     np.testing.assert_allclose(expit(found[1]), logits.loc["ID_01"], rtol=1e-6)
 
 
-def test_the_columns_of_this_program_s_own_tables_are_read(fit, slices, logits):
+def test_columns_named_logit_are_read(fit, slices, logits):
     fitted = fit(lambda table: table.rename(columns={name: f"logit_{name}" for name in CLASSES}))
     np.testing.assert_array_equal(fitted.predict(part(slices, 1), {}).logits, logits.loc[["ID_01"]].to_numpy("float32"))
 
@@ -92,11 +92,6 @@ def test_faults_name_file_and_line(fit, change, message):
         fit(change)
 
 
-def test_a_probability_outside_its_range_names_the_setting(fit):
-    with pytest.raises(UserError, match=r"oof\.csv: line \d+.*outside 0\.\.1; for logits write values: logit"):
-        fit(values="probability")
-
-
 def test_rows_of_other_known_images_are_ignored(fit, slices):
     def more(table):
         return pd.concat([table, table.head(3).assign(image_id=["ID_08", "ID_broken", "ID_09"])])
@@ -104,7 +99,7 @@ def test_rows_of_other_known_images_are_ignored(fit, slices):
     assert len(fit(more).predict(part(slices, 9), {}).logits) == 1
 
 
-def test_a_fold_column_must_agree_and_without_one_there_is_a_warning(fit):
+def test_a_fold_column_must_agree_and_its_absence_is_a_warning(fit):
     assert "no column fold" in fit().notes["warnings"][0]
     own = lambda t: t.assign(fold=t["image_id"].isin(IDS[4:8]).astype(int))
     assert "warnings" not in fit(own).notes
@@ -112,9 +107,16 @@ def test_a_fold_column_must_agree_and_without_one_there_is_a_warning(fit):
         fit(lambda t: own(t).assign(fold=1 - own(t)["fold"]))
 
 
-def test_a_test_set_needs_a_table(fit):
-    with pytest.raises(UserError, match=r"external\.mate\.test: name the file"):
-        fit(test=False)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"values": "probability"}, r"oof\.csv: line \d+.*outside 0\.\.1; for logits write values: logit"),
+        ({"test": False}, r"external\.mate\.test: name the file"),
+    ],
+)
+def test_faults_name_the_setting(fit, settings, message):
+    with pytest.raises(UserError, match=message):
+        fit(**settings)
 
 
 def test_new_scans_are_refused(fit, slices):

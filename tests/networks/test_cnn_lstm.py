@@ -1,6 +1,5 @@
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -8,6 +7,7 @@ from torch import nn
 from ich.networks import cnn_lstm
 from ich.networks.cnn import Cnn, CnnSpec
 from ich.networks.cnn_lstm import EndToEnd
+from ich.networks.layers import HeadSpec
 from ich.networks.sequence import build_head
 
 SPEC = CnnSpec("resnet10t", 3, 3, {"channels": [8, 8, 16, 16], "stem_width": 8}, dropout=0.3)
@@ -18,9 +18,9 @@ TARGETS = torch.tensor([[1.0, 0.0, 1.0]])
 def network(head: str = "plain", **settings: Any) -> EndToEnd:
     torch.manual_seed(0)
     cnn = Cnn(SPEC)
-    shape = {"features": cnn.embedding_size, "classes": 3, "hidden": 4, "layers": 2, "dropout": 0.2}
-    model = EndToEnd(cnn, build_head(head, cell="lstm", **shape), **settings)
-    for layer in model.modules():  # no weight starts at zero, so that every one has a gradient
+    spec = HeadSpec(head, cnn.embedding_size, 3, "lstm", hidden=4, layers=2, dropout=0.2)
+    model = EndToEnd(cnn, build_head(spec), **settings)
+    for layer in model.modules():  # no weight starts at zero, so that each has a gradient
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=0.1)
         elif isinstance(layer, nn.BatchNorm2d):
@@ -44,7 +44,7 @@ def loss(model: EndToEnd) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("head", "frozen"), [("residual", False), ("shortcut", True)])
-def test_checkpoints_change_no_gradient_and_count_no_batch_twice(head, frozen, monkeypatch):
+def test_recomputation_changes_no_gradient_and_counts_no_batch_twice(head, frozen, monkeypatch):
     plain, saving = (network(head, chunk=3, freeze_norm=frozen).train() for _ in range(2))
     torch.manual_seed(2)  # of the dropout
     with_checkpoints = loss(saving)
@@ -63,9 +63,7 @@ def test_checkpoints_change_no_gradient_and_count_no_batch_twice(head, frozen, m
         assert torch.equal(ours, theirs), name
 
 
-def test_the_gradient_keeps_one_chunk_at_a_time(monkeypatch):
-    """What is kept from the forward pass does not grow with the activations of the slice network."""
-
+def test_memory_does_not_grow_with_the_activations_of_the_cnn(monkeypatch):
     def kept(model: EndToEnd) -> int:
         sizes: list[int] = []
         hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x)
@@ -89,7 +87,7 @@ def test_frozen_norms_keep_their_statistics_while_the_rest_trains():
 
 
 @pytest.mark.parametrize("head", ["residual", "sdl_lrnn"])
-def test_each_study_of_a_batch_has_the_logits_of_the_head_on_its_slices_alone(head):
+def test_a_study_has_the_same_logits_alone_and_in_a_batch(head):
     model = network(head, chunk=4).eval()
     with torch.no_grad():
         together = model(images(), geometry(), LENGTHS)
@@ -99,18 +97,3 @@ def test_each_study_of_a_batch_has_the_logits_of_the_head_on_its_slices_alone(he
             embeddings, logits = model.cnn.embed(part)
             expected = model.head(embeddings[None], logits[None], geometry()[study, None, :n], torch.tensor([n]))
             torch.testing.assert_close(together[study, :n], expected[0], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("head", ["residual", "plain"])
-def test_its_first_predictions_are_the_prevalence(head):
-    cnn = Cnn(SPEC)
-    shape = {"features": cnn.embedding_size, "classes": 3, "hidden": 4, "layers": 1, "dropout": 0.0}
-    model = EndToEnd(cnn, build_head(head, cell="lstm", **shape)).eval()
-    model.output_bias(np.array([0.1, 0.5, 0.02]))
-    found = model(images(3), geometry(1, 3), torch.tensor([3])).sigmoid()
-    torch.testing.assert_close(found, torch.tensor([0.1, 0.5, 0.02]).expand(1, 3, 3))
-
-
-def test_lengths_that_do_not_add_up_are_refused():
-    with pytest.raises(ValueError, match=r"7 slices are not the 8 of studies of \[5, 3\]"):
-        network()(images(), geometry(), torch.tensor([5, 3]))

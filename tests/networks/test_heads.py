@@ -1,5 +1,7 @@
 """The heads over the slices of a study."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,26 +9,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ich.networks.label_rnn import LabelDecoder, SliceContext, SliceLabelHead
-from ich.networks.sequence import HEADS, SequenceHead, StackedHead, build_head
+from ich.networks.label_rnn import LabelDecoder, SliceContext
+from ich.networks.layers import HeadSpec, start_from_prevalence
+from ich.networks.sequence import ResidualHead, build_head
 
 VARIANTS = [  # every head, and every cell of each kind of head
     *(("residual", "gru"), ("residual", "lstm"), ("plain", "lstm"), ("shortcut", "gru")),
     *(("sdl", "gru"), ("sdl", "conv"), ("lrnn", "lstm"), ("sdl_lrnn", "lstm"), ("lrnn_sdl", "conv")),
 ]
-assert {name for name, _ in VARIANTS} == set(HEADS)
 FEATURES, CLASSES, HIDDEN = 8, 3, 4
 PREVALENCE = np.array([0.1, 0.5, 0.02])
 
 
-def head(name: str, cell: str, *, trained: bool = True, dropout: float = 0.0, hidden: int = HIDDEN) -> nn.Module:
+def head(name: str, cell: str, *, trained: bool = True, dropout: float = 0.0, hidden: int = HIDDEN) -> Any:
     torch.manual_seed(0)
-    shape = {"features": FEATURES, "classes": CLASSES, "hidden": hidden, "layers": 2, "dropout": dropout}
-    made = build_head(name, cell=cell, **shape)
+    network = build_head(HeadSpec(name, FEATURES, CLASSES, cell, hidden, layers=2, dropout=dropout))
     if trained:
-        last = made.residual if isinstance(made, SequenceHead) else made.classifier
-        nn.init.normal_(last.weight)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
-    return made
+        last: Any = network.residual if isinstance(network, ResidualHead) else network.classifier
+        nn.init.normal_(last.weight)
+    return network
 
 
 def study(length: int, seed: int) -> list[torch.Tensor]:
@@ -38,12 +39,12 @@ def study(length: int, seed: int) -> list[torch.Tensor]:
 @settings(max_examples=8)
 @given(
     lengths=st.lists(st.integers(1, 6), min_size=1, max_size=3),
-    rubbish=st.sampled_from([0.0, -100.0, 1e30, float("nan")]),
+    padding=st.sampled_from([0.0, -100.0, 1e30, float("nan")]),
 )
-def test_a_study_alone_and_in_a_batch_has_the_same_logits(name, cell, lengths, rubbish):
+def test_a_study_has_the_same_logits_alone_and_in_a_batch(name, cell, lengths, padding):
     model = head(name, cell).eval()
     longest = max(lengths) + 1
-    padded = [torch.full((len(lengths), longest, width), rubbish) for width in (FEATURES, CLASSES, 2)]
+    padded = [torch.full((len(lengths), longest, width), padding) for width in (FEATURES, CLASSES, 2)]
     alone = []
     for place, length in enumerate(lengths):
         parts = study(length, seed=place)
@@ -60,22 +61,21 @@ def test_a_study_alone_and_in_a_batch_has_the_same_logits(name, cell, lengths, r
 def test_an_untrained_head_predicts_the_prevalence_or_the_base_logits(name, cell):
     features, base, geometry = study(5, 1)
     model = head(name, cell, trained=False)
-    model.output_bias(PREVALENCE)  # pyright: ignore[reportCallIssue]
+    start_from_prevalence(model, PREVALENCE)
     logits = model(features.half(), base, geometry, torch.tensor([5]))
     expected = base if name == "residual" else torch.from_numpy(PREVALENCE).float().logit().expand(1, 5, 3)
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "cell"), VARIANTS)
-def test_every_weight_learns_and_a_seed_decides_everything(name, cell):
+def test_every_weight_has_a_gradient_and_a_seed_decides_everything(name, cell):
     outs = []
     for _ in range(2):
         model = head(name, cell, dropout=0.3)
         outs.append(model(*study(4, 3), torch.tensor([4])))
         outs[-1].square().sum().backward()
         for parameter, value in model.named_parameters():
-            assert value.grad is not None, parameter
-            # the decoder's input is zero, and so is the gradient of the weights of that input
+            # the input of the decoder is zero, and so is the gradient of its input weights
             unused = "lrnn" in name and value.shape == (4 * HIDDEN, 1)
             assert bool(value.grad.any()) != unused, parameter
     assert torch.equal(*outs)
@@ -89,30 +89,10 @@ def test_logits_keep_full_precision_under_autocast(name, cell):
         out = head(name, cell)(*parts, torch.tensor([4]))
     assert out.dtype == torch.float32
     assert torch.equal(out, plain)
-    halves = head(name, cell)(parts[0].bfloat16(), *parts[1:], torch.tensor([4]))
-    assert halves.dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("name", "cell", "reach"),
-    [
-        *((name, "gru", 9) for name in ("residual", "plain", "shortcut", "sdl", "lrnn_sdl")),
-        *((name, "conv", 2) for name in ("sdl", "sdl_lrnn", "lrnn_sdl")),  # two convolutions of three slices
-        ("lrnn", "lstm", 0),
-    ],
-)
-def test_how_far_a_slice_is_seen(name, cell, reach):
-    model = head(name, cell).eval()
-    features, base, geometry = study(9, 2)
-    other = features.clone()
-    other[0, 4] += torch.arange(8.0)
-    plain, changed = (model(x, base, geometry, torch.tensor([9])) for x in (features, other))
-    moved = (changed - plain).abs().amax(-1)[0] > 0
-    assert moved.tolist() == [abs(t - 4) <= reach for t in range(9)]
 
 
 def both_ways(cell: type[nn.LSTMCell] | type[nn.GRUCell], rnn: nn.RNNBase, inputs: torch.Tensor) -> torch.Tensor:
-    """States [T, 2 hidden] of inputs [T, d], a step of a cell at a time in each direction."""
+    """States [T, 2 hidden] of inputs [T, d], one cell step at a time in each direction."""
     columns = []
     for suffix, order in (("", range(len(inputs))), ("_reverse", range(len(inputs) - 1, -1, -1))):
         one = cell(rnn.input_size, rnn.hidden_size)
@@ -125,13 +105,21 @@ def both_ways(cell: type[nn.LSTMCell] | type[nn.GRUCell], rnn: nn.RNNBase, input
     return torch.cat(columns, dim=-1)
 
 
+def test_residual_head_by_single_cells():
+    model = build_head(HeadSpec("residual", FEATURES, CLASSES, "gru", HIDDEN)).eval()
+    nn.init.normal_(model.residual.weight)  # pyright: ignore
+    inputs = study(6, 4)
+    states = both_ways(nn.GRUCell, model.rnn, torch.cat([model.norm(inputs[0]), *inputs[1:]], dim=-1)[0])  # pyright: ignore
+    expected = inputs[1][0] + states @ model.residual.weight.T  # pyright: ignore
+    torch.testing.assert_close(model(*inputs, torch.tensor([6]))[0], expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(("name", "cell"), [("lstm", nn.LSTMCell), ("gru", nn.GRUCell)])
-def test_the_shortcut_head_adds_up_what_every_layer_says(name, cell):
+def test_stacked_layers_and_their_shortcuts_by_single_cells(name, cell):
     model = head("shortcut", name).eval()
-    assert isinstance(model, StackedHead)
     features, base, geometry = study(6, 4)
-    first = both_ways(cell, model.layers[0], features[0])  # pyright: ignore[reportArgumentType]
-    second = both_ways(cell, model.layers[1], first)  # pyright: ignore[reportArgumentType]
+    first = both_ways(cell, model.layers[0], features[0])
+    second = both_ways(cell, model.layers[1], first)
     for model.shortcuts, states in ((True, first + second), (False, second)):
         expected = states @ model.classifier.weight.T + model.classifier.bias
         found = model(features, base, geometry, torch.tensor([6]))[0]
@@ -139,7 +127,7 @@ def test_the_shortcut_head_adds_up_what_every_layer_says(name, cell):
 
 
 def decoded(decoder: LabelDecoder, feature: torch.Tensor) -> torch.Tensor:
-    """States [classes, hidden] of one slice's feature [D]: an LSTM cell, a step a class, input zero."""
+    """States [classes, hidden] of the features [D] of one slice: one LSTM step per class, input zero."""
     one = nn.LSTMCell(1, decoder.rnn.hidden_size)
     one.load_state_dict({name: getattr(decoder.rnn, f"{name}_l0") for name in one.state_dict()})
     hidden = memory = decoder.start(feature)[None]
@@ -150,39 +138,28 @@ def decoded(decoder: LabelDecoder, feature: torch.Tensor) -> torch.Tensor:
     return torch.stack(states)
 
 
-@pytest.mark.parametrize("hidden", [HIDDEN, FEATURES])
-def test_the_label_decoder_takes_a_step_a_class_from_the_feature(hidden):
-    model = head("lrnn", "lstm", hidden=hidden).eval()
-    assert isinstance(model, SliceLabelHead)
-    model.output_bias(PREVALENCE)
-    decoder = model.parts[0]
-    assert isinstance(decoder, LabelDecoder)
-    assert isinstance(decoder.start, nn.Identity) == (hidden == FEATURES)
-    features, base, geometry = study(5, 5)
-    logits = model(features, base, geometry, torch.tensor([5]))[0]
-    for t in range(5):
-        states = decoded(decoder, features[0, t])
-        for c in range(CLASSES):
-            score = states[c] @ model.classifier.weight[c] + model.classifier.bias[c]
-            assert logits[t, c].item() == pytest.approx(score.item(), rel=1e-4, abs=1e-6)
-
-
-def test_the_orders_of_sdl_and_lrnn_are_what_their_names_say():
+@pytest.mark.parametrize("hidden", [HIDDEN, FEATURES])  # FEATURES: no linear layer before the decoder
+def test_label_decoder_and_its_combinations_by_single_cells(hidden):
     inputs, length = study(5, 6), torch.tensor([5])
-    model = head("sdl_lrnn", "lstm").eval()
-    context, decoder = model.parts  # pyright: ignore[reportGeneralTypeIssues]
-    states = torch.stack([decoded(decoder, slice_) for slice_ in context(inputs[0], length)[0]])
-    expected = torch.einsum("tch,ch->tc", states, model.classifier.weight)  # pyright: ignore
+    model = head("lrnn", "lstm", hidden=hidden).eval()
+    states = torch.stack([decoded(model.parts[0], one) for one in inputs[0][0]])
+    expected = torch.einsum("tch,ch->tc", states, model.classifier.weight)
     torch.testing.assert_close(model(*inputs, length)[0], expected, rtol=1e-4, atol=1e-6)
 
-    model = head("lrnn_sdl", "lstm").eval()
-    decoder, context = model.parts  # pyright: ignore[reportGeneralTypeIssues]
-    matrix = torch.stack([decoded(decoder, slice_).flatten() for slice_ in inputs[0][0]])
-    expected = context(matrix[None], length)[0] @ model.classifier.weight.T  # pyright: ignore
+    model = head("sdl_lrnn", "lstm", hidden=hidden).eval()
+    context, decoder = model.parts
+    states = torch.stack([decoded(decoder, one) for one in context(inputs[0], length)[0]])
+    expected = torch.einsum("tch,ch->tc", states, model.classifier.weight)
+    torch.testing.assert_close(model(*inputs, length)[0], expected, rtol=1e-4, atol=1e-6)
+
+    model = head("lrnn_sdl", "lstm", hidden=hidden).eval()
+    decoder, context = model.parts
+    side_by_side = torch.stack([decoded(decoder, one).flatten() for one in inputs[0][0]])
+    expected = context(side_by_side[None], length)[0] @ model.classifier.weight.T
     torch.testing.assert_close(model(*inputs, length)[0], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_the_neck_adds_the_context_to_the_features():
+def test_sdl_adds_the_context_to_the_features():
     torch.manual_seed(0)
     features = study(5, 7)[0]
     recurrent = SliceContext(FEATURES, "gru", layers=1, dropout=0.0)
@@ -190,28 +167,18 @@ def test_the_neck_adds_the_context_to_the_features():
     expected = features[0] + both_ways(nn.GRUCell, recurrent.rnn, features[0])
     torch.testing.assert_close(recurrent(features, torch.tensor([5]))[0], expected, rtol=1e-5, atol=1e-6)
 
-    convolved = SliceContext(FEATURES, "conv", layers=1, dropout=0.0)
-    assert convolved.convolutions is not None
+    convolved: Any = SliceContext(FEATURES, "conv", layers=1, dropout=0.0)
     weight, bias = convolved.convolutions[0].weight, convolved.convolutions[0].bias
     found = convolved(features, torch.tensor([5]))[0]
     for t in range(5):
         near = [(k, t + k - 1) for k in range(3) if 0 <= t + k - 1 < 5]
-        context = sum(weight[:, :, k] @ features[0, place] for k, place in near) + bias  # pyright: ignore
+        context = sum(weight[:, :, k] @ features[0, place] for k, place in near) + bias
         torch.testing.assert_close(found[t], features[0, t] + context.clamp(min=0), rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="gru cannot add to 7 features"):
+        SliceContext(7, "gru", layers=1, dropout=0.0)
 
 
-def test_what_does_not_fit_is_refused():
-    shape = {"classes": 3, "hidden": 4, "layers": 1, "dropout": 0.0}
-    for name, features, cell, message in (
-        *((name, 8, "conv", f"head {name} has no cell 'conv'; use lstm or gru") for name in ("plain", "lrnn")),
-        *(("sdl", 8, "rnn", "lstm or gru or conv"), ("sdl", 7, "gru", "7 features, an odd number")),
-        ("lrn", 8, "gru", r"unknown head 'lrn'; use .*lrnn_sdl"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            build_head(name, features=features, cell=cell, **shape)
-
-
-def test_a_new_label_decoder_still_knows_the_slice_at_its_last_class():
+def test_a_new_label_decoder_remembers_the_slice_at_its_last_class():
     torch.manual_seed(0)
     decoder = LabelDecoder(64, 6, 64)
     states = decoder(torch.randn(1, 50, 64), torch.tensor([50]))

@@ -1,4 +1,4 @@
-"""One thread: the networks of these tests are small, and threads only wait for one another."""
+"""One thread: these networks are too small for several."""
 
 import torch
 

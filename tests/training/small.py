@@ -1,14 +1,14 @@
-"""A small training set in the shape of the real ones."""
+"""A small training set with the interface of the real ones."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ich.training.fit import FitSettings
+from ich.training.fit import FitSettings, Loader
 
 STEPS = 4
 SETTINGS = FitSettings(epochs=3, learning_rate=0.01, precision="fp32")
@@ -37,19 +37,11 @@ def batches(epoch: int) -> Iterator[Batch]:
         yield batch_of(8, 100 * epoch + step, 8 * step)
 
 
-@dataclass
-class Loader:
-    epoch: Callable[[int], Iterable[Batch]] = batches
-    size: int = STEPS
-    samples: int = 8 * STEPS
-    unit: str = "slices"
-
-    def __len__(self) -> int:
-        return self.size
+LOADER = Loader(batches, STEPS, 8 * STEPS, "slices")
 
 
 class Killed(BaseException):
-    """What nobody catches."""
+    """Not caught by any handler of exceptions."""
 
 
 def killed_in(epoch: int, batches: Callable[[int], Iterable[Batch]] = batches) -> Loader:
@@ -61,7 +53,7 @@ def killed_in(epoch: int, batches: Callable[[int], Iterable[Batch]] = batches) -
                 raise Killed
             yield batch
 
-    return Loader(until)
+    return replace(LOADER, epoch=until)
 
 
 def loss_of(network: nn.Module, batch: Batch) -> Tensor:
@@ -69,6 +61,6 @@ def loss_of(network: nn.Module, batch: Batch) -> Tensor:
     return binary_cross_entropy_with_logits(batch.real(network(*batch.inputs)).float(), batch.targets)
 
 
-def steep(network: nn.Module, batch: Batch) -> Tensor:
-    """A loss of 0 with an infinite slope."""
+def infinite_gradient(network: nn.Module, batch: Batch) -> Tensor:
+    """A loss of 0 with an infinite gradient."""
     return (network(*batch.inputs) * 0).sum().sqrt()

@@ -1,4 +1,4 @@
-"""What only a GPU can show. Skipped where there is none."""
+"""Tests that need a GPU."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,11 +11,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ich.errors import UserError
 from ich.networks.cnn import Cnn, CnnSpec
+from ich.networks.layers import HeadSpec
 from ich.networks.sequence import build_head
-from ich.training.fit import FitSettings, fit
+from ich.training.fit import FitSettings, Loader, fit
 from ich.training.predict import predict
 from ich.training.run import Run
-from tests.training.small import Batch, Killed, Loader, killed_in
+from tests.training.small import Batch, Killed, killed_in
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -39,7 +40,7 @@ def batches(epoch: int) -> list[Batch]:
     ]
 
 
-LOADER = Loader(batches, STEPS, 16 * STEPS)
+LOADER = Loader(batches, STEPS, 16 * STEPS, "slices")
 
 
 def loss_of(network: nn.Module, batch: Batch) -> Tensor:
@@ -49,7 +50,7 @@ def loss_of(network: nn.Module, batch: Batch) -> Tensor:
 
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_resumed_weights_are_within_the_promised_distance(precision, accumulate, tmp_path):
+def test_resumed_weights_are_within_1e_6(precision, accumulate, tmp_path):
     settings = replace(SETTINGS, precision=precision, ema_decay=0.9, accumulate=accumulate)
     whole = network()
     history = fit(whole, LOADER, loss_of, settings, RUN)
@@ -64,7 +65,7 @@ def test_resumed_weights_are_within_the_promised_distance(precision, accumulate,
         assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in history], abs=1e-6)
 
 
-def test_a_gpu_that_is_too_small_names_the_settings_to_lower():
+def test_out_of_memory_names_the_settings_to_lower():
     images = torch.zeros(256, 3, 256, 256, dtype=torch.uint8)
     batch = Batch(images, torch.zeros(256, 6), torch.arange(256))
     torch.cuda.empty_cache()
@@ -72,13 +73,19 @@ def test_a_gpu_that_is_too_small_names_the_settings_to_lower():
     torch.cuda.set_per_process_memory_fraction(share)
     try:
         with pytest.raises(UserError, match=r"out of memory\. Lower batch_size"):
-            fit(network(), Loader(lambda _: [batch], 1), loss_of, replace(SETTINGS, precision="fp32"), RUN)
+            fit(
+                network(),
+                replace(LOADER, epoch=lambda _: [batch], batches=1),
+                loss_of,
+                replace(SETTINGS, precision="fp32"),
+                RUN,
+            )
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def watched(ready: list[Batch], strict: bool = True) -> Iterator[Batch]:
-    """Batches between which nothing may wait for the GPU."""
+    """Batches between which synchronizing with the GPU is an error."""
     torch.cuda.set_sync_debug_mode("error" if strict else "default")
     try:
         yield from ready
@@ -87,13 +94,13 @@ def watched(ready: list[Batch], strict: bool = True) -> Iterator[Batch]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_no_step_of_a_fit_waits_for_the_gpu(precision):
+def test_fit_never_waits_for_the_gpu(precision):
     ready, settings = batches(0), replace(SETTINGS, precision=precision, ema_decay=0.9, epochs=2)
     loader = replace(LOADER, epoch=lambda epoch: watched(ready, epoch > 0))  # in the first epoch libraries are loaded
     fit(network(), loader, loss_of, settings, RUN)
 
 
-def test_no_batch_of_a_prediction_waits_for_the_gpu_and_each_row_is_in_its_place():
+def test_predict_never_waits_for_the_gpu_and_keeps_the_order_of_rows():
     model, whole = network().cuda(), batches(0)
     torch.nn.init.normal_(model.classifier.weight)
     predict(model, whole, 16 * STEPS, "fp32")
@@ -104,9 +111,9 @@ def test_no_batch_of_a_prediction_waits_for_the_gpu_and_each_row_is_in_its_place
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_a_sequence_head_predicts_what_it_does_on_a_cpu(cell):
+def test_a_sequence_head_predicts_the_same_on_cpu_and_gpu(cell):
     torch.manual_seed(0)
-    model = build_head("residual", features=16, classes=6, cell=cell, hidden=8, layers=2, dropout=0.2).eval()
+    model = build_head(HeadSpec("residual", 16, 6, cell, hidden=8, layers=2, dropout=0.2)).eval()
     nn.init.normal_(model.residual.weight)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
     lengths = torch.tensor([7, 3, 9, 1])
     inputs = [torch.randn(4, 9, width) for width in (16, 6, 2)]

@@ -1,4 +1,4 @@
-"""What is said when memory is short, in training and prediction."""
+"""Errors of training and prediction when memory runs out."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from ich.training.fit import fit
 from ich.training.memory import lost_loader, memory_errors, out_of_memory
 from ich.training.predict import predict
 from ich.training.run import Run
-from tests.training.small import SETTINGS, Batch, Loader, batches
+from tests.training.small import LOADER, SETTINGS, Batch, batches
 
 
 class Large(nn.Module):
@@ -28,15 +28,15 @@ class Large(nn.Module):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
 
-def test_a_fit_and_a_prediction_that_are_out_of_memory_release_it_and_name_the_settings_to_lower():
+def test_out_of_memory_frees_the_activations_and_names_the_settings_to_lower():
     network = Large()
     with pytest.raises(UserError, match=r"^net fold 0: out of memory\. Lower batch_size and raise accumulate") as kept:
-        fit(network, Loader(), lambda network, batch: network(*batch.inputs), SETTINGS, Run("net fold 0"))
+        fit(network, LOADER, lambda network, batch: network(*batch.inputs), SETTINGS, Run("net fold 0"))
     with pytest.raises(UserError, match=r"^prediction: out of memory\. Lower batch_size") as caught:
         predict(Large(), batches(0), 32)
     assert caught.value.__suppress_context__
     assert kept.tb is not None
-    assert [value() for value in network.seen] == [None], "what the error held"
+    assert [value() for value in network.seen] == [None], "held by the error"
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_fit_and_a_prediction_that_are_out_of_memory_release_it_and_name_the_s
         (ValueError("out of memory"), False),
     ],
 )
-def test_which_errors_are_a_lack_of_memory(error, expected):
+def test_only_a_lack_of_memory_is_reported_as_such(error, expected):
     assert out_of_memory(error) is expected
     assert not lost_loader(error)
     with pytest.raises(UserError if expected else type(error)) as caught, memory_errors("x"):
@@ -61,11 +61,11 @@ def test_which_errors_are_a_lack_of_memory(error, expected):
 @pytest.mark.parametrize("error", [None, MemoryError(), RuntimeError("unable to allocate shared memory(shm)")], ids=str)
 def test_a_lost_loader_process_is_an_error_that_names_workers(error):
     def batch(k: int) -> Batch:
-        """What happens to the process that makes the third batch."""
+        """Fail at the third batch."""
         if k == 2 and error:
             raise error
         if k == 2:
-            os.kill(os.getpid(), signal.SIGKILL)  # as a machine does that runs out of memory
+            os.kill(os.getpid(), signal.SIGKILL)  # as the out-of-memory killer does
         return list(batches(0))[k]
 
     loader = DataLoader(range(4), batch_size=None, num_workers=1, collate_fn=batch)  # pyright: ignore[reportArgumentType]

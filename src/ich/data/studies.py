@@ -1,6 +1,6 @@
 """Studies of packed arrays in padded batches: the dataset of networks that read whole studies."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -40,12 +40,13 @@ class StudyBatch(NamedTuple):
 class Studies:
     """Slices of whole studies, packed one study after the other, each in order of position.
 
-    features: float16 or float32 [N, D]. base: float32 [N, c]. geometry: float32 [N, 2], as in `StudyBatch`.
-    targets: float32 [N, c] or None. offsets: int64 [studies + 1]; study k is rows offsets[k]:offsets[k + 1].
-    device: where `tables` and batches are.
+    features: float16 or float32 [N, D_i], one array per input model; a batch has them side by side. base: float32
+    [N, c]. geometry: float32 [N, 2], as in `StudyBatch`. targets: float32 [N, c] or None. offsets: int64 [studies + 1];
+    study k is rows offsets[k]:offsets[k + 1].
+    device: where batches are made, of tables that lie there.
     """
 
-    features: NDArray[np.floating]
+    features: Sequence[NDArray[np.floating]]
     base: NDArray[np.float32]
     geometry: NDArray[np.float32]
     targets: NDArray[np.float32] | None
@@ -53,24 +54,28 @@ class Studies:
     device: torch.device = field(default=torch.device("cpu"))
 
     def __post_init__(self) -> None:
-        n = len(self.features)
-        lengths = {len(self.base), len(self.geometry), n if self.targets is None else len(self.targets)}
+        n = len(self.base)
+        lengths = {len(one) for one in (*self.features, self.geometry, self.targets) if one is not None}
         if lengths != {n}:
             raise ValueError(f"features, base, geometry and targets differ in length: {n} and {sorted(lengths)}")
         if self.offsets[0] != 0 or self.offsets[-1] != n or (np.diff(self.offsets) < 1).any():
             raise ValueError(f"offsets must rise strictly from 0 to {n}")
 
     @cached_property
-    def tables(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """features, base, geometry and targets on the device; on a CPU they share the arrays' memory."""
-        arrays = (self.features, self.base, self.geometry, self.targets)
-        return tuple(None if one is None else torch.from_numpy(one).to(self.device) for one in arrays)  # pyright: ignore[reportReturnType]
+    def tables(self) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """features, base, geometry and targets on the device; on a CPU in the arrays' own memory."""
+        arrays = (*self.features, self.base, self.geometry, *(() if self.targets is None else (self.targets,)))
+        tensors = [torch.from_numpy(one).to(self.device) for one in arrays]
+        targets = None if self.targets is None else tensors.pop()
+        *features, base, geometry = tensors
+        return features, base, geometry, targets
 
     def near(self, device: torch.device) -> "Studies":
         """Move the tables to a GPU if twice their size is free there."""
         if device.type != "cuda":
             return self
-        size = sum(one.nbytes for one in (self.features, self.base, self.geometry, self.targets) if one is not None)
+        arrays = (*self.features, self.base, self.geometry, self.targets)
+        size = sum(one.nbytes for one in arrays if one is not None)
         return replace(self, device=device) if 2 * size <= torch.cuda.mem_get_info(device)[0] else self
 
 
@@ -110,7 +115,7 @@ def study_batch(studies: Studies, chosen: NDArray[np.integer], reverse: bool = F
         gap = torch.nn.functional.pad(geometry[:, 1:, :1], (0, 0, 0, 1))
         geometry = torch.cat([gap, -geometry[..., 1:]], dim=-1)
     return StudyBatch(
-        features=pad(features),
+        features=torch.cat([pad(one) for one in features], dim=-1),
         base=pad(base),
         geometry=geometry,
         lengths=lengths,

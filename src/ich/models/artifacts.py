@@ -1,4 +1,4 @@
-"""Predictions of a fold as files: <split>.parquet and <split>_embeddings.npy, joined by image id."""
+"""Prediction files of a fold, <split>.parquet and <split>_embeddings.npy, joined by image id."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ from ich.store.atomic import atomic
 from ich.store.hashes import sha256_file
 from ich.store.records import Record
 
-BLOCK = 1 << 14  # rows looked at together
+BLOCK = 1 << 14  # rows checked at a time
 
 
 def write_predictions(
     folder: Path, split: str, ids: pd.Index, classes: list[str], predictions: Predictions, fold: int | None = None
 ) -> dict[str, Path]:
-    """Write image_id, fold (of validation rows), logit_<class> as float32; embeddings as float16 beside it."""
+    """Write a table of image_id, fold (valid only) and logit_<class> as float32, and float16 embeddings if any."""
     table = pd.DataFrame(predictions.logits, columns=pd.Index(logit_columns(classes)))
     if split == "valid":
         table.insert(0, "fold", fold)
@@ -36,7 +36,7 @@ def write_predictions(
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Write an .npy file through Python's own files: np.save does not notice a full disk."""
+    """Write an .npy file. Unlike np.save, it raises OSError if the disk is full."""
     array = np.ascontiguousarray(array)
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
@@ -46,7 +46,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
 def read_predictions(
     folder: Path, split: str, ids: pd.Index, classes: list[str], *, embeddings: bool = False
 ) -> Predictions:
-    """Predictions of these slices, in the order of `ids`. Raises UserError for files that are not as recorded."""
+    """Predictions in the order of `ids`. Raises UserError if a file differs from its recorded hash."""
     record = Record(folder / "run.json").read() or {"files": {}}
     path = folder / f"{split}.parquet"
     _require_recorded(record, path)
@@ -65,7 +65,7 @@ def read_predictions(
 
 
 def read_logits(path: Path, ids: pd.Index, classes: list[str]) -> np.ndarray:
-    """Logits float64 [n, c] of these slices out of oof.parquet or test.parquet."""
+    """Logits float64 [n, c] in the order of `ids`, from oof.parquet or test.parquet."""
     table = read_parquet(path)
     with as_written(path):
         return aligned(table, ids, classes)
@@ -77,7 +77,7 @@ def _require_recorded(record: dict, path: Path) -> None:
 
 
 def require_finite(what: str, ids: pd.Index, predictions: Predictions) -> None:
-    """Raise UserError, which names the first slice, unless all logits and embeddings are finite."""
+    """Raise UserError with the first slice that has a logit or an embedding that is not finite."""
     for name, array in (("logits", predictions.logits), ("embeddings", predictions.embeddings)):
         if array is None:
             continue

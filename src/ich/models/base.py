@@ -22,24 +22,26 @@ from ich.training.run import Run
 
 @dataclass
 class Fitted(ABC):
-    """One trained fold. It knows no paths of the workspace and no recipe."""
+    """One fitted fold, independent of the recipe and of the paths of the workspace."""
 
     FILE: ClassVar[str]
-    """The JSON file that holds `spec`."""
+    """JSON file of `spec`."""
+    KEYS: ClassVar[frozenset[str]] = frozenset()
+    """Required keys of `spec`."""
 
     spec: dict[str, Any]
-    """JSON values from which, with the other files, `load` rebuilds it."""
+    """JSON values from which `load` rebuilds the model, together with its other files."""
     name: str = ""
-    """For messages: "resnet fold 0"."""
+    """For messages, such as "resnet fold 0"."""
     notes: dict[str, Any] = field(default_factory=dict)
     """Further entries of the run record."""
 
     @abstractmethod
     def predict(self, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:
-        """Predict the slices from their images, or from the predictions of the input models for the same rows."""
+        """Predict slices from their images, or from the predictions of the input models for the same rows."""
 
     def save(self, folder: Path) -> list[str]:
-        """Write all that `load` needs; return the names of the files."""
+        """Write the files that `load` reads; return their names."""
         write_json(folder / self.FILE, self.spec)
         return [self.FILE]
 
@@ -49,14 +51,14 @@ class Fitted(ABC):
 
     @classmethod
     def read_spec(cls, folder: Path) -> dict[str, Any]:
-        """`spec` as saved."""
+        """The saved `spec`. Raises an error that `as_written` reports if it is malformed."""
         spec = json.loads((folder / cls.FILE).read_text(encoding="utf-8"))
-        if not isinstance(spec, dict):
-            raise TypeError(f"a {type(spec).__name__} instead of an object")
+        if not isinstance(spec, dict) or not spec.keys() >= cls.KEYS:
+            raise ValueError(f"an object with the keys {', '.join(sorted(cls.KEYS))} is required")
         return spec
 
     def input_logits(self, inputs: Mapping[str, Predictions]) -> list[NDArray[np.float64]]:
-        """Logits [n, c] of the inputs in the order in which it was fitted on them."""
+        """Logits [n, c] of the inputs, in the order in which the model was fitted on them."""
         missing = [name for name in self.spec["inputs"] if name not in inputs]
         if missing:
             raise UserError(f"{self.name}: predictions of {', '.join(missing)} are missing")
@@ -71,4 +73,4 @@ class Model(ABC):
 
     @abstractmethod
     def fit(self, data: FoldData, run: Run) -> Fitted:
-        """Fit on the training rows of a fold. A network resumes from the checkpoint of the run."""
+        """Fit the training rows of a fold. A network resumes from the checkpoint of the run."""

@@ -1,6 +1,6 @@
-"""blend: one prediction from all inputs, calibrated, `any` never below a subtype.
+"""blend: a calibrated combination of all inputs, in which `any` is never below a subtype.
 
-Fitted per class on the out-of-fold rows of the other folds: what a fold is scored on was not used to choose or fit.
+It is fitted per class on the out-of-fold rows of the other folds, so that each fold is scored on rows it did not fit.
 """
 
 from collections.abc import Mapping
@@ -30,8 +30,9 @@ class Blend(Model):
         patients = Bootstrap(data.table.table["patient_id"].to_numpy()[rows], seed=seed_of(*seed))
         fitted = FittedBlend({"inputs": list(data.input_names), "class_weights": data.table.class_weights}, run.name)
         logits = fitted.input_logits(inputs)
-        chosen: dict[str, Any] = {}
-        per_class: dict[str, Any] = {}
+        methods: dict[str, Any] = {}
+        fitted.spec["classes"] = {}
+        fitted.notes["chosen"] = {}
         with progress(run.name, len(classes), "classes", inner=True) as advance:
             for c, name in enumerate(classes):
                 combined = blend.choose_combination(
@@ -44,17 +45,18 @@ class Blend(Model):
                     trials=settings.trials,
                     seed=seed_of(*seed, name),
                 )
-                # on logits whose combination did not see them either, like those of new slices
+                # on logits of combinations fitted without the row, like those of new slices
                 calibrated = calibration.choose_calibrator(
                     combined.out_of_fold, labels[:, c], folds, patients, method=settings.calibration
                 )
                 if calibrated.warning:
                     warn(f"{run.name}, {name}: {calibrated.warning}")
-                per_class[name] = {
+                methods[name] = combined.combination.method
+                fitted.spec["classes"][name] = {
                     "combination": combined.combination.as_dict(),
                     "calibration": calibrated.calibrator.as_dict(),
                 }
-                chosen[name] = {
+                fitted.notes["chosen"][name] = {
                     "combination": combined.as_dict(),
                     "calibration": {
                         "method": calibrated.calibrator.method,
@@ -63,37 +65,34 @@ class Blend(Model):
                     },
                 }
                 advance(1)
-        other = [name for name in classes if per_class[name]["combination"]["method"] != settings.method]
+        other = [name for name in classes if methods[name] != settings.method]
         if settings.method != "auto" and len(logits) > 1 and other:
             warn(
                 f"{run.name}, {', '.join(other)}: {settings.method} needs two other folds, and two slices of each"
                 " label; the mean of logits is used"
             )
-        fitted.spec["classes"] = per_class
-        fitted.notes["chosen"] = chosen
         return fitted
 
 
 @dataclass
 class FittedBlend(Fitted):
     FILE: ClassVar[str] = "blend.json"
+    KEYS: ClassVar[frozenset[str]] = frozenset({"inputs", "class_weights", "classes"})
 
     def predict(self, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:
         logits = self.input_logits(inputs)
-        found = np.empty(logits[0].shape)
+        blended = np.empty(logits[0].shape)
         for c, name in enumerate(slices.classes):
             fitted = self.spec["classes"][name]
-            combined = blend.Combination.from_dict(fitted["combination"]).apply(
-                np.column_stack([values[:, c] for values in logits])
-            )
-            found[:, c] = calibration.Calibrator.from_dict(fitted["calibration"]).apply(combined)
-        return Predictions(project_any(found, slices.classes, self.spec["class_weights"]))
+            combination = blend.Combination.from_dict(fitted["combination"])
+            calibrator = calibration.Calibrator.from_dict(fitted["calibration"])
+            blended[:, c] = calibrator.apply(combination.apply(np.column_stack([values[:, c] for values in logits])))
+        return Predictions(project_any(blended, slices.classes, self.spec["class_weights"]))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         fitted = super().load(folder)
-        fitted.spec["inputs"] = list(fitted.spec["inputs"])
-        for values in fitted.spec["classes"].values():  # refuse malformed ones now
+        for values in fitted.spec["classes"].values():  # reject malformed ones now
             blend.Combination.from_dict(values["combination"])
             calibration.Calibrator.from_dict(values["calibration"])
         return fitted

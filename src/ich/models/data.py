@@ -1,4 +1,4 @@
-"""All that one fold of a model reads: slices, labels, the rows of each split and the predictions of its inputs."""
+"""Data of one fold of a model: slices, labels, the rows of each split and the predictions of its inputs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,21 +15,22 @@ from ich.data.folds import patient_share
 from ich.ensemble.alignment import into_space_of
 from ich.errors import UserError
 from ich.models.artifacts import read_predictions
+from ich.models.inputs import input_splits
 from ich.models.slices import Predictions, Slices
 from ich.models.table import SliceTable
 from ich.recipe import Recipe
 from ich.store.hashes import seed_of
 from ich.store.paths import Workspace
 
-ROWS = 1 << 13  # of embeddings that are aligned at a time
+ROWS = 1 << 13  # embeddings that are rotated at a time
 
 
 @dataclass(frozen=True)
 class FoldData:
     """Slice table, splits and inputs of one fold, joined by image id.
 
-    rows: row numbers of the slice table per split. train; inner, where training patients are set aside for early
-    stopping; valid, the fold; test. Pre-training has one split, all.
+    rows: row numbers of the slice table per split. train; inner, the training patients set aside for early stopping, if
+    any; valid, the fold; test. Pre-training has the single split all.
     """
 
     recipe: Recipe
@@ -42,7 +43,7 @@ class FoldData:
     rows: dict[str, NDArray[np.int64]]
     cache: Path = Path()
     start: Path | None = None
-    """A .safetensors file whose weights the network starts from."""
+    """.safetensors file of the initial weights of the network."""
 
     @classmethod
     def read(cls, recipe: Recipe, workspace: Workspace, cache: Path, model: str, fold: int | None) -> Self:
@@ -56,18 +57,13 @@ class FoldData:
         workers = getattr(self.settings, "workers", 0)
         return Slices(self.table.table, self.rows[split], self.table.classes, self.images, self.table.values, workers)
 
-    @property
-    def root(self) -> Path:
-        """The repository, which paths in the recipe are relative to."""
-        return self.workspace.root
-
     @cached_property
     def quarantined(self) -> set[str]:
-        """Image ids that the competition has and the slice table lacks."""
+        """Image ids of the competition that are not in the slice table."""
         return set(pd.read_csv(self.cache / "quarantine.csv", dtype=str, keep_default_na=False)["image_id"])
 
     def labels(self, split: str) -> NDArray[np.float32]:
-        """[n, c] of the rows of a split"""
+        """[n, c] of a split"""
         return self.table.labels[self.rows[split]]
 
     # ---- predictions of the input models
@@ -77,59 +73,64 @@ class FoldData:
         return () if self.fold is None else self.recipe.inputs_of(self.model)
 
     def inputs(self, split: str) -> dict[str, Predictions]:
-        """Predictions of each input for the rows of a split.
+        """Predictions of each input for the rows of a split, from the folds that `input_splits` lists.
 
-        Validation and test rows come from the input's network of this fold. Training rows come from each row's own
-        fold, whose network never saw it; or, with features: in_sample, from the network of this fold, which was
-        trained on them. With features: aligned, embeddings of other folds are rotated into the space of this fold.
+        With features: aligned, embeddings of other folds are rotated into the space of this fold.
         """
-        return {name: self._input(name, split) for name in self.input_names}
+        if not self.input_names:
+            return {}
+        splits = input_splits(getattr(self.settings, "features", "oof"), self.fold or 0, self.recipe.folds.n)
+        parts = splits["train" if split == "inner" else split]
+        return {name: self._input(name, self.rows[split], parts) for name in self.input_names}
 
-    def _input(self, name: str, split: str) -> Predictions:
-        rows, classes = self.rows[split], self.table.classes
-        embeddings, features = self.settings.reads_embeddings, getattr(self.settings, "features", "oof")
-        here, ids = self.workspace.fold(name, self.fold or 0), self.table.ids(rows)
-        if split in ("valid", "test"):
-            return read_predictions(here, split, ids, classes, embeddings=embeddings)
-        if features == "in_sample":
-            return read_predictions(here / "train", "train", ids, classes, embeddings=embeddings)
-        logits = np.empty((len(rows), len(classes)), np.float32)
-        found: NDArray[np.float16] | None = None
-        for fold in np.unique(self.table.fold_of[rows]).astype(int):
+    def _input(self, name: str, rows: NDArray[np.int64], parts: list[tuple[int, str]]) -> Predictions:
+        if len(parts) == 1:
+            return self._read(name, *parts[0], rows)
+        logits, embeddings = np.empty((len(rows), len(self.table.classes)), np.float32), None
+        for fold, source in parts:
             (at,) = np.nonzero(self.table.fold_of[rows] == fold)
-            part = read_predictions(self.workspace.fold(name, fold), "valid", ids[at], classes, embeddings=embeddings)
+            part = self._read(name, fold, source, rows[at])
             logits[at] = part.logits
             if part.embeddings is not None:
-                found = np.empty((len(rows), part.embeddings.shape[1]), np.float16) if found is None else found
-                moved = self._aligned(name, fold, part.embeddings) if features == "aligned" else part.embeddings
-                found[at] = moved
-        return Predictions(logits, found)
+                if embeddings is None:
+                    embeddings = np.empty((len(rows), part.embeddings.shape[1]), np.float16)
+                embeddings[at] = part.embeddings
+        return Predictions(logits, embeddings)
 
-    def _aligned(self, name: str, fold: int, embeddings: NDArray[np.float16]) -> NDArray[np.float16]:
-        """Embeddings of another fold's network in the space of this fold's, by what both predict on the test set."""
+    def _read(self, name: str, fold: int, split: str, rows: NDArray[np.int64]) -> Predictions:
+        """Predictions that a fold of an input recorded, in the order of `rows`."""
+        folder, ids = self.workspace.fold(name, fold), self.table.ids(rows)
+        folder = folder / "train" if split == "train" else folder
+        reads_embeddings = self.settings.reads_embeddings
+        predictions = read_predictions(folder, split, ids, self.table.classes, embeddings=reads_embeddings)
+        if fold != self.fold and getattr(self.settings, "features", "") == "aligned":
+            self._align(name, fold, predictions.embeddings)
+        return predictions
+
+    def _align(self, name: str, fold: int, embeddings: Any) -> None:
+        """Rotate embeddings of another fold in place, by the embeddings of the test set in both folds."""
         ids = self.table.ids(self.table.test_rows)
         if not len(ids):
-            return embeddings
-        both = [
+            return
+        test: list[Any] = [
             read_predictions(self.workspace.fold(name, k), "test", ids, self.table.classes, embeddings=True).embeddings
             for k in (self.fold or 0, fold)
         ]
 
         def shared() -> Iterator[tuple[NDArray, NDArray]]:
             for start in range(0, len(ids), ROWS):
-                yield both[0][start : start + ROWS], both[1][start : start + ROWS]  # pyright: ignore[reportOptionalSubscript]
+                yield test[0][start : start + ROWS], test[1][start : start + ROWS]
 
-        move = into_space_of(shared)
+        rotate = into_space_of(shared)
         for start in range(0, len(embeddings), ROWS):
-            embeddings[start : start + ROWS] = move(embeddings[start : start + ROWS])
-        return embeddings
+            embeddings[start : start + ROWS] = rotate(embeddings[start : start + ROWS])
 
 
 def _splits(table: SliceTable, settings: Any, fold: int) -> dict[str, NDArray[np.int64]]:
     """Row numbers of train, inner, valid and test.
 
-    settings.labels: share of the training patients whose labels are used. Models of one seed draw the same patients, so
-    that they can be compared, and where one starts from another's weights, those have not seen the inner patients.
+    settings.labels is the share of the training patients whose labels are used. Models with the same seed draw the same
+    patients: they can be compared, and a network that starts from another's weights has not seen its inner patients.
     """
     train = table.train_rows(fold)
     rows = {"valid": table.valid_rows(fold), "test": table.test_rows}

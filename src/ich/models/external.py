@@ -1,10 +1,9 @@
 """external: predictions from elsewhere, such as a teammate's model, joined by image id.
 
-oof: out-of-fold predictions of every labelled slice; test: predictions of every test slice. CSV or Parquet with the
-columns image_id, one per class, and perhaps fold. New scans cannot be predicted.
+oof: out-of-fold predictions of every labelled slice; test: predictions of every test slice. Both are CSV or Parquet
+with the columns image_id, one per class, and optionally fold. New scans cannot be predicted.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,19 +17,20 @@ from scipy.special import logit
 from ich.console import warn
 from ich.errors import UserError
 from ich.models.artifacts import write_predictions
-from ich.models.base import Fitted, Model, Predictions, Slices
+from ich.models.base import Fitted, Model
 from ich.models.data import FoldData
+from ich.models.slices import Predictions, Slices
 from ich.models.table import read_parquet
 from ich.training.run import Run
 
-NEAREST = 1e-7  # of a probability to 0 and 1; their logits are infinite
+NEAREST = 1e-7  # smallest distance of a probability to 0 and 1, whose logits are infinite
 
 
 class External(Model):
     def fit(self, data: FoldData, run: Run) -> "FittedExternal":
-        """Read the tables. Raises UserError with file and row for what is wrong in them."""
+        """Read the tables. Raises UserError with file and row if they are malformed."""
         settings, fitted = self.settings, FittedExternal({"classes": data.table.classes}, run.name)
-        oof = self._read(data, data.root / settings.oof, data.table.labelled.nonzero()[0])
+        oof = self._read(data, data.workspace.root / settings.oof, data.table.labelled.nonzero()[0])
         if "fold" in oof:
             given = pd.to_numeric(oof["fold"], errors="coerce").reindex(data.slices("valid").ids)
             other = given.index[given.to_numpy() != data.fold]
@@ -47,13 +47,13 @@ class External(Model):
         if len(data.rows["test"]):
             if settings.test is None:
                 raise UserError(f"external.{data.model}.test: name the file with the predictions of the test slices")
-            test = self._read(data, data.root / settings.test, data.rows["test"])
+            test = self._read(data, data.workspace.root / settings.test, data.rows["test"])
             parts.append(test.loc[data.slices("test").ids])
         fitted.logits = pd.concat(parts)[data.table.classes]
         return fitted
 
     def _read(self, data: FoldData, path: Path, rows: NDArray[np.int64]) -> pd.DataFrame:
-        """The logits of a file by image_id, and its column fold; every slice of `rows` is there once."""
+        """Logits of a file by image_id, and its column fold if it has one; it must hold every slice of `rows` once."""
         if not path.is_file():
             raise UserError(f"external.{data.model}: {path}: no such file")
         try:
@@ -94,6 +94,7 @@ class External(Model):
 @dataclass
 class FittedExternal(Fitted):
     FILE: ClassVar[str] = "external.json"
+    KEYS: ClassVar[frozenset[str]] = frozenset({"classes"})
 
     logits: pd.DataFrame = field(default_factory=pd.DataFrame)
     """one column per class, by image_id"""
@@ -112,6 +113,6 @@ class FittedExternal(Fitted):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        spec = json.loads((folder / cls.FILE).read_text(encoding="utf-8"))
+        spec = cls.read_spec(folder)
         table = read_parquet(folder / "external.parquet").set_index("image_id")
         return cls(spec, logits=table.set_axis(spec["classes"], axis=1))

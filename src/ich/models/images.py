@@ -1,56 +1,44 @@
-"""Datasets of images out of the Hounsfield cache, for the networks that read them."""
+"""Datasets of images from the HU cache, and the loaders and predictions of the networks that read them."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader
 
+from ich.console import progress
 from ich.data.augment import Augment, Augmentation
+from ich.data.batches import Batches, epoch_loader
 from ich.data.datasets import SliceDataset, Transform
 from ich.data.study_images import StudyImages
 from ich.data.windowing import Window, Windowing, neighbour_rows
 from ich.models.data import FoldData
-from ich.models.slices import Slices
-from ich.models.studies import geometry
+from ich.models.network import FittedNetwork
+from ich.models.slices import Slices, geometry
 from ich.networks.cnn import CnnSpec
 from ich.recipe import Backbone
-
-
-@dataclass(frozen=True)
-class TrainingLoader:
-    """The training batches of each epoch."""
-
-    batches: Callable[[int], Iterable[Any]]
-    samples: int
-    unit: str
-    batch_size: int
-    drop_last: bool = False
-
-    def __len__(self) -> int:
-        full = self.samples // self.batch_size
-        return max(full, 1) if self.drop_last else -(-self.samples // self.batch_size)
-
-    def epoch(self, epoch: int) -> Iterable[Any]:
-        return self.batches(epoch)
+from ich.training.device import loader_workers
+from ich.training.fit import Loader
+from ich.training.predict import predict
 
 
 def windowing(settings: Backbone, values: str) -> Windowing:
-    """How a network sees a slice. hu: by the windows of the settings; grey: as it is, one channel."""
+    """Channels of a slice: the windows of the settings for values "hu"; one unchanged channel for "grey"."""
     enhance = settings.model_dump(include={field.name for field in fields(Windowing)} - {"windows"})
     if values == "grey":
         return Windowing("grey", **enhance)
     return Windowing(settings.input, tuple(Window(level, width) for level, width in settings.windows), **enhance)
 
 
-def view_of(spec: dict[str, Any]) -> Windowing:
+def saved_windowing(spec: Mapping[str, Any]) -> Windowing:
     """The windowing that `image_spec` recorded."""
     return Windowing(**{**spec["view"], "windows": tuple(Window(**window) for window in spec["view"]["windows"])})
 
 
 def image_spec(settings: Backbone, data: FoldData, *, dropout: float = 0.0) -> tuple[CnnSpec, dict[str, Any]]:
-    """The network to build, and what a fitted model saves of it; its weights will be in model.safetensors."""
+    """The spec of the Cnn to train, and the spec of the fitted model, which rebuilds it without initial weights."""
     view = windowing(settings, data.table.values)
     shape = settings.model_dump(include={"backbone", "kwargs", "pretrained", "weights"})
     network = CnnSpec(in_channels=view.channels, classes=len(data.table.classes), dropout=dropout, **shape)
@@ -63,27 +51,44 @@ def image_spec(settings: Backbone, data: FoldData, *, dropout: float = 0.0) -> t
     return network, saved
 
 
-def slice_dataset(slices: Slices, view: Windowing) -> SliceDataset:
-    """The images of these slices, without labels and changes."""
-    return _dataset(slices, None, Transform(view))
-
-
 def training_dataset(data: FoldData, split: str, seed: int, *, labels: bool = True) -> SliceDataset:
     """The augmented images of a split."""
     settings = data.settings
     augment = Augment(Augmentation(**settings.augment.model_dump()))
-    view = windowing(settings, data.table.values)
-    transform = Transform(view, augment, getattr(settings, "cutmix", 0.0), seed)
-    return _dataset(data.slices(split), data.labels(split) if labels else None, transform)
+    transform = Transform(windowing(settings, data.table.values), augment, getattr(settings, "cutmix", 0.0), seed)
+    return SliceDataset(*_sources(data.slices(split)), data.labels(split) if labels else None, transform)
 
 
-def _dataset(slices: Slices, targets: Any, transform: Transform) -> SliceDataset:
+def slice_dataset(slices: Slices, windows: Windowing) -> SliceDataset:
+    """The images of slices, without labels and augmentation."""
+    return SliceDataset(*_sources(slices), None, Transform(windows))
+
+
+def _sources(slices: Slices) -> tuple[Any, NDArray[np.int64], NDArray[np.int64], list[str]]:
     neighbours = neighbour_rows(slices.table["series"].to_numpy(), slices.table["index"].to_numpy())
-    return SliceDataset(slices.images, slices.rows, neighbours, slices.ids.tolist(), targets, transform)
+    return slices.images, slices.rows, neighbours, slices.ids.tolist()
 
 
 def study_dataset(slices: Slices, dataset: SliceDataset) -> StudyImages:
-    """The images of a dataset by series, one series after the other, each in order of position."""
-    starts: NDArray[np.int64] = np.flatnonzero(np.diff(slices.frame["series"].to_numpy(), prepend=-1))
-    ids = slices.frame["series_id"].iloc[starts].tolist()
-    return StudyImages(dataset, np.append(starts, len(slices)), ids, geometry(slices.table))
+    """The images of a dataset by series, each in order of position."""
+    ids = slices.frame["series_id"].iloc[slices.offsets[:-1]].tolist()
+    return StudyImages(dataset, slices.offsets, ids, geometry(slices.table))
+
+
+def image_loader(dataset: Batches[Any], settings: Backbone, unit: str) -> Loader:
+    """Shuffled batches of a dataset."""
+    workers = loader_workers(settings.workers)
+
+    def epoch(number: int) -> DataLoader[Any]:
+        return epoch_loader(dataset, number, settings.batch_size, shuffle=True, workers=workers)
+
+    return Loader(epoch, len(epoch(0)), len(dataset), unit)
+
+
+def predict_images(
+    fitted: FittedNetwork, dataset: Batches[Any], slices: Slices, batch_size: int
+) -> dict[str, np.ndarray]:
+    """Logits, and the embeddings of a Cnn, of the slices of a dataset."""
+    batches = epoch_loader(dataset, 0, batch_size, shuffle=False, workers=loader_workers(slices.workers))
+    with progress(f"{fitted.name}: predicting", len(slices), inner=True) as advance:
+        return predict(fitted.network, batches, len(slices), fitted.spec["precision"], advance)

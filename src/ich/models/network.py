@@ -1,15 +1,13 @@
-"""What the models that are networks share: fitting on labels, early stopping, weights and history as files."""
+"""Shared by the models that are networks: fitting on labels, early stopping, and their files."""
 
-import csv
-import io
 import math
-from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors.torch import load, save
 from torch import nn
@@ -20,13 +18,12 @@ from ich.errors import UserError, as_written
 from ich.models.artifacts import require_finite
 from ich.models.base import Fitted
 from ich.models.data import FoldData
-from ich.models.images import TrainingLoader
-from ich.models.slices import Predictions, Slices
 from ich.networks import losses
 from ich.networks.cnn import Cnn, CnnSpec
+from ich.networks.layers import start_from_prevalence
 from ich.recipe import BETAS, Training
 from ich.store.atomic import atomic, write_text
-from ich.training.fit import FitSettings, Row, fit
+from ich.training.fit import FitSettings, Loader, Row, fit
 from ich.training.run import Run
 
 WEIGHTS = "model.safetensors"
@@ -41,22 +38,12 @@ class FittedNetwork(Fitted):
     network: nn.Module = field(default_factory=nn.Identity)
     history: list[Row] = field(default_factory=list)
 
-    def predict(self, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:
-        return self.predict_with(self.network, slices, inputs)
-
-    @abstractmethod
-    def predict_with(self, network: nn.Module, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:
-        """As `predict`, with a network of the same shape, such as the average of its weights."""
-
     def save(self, folder: Path) -> list[str]:
         weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
         with atomic(folder / WEIGHTS) as temporary:
             temporary.write_bytes(save(weights))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(self.history[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.history)
-        write_text(folder / "history.csv", text.getvalue())
+        history = pd.DataFrame(self.history).to_csv(index=False, na_rep="nan", lineterminator="\n")
+        write_text(folder / "history.csv", history)
         return [*super().save(folder), WEIGHTS, "history.csv"]
 
     @classmethod
@@ -69,26 +56,25 @@ class FittedNetwork(Fitted):
 
     @staticmethod
     def build(spec: Mapping[str, Any]) -> nn.Module:
-        """The network of a spec with untrained weights."""
+        """The network that a spec describes, with untrained weights."""
         raise NotImplementedError
 
 
 def new_backbone(spec: CnnSpec, data: FoldData, run: Run) -> Cnn:
-    """A new slice network, its backbone with the weights of `data.start` where that is given.
+    """A new Cnn; its backbone has the weights of the file `data.start` if that is set.
 
-    Raises UserError for a backbone that timm does not have and for weights that do not fit.
+    Raises UserError if timm has no such backbone or the weights do not fit.
     """
     torch.manual_seed(run.seed)
-    where = f"{data.settings.stage}.{data.model}"
     try:
         if data.start is None:
             return Cnn(spec)
-        network = Cnn(CnnSpec(**{**vars(spec), "pretrained": False, "weights": None}))
+        network = Cnn(replace(spec, pretrained=False, weights=None))
         with as_written(data.start):
             state = load(data.start.read_bytes())
         network.load_backbone(state)
     except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{data.settings.stage}.{data.model}: {error}") from None
     return network
 
 
@@ -98,7 +84,7 @@ def fit_settings(settings: Training, **more: Any) -> FitSettings:
 
 
 def loss_for(data: FoldData) -> losses.Loss:
-    """The loss of the recipe, its weights computed from the training labels."""
+    """The loss of the recipe, with weights from the training labels."""
     settings, prevalence = data.settings.loss, data.labels("train").mean(axis=0)
     weights: dict[str, Any] = {}
     if settings.weight == "pos_weight":
@@ -107,14 +93,15 @@ def loss_for(data: FoldData) -> losses.Loss:
         weights = {"label_weight": losses.balanced(prevalence)}
     elif settings.weight == "competition":
         weights = {"class_weight": data.table.class_weights}
-    return losses.build(**settings.model_dump(exclude={"weight", "max_pos_weight"}), **weights)
+    return losses.Loss(**settings.model_dump(exclude={"weight", "max_pos_weight"}), **weights)
 
 
-def fit_on_labels(fitted: FittedNetwork, loader: TrainingLoader, data: FoldData, run: Run) -> None:
-    """Train `fitted.network` in place, and evaluate each epoch on the fold and on the inner rows of early stopping."""
+def fit_on_labels(fitted: FittedNetwork, loader: Loader, data: FoldData, run: Run) -> None:
+    """Train `fitted.network` in place. Each epoch is evaluated on the fold and on the rows of early stopping."""
     settings, stop = data.settings, data.settings.early_stopping
-    judge = "inner" if "inner" in data.rows else "valid"
-    inputs = {split: data.inputs(split) for split in {"valid", judge}}
+    stop_split = "inner" if "inner" in data.rows else "valid"
+    splits = dict.fromkeys(("valid", stop_split))
+    inputs = {split: data.inputs(split) for split in splits}
     criterion = loss_for(data)
 
     def loss_of(network: nn.Module, batch: Any) -> torch.Tensor:
@@ -122,22 +109,22 @@ def fit_on_labels(fitted: FittedNetwork, loader: TrainingLoader, data: FoldData,
 
     def evaluate(network: nn.Module) -> dict[str, float]:
         logits: dict[str, np.ndarray] = {}
-        for split in dict.fromkeys(("valid", judge)):
+        for split in splits:
             slices = data.slices(split)
-            found = fitted.predict_with(network, slices, inputs[split])
-            require_finite(run.name, slices.ids, found)
-            logits[split] = found.logits
+            predictions = replace(fitted, network=network).predict(slices, inputs[split])
+            require_finite(run.name, slices.ids, predictions)
+            logits[split] = predictions.logits
         row = {"valid_loss": data.table.log_loss(data.rows["valid"], logits["valid"])}
         if stop is not None:
-            row[f"{judge}_{stop.metric}"] = stopping_metric(stop.metric, data, judge, logits[judge])
+            row[f"{stop_split}_{stop.metric}"] = stopping_metric(stop.metric, data, stop_split, logits[stop_split])
         return row
 
     if settings.output_bias:
-        fitted.network.output_bias(data.labels("train").mean(axis=0))  # pyright: ignore[reportCallIssue]
+        start_from_prevalence(fitted.network, data.labels("train").mean(axis=0))
     keep: dict[str, Any] = {}
     if stop is not None:
         larger = stop.metric != "log_loss"
-        keep = {"keep_best": f"{judge}_{stop.metric}", "larger_is_better": larger, "patience": stop.patience}
+        keep = {"keep_best": f"{stop_split}_{stop.metric}", "larger_is_better": larger, "patience": stop.patience}
         if stop.split == "fold":
             fitted.notes["warnings"] = [
                 f"the best epoch was chosen by {stop.metric} on fold {data.fold} itself: its score is optimistic"
@@ -146,7 +133,7 @@ def fit_on_labels(fitted: FittedNetwork, loader: TrainingLoader, data: FoldData,
 
 
 def stopping_metric(metric: str, data: FoldData, split: str, logits: np.ndarray) -> float:
-    """The metric of early stopping: log loss, AUC, or the macro F-beta at each class's best threshold."""
+    """Metric of early stopping: log loss, macro AUC, or macro F-beta at the best threshold of each class."""
     if metric == "log_loss":
         return data.table.log_loss(data.rows[split], logits)
     truth, probability = data.labels(split), sigmoid(logits)

@@ -1,6 +1,6 @@
-"""pretrain: SimCLR on every slice of the competition, labelled, unlabelled and test; no label is read.
+"""pretrain: SimCLR on every slice of the competition (labelled, unlabelled and test); no label is read.
 
-Chen et al., arXiv:2002.05709. It is fitted and saved, and predicts nothing: cnn models start from its weights.
+Chen et al., arXiv:2002.05709. It is fitted and saved but does not predict: cnn models start from its weights.
 """
 
 from collections.abc import Mapping
@@ -10,39 +10,31 @@ from typing import Any
 import torch
 from torch import nn
 
-from ich.data.batches import epoch_loader
 from ich.data.datasets import TwoViews
 from ich.models.base import Model
 from ich.models.data import FoldData
-from ich.models.images import TrainingLoader, image_spec, training_dataset
+from ich.models.images import image_loader, image_spec, training_dataset
 from ich.models.network import FittedNetwork, fit_settings, new_backbone
 from ich.models.slices import Predictions, Slices
 from ich.networks.cnn import Cnn, CnnSpec
 from ich.networks.losses import nt_xent
 from ich.networks.simclr import SimClr as Network
-from ich.training.device import default_device, loader_workers
 from ich.training.fit import fit
 from ich.training.run import Run
 
 
 class SimClr(Model):
     def fit(self, data: FoldData, run: Run) -> "FittedSimClr":
-        settings, workers = self.settings, loader_workers(self.settings.workers, default_device())
+        settings = self.settings
         views = TwoViews(training_dataset(data, "all", run.seed, labels=False))
-        spec, saved = image_spec(settings, data)
-        fitted = FittedSimClr(saved, run.name, network=Network(new_backbone(spec, data, run)))
+        network, spec = image_spec(settings, data)
+        fitted = FittedSimClr(spec, run.name, network=Network(new_backbone(network, data, run)))
         fitted.notes["slices"] = len(views)
-        loader = TrainingLoader(
-            lambda epoch: epoch_loader(views, epoch, settings.batch_size, shuffle=True, workers=workers),
-            samples=len(views),
-            unit="slices",
-            batch_size=settings.batch_size,
-            drop_last=True,
-        )
 
         def loss_of(network: nn.Module, batch: Any) -> torch.Tensor:
             return nt_xent(network(batch.first), network(batch.second), settings.temperature)
 
+        loader = image_loader(views, settings, "slices")
         fitted.history = fit(fitted.network, loader, loss_of, fit_settings(settings), run)
         return fitted
 
@@ -53,5 +45,5 @@ class FittedSimClr(FittedNetwork):
     def build(spec: Mapping[str, Any]) -> nn.Module:
         return Network(Cnn(CnnSpec(**spec["network"])))
 
-    def predict_with(self, network: nn.Module, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:
+    def predict(self, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:
         raise NotImplementedError("pre-training predicts nothing")

@@ -1,4 +1,4 @@
-"""The kinds of models: the only place that maps the sections of a recipe to classes. Each is imported when used."""
+"""Kinds of models: the only mapping from recipe sections to classes. Each is imported on first use."""
 
 from importlib import import_module
 from pathlib import Path
@@ -21,12 +21,12 @@ KINDS = {
 
 
 def build(settings: Settings) -> Model:
-    """A model of the kind of these settings."""
+    """The unfitted model of these settings."""
     return _class(settings.stage, 1)(settings)
 
 
 def load(stage: str, folder: Path, name: str) -> Fitted:
-    """The fitted model that a fold of this stage saved. Raises UserError for files that are not as it wrote them."""
+    """The fitted model that a fold of a stage saved. Raises UserError if its files are malformed."""
     kind = _class(stage, 2)
     with as_written(folder / kind.FILE):
         fitted = kind.load(folder)

@@ -1,4 +1,4 @@
-"""Slices to be predicted, and predictions of them."""
+"""Slices to predict, their geometry along the series, and predictions of them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,6 +7,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+USUAL_GAP = 5.0  # mm between slices; networks read gaps as multiples of it
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,11 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Slices:
-    """Slices to be predicted: `rows` of a slice table, whole series together and in order.
+    """Slices to predict: `rows` of a slice table, whole series together and in order.
 
-    table: image_id, patient_id, study_id, series_id, position (mm), index, n_slices and series (a number per series).
-    images: the Hounsfield cache [N, S, S] in the order of the table, or None for models that read none. values: "hu",
-    or "grey" for competitions of images.
+    table: image_id, patient_id, study_id, series_id, position (mm), index, n_slices and series (one number per series).
+    images: the HU cache [N, S, S] in the order of the table, or None for models that read no images. values: "hu", or
+    "grey" for competitions of images.
     """
 
     table: pd.DataFrame
@@ -44,9 +46,27 @@ class Slices:
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """The rows of the table that are asked for."""
+        """The rows of the table to predict."""
         return self.table.iloc[self.rows]
 
     @property
     def ids(self) -> pd.Index:
         return pd.Index(self.frame["image_id"])
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """[series + 1]: series k is the slices offsets[k]:offsets[k + 1]."""
+        return np.append(np.flatnonzero(np.diff(self.frame["series"].to_numpy(), prepend=-1)), len(self))
+
+
+def geometry(table: pd.DataFrame) -> NDArray[np.float32]:
+    """[n, 2]: the gap to the next slice in usual gaps minus 1, and the place in the series, -1..1."""
+    gap = table.groupby("series")["position"].diff(-1).abs().to_numpy() / USUAL_GAP - 1
+    place = 2 * (table["index"] + 0.5).to_numpy() / table["n_slices"].to_numpy() - 1
+    return np.column_stack([np.nan_to_num(gap).clip(-1, 3), place]).astype(np.float32)
+
+
+def positions(table: pd.DataFrame) -> NDArray[np.float64]:
+    """[n]: mm along the series; slices are a usual gap apart in a series where one has no position."""
+    placed = table["position"].notna().groupby(table["series"]).transform("all")
+    return table["position"].where(placed, USUAL_GAP * table["index"]).to_numpy("float64")

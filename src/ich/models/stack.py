@@ -1,4 +1,4 @@
-"""stack: LightGBM over the inputs' logits of a slice, its neighbours and its series; one model per class."""
+"""stack: LightGBM on the inputs' logits of a slice, its neighbours and its series; one model per class."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,8 +13,7 @@ from ich.ensemble import stacker
 from ich.errors import UserError, as_written
 from ich.models.base import Fitted, Model
 from ich.models.data import FoldData
-from ich.models.slices import Predictions, Slices
-from ich.models.studies import positions
+from ich.models.slices import Predictions, Slices, positions
 from ich.store.atomic import write_text
 from ich.store.hashes import seed_of
 from ich.training.run import Run
@@ -51,15 +50,16 @@ class Stack(Model):
 @dataclass
 class FittedStack(Fitted):
     FILE: ClassVar[str] = "stack.json"
+    KEYS: ClassVar[frozenset[str]] = frozenset({"inputs", "neighbours", "classes"})
 
     boosters: dict[str, str] = field(default_factory=dict)
-    """LightGBM model text per class"""
+    """LightGBM's text format, per class"""
     threads: int = 1
 
     def features(
         self, slices: Slices, inputs: Mapping[str, Predictions]
     ) -> tuple[NDArray[np.float32], list[str], NDArray[np.float64]]:
-        """Features [n, f], their names, and the mean logit [n, c] that boosting starts from."""
+        """Features [n, f], their names, and the mean logit [n, c] from which boosting starts."""
         logits = np.stack(self.input_logits(inputs), axis=1)
         frame = slices.frame
         x, names = stacker.features(logits, frame["series"], frame["index"], positions(frame), self.spec["neighbours"])
@@ -85,8 +85,6 @@ class FittedStack(Fitted):
     @classmethod
     def load(cls, folder: Path) -> Self:
         spec, boosters = cls.read_spec(folder), {}
-        if not {"inputs", "neighbours", "classes"} <= spec.keys():
-            raise KeyError("inputs, neighbours and classes are needed")
         for name in spec["classes"]:
             path = folder / f"model_{name}.txt"
             with as_written(path):

@@ -1,11 +1,10 @@
-"""The slice table with its folds and labels. Row numbers are those of the Hounsfield cache."""
+"""The slice table with folds and labels. Its row numbers are those of the HU cache."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -18,15 +17,15 @@ from ich.errors import UserError, as_written
 from ich.store.paths import Workspace
 from ich.store.records import Record
 
-FOLDS = "restore the file that was there, or make new folds by `ich folds --force`"  # for a damaged fold file
+FOLDS = "restore the file that was there, or make new folds by `ich folds --force`"  # remedy for a damaged fold file
 
 
 @dataclass(frozen=True)
 class SliceTable:
     """All readable slices, one row each, whole series together and in order of position.
 
-    table: the columns of slices.parquet (DESIGN: image_id, patient_id, study_id, series_id, position in mm, index,
-    n_slices, split, one column per class), fold (NaN without labels) and series (a number per series).
+    table: the columns of slices.parquet (image_id, patient_id, study_id, series_id, position in mm, index, n_slices,
+    split, one column per class), fold (NaN without labels) and series (one number per series).
     """
 
     table: pd.DataFrame
@@ -38,9 +37,11 @@ class SliceTable:
 
     @classmethod
     def read(cls, workspace: Workspace, cache: Path) -> Self:
-        record = _record(cache)
+        record = Record(cache / "run.json").read()
+        if record is None:
+            raise UserError(f"{cache / 'run.json'}: this cache is not complete; run `ich prepare`")
         table = read_parquet(cache / "slices.parquet").assign(fold=math.nan)
-        if workspace.folds.is_file():  # pre-training needs none
+        if workspace.folds.is_file():  # pre-training needs no folds
             with as_written(workspace.folds, FOLDS):
                 folds = pd.read_csv(workspace.folds, dtype={"image_id": str, "study_id": str, "patient_id": str})
                 key = "image_id" if "image_id" in folds else "study_id"  # folds.by slice or patient
@@ -57,12 +58,12 @@ class SliceTable:
 
     @cached_property
     def labelled(self) -> NDArray[np.bool_]:
-        """[n]: rows that have a fold and all labels"""
+        """[n]: whether a row has a fold and all labels"""
         return self.table["fold"].notna().to_numpy() & ~np.isnan(self.labels).any(axis=1)
 
     @cached_property
     def fold_of(self) -> NDArray[np.float64]:
-        """[n]: the fold of each row, NaN where it has none"""
+        """[n]: fold of each row, NaN if it has none"""
         return self.table["fold"].to_numpy("float64")
 
     def train_rows(self, fold: int) -> NDArray[np.int64]:
@@ -79,28 +80,21 @@ class SliceTable:
         return pd.Index(self.table["image_id"].iloc[rows])
 
     def log_loss(self, rows: NDArray, logits: NDArray) -> float:
-        """The competition's weighted log loss of the logits [n, c] of these rows."""
+        """The competition's weighted log loss of logits [n, c] of these rows."""
         return metrics.weighted_log_loss(self.labels[rows], sigmoid(logits), self.class_weights)
 
     def metrics(self, rows: NDArray, logits: NDArray) -> dict[str, float | None]:
-        """Scores for a run record; the AUC is None where no class has both labels."""
+        """Metrics for a run record; the AUC is None if no class has both labels."""
         auc = metrics.macro(metrics.class_auc(self.labels[rows], logits))
         return {"weighted_log_loss": self.log_loss(rows, logits), "macro_auc": None if math.isnan(auc) else auc}
 
 
-def _record(cache: Path) -> Mapping[str, Any]:
-    record = Record(cache / "run.json").read()
-    if record is None:
-        raise UserError(f"{cache / 'run.json'}: this cache is not complete; run `ich prepare`")
-    return record
-
-
 def series_codes(table: pd.DataFrame) -> pd.Series:
-    """int64 [n]: a number per series, in the order of the slice table."""
+    """int64 [n]: one number per series, in the order of the slice table."""
     return table.groupby(["split", "study_id", "series_id"], sort=False).ngroup()
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
-    """A Parquet file that this program wrote, without pandas' own metadata."""
+    """Read a Parquet file of this program, without pandas' own metadata."""
     with as_written(path):
         return pyarrow.parquet.read_table(path, columns=columns).to_pandas(ignore_metadata=True)

@@ -1,1 +1,1 @@
-"""The networks and their losses: a slice at a time (cnn), a study at a time (sequence)."""
+"""Torch modules and losses: on single slices (cnn) and over the slices of a study (sequence)."""

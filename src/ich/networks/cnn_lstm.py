@@ -1,25 +1,24 @@
-"""A slice network and a study network trained together (docs/background/seeds.md, CNN-LSTM)."""
+"""A CNN and a head over the slices of a study, trained together (docs/background/seeds.md, CNN-LSTM)."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ich.networks.cnn import Cnn
-from ich.networks.recurrent import Lengths
+from ich.networks.layers import Lengths
 
 
 class EndToEnd(nn.Module):
-    """A head of `ich.networks.sequence.build_head` on the embeddings and logits of a Cnn, trained as one network.
+    """A head of `ich.networks.sequence.build_head` on the embeddings and logits of a Cnn.
 
-    The slices pass the Cnn in chunks of at most `chunk`. The backward pass computes each chunk again, so that the
-    activations of one chunk are in memory at a time (Chen et al., arXiv:1604.06174). Batch norm sees one chunk as one
-    batch; freeze_norm keeps its statistics as they are.
+    The slices pass the Cnn in chunks of at most `chunk`. The backward pass recomputes each chunk, so that only the
+    activations of one chunk are in memory (Chen et al., arXiv:1604.06174). A chunk is one batch for batch norm;
+    freeze_norm keeps its running statistics.
     """
 
     def __init__(self, cnn: Cnn, head: nn.Module, *, chunk: int = 8, freeze_norm: bool = False) -> None:
@@ -30,12 +29,10 @@ class EndToEnd(nn.Module):
     def forward(self, images: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
         """Logits float32 [B, T, c] of padded studies.
 
-        images uint8 [N, C, S, S]: the slices of all studies, one study after the other; geometry [B, T, 2];
-        lengths int64 [B], which add up to N.
+        images: uint8 [N, C, S, S], the slices of one study after the other. geometry: [B, T, 2]. lengths: int64 [B],
+        their sum is N.
         """
         lengths = torch.as_tensor(lengths).cpu()
-        if int(lengths.sum()) != len(images):
-            raise ValueError(f"{len(images)} slices are not the {int(lengths.sum())} of studies of {lengths.tolist()}")
         # chunks of nearly equal size: a last chunk of one slice would be a batch of one for batch norm
         chunks = images.tensor_split(-(-len(images) // self.chunk))
         embeddings, logits = zip(*(self._embed(part) for part in chunks), strict=True)
@@ -50,8 +47,8 @@ class EndToEnd(nn.Module):
         return found
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """Around the forward pass of a chunk, and around its second computation."""
-        return nullcontext(), _statistics_kept(self.cnn)
+        """Contexts of the forward pass of a chunk and of its recomputation."""
+        return nullcontext(), _keep_statistics(self.cnn)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -60,20 +57,14 @@ class EndToEnd(nn.Module):
                 norm.eval()
         return self
 
-    def output_bias(self, prevalence: np.ndarray) -> None:
-        """Start from the class frequencies [classes]."""
-        self.cnn.output_bias(prevalence)
-        output_bias: Any = self.head.output_bias
-        output_bias(prevalence)
-
 
 def _norms(network: nn.Module) -> list[_BatchNorm]:
     return [module for module in network.modules() if isinstance(module, _BatchNorm)]
 
 
 @contextmanager
-def _statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Let batch norm update copies of its running statistics, so that a slice seen twice counts once."""
+def _keep_statistics(network: nn.Module) -> Iterator[None]:
+    """Let batch norm update copies of its running statistics: a recomputed slice must not count twice."""
     buffers = [(norm, name, value) for norm in _norms(network) for name, value in norm.named_buffers(recurse=False)]
     for norm, name, value in buffers:
         setattr(norm, name, value.clone())
@@ -85,7 +76,7 @@ def _statistics_kept(network: nn.Module) -> Iterator[None]:
 
 
 def _padded(values: Tensor, inside: Tensor) -> Tensor:
-    """Rows [N, d] at the true places of `inside` [B, T], zeros elsewhere: [B, T, d]."""
+    """[B, T, d], zero in the padding, from rows [N, d] of real slices and their mask [B, T]."""
     padded = values.new_zeros(*inside.shape, values.shape[-1])
     padded[inside] = values
     return padded

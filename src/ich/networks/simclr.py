@@ -1,4 +1,4 @@
-"""SimCLR: a slice network learns from unlabelled slices that two views of one slice are alike."""
+"""SimCLR: pre-training on unlabelled slices; two augmented views of one slice should be similar."""
 
 from torch import Tensor, nn
 
@@ -8,7 +8,7 @@ from ich.networks.cnn import Cnn
 class SimClr(nn.Module):
     """Embeddings of a Cnn through two linear layers (Chen et al., arXiv:2002.05709, section 2.1).
 
-    Train it with `ich.networks.losses.nt_xent`; `Cnn.load_backbone(simclr.state_dict())` takes what was learned.
+    Its loss is `ich.networks.losses.nt_xent`; `Cnn.load_backbone` takes its state_dict.
     """
 
     def __init__(self, cnn: Cnn, width: int = 128) -> None:

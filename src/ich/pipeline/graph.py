@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ich.errors import UserError
+from ich.models.inputs import input_splits
 from ich.recipe import SECTIONS, Model, Recipe, load
 from ich.store.hashes import digest
 from ich.store.paths import Workspace, listing
@@ -205,23 +206,20 @@ class Graph:
         return None if start is None else self.fold(start, None if start in self.recipe.pretrain else fold)
 
     def _inputs(self, model: str, fold: int) -> Upstream:
-        """Predictions that fold `fold` of a model reads.
-
-        In-sample: the predictions of the input's fold `fold` for all rows. Otherwise the out-of-fold predictions of
-        every fold, and the test predictions of fold `fold`; to align embeddings, those of every fold.
-        """
+        """Predictions of the inputs that a fold of a model reads."""
         settings, upstream = self.settings_of(model), []
-        features = getattr(settings, "features", "oof")
-        of = (".parquet", "_embeddings.npy") if settings.reads_embeddings else (".parquet",)
+        splits = input_splits(getattr(settings, "features", "oof"), fold, self.recipe.folds.n)
+        parts = {part for parts in splits.values() for part in parts}
+        suffixes = (".parquet", "_embeddings.npy") if settings.reads_embeddings else (".parquet",)
         for name in settings.input_models(self.recipe):
-            if features == "in_sample":
-                files = tuple(f"{split}{suffix}" for split in ("valid", "test") for suffix in of)
-                upstream += [(self.fold(name, fold), files), (self.in_sample(name, fold), IN_SAMPLE)]
-                continue
             for k in self.fold_numbers:
-                splits = ("valid", "test") if k == fold or features == "aligned" else ("valid",)
-                files = tuple(f"{split}{suffix}" for split in splits for suffix in of)
-                upstream.append((self.fold(name, k), files))
+                files = [
+                    f"{split}{suffix}" for split in ("valid", "test") if (k, split) in parts for suffix in suffixes
+                ]
+                if files:
+                    upstream.append((self.fold(name, k), tuple(files)))
+                if (k, "train") in parts:
+                    upstream.append((self.in_sample(name, k), IN_SAMPLE))
         return tuple(upstream)
 
     def in_sample(self, model: str, fold: int) -> Task:

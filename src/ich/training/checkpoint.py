@@ -1,4 +1,4 @@
-"""The state of a training, and its checkpoint file. Reading one never runs code."""
+"""State of a training and its checkpoint file. Loading a file never runs code from it."""
 
 import io
 import pickle
@@ -15,7 +15,7 @@ from ich.store.records import read_sealed, write_sealed
 
 @dataclass
 class TrainingState:
-    """What changes while training; a checkpoint holds all of it and the random state."""
+    """Everything that changes while training; a checkpoint also holds the random state."""
 
     network: nn.Module
     average: nn.Module | None
@@ -23,7 +23,7 @@ class TrainingState:
     scaler: GradScaler
     history: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
-    """The weights of the best epoch so far, in main memory."""
+    """Weights of the best epoch so far, in main memory."""
 
     def save(self, path: Path, fingerprint: str) -> None:
         buffer = io.BytesIO()
@@ -43,7 +43,7 @@ class TrainingState:
     def load(self, path: Path, fingerprint: str) -> None:
         """Resume from the file; do nothing if it is missing, damaged or has another fingerprint.
 
-        Raises UserError for the state of another network or precision.
+        Raises UserError if it is of another network or precision.
         """
         data = read_sealed(path, fingerprint)
         if data is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ich.errors import UserError
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS may sum in another order
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # otherwise cuBLAS may sum in another order
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 MAX_LOADER_WORKERS = 8
@@ -19,25 +19,22 @@ Batch = TypeVar("Batch", bound=tuple[Any, ...])
 
 
 def default_device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
+    """The GPU if the machine has one, else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def loader_workers(setting: int | Literal["auto"], device: torch.device, processes: int = 1) -> int:
-    """Number of loader processes; processes: how many folds are trained at the same time on this machine.
-
-    auto: none if the CPU trains, which would only compete with them; at most 8 for a GPU.
-    """
+def loader_workers(setting: int | Literal["auto"]) -> int:
+    """Number of loader processes. auto: none if the CPU trains, which they would slow down; at most 8 for a GPU."""
     if setting != "auto":
         return setting
-    if device.type == "cpu":
+    if default_device().type == "cpu":
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_LOADER_WORKERS, cores // processes - 1))
+    return max(1, min(MAX_LOADER_WORKERS, cores - 1))
 
 
 def resolve(precision: Precision, device: torch.device) -> Precision:
-    """Replace "auto" by half precision where the hardware computes in it, else by fp32."""
+    """Replace "auto" by half precision if the hardware supports it, else by fp32."""
     if precision == "fp16" and device.type == "cpu":
         raise UserError("precision fp16 needs a GPU; use bf16, fp32 or auto on a CPU")
     if precision != "auto":
@@ -57,7 +54,7 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Use deterministic kernels where torch has them."""
+    """Use deterministic kernels if torch has them."""
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     memory: Any = torch.utils.deterministic
@@ -80,9 +77,9 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def fetch(values: Tensor) -> Callable[[], Tensor]:
-    """Start the copy to main memory; the returned function waits for it.
+    """Start a copy to main memory; the returned function waits for it.
 
-    Call it one batch later, and the GPU already has its next work.
+    Call it one batch later, so that the GPU does not wait for the CPU.
     """
     if values.device.type != "cuda":
         return values.cpu

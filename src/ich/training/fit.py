@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,52 +22,43 @@ from ich.training.run import Run
 from ich.training.trackers import Curves
 
 Row = dict[str, float]
-SMALLEST_SCALE = 1e-4
-"""fp16: gradients that overflow although the loss is multiplied by so little are not finite."""
+SMALLEST_SCALE = 1e-4  # of the fp16 loss: gradients that overflow below it are not finite at any scale
 MAX_EPOCH_LINES = 8
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How a network is trained; the recipe's `Training` section documents the same keys."""
+    """Settings of a training; the recipe's `Training` section documents them."""
 
     epochs: int
     learning_rate: float
-    """The peak, reached at the end of the warm-up."""
     weight_decay: float = 0.01
     warmup_ratio: float = 0.1
-    """Share of all steps in which the learning rate rises; it then falls along a cosine."""
     min_lr_ratio: float = 0.0
-    """Where the cosine ends, as a share of the peak."""
     decay_epochs: int | None = None
-    """Instead of the cosine: multiply the learning rate by decay_rate every so many epochs, warm-up included."""
     decay_rate: float = 0.1
     ema_decay: float | None = None
-    """Decay per step of an exponential moving average of the weights, which then is the result; None: off."""
     max_grad_norm: float | None = 1.0
-    """Largest norm of a step's gradient; None: no limit."""
     precision: Precision = "auto"
     accumulate: int = 1
-    """Batches per optimizer step."""
     keep_best: str | None = None
-    """Name of a metric of `evaluate`: the result is the epoch where it was best; None: the last epoch."""
+    """Metric of `evaluate`: the result is its best epoch; None: the last epoch."""
     larger_is_better: bool = True
     patience: int | None = None
-    """With keep_best: stop after so many epochs without improvement; None: train all epochs."""
+    """With keep_best: stop after this many epochs without improvement; None: train all epochs."""
 
 
-class Loader(Protocol):
-    """A training set: its number of samples per epoch (slices or studies, as `unit` says), and its batches.
+@dataclass(frozen=True)
+class Loader:
+    """A training set. The batches of an epoch are named tuples of tensors; `real_rows` has one number per slice."""
 
-    Batches are named tuples of tensors; `real_rows` has one number per slice.
-    """
-
-    @property
-    def samples(self) -> int: ...
-    @property
-    def unit(self) -> str: ...
-    def __len__(self) -> int: ...
-    def epoch(self, epoch: int, /) -> Iterable[Any]: ...
+    epoch: Callable[[int], Iterable[Any]]
+    batches: int
+    """Number of batches per epoch."""
+    samples: int
+    """Slices or studies per epoch."""
+    unit: str
+    """slices or studies"""
 
 
 @deterministic()
@@ -79,19 +70,20 @@ def fit(
     run: Run,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
 ) -> list[Row]:
-    """Train the network in place and return its history: per epoch the learning rate, the loss and the metrics.
+    """Train the network in place and return its history: learning rate, loss and metrics of each epoch.
 
-    loss_of(network, batch) is the mean loss over the slices of a batch. With `accumulate`, gradients are weighted by
-    the batches' slices, which equals one larger batch up to rounding, dropout and batch norm. evaluate(network) returns
-    the metrics of an epoch. The network ends with the weights of the moving average and of the best epoch, as set.
+    loss_of(network, batch) is the mean loss over the slices of a batch. With `accumulate`, batches are weighted by
+    their number of slices, which equals one larger batch up to rounding, dropout and batch norm. evaluate(network)
+    returns the metrics of an epoch. The network ends with the weights of the moving average or of the best epoch, as
+    set.
 
-    A checkpoint is written after each epoch, and a killed training resumes from it. It ends in the same bytes on a
-    CPU; on a GPU the weights are within 1e-6.
+    A checkpoint is written after each epoch, and a killed training resumes from it. The result has the same bytes on a
+    CPU; on a GPU its weights are within 1e-6.
 
-    Raises UserError if the loss, the weights or the optimizer state are not finite, before the checkpoint is written;
-    if memory runs out; and if the checkpoint does not fit.
+    Raises UserError if the loss, the weights or the optimizer state are not finite, before a checkpoint is written; if
+    memory runs out; and if the checkpoint does not fit.
     """
-    device, steps = default_device(), -(-len(loader) // settings.accumulate)
+    device, steps = default_device(), -(-loader.batches // settings.accumulate)
     with (
         memory_errors(run.name),
         progress(run.name, settings.epochs * loader.samples, loader.unit, inner=True) as work,
@@ -111,7 +103,7 @@ def fit(
         trained = sum(value.numel() for value in network.parameters() if value.requires_grad)
         detail(
             f"  {run.name}: {trained:,} trainable parameters on {device} in {precision}; {loader.samples:,}"
-            f" {loader.unit} in {steps:,} optimizer steps per epoch; starting with epoch {len(history) + 1}"
+            f" {loader.unit} in {steps:,} optimizer steps per epoch; first epoch {len(history) + 1}"
         )
         work.begin(len(history) * loader.samples)
         curves.log(history)
@@ -153,8 +145,22 @@ def train_epoch(
 ) -> Row:
     """Train for one epoch; return its mean loss and its last learning rate."""
     network, optimizer, scaler, epoch = state.network, state.optimizer, state.scaler, len(state.history)
-    device, steps = default_device(), -(-len(loader) // settings.accumulate)
+    device, steps = default_device(), -(-loader.batches // settings.accumulate)
     losses, arriving, batches = list[float](), None, 0
+
+    def require(good: bool, what: str, step: int) -> None:
+        if not good:
+            raise UserError(
+                f"{run.name}: {what} in epoch {epoch + 1}, step {step + 1}. Lower learning_rate (now"
+                f" {settings.learning_rate:g}), raise warmup_ratio (now {settings.warmup_ratio:g}), set max_grad_norm"
+                f" (now {settings.max_grad_norm}) or use precision fp32. At the first step, look for NaN in the inputs"
+            )
+
+    def read_loss(step: int) -> None:
+        if arriving is not None:
+            losses.append(float(arriving()))
+            require(math.isfinite(losses[-1]), f"the loss is {losses[-1]}", step)
+
     network.train()
     for step, group in enumerate(grouped(loader.epoch(epoch), settings.accumulate)):
         done = epoch * steps + step
@@ -174,41 +180,22 @@ def train_epoch(
         scaler.step(optimizer)
         scaler.update()
         if state.average is not None:
-            # faster in the first steps, which the average would otherwise never forget
+            # a smaller decay in the first steps, or the average would keep the initial weights for long
             update_average(state.average, network, min(settings.ema_decay or 0.0, (1 + done) / (10 + done)))
-        if arriving is not None:  # losses are read one step late, so that the GPU already has its next work
-            losses.append(finite_loss(arriving(), epoch, step - 1, settings, run))
+        read_loss(step - 1)  # one step late, so that the GPU does not wait
         arriving = fetch(loss)
         batches += len(group)
         samples = epoch * loader.samples + (step + 1) * loader.samples // steps
         work.at(samples, f"epoch {epoch + 1} of {settings.epochs}")
-    if arriving is None or batches != len(loader):
-        raise ValueError(f"epoch {epoch} had {batches} batches, not {len(loader)}")
-    losses.append(finite_loss(arriving(), epoch, steps - 1, settings, run))
+    if arriving is None or batches != loader.batches:
+        raise ValueError(f"epoch {epoch} had {batches} batches, not {loader.batches}")
+    read_loss(steps - 1)
+    overflow = scaler.is_enabled() and scaler.get_scale() < SMALLEST_SCALE
     moments = [value for moment in optimizer.state.values() for value in moment.values()]
-    for what, good in (
-        ("fp16 gradients overflow", not scaler.is_enabled() or scaler.get_scale() >= SMALLEST_SCALE),
-        ("the weights are not finite", all_finite(network.state_dict().values())),
-        ("the optimizer state is not finite", all_finite(moments)),
-    ):
-        if not good:
-            raise diverged(what, epoch, steps - 1, settings, run)
+    require(not overflow, "fp16 gradients overflow", steps - 1)
+    require(all_finite(network.state_dict().values()), "the weights are not finite", steps - 1)
+    require(all_finite(moments), "the optimizer state is not finite", steps - 1)
     return {"learning_rate": float(optimizer.param_groups[0]["lr"]), "loss": sum(losses) / len(losses)}
-
-
-def finite_loss(value: Tensor, epoch: int, step: int, settings: FitSettings, run: Run) -> float:
-    loss = float(value)
-    if not math.isfinite(loss):
-        raise diverged(f"the loss is {loss}", epoch, step, settings, run)
-    return loss
-
-
-def diverged(what: str, epoch: int, step: int, settings: FitSettings, run: Run) -> UserError:
-    return UserError(
-        f"{run.name}: {what} in epoch {epoch + 1}, step {step + 1}. Lower learning_rate (now"
-        f" {settings.learning_rate:g}), raise warmup_ratio (now {settings.warmup_ratio:g}), set max_grad_norm (now"
-        f" {settings.max_grad_norm}) or use precision fp32. If it is the first step, look for NaN in the inputs"
-    )
 
 
 def grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -219,7 +206,7 @@ def grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def learning_rate(settings: FitSettings, step: int, total: int) -> float:
-    """The learning rate of a step: linear warm-up, then half a cosine or decay every `decay_epochs`."""
+    """Learning rate of a step: linear warm-up, then half a cosine or a decay every `decay_epochs`."""
     warmup = round(settings.warmup_ratio * total)
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
@@ -231,7 +218,7 @@ def learning_rate(settings: FitSettings, step: int, total: int) -> float:
 
 
 def adamw(network: nn.Module, settings: FitSettings) -> torch.optim.AdamW:
-    """AdamW without weight decay for biases and norms. Fused on a GPU only; on a CPU that would round differently."""
+    """AdamW without weight decay of biases and norms; fused only on a GPU, as it rounds differently on a CPU."""
     trained = [value for value in network.parameters() if value.requires_grad]
     groups = [
         {"params": [value for value in trained if value.ndim > 1], "weight_decay": settings.weight_decay},
@@ -253,13 +240,13 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
 
 
 def all_finite(values: Iterable[Tensor]) -> bool:
-    """Whether all values are finite, by their largest: one number to wait for."""
+    """Whether all values are finite; computed from their maximum norm, so that a GPU returns a single number."""
     floats = [value for value in values if value.is_floating_point() and value.numel()]
     return bool(get_total_norm(floats, math.inf).isfinite())
 
 
 def best_epoch(settings: FitSettings, history: Sequence[Row]) -> int | None:
-    """The first epoch with the best `keep_best`, or None if it is off or NaN in every epoch."""
+    """First epoch with the best `keep_best`; None if it is off or NaN in every epoch."""
     name = settings.keep_best
     if name is None:
         return None
@@ -272,7 +259,7 @@ def best_epoch(settings: FitSettings, history: Sequence[Row]) -> int | None:
 
 
 def finished(settings: FitSettings, history: Sequence[Row]) -> bool:
-    """Whether training is over. It depends on the history alone, so that a resumed training ends likewise."""
+    """Whether training is over. Only the history decides, so that a resumed training ends at the same epoch."""
     if len(history) >= settings.epochs:
         return True
     if settings.keep_best is None or settings.patience is None:

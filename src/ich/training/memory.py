@@ -1,4 +1,4 @@
-"""Errors of a machine that is too small, as messages that name the settings to lower."""
+"""Out-of-memory errors as messages that name the settings to lower."""
 
 import gc
 import traceback
@@ -37,14 +37,14 @@ def memory_errors(name: str) -> Iterator[None]:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether the device or the host has too little memory; torch raises RuntimeErrors of several wordings."""
+    """Whether the device or the host ran out of memory; torch raises RuntimeErrors with several wordings."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def lost_loader(error: Exception) -> bool:
-    """Whether a loader process was killed, or lacks memory, shared memory or file handles."""
+    """Whether a loader process was killed or ran out of memory, shared memory or file handles."""
     if isinstance(error, ConnectionError | EOFError):
         return True
     if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST_LOADER):
@@ -53,9 +53,9 @@ def lost_loader(error: Exception) -> bool:
 
 
 def _release(error: BaseException) -> None:
-    """Free what the frames of the error hold.
+    """Free the objects that the frames of the error hold.
 
-    As long as a lost loader is alive, torch raises further errors for it, at any later point.
+    torch raises further errors for a lost loader at any later point, until the loader is freed.
     """
     chain: BaseException | None = error
     while chain is not None:

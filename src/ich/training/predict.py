@@ -1,4 +1,4 @@
-"""Prediction: a network's logits and embeddings as arrays."""
+"""Logits and embeddings of a network as arrays."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -22,9 +22,8 @@ def predict(
 ) -> dict[str, np.ndarray]:
     """Predict n slices: logits float32 [n, c], and embeddings float16 [n, d] if the network has `embed`.
 
-    Each batch is a named tuple with `inputs`, the arguments of the network; `real(logits)`, which drops the padding;
-    and `real_rows`, the row number of each slice. The arrays are in the order of these numbers. advance(k) is called
-    after each batch of k slices. Raises ValueError if the batches do not hold n slices.
+    Batches are named tuples as in `ich.data.batches`; the arrays are in the order of their `real_rows`. advance(k) is
+    called after each batch of k slices. Raises ValueError if the batches do not hold n slices.
     """
     device = default_device()
     network.to(device).eval()

@@ -1,4 +1,4 @@
-"""What surrounds the fit of a model. Imports no torch, so that stages without a network can use it."""
+"""Context of the fit of a model. Imports no torch, so that models without a network can use it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Trackers:
-    """Where training curves are sent besides history.csv."""
+    """Trackers that receive the training curves, in addition to history.csv."""
 
     names: tuple[str, ...]
-    """Trackers known to accelerate: tensorboard, wandb, ..."""
+    """Names that accelerate knows: tensorboard, wandb, ..."""
     folder: Path
     """Their local files are written below this folder."""
     project: str
@@ -22,7 +22,7 @@ class Trackers:
 
 @dataclass(frozen=True)
 class Run:
-    """What surrounds the fit of one model on one fold."""
+    """Seed, threads, checkpoint and trackers of the fit of one model on one fold."""
 
     name: str
     """For messages and progress, such as "resnet fold 0"."""
@@ -30,7 +30,7 @@ class Run:
     threads: int = 1
     """CPU threads."""
     folder: Path | None = None
-    """Where checkpoint.bin is kept while training; None: no checkpoint."""
+    """Folder of checkpoint.bin while training; None: no checkpoint."""
     fingerprint: str = ""
     """A checkpoint with another fingerprint is ignored."""
     trackers: Trackers | None = None

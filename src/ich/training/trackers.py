@@ -14,14 +14,14 @@ from ich.console import warn
 from ich.training.run import Trackers
 
 Row = Mapping[str, float]
-NAMED_BY_RUN = ("tensorboard", "aim")  # accelerate's first argument is the run here, the project elsewhere
+NAMED_BY_RUN = ("tensorboard", "aim")  # the first argument is the run for these, else the project
 
 
 class Curves:
-    """A context that opens the trackers and closes them; `log` sends each row of the history once.
+    """A context that opens and closes the trackers; `log` sends each row of the history once.
 
-    A resumed training sends its earlier epochs again: TensorBoard's old files are removed, services get a new run.
-    The random state does not change.
+    A resumed training sends its earlier epochs again: old TensorBoard files are removed, services get a new run. The
+    random state does not change.
     """
 
     def __init__(self, trackers: Trackers | None) -> None:
@@ -31,7 +31,7 @@ class Curves:
 
     def __enter__(self) -> "Curves":
         for name in self.trackers.names if self.trackers else ():
-            if find_spec(name) is None:  # packages are called as their trackers
+            if find_spec(name) is None:  # packages have the names of their trackers
                 warn(f"tracker {name}: not installed (pip install {name}); training continues without it", once=True)
             else:
                 self._try(name, self._start, name)
@@ -52,14 +52,14 @@ class Curves:
         from accelerate import PartialState  # slow to import
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        PartialState()  # which the trackers log through
+        PartialState()  # the trackers' loggers need it
 
         assert self.trackers is not None
         kind, run, folder = LOGGER_TYPE_TO_CLASS[name], self.trackers.run, self.trackers.folder / name
         if name == "tensorboard":
             shutil.rmtree(folder / run, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        options: dict[str, dict[str, Any]] = {  # how the tracker is told the run's name and to stay in the folder
+        options: dict[str, dict[str, Any]] = {  # arguments for the name of the run and its folder
             "wandb": {"name": run, "dir": str(folder)},
             "swanlab": {"experiment_name": run, "logdir": str(folder)},
             "mlflow": {"run_name": run},
