@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from ich.models.data import FoldData
@@ -118,6 +119,22 @@ def make(plan: Plan, *stages: str, **options: Any) -> str:
     return printed.getvalue()
 
 
+def built(tmp_path_factory: pytest.TempPathFactory, name: str, recipe: str, *stages: str) -> Path:
+    """A workspace in which these stages were run. The processes of pytest-xdist share it: do not change it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    root, done = shared / name, shared / f"{name}.done"
+    with FileLock(shared / f"{name}.lock"):
+        if not done.exists():
+            cloned(root)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Plan, "cores", 1)
+                make(plan_of(root, recipe=recipe), *stages)
+            done.touch()
+    return root
+
+
 @pytest.fixture
 def clone(tmp_path) -> House:
     """A fresh clone, in which nothing was run."""
@@ -126,15 +143,14 @@ def clone(tmp_path) -> House:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> House:
-    """The tiny recipe, run through all stages once; tests that change it work on a copy."""
-    house = cloned(tmp_path_factory.mktemp("house"))
-    house.run_all()
-    return house
+    """The tiny recipe after all stages. Do not change it."""
+    stages = ("demo", "prepare", "folds", *MODEL_STAGES, "thresholds", "submit", "score", "explain", "report")
+    return House(built(tmp_path_factory, "finished", RECIPE, *stages))
 
 
 @pytest.fixture
 def house(finished, tmp_path) -> House:
-    """A copy of the finished house that a test may break. Modification times are kept: they judge the raw data."""
+    """A copy of `finished` that a test may change."""
     return House(copied(finished.root, tmp_path))
 
 
@@ -149,11 +165,7 @@ def one_core() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
     """A workspace with all kinds of models (tests/parts.yaml), run up to the submission. Do not change it."""
-    root = cloned(tmp_path_factory.mktemp("trained")).root
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Plan, "cores", 1)
-        make(plan_of(root), "demo", "prepare", "folds", *MODEL_STAGES, "thresholds", "submit")
-    return root
+    return built(tmp_path_factory, "trained", PARTS, "demo", "prepare", "folds", *MODEL_STAGES, "thresholds", "submit")
 
 
 @pytest.fixture

@@ -143,7 +143,7 @@ def test_a_tag_in_a_recipe_its_base_or_an_override_makes_nothing(tmp_path, tag):
     (tmp_path / "base.yaml").write_text("base: evil.yaml\nname: y\n")
     (tmp_path / "good.yaml").write_text("name: x\ncompetition: {format: rsna2019, root: input/x}\n")
     for name in ("evil.yaml", "base.yaml"):
-        refused(lambda name=name: load(tmp_path / name), "evil.yaml: not a YAML file")
+        refused(lambda name=name: load(tmp_path / name), "evil.yaml: invalid YAML")
     refused(lambda: load(tmp_path / "good.yaml", [f"cnn={tag}"]), "--set")
 
 

@@ -1,6 +1,6 @@
-"""A recipe is one YAML file that holds a whole solution. Its types, strict; each knob is explained at its field.
+"""Recipes: a YAML file that configures a whole solution.
 
-`load("configs/demo.yaml", ["cnn.resnet.epochs=8"])` gives a frozen `Recipe` or says what to write instead.
+`load("configs/demo.yaml", ["cnn.resnet.epochs=8"])` returns a frozen `Recipe` or raises `RecipeError`.
 """
 
 from ich.recipe.loading import RecipeError, load, table_thresholds
