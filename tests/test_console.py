@@ -80,7 +80,7 @@ def test_overall_remaining_time_is_that_of_the_remaining_shares_at_the_rate_so_f
     assert overall.left == pytest.approx(1 / 1.75 * 120)
     overall.update(Estimate("c", 100, "slices", done=10, started=clock.now - 30))
     assert overall.left == pytest.approx(270), "not less than what the running fold needs"
-    assert overall.state() == "70%, 4 min 30 s left in all, 2 of 3 folds"
+    assert overall.state() == "70%, 4 min 30 s left in total, 2 of 3 folds"
 
 
 # ---- lines in a file
@@ -119,11 +119,11 @@ def test_folds_and_all_of_them_have_their_own_lines(clock, capsys):
                     clock.now += 1
                     advance(1)
             finished(name)
-            console.say(f"{name} finished{console.left_in_all()}")
+            console.say(f"{name} finished{console.time_left()}")
     lines = capsys.readouterr().out.splitlines()
-    assert "cnn: 30%, 2 min 20 s left in all, 0 of 2 folds" in lines  # after 60 s
+    assert "cnn: 30%, 2 min 20 s left in total, 0 of 2 folds" in lines  # after 60 s
     assert "  a: 15%, 1 slices/s, 1 min 25 s left, 15 of 100 slices" in lines
-    assert [line for line in lines if "finished" in line] == ["a finished, 1 min 40 s left in all", "b finished"]
+    assert [line for line in lines if "finished" in line] == ["a finished, 1 min 40 s left in total", "b finished"]
     assert len(lines) == 2 * 6 + 2 + 3
 
 

@@ -79,7 +79,7 @@ def test_a_lock_that_cannot_be_created_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     path = tmp_path / "file" / "a.lock"
     with (
-        pytest.raises(UserError, match=r"file/a\.lock: .*; what was finished is kept"),
+        pytest.raises(UserError, match=r"file/a\.lock: .*; finished work is kept"),
         hold(path, on_wait=pytest.fail),
     ):
         pass

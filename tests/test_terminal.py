@@ -80,7 +80,7 @@ def test_a_terminal_shows_a_bar_for_each_fold_and_one_for_all(folds):
         bar = rf"net \[b\]fold {k} [━╸╺ ]+ \d+%, \S+ slices/s, \d+ s left, epoch [12] of 2"
         assert any(re.fullmatch(bar, line) for line in lines), found
         assert f"  net fold {k}: [red]loss[/] :warning: \\x1b[5m" in lines, "no markup, no control characters"
-    assert any(re.fullmatch(r"cnn +[━╸╺ ]+ \d+%, \d+ s left in all, [012] of 3 folds", line) for line in lines)
+    assert any(re.fullmatch(r"cnn +[━╸╺ ]+ \d+%, \d+ s left in total, [012] of 3 folds", line) for line in lines)
     after = drawn(found.rpartition("net fold 0: [red]loss")[2])
     assert not any(line.startswith("net [b]fold 0 ") for line in after), "a finished fold has no bar"
     assert found.rindex("\x1b[?25h") > found.rindex("\x1b[?25l"), "the cursor is back"

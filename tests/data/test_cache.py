@@ -372,7 +372,7 @@ def test_a_shard_is_as_numpy_would_save_it(tmp_path, monkeypatch):
 def test_without_room_for_all_shards_it_says_so_before_it_begins(tmp_path, monkeypatch):
     scanner = Scanner(tmp_path, [4, 3], set(), monkeypatch)
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: Mock(free=200))
-    with pytest.raises(UserError, match=r"No space left.*2.24e-07 GB are needed.*make room"):
+    with pytest.raises(UserError, match=r"No space left.*2.24e-07 GB are needed.*ree disk space"):
         scanner.fill()
     assert not scanner.read
 

@@ -246,7 +246,7 @@ def test_on_a_full_disk_it_ends_in_one_line_and_goes_on_later(house, monkeypatch
 
     whole = house.prepare()
     house.forget()
-    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"hu-0000\d.npy: No space left.*make room"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"hu-0000\d.npy: No space left.*[Ff]ree disk space"):
         patch.setattr(cache, "resize_all", full)
         prepare.run(house.plan())
     done = len(cache.notes(house.folder))

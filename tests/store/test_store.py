@@ -59,7 +59,7 @@ def test_a_folder_that_cannot_be_renamed_leaves_the_old_one(tmp_path, monkeypatc
 
     monkeypatch.setattr(Path, "rename", full)
     with (
-        pytest.raises(UserError, match=r"folder: No space left on device; make room on the disk"),
+        pytest.raises(UserError, match=r"folder: No space left on device. Free disk space"),
         atomic_folder(tmp_path / "folder") as folder,
     ):
         (folder / "b").write_text("new")

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ich.console import detail, left_in_all, say, whole
+from ich.console import detail, time_left, say, whole
 from ich.ensemble.predictions import aligned, assemble_oof, mean_test
 from ich.errors import UserError
 from ich.models.artifacts import require_finite, write_predictions
@@ -42,7 +42,7 @@ def run_stage(
                 busy[task.model, task.fold] = left
                 continue
             done += 1
-            say(f"{stage}: {_label(task)} finished ({done} of {len(tasks)}){left_in_all()}")
+            say(f"{stage}: {_label(task)} finished ({done} of {len(tasks)}){time_left()}")
         plan.forget()
     for name in dict.fromkeys(task.model for task in tasks if task.fold is not None):
         assemble(plan, name)
