@@ -44,7 +44,7 @@ from ich.recipe import Cnn, RecipeError, load, table_thresholds
 from ich.stages import check, folds, maps, predict, prepare, score, status, submit
 from ich.stages import thresholds as thresholds_stage
 from ich.store.hashes import sha256_file
-from ich.store.records import Record, read_record, write_record, write_sealed
+from ich.store.records import Record, read_record, write_record, write_hashed
 from ich.training.checkpoint import TrainingState
 from ich.training.run import Run
 
@@ -421,7 +421,7 @@ def test_other_types_in_json_are_refused(plan, put, case):
 
 def test_a_sealed_checkpoint_is_read_as_weights_alone(tmp_path):
     for data in PICKLES.values():
-        write_sealed(tmp_path / "checkpoint.bin", "fingerprint", data)
+        write_hashed(tmp_path / "checkpoint.bin", "fingerprint", data)
         network = torch.nn.Linear(1, 1)
         optimizer, scaler = torch.optim.SGD(network.parameters()), torch.amp.GradScaler(enabled=False)
         state = TrainingState(network, None, optimizer, scaler)

@@ -110,7 +110,7 @@ def test_training_prints_more_or_nothing(house: House, capfd, monkeypatch):
         output.append("".join(capfd.readouterr()))
     normal, verbose, quiet, again, quiet_again = output
     assert quiet == quiet_again == ""
-    assert "done" in again
+    assert "up to date" in again
     assert not controls(normal + verbose + again)
     assert "resnet fold 1: epoch 2 of 2, loss " in normal
     for detail in ("--force, so it is made", "parameters", " s per step", "fold1/model.safetensors"):

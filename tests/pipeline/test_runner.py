@@ -49,7 +49,7 @@ def dead_fold(plan: Plan, model: str) -> Task:
 def test_a_killed_network_of_any_kind_resumes_to_the_same_bytes(copy, monkeypatch, model):
     changes = ["pretrain.simclr.epochs=2"] if model == "simclr" else []
     plan = plan_of(copy, *changes)
-    stage, fold = plan.stage_of(model), None if model == "simclr" else 0
+    stage, fold = plan.settings_of(model).stage, None if model == "simclr" else 0
     make(plan, stage, model=model, fold=fold)  # simclr only: it has one epoch otherwise
     task = plan.fold(model, fold)
     whole, save, epoch, trained = contents(task), TrainingState.save, training.train_epoch, []

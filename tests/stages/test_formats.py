@@ -364,7 +364,7 @@ def test_an_outside_recipe_trains_nothing_and_a_second_look_makes_nothing(outsid
     with pytest.raises(UserError, match="recipe outside trains nothing"):
         folds.run(Plan(outside.recipe, outside.root))
     predict.run_outside(Plan(outside.recipe, outside.root))
-    assert "predict: done" in capsys.readouterr().out
+    assert "predict: up to date" in capsys.readouterr().out
 
 
 # ---- faults: one line each, and nothing half-written

@@ -18,7 +18,7 @@ from ich.store import records
 from ich.store.atomic import atomic, atomic_folder, read_json, write_json
 from ich.store.hashes import digest
 from ich.store.paths import listing
-from ich.store.records import Record, read_record, read_sealed, write_record, write_sealed
+from ich.store.records import Record, read_record, read_hashed, write_record, write_hashed
 
 # ---- atomic writes
 
@@ -115,7 +115,7 @@ def test_a_digest_is_the_hash_of_the_plain_json():
 @pytest.mark.parametrize(
     ("write", "read"),
     [
-        (lambda path: write_sealed(path, "fp", b"weights"), lambda path: read_sealed(path, "fp")),
+        (lambda path: write_hashed(path, "fp", b"weights"), lambda path: read_hashed(path, "fp")),
         (lambda path: write_record(path, {"files": {"a": "b"}, "n": [1.5, None]}), read_record),
     ],
     ids=["sealed", "record"],
@@ -138,8 +138,8 @@ def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path, write, read):
 
 
 def test_a_sealed_file_belongs_to_one_fingerprint(tmp_path):
-    write_sealed(tmp_path / "s", "one", b"x")
-    assert read_sealed(tmp_path / "s", "two") is None
+    write_hashed(tmp_path / "s", "one", b"x")
+    assert read_hashed(tmp_path / "s", "two") is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"files": 3}', "\xff"])

@@ -26,7 +26,7 @@ from rich.text import Text
 
 from ich.console.estimate import Estimate, Overall, duration
 
-__all__ = ["Level", "Work", "detail", "duration", "time_left", "progress", "say", "table", "visible", "warn", "whole"]
+__all__ = ["Level", "Work", "detail", "duration", "progress", "say", "table", "time_left", "visible", "warn", "whole"]
 
 Level = Literal["quiet", "normal", "verbose"]
 BRIEF = 0.5  # seconds after which an inner operation is shown

@@ -1,4 +1,4 @@
-"""Settings of the models, and which artifacts each kind of model reads and writes. `ich.models` implements the kinds."""
+"""Settings of the models, and the artifacts that each kind of model reads and writes."""
 
 import difflib
 from typing import Annotated, Any, ClassVar, Literal
@@ -250,7 +250,9 @@ class External(Model):
     files: ClassVar[tuple[str, ...]] = ("external.json", "external.parquet")
     scores_new_scans: ClassVar[bool] = False
 
-    oof: str = Field(description="CSV or Parquet with image_id and one column per class; out-of-fold, all labelled slices")
+    oof: str = Field(
+        description="CSV or Parquet with image_id and one column per class; out-of-fold, all labelled slices"
+    )
     test: str | None = Field(default=None, description="same for all test slices")
     values: Literal["probability", "logit"] = Field(default="probability", description="type of the values")
 
@@ -265,7 +267,9 @@ class Smooth(Model):
     files: ClassVar[tuple[str, ...]] = ("smooth.json",)
     scores_in_sample: ClassVar[bool] = True
 
-    inputs: tuple[str, ...] | Literal["all"] = Field(default="all", description="models that it reads; all: every cnn model")
+    inputs: tuple[str, ...] | Literal["all"] = Field(
+        default="all", description="models that it reads; all: every cnn model"
+    )
     widths: tuple[NonNegativeFloat, ...] = Field(
         default=(0, 2.5, 5, 7.5, 10, 15, 20),
         min_length=1,

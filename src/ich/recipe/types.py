@@ -139,7 +139,9 @@ TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tenso
 class Compute(Strict):
     """Processes and threads. They do not change the results, except that `threads` may change rounding."""
 
-    processes: PositiveInt | None = Field(default=None, description="parallel folds; default: one per core or GPU")
+    processes: PositiveInt | None = Field(
+        default=None, description="parallel folds; default: 1 with a GPU, else one per core"
+    )
     threads: PositiveInt = Field(default=1, description="CPU threads per process")
     busy: Literal["wait", "leave"] = Field(
         default="wait", description="wait for a fold that another process is making, or leave it and end with an error"

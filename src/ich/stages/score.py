@@ -70,7 +70,7 @@ def _scores(plan: Plan) -> Made:
         "class_weights": dict(zip(classes, weights, strict=True)),
         "rows": {where: some.counts(classes) for where, some in rows.items()},
         "models": {
-            model: {"stage": plan.stage_of(model), **evaluation.cells(one, blend, classes)}
+            model: {"stage": plan.settings_of(model).stage, **evaluation.cells(one, blend, classes)}
             for model, one in evaluated.items()
         },
         "one_fold": _one_fold(plan, slices, rows["test"], blend.thresholds[settings.metric]) if "test" in rows else {},

@@ -1,4 +1,4 @@
-"""Atomic files and folders: a reader sees the old content or the new one, never a part."""
+"""Atomic files and folders: a reader gets the old content or the new one, never a part."""
 
 import json
 import os
@@ -14,9 +14,9 @@ from ich.errors import refused
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary file next to `path`, which is fsynced and renamed to `path` if the block succeeds.
+    """Yield a temporary file, which is fsynced and renamed to `path` if the block succeeds.
 
-    Raises UserError if the system refuses, as on a full disk or in a read-only folder.
+    Raises UserError for an OSError, such as a full disk or a read-only folder.
     """
     temporary = None
     try:
@@ -38,10 +38,10 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder next to `path`, which replaces `path` if the block succeeds.
+    """Yield a temporary folder, which replaces the folder `path` if the block succeeds. Raises as `atomic` does.
 
-    A folder cannot replace another in one step: a kill between the two renames leaves the old one under a temporary
-    name, from which `Record.sweep` restores it. Raises UserError as `atomic` does.
+    A folder cannot replace another in one step. A kill between the two renames leaves the old one under a temporary
+    name, and `Record.sweep` restores it.
     """
     temporary = None
     try:
