@@ -94,6 +94,6 @@ def test_an_interrupted_ablation_goes_on_where_it_was(ablated, tmp_path):
 
 def test_a_variant_without_a_system_s_model_is_refused_before_anything_is_run(trained):
     changes = ["ablation.systems.joint={model: joint, variant: random}", "ablation.variants.random=[end_to_end=null]"]
-    with pytest.raises(UserError, match=r"systems\.joint: variant 'random' leaves model 'joint' out") as error:
+    with pytest.raises(UserError, match=r"systems\.joint: variant 'random' removes the model 'joint'") as error:
         ablate.runs(trained / PARTS, changes, trained)
     assert "\n" not in str(error.value)

@@ -77,7 +77,7 @@ def test_an_ended_stage_resumes_to_the_same_bytes(house, number, processes):
         assert process.returncode == 130
         assert err == "\ninterrupted; finished work is kept: rerun the same command to resume\n"
     states = [tiny(house).standing(tiny(house).fold("resnet", k)) for k in range(2)]
-    assert any("resumes after the last finished epoch" in state.why for state in states)
+    assert any("resume after the last finished epoch" in state.why for state in states)
     said = make(tiny(house), "cnn", model="resnet")
     assert said.count("epoch 1 of 2") < 2
     assert same_but_records(before, house.files())
@@ -108,13 +108,13 @@ def test_a_fold_of_another_process_ends_in_one_line(house):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("cnn", "--model", "resnt"), "--model resnt: this recipe has resnet, resnext"),
+        (("cnn", "--model", "resnt"), "--model resnt: unknown model. Choose from resnet, resnext"),
         (("cnn", "--set", "cnn.resnet.epoch=3"), "Did you mean epochs?"),
         (("cnn", "--set", "cnn.resnet.backbone=resnet10"), "did you mean"),
         (("prepare", "--set", "competition.root=input/nowhere"), "no such folder"),
-        (("sequence", "--set", "image.size=48"), "run `ich prepare` first"),
-        (("thresholds", "--set", "thresholds.min_recall={epdural: 0.9}"), "there is no class 'epdural'"),
-        (("ablate",), "recipe tiny has no section ablation; configs/seeds/ has examples"),
+        (("sequence", "--set", "image.size=48"), "Run `ich prepare` first"),
+        (("thresholds", "--set", "thresholds.min_recall={epdural: 0.9}"), "unknown class 'epdural'"),
+        (("ablate",), "recipe tiny has no section ablation"),
         (("predict", "input/nowhere", "-o", "out.csv"), "input/nowhere: no such file or folder"),
     ],
 )

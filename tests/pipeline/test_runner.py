@@ -64,7 +64,7 @@ def test_a_killed_network_of_any_kind_resumes_to_the_same_bytes(copy, monkeypatc
         make(plan, stage, model=model, fold=fold)
     plan = plan_of(copy, *changes)
     assert plan.standing(task).kind == "killed"
-    assert "resumes after the last finished epoch" in plan.standing(task).why
+    assert "resume after the last finished epoch" in plan.standing(task).why
     monkeypatch.setattr(training, "train_epoch", lambda state, *rest: trained.append(0) or epoch(state, *rest))
     torch.rand(3)
     make(plan, stage, model=model, fold=fold)
@@ -128,7 +128,7 @@ def test_in_sample_predictions_are_made_without_training_when_a_model_first_read
     plan = plan_of(copy, "sequence.bigru.inputs=[resnet, resnext, small]", "cnn.resnet.workers=1")
     for k in range(3):
         (plan.workspace.fold("resnet", k) / "train/run.json").unlink()
-    with pytest.raises(UserError, match=r"needs cnn/resnet/fold1/train, which is missing; run `ich cnn` first"):
+    with pytest.raises(UserError, match=r"needs cnn/resnet/fold1/train, which is missing. Run `ich cnn` first"):
         make(plan, "sequence", model="bigru", fold=1)
     make(plan, "cnn")
     assert all(plan.state(plan.in_sample("resnet", k)).done for k in range(3))
@@ -164,7 +164,7 @@ def test_in_sample_predictions_for_the_rows_of_the_fold_would_be_its_validation_
 def test_one_fold_alone_is_made_and_the_tables_wait_for_the_others(copy):
     plan = plan_of(copy, "cnn.resnext.seed=8")
     said = make(plan, "cnn", model="resnext", fold=2)
-    assert "cnn/resnext: not assembled yet, fold 0, 1 is not made" in said
+    assert "cnn/resnext: not assembled, missing folds: 0, 1" in said
     done = [plan.state(plan.fold("resnext", k)).done for k in range(3)]
     assert done == [False, False, True]
     assert not plan.state(plan.assembled("resnext")).done
@@ -185,7 +185,7 @@ def test_a_fold_of_another_process_is_left_and_its_dependants_say_so(copy, model
             make(plan, task.stage, model=model)
         plan.forget()
         assert [plan.state(plan.fold(model, k)).kind for k in range(3)] == ["missing", "done", "done"]
-        with pytest.raises(UserError, match=f"needs {task.name}, which another process is making; wait for it"):
+        with pytest.raises(UserError, match=f"needs {task.name}, which another process is making. Wait for it"):
             plan.require(plan.fold("blend", 0))
     assert plan.standing(task).kind == "missing"
     make(plan_of(copy), task.stage, model=model)
@@ -259,8 +259,8 @@ def test_a_record_names_settings_inputs_files_scores_and_versions(trained):
 
 def test_a_name_that_the_recipe_does_not_have_is_refused(trained):
     for options, says in (
-        ({"model": "resnt"}, "--model resnt: this recipe has resnet, resnext, small"),
-        ({"fold": 7}, "--fold 7: this recipe has folds 0 to 2"),
+        ({"model": "resnt"}, "--model resnt: unknown model. Choose from resnet, resnext, small"),
+        ({"fold": 7}, "--fold 7: no such fold. Choose from 0 to 2"),
     ):
         with pytest.raises(UserError, match=says):
             make(plan_of(trained), "cnn", **options)
@@ -270,5 +270,5 @@ def test_a_damaged_model_is_named_with_the_command_that_makes_it(copy):
     plan = plan_of(copy)
     path = plan.workspace.fold("lgbm", 1) / "model_any.txt"
     path.write_bytes(path.read_bytes() + b" ")
-    with pytest.raises(UserError, match=r"stack/lgbm/fold1/model_any.txt was changed; run `ich stack`"):
+    with pytest.raises(UserError, match=r"stack/lgbm/fold1/model_any.txt was changed. Run `ich stack`"):
         runner.load_fitted(plan, "lgbm", 1)

@@ -116,7 +116,7 @@ def test_a_state_says_why(trained):
     assert plan.state(plan.fold("resnet", 0)).why == "seed was 7, is 8"
     assert plan.state(plan.in_sample("resnet", 0)).why == "cnn/resnet/fold0 is stale"
     assert plan.state(plan.in_sample("resnext", 0)).done
-    with pytest.raises(UserError, match=r"needs cnn/resnet/fold0, which is stale \(seed was 7, is 8\); run `ich cnn`"):
+    with pytest.raises(UserError, match=r"needs cnn/resnet/fold0, which is stale \(seed was 7, is 8\). Run `ich cnn`"):
         plan.require(plan.fold("blend", 1))
 
 

@@ -92,7 +92,7 @@ def test_the_command_names_a_changed_file_and_what_to_type(root):
     assert "sound" in House(root).ich("verify")
     flip(root / FOLD / "model.safetensors", np.random.default_rng(0))
     said = House(root).ich("verify", code=2)
-    assert f"error: {FOLD}/model.safetensors: was changed; delete it, then run `ich cnn`, which makes it again" in said
+    assert f"error: {FOLD}/model.safetensors: was changed; delete it, then run `ich cnn`" in said
 
 
 def test_a_flipped_bit_in_any_file_or_record_is_noticed_though_its_time_is_the_same(root):
@@ -131,7 +131,7 @@ def test_the_advice_restores_the_file(root):
     path.write_bytes(b"")
     code, lines = verified(root)
     assert code == 2
-    assert list(errors(lines).values()) == ["was changed; delete it, then run `ich submit`, which makes it again"]
+    assert list(errors(lines).values()) == ["was changed; delete it, then run `ich submit`"]
     path.unlink()
     submit.run(plan_of(root))
     assert path.read_bytes() == content
@@ -206,8 +206,8 @@ def test_files_that_nothing_reads_are_listed(root):
     notes = [line for line in lines if line.startswith("note: ")]
     assert code == 0
     assert len(notes) == 4
-    assert sum("left by a process that was killed" in note for note in notes) == 3
-    assert f"note: {FOLD}: its record does not name notes.txt; nothing reads it" in notes
+    assert sum("temporary file of a killed process" in note for note in notes) == 3
+    assert f"note: {FOLD}: unknown files, which are ignored: notes.txt" in notes
 
 
 # ---- rules: the hashes fit
@@ -310,8 +310,8 @@ def test_a_broken_rule_is_named_though_the_hashes_fit(root, case):
 @pytest.mark.parametrize(
     ("without", "what"),
     [
-        ({"files": {}}, "lists no model.safetensors, model.json, history.csv, valid.parquet, test.parquet"),
-        ({"inputs": {}}, "lists other inputs than those that are there"),
+        ({"files": {}}, "does not list model.safetensors, model.json, history.csv, valid.parquet, test.parquet"),
+        ({"inputs": {}}, "lists outdated inputs"),
     ],
 )
 def test_an_incomplete_record_is_named(root, without, what):

@@ -211,7 +211,7 @@ def test_a_demo_that_is_not_there_yet_is_told_to_be_made(competition):
     nothing_there(competition)
     code, found = competition.check("demo.slices=8")
     assert code == 2
-    assert "run `ich demo` first" in found["detail"].iloc[0]
+    assert "Run `ich demo` first" in found["detail"].iloc[0]
 
 
 # ---- the folds
@@ -254,7 +254,7 @@ def test_exclude_overlap_leaves_their_training_studies_out_and_says_so(competiti
 
     plain, without = competition.plan(), competition.plan("competition.exclude_overlap=true")
     prepare.run(plain)
-    assert "1 patients of the test set are in the training set too\n" in capsys.readouterr().out
+    assert "1 patients of the test set are also in the training set\n" in capsys.readouterr().out
     prepare.run(without)
     assert "in the training set too: their 1 training studies (3 slices) are left out" in capsys.readouterr().out
     left, all_ = (pd.read_parquet(p.prepare().folder / "slices.parquet") for p in (without, plain))

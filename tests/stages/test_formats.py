@@ -361,7 +361,7 @@ def test_cq500_s_scores_have_an_interval_a_finding(outside):
 
 
 def test_an_outside_recipe_trains_nothing_and_a_second_look_makes_nothing(outside, capsys):
-    with pytest.raises(UserError, match="recipe outside trains nothing"):
+    with pytest.raises(UserError, match="recipe outside has no models of its own"):
         folds.run(Plan(outside.recipe, outside.root))
     predict.run_outside(Plan(outside.recipe, outside.root))
     assert "predict: up to date" in capsys.readouterr().out
@@ -385,7 +385,7 @@ def test_a_fault_in_a_table_is_one_line_and_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("name", ["ntu_dlmi", "unibuc", "folder"])
 def test_a_missing_and_an_empty_folder_are_one_line(tmp_path, name):
     plan = small(tmp_path, name, sequence={})
-    with pytest.raises(UserError, match=r"no such folder; see input/README\.md"):
+    with pytest.raises(UserError, match=r"no such folder\. See input/README\.md"):
         prepare.run(plan)
     plan.raw_root.mkdir(parents=True)
     with pytest.raises(UserError, match=f"input/{name}.*(no label table|no such file)"):

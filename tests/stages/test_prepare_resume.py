@@ -133,7 +133,7 @@ def test_a_killed_prepare_is_resumed_from_its_shards(house, monkeypatch, read, c
         house.forget()
         killed(house, monkeypatch, after=shards)
         (house.folder / ".hu-00005.npy.x.tmp").touch()  # the kill came while it was written
-        assert house.plan().standing(house.plan().prepare()).why.endswith("resumes after the finished shards")
+        assert house.plan().standing(house.plan().prepare()).why.endswith("resume after the finished shards")
         read.clear()
         capsys.readouterr()
         assert house.prepare() == whole
@@ -199,7 +199,7 @@ def test_other_settings_and_other_files_begin_anew_and_name_what_is_left(house, 
     read.clear()
     house.prepare("image.crop=none")
     assert len(read) == SLICES
-    assert f"prepare: {left} was left by a killed prepare" in capsys.readouterr().out
+    assert f"prepare: {left} is unfinished" in capsys.readouterr().out
     read.clear()
     os.utime(house.raw / "stage_2_train" / "ID_00.dcm", ns=(1, 1))
     assert house.prepare() == whole

@@ -143,7 +143,7 @@ def test_in_sample_scores_are_listed_for_tuned_models_and_warnings_of_folds_are_
     assert scores.loc["test"].isna().all(axis=None)
     assert read(plan)["warnings"] == [
         *["resnet: its epochs were chosen on the fold"] * 3,
-        "lgbm, blend: what they read is optimistic, and so are their scores",
+        "lgbm, blend: scores are optimistic, since those of their inputs are",
     ]
 
 

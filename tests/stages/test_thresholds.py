@@ -88,10 +88,10 @@ def test_without_folds_and_patients_there_is_less_and_it_is_said(tmp_path):
 
 def test_patients_that_a_tables_folds_tear_apart_are_warned_of(tmp_path):
     table = brought()
-    assert not any("lie in two folds" in warning for warning in tuned(tmp_path, table)["warnings"])
+    assert not any("more than one fold" in warning for warning in tuned(tmp_path, table)["warnings"])
     torn = table.assign(fold=[0 if k in {3, 8} else fold for k, fold in enumerate(table["fold"])])
     assert (torn["fold"] != table["fold"]).sum() == 1, "row 3 is in fold 0 already, row 8 was in fold 1"
-    assert any(w.startswith("1 patients lie in two folds or more") for w in tuned(tmp_path, torn)["warnings"])
+    assert any(w.startswith("1 patients are in more than one fold") for w in tuned(tmp_path, torn)["warnings"])
 
 
 def test_a_class_without_positives_has_a_threshold_and_no_recall(tmp_path):
@@ -153,7 +153,7 @@ def test_cut_archives_duplicate_columns_and_unknown_classes_are_refused(tmp_path
     path.write_text("\n".join([f"{header},any", *(f"{line},0" for line in lines)]))
     with pytest.raises(UserError, match="column 'any' stands twice"):
         run_on_table(path, Thresholds(trials=5), None)
-    with pytest.raises(UserError, match="there is no class 'epdural'; the classes are epidural, any"):
+    with pytest.raises(UserError, match="unknown class 'epdural'. Choose from epidural, any"):
         tuned(tmp_path, brought(), min_recall={"epdural": 0.9})
 
 

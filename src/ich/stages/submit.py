@@ -27,9 +27,7 @@ def run(plan: Plan, *, force: bool = False) -> None:
     said = "wrote" if made else "up to date,"
     say(f"submit: {said} {plan.workspace.submissions / 'submission.csv'} ({record['submits']}), {record['rows']} rows")
     if record["filled_with_prior"]:
-        warn(
-            f"{record['filled_with_prior']} test images could not be read; their predictions are the training prevalence"
-        )
+        warn(f"{record['filled_with_prior']} test images could not be read; the training prevalence was predicted")
 
 
 def _submission(plan: Plan) -> Made:
