@@ -44,7 +44,7 @@ from ich.recipe import Cnn, RecipeError, load, table_thresholds
 from ich.stages import check, folds, maps, predict, prepare, score, status, submit
 from ich.stages import thresholds as thresholds_stage
 from ich.store.hashes import sha256_file
-from ich.store.records import Record, read_record, write_record, write_hashed
+from ich.store.records import Record, read_record, write_hashed, write_record
 from ich.training.checkpoint import TrainingState
 from ich.training.run import Run
 

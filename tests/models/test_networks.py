@@ -86,8 +86,9 @@ def test_weights_of_another_backbone_are_refused_in_one_line(trained):
 def test_the_first_predictions_are_the_frequencies_of_the_classes(trained, model):
     """From the training rows alone; the sequence model with the residual head starts from its inputs instead."""
     plan, means = plan_of(trained, "sequence.bigru.head=plain"), {}
+    stage = plan.settings_of(model).stage
     for change in ("true", "false"):
-        changed = plan_of(trained, "sequence.bigru.head=plain", f"{plan.settings_of(model).stage}.{model}.output_bias={change}")
+        changed = plan_of(trained, "sequence.bigru.head=plain", f"{stage}.{model}.output_bias={change}")
         data, found = fold_data(changed, model), begun(changed, model)
         batch = next(iter(found.loader.epoch(0)))
         means[change] = batch.real(found.network.eval()(*batch.inputs)).detach().numpy().mean(axis=0)

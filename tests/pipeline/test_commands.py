@@ -12,7 +12,6 @@ import pytest
 
 from conftest import make, plan_of
 from ich.data.cache import HuCache
-from ich.pipeline.graph import MODEL_STAGES
 from ich.pipeline.state import Plan
 from ich.store.locks import hold
 
@@ -119,7 +118,6 @@ def test_a_user_error_is_one_line(finished, arguments, says):
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert says in line
     assert said.strip().endswith(line)
-
 
 
 def test_an_end_to_end_network_alone_has_a_page_without_maps(copy):

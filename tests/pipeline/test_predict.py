@@ -239,7 +239,7 @@ def test_a_changed_model_is_refused(copy, file, stage):
 
 def test_a_missing_fold_is_an_error_with_a_remedy(copy):
     (copy / "oof/parts/bigru/fold1/run.json").unlink()
-    with pytest.raises(UserError, match="needs sequence/bigru/fold1, which is missing. Run `ich sequence` first"):
+    with pytest.raises(UserError, match=r"needs sequence/bigru/fold1, which is missing\. Run `ich sequence` first"):
         scored(plan_of(copy))
     assert not (copy / "out.csv").exists()
 

@@ -24,7 +24,6 @@ TRAINING = [name for name in RECIPES if name not in OUTSIDE]
 WITH_ABLATION = [name for name in TRAINING if load(RECIPES[name]).ablation is not None]
 
 
-
 # ---- competitions in miniature
 
 

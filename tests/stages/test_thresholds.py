@@ -153,7 +153,7 @@ def test_cut_archives_duplicate_columns_and_unknown_classes_are_refused(tmp_path
     path.write_text("\n".join([f"{header},any", *(f"{line},0" for line in lines)]))
     with pytest.raises(UserError, match="column 'any' stands twice"):
         run_on_table(path, Thresholds(trials=5), None)
-    with pytest.raises(UserError, match="unknown class 'epdural'. Choose from epidural, any"):
+    with pytest.raises(UserError, match=r"unknown class 'epdural'\. Choose from epidural, any"):
         tuned(tmp_path, brought(), min_recall={"epdural": 0.9})
 
 

@@ -18,7 +18,7 @@ from ich.store import records
 from ich.store.atomic import atomic, atomic_folder, read_json, write_json
 from ich.store.hashes import digest
 from ich.store.paths import listing
-from ich.store.records import Record, read_record, read_hashed, write_record, write_hashed
+from ich.store.records import Record, read_hashed, read_record, write_hashed, write_record
 
 # ---- atomic writes
 
