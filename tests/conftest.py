@@ -20,9 +20,9 @@ from ich.pipeline.runner import run_stage
 from ich.pipeline.state import Plan
 from ich.recipe import load
 
-settings.register_profile("any machine", deadline=None)  # a busy one is slow, and no test is about time
+settings.register_profile("any machine", deadline=None)  # a busy machine is slow
 settings.load_profile("any machine")
-os.environ["COLUMNS"] = "120"  # what is printed is laid out for that width, whatever runs the tests
+os.environ["COLUMNS"] = "120"  # width of printed tables
 
 ROOT = Path(__file__).parents[1]
 COPIED = (
@@ -42,13 +42,13 @@ LOGITS = [f"logit_{name}" for name in CLASSES]
 
 
 class House:
-    """A clone of the repository's top level, and the commands as a user types them there."""
+    """A clone of the repository's top level, with commands as a user types them."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def start(self, command: str, *arguments: str, recipe: str | None = RECIPE) -> subprocess.Popen:
-        """Begin `ich command recipe arguments`."""
+        """Start `ich command recipe arguments`."""
         environment = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
         words = [sys.executable, "-m", "ich.cli", command, *([recipe] if recipe else []), *arguments]
         return subprocess.Popen(
@@ -69,12 +69,12 @@ class House:
         return done.stdout
 
     def states(self) -> dict[str, str]:
-        """Artefact -> state, by `ich status`."""
-        lines = self.ich("status").splitlines()[2:]
-        return {line.split()[0]: line.split()[1] for line in lines if line and not line[0].isdigit()}
+        """State by artifact, from `ich status`."""
+        rows = [line.split() for line in self.ich("status").splitlines()[2:-1] if line[:1].strip()]
+        return {row[0]: row[1] for row in rows}
 
     def files(self) -> dict[str, tuple[int, str]]:
-        """Relative path -> (modification time, hash) of every artefact, run records and locks aside."""
+        """(modification time, SHA-256) of every artifact by relative path."""
         found = {}
         for folder in ("input", "folds", "oof", "submissions"):
             for path in sorted((self.root / folder).rglob("*")):

@@ -73,7 +73,7 @@ def folds(tmp_path_factory) -> Path:
     return path
 
 
-def test_a_terminal_shows_a_bar_for_each_fold_and_one_for_all(folds):
+def test_a_terminal_has_one_bar_per_fold_and_one_for_all(folds):
     found = on_terminal([sys.executable, folds, "3", "2"], folds.parent)
     lines = drawn(found)
     for k in range(3):
@@ -87,7 +87,7 @@ def test_a_terminal_shows_a_bar_for_each_fold_and_one_for_all(folds):
     assert "━" not in found[found.rindex("\x1b[?25h") :], "no bar remains"
 
 
-def test_a_terminal_without_colours_or_cursor_movement_gets_neither(folds):
+def test_terminals_without_colours_or_cursor_movement(folds):
     found = on_terminal([sys.executable, folds, "2", "1"], folds.parent, NO_COLOR="1")
     assert "━" in found
     assert not re.search(r"\x1b\[[0-9;]*3[0-9][0-9;]*m", found)
@@ -99,7 +99,7 @@ def test_a_terminal_without_colours_or_cursor_movement_gets_neither(folds):
 # ---- commands in a file
 
 
-def test_training_prints_more_or_nothing(house: House, capfd, monkeypatch):
+def test_levels_of_the_output_of_training(house: House, capfd, monkeypatch):
     monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
     monkeypatch.setattr("ich.pipeline.state.Plan.cores", 1)
     monkeypatch.setattr(console._here, "level", "normal")  # the command's level ends with the test
