@@ -4,16 +4,9 @@ from typing import get_args
 import pytest
 
 from ich.ensemble import blend, calibration
-from ich.models.registry import KINDS
 from ich.recipe import (
     Blend,
-    Cnn,
-    EndToEnd,
-    Pretrain,
     RecipeError,
-    Sequence,
-    Smooth,
-    Stack,
     load,
     table_thresholds,
 )
@@ -122,29 +115,6 @@ def test_inputs_of_a_model(demo, overrides, model, inputs):
     names = list(recipe.models)
     assert names[-1] == "blend"
     assert all(names.index(name) < names.index(model) for name in inputs)
-
-
-NETWORK = ("model.safetensors", "model.json", "history.csv")
-KIND_FLAGS = ("reads_images", "reads_embeddings", "writes_embeddings", "scores_in_sample")
-
-
-@pytest.mark.parametrize(
-    ("kind", "files", "flags"),
-    [
-        (Pretrain, NETWORK, {"reads_images"}),
-        (Cnn, NETWORK, {"reads_images", "writes_embeddings"}),
-        (EndToEnd, NETWORK, {"reads_images"}),
-        (Sequence, NETWORK, {"reads_embeddings"}),
-        (Smooth, ("smooth.json",), {"scores_in_sample"}),
-        (Stack, ("stack.json",), {"scores_in_sample"}),
-        (Blend, ("blend.json",), {"scores_in_sample"}),
-    ],
-)
-def test_a_kind_declares_what_it_reads_and_writes(kind, files, flags):
-    assert kind.files == files
-    assert {flag for flag in KIND_FLAGS if getattr(kind, flag)} == flags
-    assert kind.fingerprint_ignores <= set(kind.model_fields)
-    assert kind.stage in KINDS
 
 
 def test_weights_of_the_user_are_a_source(demo):

@@ -67,14 +67,6 @@ def test_seeds_change_folds_and_networks(ablated):
     assert settings["seed"] == 2
 
 
-def test_a_second_ablation_computes_nothing(ablated):
-    root, said = ablated
-    before = made(root)
-    again = run(root)
-    assert made(root) == before
-    assert again.splitlines()[-3:] == said.splitlines()[-3:]
-
-
 def test_an_interrupted_ablation_resumes(ablated, tmp_path):
     root = copied(ablated[0], tmp_path)
     before, table = made(root), (root / "submissions/parts/ablation.csv").read_bytes()

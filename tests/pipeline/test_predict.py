@@ -244,19 +244,6 @@ def test_a_missing_fold_is_an_error_with_a_remedy(copy):
     assert not (copy / "out.csv").exists()
 
 
-def test_a_model_that_changes_during_the_run_is_refused(copy, monkeypatch):
-    path, read = copy / "oof/parts/lgbm/fold1/model_any.txt", predict._read
-
-    def changed(*arguments):
-        path.write_bytes(path.read_bytes() + b" ")
-        return read(*arguments)
-
-    monkeypatch.setattr(predict, "_read", changed)
-    with pytest.raises(UserError, match=r"model_any\.txt was changed"):
-        scored(plan_of(copy), study_files(copy)[0])
-    assert not (copy / "out.csv").exists()
-
-
 @pytest.mark.parametrize(
     ("files", "says"),
     [

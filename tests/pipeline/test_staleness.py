@@ -162,12 +162,6 @@ def test_files_that_training_does_not_read_may_be_missing(copy):
 # ---- the tables
 
 
-def test_no_patient_is_in_two_folds(trained):
-    folds = pd.read_csv(trained / "folds/parts.csv")
-    assert folds.groupby("patient_id")["fold"].nunique().max() == 1
-    assert set(folds["fold"]) == set(FOLDS)
-
-
 @pytest.mark.parametrize("model", STAGES)
 def test_the_tables_of_a_model_are_complete(trained, model):
     logits = [f"logit_{name}" for name in CLASSES]
