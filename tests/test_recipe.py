@@ -4,12 +4,7 @@ from typing import get_args
 import pytest
 
 from ich.ensemble import blend, calibration
-from ich.recipe import (
-    Blend,
-    RecipeError,
-    load,
-    table_thresholds,
-)
+from ich.recipe import Blend, RecipeError, load, table_thresholds
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted([*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "tests").rglob("*.yaml")])

@@ -4,47 +4,22 @@
 """
 
 from ich.recipe.loading import RecipeError, load, table_thresholds
-from ich.recipe.models import (
-    BETAS,
-    Augment,
-    Backbone,
-    Blend,
-    Cnn,
-    EarlyStopping,
-    EndToEnd,
-    Head,
-    Loss,
-    Model,
-    Pretrain,
-    Sequence,
-    Smooth,
-    Stack,
-    Supervised,
-    Training,
-    beta_of,
-)
+from ich.recipe.models import BETAS, Backbone, Blend, Cnn, Head, Model, Smooth, Stack, Training, beta_of
 from ich.recipe.types import SECTIONS, Ablation, Recipe, Thresholds
 
 __all__ = [
     "BETAS",
     "SECTIONS",
     "Ablation",
-    "Augment",
     "Backbone",
     "Blend",
     "Cnn",
-    "EarlyStopping",
-    "EndToEnd",
     "Head",
-    "Loss",
     "Model",
-    "Pretrain",
     "Recipe",
     "RecipeError",
-    "Sequence",
     "Smooth",
     "Stack",
-    "Supervised",
     "Thresholds",
     "Training",
     "beta_of",
