@@ -120,7 +120,7 @@ def test_a_damaged_file_is_refused(copy, kind, content):
         path = task.folder / name
         whole = path.read_bytes()
         path.write_bytes({"half": whole[: len(whole) // 2], "empty": b""}.get(content, content.encode()))
-        with pytest.raises(UserError, match=f"{task.name}/{name} was changed; run `ich {kind}`"):
+        with pytest.raises(UserError, match=rf"{task.name}/{name} was changed\. Run `ich {kind}`"):
             runner.load_fitted(plan, model, 0)
         with pytest.raises(UserError) as error:
             registry.load(kind, task.folder, f"{model} fold 0").predict(data.slices("test"), data.inputs("test"))
