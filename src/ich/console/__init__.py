@@ -106,10 +106,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
         grid.add_column(Text(visible(name)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(Text(_shortened(visible(cell), LONGEST_CELL)) for cell in row))
-    console = Console(width=shutil.get_terminal_size((120, 24)).columns, file=io.StringIO(), color_system=None)
-    console.print(grid)
-    lines = console.file.getvalue().splitlines()
-    for line in [f"\n{title}", *lines] if title else lines:
+    text = io.StringIO()
+    Console(width=shutil.get_terminal_size((120, 24)).columns, file=text, color_system=None).print(grid)
+    if title:
+        say(f"\n{title}", asked=asked)
+    for line in text.getvalue().splitlines():
         say(line.rstrip(), asked=asked)
 
 
