@@ -113,6 +113,6 @@ def test_levels_of_the_output_of_training(house: House, capfd, monkeypatch):
     assert "up to date" in again
     assert not controls(normal + verbose + again)
     assert "resnet fold 1: epoch 2 of 2, loss " in normal
-    for detail in ("--force, so it is made", "parameters", " s per step", "fold1/model.safetensors"):
+    for detail in ("started, --force", "parameters", " s per step", "fold1/model.safetensors"):
         assert detail in verbose
         assert detail not in normal
