@@ -147,9 +147,7 @@ def run_on_table(source: Path, settings: Thresholds, out: Path | None) -> None:
     elif given.patients is not None and (torn := user_table.in_two_folds(given.fold, given.patients)):
         found["warnings"].append(f"{torn} patients are in more than one fold: the cross-fitted score is optimistic.")
     if given.patients is None:
-        found["warnings"].append(
-            "no column patient_id: intervals treat rows as independent and may be too narrow."
-        )
+        found["warnings"].append("no column patient_id: intervals treat rows as independent and may be too narrow.")
     if out is not None:
         write_json(out, found)
         say(f"thresholds: wrote {out}")
