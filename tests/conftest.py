@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from ich.models.data import FoldData
@@ -19,9 +20,9 @@ from ich.pipeline.runner import run_stage
 from ich.pipeline.state import Plan
 from ich.recipe import load
 
-settings.register_profile("any machine", deadline=None)  # a busy one is slow, and no test is about time
+settings.register_profile("any machine", deadline=None)  # a busy machine is slow
 settings.load_profile("any machine")
-os.environ["COLUMNS"] = "120"  # what is printed is laid out for that width, whatever runs the tests
+os.environ["COLUMNS"] = "120"  # width of printed tables
 
 ROOT = Path(__file__).parents[1]
 COPIED = (
@@ -41,13 +42,13 @@ LOGITS = [f"logit_{name}" for name in CLASSES]
 
 
 class House:
-    """A clone of the repository's top level, and the commands as a user types them there."""
+    """A clone of the repository's top level, with commands as a user types them."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def start(self, command: str, *arguments: str, recipe: str | None = RECIPE) -> subprocess.Popen:
-        """Begin `ich command recipe arguments`."""
+        """Start `ich command recipe arguments`."""
         environment = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
         words = [sys.executable, "-m", "ich.cli", command, *([recipe] if recipe else []), *arguments]
         return subprocess.Popen(
@@ -68,12 +69,12 @@ class House:
         return done.stdout
 
     def states(self) -> dict[str, str]:
-        """Artefact -> state, by `ich status`."""
-        lines = self.ich("status").splitlines()[2:]
-        return {line.split()[0]: line.split()[1] for line in lines if line and not line[0].isdigit()}
+        """State by artifact, from `ich status`."""
+        rows = [line.split() for line in self.ich("status").splitlines()[2:-1] if line[:1].strip()]
+        return {row[0]: row[1] for row in rows}
 
     def files(self) -> dict[str, tuple[int, str]]:
-        """Relative path -> (modification time, hash) of every artefact, run records and locks aside."""
+        """(modification time, SHA-256) of every artifact by relative path."""
         found = {}
         for folder in ("input", "folds", "oof", "submissions"):
             for path in sorted((self.root / folder).rglob("*")):
@@ -118,6 +119,22 @@ def make(plan: Plan, *stages: str, **options: Any) -> str:
     return printed.getvalue()
 
 
+def built(tmp_path_factory: pytest.TempPathFactory, name: str, recipe: str, *stages: str) -> Path:
+    """A workspace in which these stages were run. The processes of pytest-xdist share it: do not change it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    root, done = shared / name, shared / f"{name}.done"
+    with FileLock(shared / f"{name}.lock"):
+        if not done.exists():
+            cloned(root)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Plan, "cores", 1)
+                make(plan_of(root, recipe=recipe), *stages)
+            done.touch()
+    return root
+
+
 @pytest.fixture
 def clone(tmp_path) -> House:
     """A fresh clone, in which nothing was run."""
@@ -126,15 +143,14 @@ def clone(tmp_path) -> House:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> House:
-    """The tiny recipe, run through all stages once; tests that change it work on a copy."""
-    house = cloned(tmp_path_factory.mktemp("house"))
-    house.run_all()
-    return house
+    """The tiny recipe after all stages. Do not change it."""
+    stages = ("demo", "prepare", "folds", *MODEL_STAGES, "thresholds", "submit", "score", "explain", "report")
+    return House(built(tmp_path_factory, "finished", RECIPE, *stages))
 
 
 @pytest.fixture
 def house(finished, tmp_path) -> House:
-    """A copy of the finished house that a test may break. Modification times are kept: they judge the raw data."""
+    """A copy of `finished` that a test may change."""
     return House(copied(finished.root, tmp_path))
 
 
@@ -149,11 +165,7 @@ def one_core() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
     """A workspace with all kinds of models (tests/parts.yaml), run up to the submission. Do not change it."""
-    root = cloned(tmp_path_factory.mktemp("trained")).root
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Plan, "cores", 1)
-        make(plan_of(root), "demo", "prepare", "folds", *MODEL_STAGES, "thresholds", "submit")
-    return root
+    return built(tmp_path_factory, "trained", PARTS, "demo", "prepare", "folds", *MODEL_STAGES, "thresholds", "submit")
 
 
 @pytest.fixture

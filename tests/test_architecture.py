@@ -58,7 +58,7 @@ KINDS = {"pretrain", "cnn", "end_to_end", "sequence", "smooth", "stack", "extern
 
 
 def imports(tree: ast.AST, *, top: bool = False) -> Iterator[str]:
-    """Full names of all that a file imports; `top`: by statements at its top level only."""
+    """Full names of all imports of a file; top: those at its top level only."""
     for node in tree.body if top and isinstance(tree, ast.Module) else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -104,7 +104,7 @@ def test_the_layers_and_the_files_have_no_cycles():
 
 
 @pytest.mark.parametrize("library", OWNERS)
-def test_a_big_dependency_has_one_owner(library):
+def test_a_large_dependency_is_imported_by_its_owners_only(library):
     users = {name for name, tree in TREES.items() if library in {one.split(".")[0] for one in imports(tree)}}
     assert users == OWNERS[library]
 
@@ -115,7 +115,7 @@ TORCHLESS += [f"stages/{name}.py" for name in ("demo", "folds", "thresholds", "s
 
 
 @pytest.mark.parametrize("name", TORCHLESS)
-def test_what_needs_no_network_never_imports_torch(name):
+def test_files_that_need_no_network_do_not_import_torch(name):
     assert "torch" not in reached(name)
 
 
@@ -129,7 +129,7 @@ def test_status_and_help_import_nothing_heavy(name):
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name != "cli.py"])
-def test_imports_stand_at_the_top(name):
+def test_imports_are_at_the_top(name):
     late = Counter(imports(TREES[name])) - Counter(imports(TREES[name], top=True))
     assert {imported.split(".")[0] for imported in late} == LATE.get(name, set()), list(late)
 
@@ -149,6 +149,6 @@ def kinds_compared(tree: ast.AST) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("name", [n for n in FILES if not n.startswith(("models/", "recipe/", "cli.py"))])
-def test_no_kind_of_model_is_told_apart_by_its_name(name):
+def test_no_file_compares_the_name_of_a_kind_of_model(name):
     lines = list(kinds_compared(TREES[name]))
     assert not lines, f"{name}: lines {lines} compare with the name of a kind"

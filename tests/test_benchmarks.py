@@ -32,7 +32,7 @@ COMPARISON = {
 # ---- the harness
 
 
-def test_ways_alternate_and_the_warm_up_is_not_recorded():
+def test_rounds_alternate_and_the_warm_up_is_not_recorded():
     now, called = [0.0], list[str]()
 
     def way(name, *seconds):
@@ -100,7 +100,7 @@ def test_a_failing_command_is_an_error_with_its_output(tmp_path):
 
 @pytest.fixture
 def small(one_core, monkeypatch):
-    """Few small images and trials, and commands in this process, which need no start; their usage is made up."""
+    """Few small images and trials; commands run in this process, with made-up usage."""
 
     def run(words, folder):
         with chdir(folder):
@@ -130,7 +130,7 @@ def test_every_topic_runs_and_its_results_are_finite(topic):
         assert 0 <= found[0]["notes"]["Optuna below the optimum"] <= 5e-3
 
 
-def test_both_ways_compute_the_same_stacker_features_and_one_model_per_class():
+def test_both_stackers_have_the_same_features_and_one_model_per_class():
     data = stacker.table(700)
     assert data.groupby("study").size()[:-1].between(20, 57).all()
     logits = data.filter(like="model").to_numpy().reshape(700, stacker.MODELS, stacker.CLASSES)
@@ -144,7 +144,7 @@ def test_both_ways_compute_the_same_stacker_features_and_one_model_per_class():
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_the_plain_network_computes_the_same_and_its_mask_hides_the_padding(cell):
+def test_the_plain_network_has_the_same_outputs(cell):
     studies = sequence.random_studies(3, 16)
     *inputs, targets, mask = (torch.stack(parts) for parts in zip(*sequence.PaddedStudies(studies), strict=True))
     batch, ours, plain = study_batch(studies, np.arange(3)), sequence.head(cell, 16), sequence.PlainNetwork(cell, 16)
@@ -181,7 +181,7 @@ def test_ich_starts_without_importing_what_it_does_not_need(words, absent, tmp_p
     assert not set(absent) & set(done.stdout.splitlines()[-1].split())
 
 
-def test_the_tables_of_the_docs_are_those_of_the_saved_results():
+def test_the_docs_have_the_tables_of_the_saved_results():
     page = (ROOT / "docs" / "background" / "performance.md").read_text()
     shown = re.search(r"<!-- results -->\n(.*)<!-- end -->", page, re.DOTALL)
     assert shown is not None

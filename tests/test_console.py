@@ -17,7 +17,7 @@ from ich.processes import side_by_side
 
 @pytest.fixture
 def clock(monkeypatch) -> SimpleNamespace:
-    """Time passes only where a test sets `now`."""
+    """A clock that a test sets by `now`."""
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(time, "monotonic", lambda: clock.now)
     return clock
@@ -63,7 +63,7 @@ def test_estimates_never_divide_by_zero(total, first, done, seconds):
     assert work.state() + work.closing() + overall.state()
 
 
-def test_overall_remaining_time_is_that_of_the_remaining_shares_at_the_rate_so_far(clock):
+def test_overall_remaining_time(clock):
     overall = Overall("cnn", ["a", "b", "c"])
     assert overall.pace() == ""
     started = clock.now
@@ -80,13 +80,13 @@ def test_overall_remaining_time_is_that_of_the_remaining_shares_at_the_rate_so_f
     assert overall.left == pytest.approx(1 / 1.75 * 120)
     overall.update(Estimate("c", 100, "slices", done=10, started=clock.now - 30))
     assert overall.left == pytest.approx(270), "not less than what the running fold needs"
-    assert overall.state() == "70%, 4 min 30 s left in all, 2 of 3 folds"
+    assert overall.state() == "70%, 4 min 30 s left in total, 2 of 3 folds"
 
 
 # ---- lines in a file
 
 
-def test_a_file_gets_progress_lines_at_growing_intervals_and_a_closing_one_only_at_success(clock, capsys):
+def test_progress_lines_in_a_file_have_growing_intervals(clock, capsys):
     with console.progress("prepare: headers", 86_400, "files") as advance:
         for _ in range(0, 86_400, 5):
             clock.now += 5
@@ -100,7 +100,7 @@ def test_a_file_gets_progress_lines_at_growing_intervals_and_a_closing_one_only_
     assert (capsys.readouterr().out, console._here.shown) == ("", {})
 
 
-def test_only_inner_operations_that_take_a_moment_have_a_bar(clock, monkeypatch):
+def test_short_inner_operations_have_no_bar(clock, monkeypatch):
     drawn = []
     monkeypatch.setattr(console, "_terminal", lambda: True)
     monkeypatch.setattr(console, "_draw", lambda work: drawn.append((work.what, work.done)))
@@ -111,7 +111,7 @@ def test_only_inner_operations_that_take_a_moment_have_a_bar(clock, monkeypatch)
     assert drawn == [("0.6 s", 1)]
 
 
-def test_folds_and_all_of_them_have_their_own_lines(clock, capsys):
+def test_each_fold_and_all_folds_have_lines(clock, capsys):
     with console.whole("cnn", ["a", "b"]) as finished:
         for name in ("a", "b"):
             with console.progress(name, 100, inner=True) as advance:
@@ -119,11 +119,11 @@ def test_folds_and_all_of_them_have_their_own_lines(clock, capsys):
                     clock.now += 1
                     advance(1)
             finished(name)
-            console.say(f"{name} finished{console.left_in_all()}")
+            console.say(f"{name} finished{console.time_left()}")
     lines = capsys.readouterr().out.splitlines()
-    assert "cnn: 30%, 2 min 20 s left in all, 0 of 2 folds" in lines  # after 60 s
+    assert "cnn: 30%, 2 min 20 s left in total, 0 of 2 folds" in lines  # after 60 s
     assert "  a: 15%, 1 slices/s, 1 min 25 s left, 15 of 100 slices" in lines
-    assert [line for line in lines if "finished" in line] == ["a finished, 1 min 40 s left in all", "b finished"]
+    assert [line for line in lines if "finished" in line] == ["a finished, 1 min 40 s left in total", "b finished"]
     assert len(lines) == 2 * 6 + 2 + 3
 
 
@@ -151,15 +151,35 @@ def test_each_level_prints_its_lines(level, printed, capsys):
     assert capsys.readouterr().out.partition(" in 0 s")[0] == printed
 
 
-def test_control_characters_are_escaped(capsys):
+def test_control_characters_are_escaped_and_long_ids_shortened(capsys):
     console.say("quarantined: \x1b[2Ja\rb\x9b\udc80.dcm")
     assert capsys.readouterr().out == "quarantined: \\x1b[2Ja\\x0db\\x9b\\udc80.dcm\n"
+    console.say(f"quarantined: 1.2.{'3' * 2000}.4: no pixels")
+    start, end = capsys.readouterr().out.split("…")
+    assert start.startswith("quarantined: 1.2.333")
+    assert end.endswith("333.4: no pixels\n")
+    assert len(start + end) < 100
+
+
+def test_a_table_fits_the_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    classes = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"]
+    rows = [["ID_0123456789", "32", *["0.123"] * 6], [f"1.2.{'3' * 2000}", "1", *["0.1"] * 6]]
+    console.table(["study", "slices", *classes], rows, "Title")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) < 20
+    console.table(["artifact", "why"], [["cnn/resnet/fold0", "the settings have changed " * 5]])
+    head, _, row, *more = capsys.readouterr().out.splitlines()
+    assert head.split() == ["artifact", "why"]
+    assert row.startswith("cnn/resnet/fold0  the settings")
+    assert all(line.startswith(" " * len("cnn/resnet/fold0  ")) for line in more), "long cells wrap"
 
 
 @pytest.mark.parametrize("command", [command.name or command.callback.__name__ for command in app.registered_commands])
 def test_quiet_and_verbose_exclude_each_other(command):
     words = [command, *([] if command == "thresholds" else ["none.yaml"]), "--quiet", "--verbose"]
-    with pytest.raises(UserError, match=r"^--quiet and --verbose: give one of the two$"):
+    with pytest.raises(UserError, match=r"^--quiet and --verbose exclude each other"):
         app(words, standalone_mode=False)
 
 
@@ -168,7 +188,7 @@ def test_quiet_and_verbose_exclude_each_other(command):
 
 @pytest.fixture
 def _late_listener(monkeypatch):
-    """The thread that prints what workers send is late: only `catch_up` prints."""
+    """Print output of workers by `catch_up` only, not by the listening thread."""
     monkeypatch.setattr(console, "_listen", lambda _: None)
     monkeypatch.setattr(console._here, "workers", None)
 
@@ -182,7 +202,7 @@ def speak(k: int) -> int:
 
 
 @pytest.mark.usefixtures("_late_listener")
-def test_the_parent_prints_what_a_worker_says_before_its_result(capfd):
+def test_output_of_a_worker_is_printed_before_its_result(capfd):
     console.set_level("verbose")
     printed = ""
     for k in side_by_side(speak, [(k,) for k in range(4)], 2):
@@ -200,7 +220,7 @@ def die(seconds: float) -> None:
 
 
 @pytest.mark.usefixtures("_late_listener")
-def test_a_line_is_printed_even_if_its_worker_dies_at_once(capfd):
+def test_the_last_line_of_a_killed_worker_is_printed(capfd):
     with pytest.raises(UserError, match="was killed"):
         list(side_by_side(die, [(0.1,), (60,)], 2))
     assert capfd.readouterr().out == "last words\n"
@@ -213,7 +233,7 @@ def talk(k: int) -> None:
         console.say(f"{k} {i} " + "z" * 100)
 
 
-def test_killed_workers_lose_no_line_and_leave_no_part_of_one(capfd):
+def test_killed_workers_lose_no_lines(capfd):
     with pytest.raises(UserError, match="was killed"):
         list(side_by_side(talk, [(1,), (2,), (0,)], 3))
     lines = capfd.readouterr().out.splitlines()

@@ -44,7 +44,7 @@ from ich.recipe import Cnn, RecipeError, load, table_thresholds
 from ich.stages import check, folds, maps, predict, prepare, score, status, submit
 from ich.stages import thresholds as thresholds_stage
 from ich.store.hashes import sha256_file
-from ich.store.records import Record, read_record, write_record, write_sealed
+from ich.store.records import Record, read_record, write_hashed, write_record
 from ich.training.checkpoint import TrainingState
 from ich.training.run import Run
 
@@ -143,7 +143,7 @@ def test_a_yaml_tag_in_a_recipe_its_base_or_an_override_is_refused(tmp_path, tag
     (tmp_path / "base.yaml").write_text("base: evil.yaml\nname: y\n")
     (tmp_path / "good.yaml").write_text("name: x\ncompetition: {format: rsna2019, root: input/x}\n")
     for name in ("evil.yaml", "base.yaml"):
-        refused(lambda name=name: load(tmp_path / name), "evil.yaml: not a YAML file")
+        refused(lambda name=name: load(tmp_path / name), "evil.yaml: invalid YAML")
     refused(lambda: load(tmp_path / "good.yaml", [f"cnn={tag}"]), "--set")
 
 
@@ -418,7 +418,7 @@ def test_other_types_in_json_are_refused(plan, put, case):
 
 def test_a_checkpoint_is_never_unpickled(tmp_path):
     for data in PICKLES.values():
-        write_sealed(tmp_path / "checkpoint.bin", "fingerprint", data)
+        write_hashed(tmp_path / "checkpoint.bin", "fingerprint", data)
         network = torch.nn.Linear(1, 1)
         optimizer, scaler = torch.optim.SGD(network.parameters()), torch.amp.GradScaler(enabled=False)
         state = TrainingState(network, None, optimizer, scaler)

@@ -1,4 +1,4 @@
-"""Locks: one owner at a time. The lock file tells who works, or was killed while working."""
+"""Locks: one owner at a time, and the lock file names it, also after a kill."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
-def test_a_second_process_is_told_the_owner_and_gives_up_or_waits(tmp_path):
+def test_a_second_process_waits_or_gives_up(tmp_path):
     path = tmp_path / "a.lock"
 
     def give_up(who: str) -> None:
@@ -55,7 +55,7 @@ def test_a_second_process_is_told_the_owner_and_gives_up_or_waits(tmp_path):
     assert (owner(path), held(path)) == (None, False)
 
 
-def test_a_killed_owner_blocks_nobody_and_is_remembered(tmp_path):
+def test_a_killed_owner_does_not_block_and_is_remembered(tmp_path):
     path = tmp_path / "a.lock"
     with holder(path) as process:
         process.send_signal(signal.SIGKILL)
@@ -79,7 +79,7 @@ def test_a_lock_that_cannot_be_created_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     path = tmp_path / "file" / "a.lock"
     with (
-        pytest.raises(UserError, match=r"file/a\.lock: .*; what was finished is kept"),
+        pytest.raises(UserError, match=r"file/a\.lock: .*; finished work is kept"),
         hold(path, on_wait=pytest.fail),
     ):
         pass

@@ -1,4 +1,4 @@
-"""Worker processes that end with their parent, and interruptions that end everything soon and without a traceback."""
+"""Worker processes end with their parent; an interruption ends all processes without a traceback."""
 
 import os
 import signal
@@ -123,7 +123,7 @@ def test_an_interruption_ends_everything_without_a_traceback(tmp_path, jobs, num
 
 
 @pytest.mark.parametrize(("work", "listening"), [(STUCK, True), (STUCK, False), (SLEEPS, False)])
-def test_calls_that_never_return_to_python_and_a_closed_stderr_do_not_prevent_the_end(tmp_path, work, listening):
+def test_stuck_calls_and_a_closed_stderr_do_not_prevent_the_end(tmp_path, work, listening):
     with program(tmp_path, BUSY.format(work=work, jobs=1)) as process:
         if not listening:
             assert process.stderr is not None
@@ -185,7 +185,7 @@ with interruptible("that was all"):
 @pytest.mark.parametrize(
     ("seconds", "ending"), [(0, (0, "4 batches\nsurvived\n", "")), (60, (130, "", "\nthat was all\n"))]
 )
-def test_the_end_of_loader_processes_is_no_interruption_but_an_interruption_is_theirs(tmp_path, seconds, ending):
+def test_loader_processes_end_with_an_interruption_and_do_not_cause_one(tmp_path, seconds, ending):
     with program(tmp_path, LOADER.format(seconds=seconds)) as process:
         if seconds:
             time.sleep(0.5)  # until they have begun

@@ -73,21 +73,21 @@ def folds(tmp_path_factory) -> Path:
     return path
 
 
-def test_a_terminal_shows_a_bar_for_each_fold_and_one_for_all(folds):
+def test_a_terminal_has_one_bar_per_fold_and_one_for_all(folds):
     found = on_terminal([sys.executable, folds, "3", "2"], folds.parent)
     lines = drawn(found)
     for k in range(3):
         bar = rf"net \[b\]fold {k} [━╸╺ ]+ \d+%, \S+ slices/s, \d+ s left, epoch [12] of 2"
         assert any(re.fullmatch(bar, line) for line in lines), found
         assert f"  net fold {k}: [red]loss[/] :warning: \\x1b[5m" in lines, "no markup, no control characters"
-    assert any(re.fullmatch(r"cnn +[━╸╺ ]+ \d+%, \d+ s left in all, [012] of 3 folds", line) for line in lines)
+    assert any(re.fullmatch(r"cnn +[━╸╺ ]+ \d+%, \d+ s left in total, [012] of 3 folds", line) for line in lines)
     after = drawn(found.rpartition("net fold 0: [red]loss")[2])
     assert not any(line.startswith("net [b]fold 0 ") for line in after), "a finished fold has no bar"
     assert found.rindex("\x1b[?25h") > found.rindex("\x1b[?25l"), "the cursor is back"
     assert "━" not in found[found.rindex("\x1b[?25h") :], "no bar remains"
 
 
-def test_a_terminal_without_colours_or_cursor_movement_gets_neither(folds):
+def test_terminals_without_colours_or_cursor_movement(folds):
     found = on_terminal([sys.executable, folds, "2", "1"], folds.parent, NO_COLOR="1")
     assert "━" in found
     assert not re.search(r"\x1b\[[0-9;]*3[0-9][0-9;]*m", found)
@@ -99,7 +99,7 @@ def test_a_terminal_without_colours_or_cursor_movement_gets_neither(folds):
 # ---- commands in a file
 
 
-def test_training_prints_more_or_nothing(house: House, capfd, monkeypatch):
+def test_levels_of_the_output_of_training(house: House, capfd, monkeypatch):
     monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
     monkeypatch.setattr("ich.pipeline.state.Plan.cores", 1)
     monkeypatch.setattr(console._here, "level", "normal")  # the command's level ends with the test
@@ -110,9 +110,9 @@ def test_training_prints_more_or_nothing(house: House, capfd, monkeypatch):
         output.append("".join(capfd.readouterr()))
     normal, verbose, quiet, again, quiet_again = output
     assert quiet == quiet_again == ""
-    assert "done" in again
+    assert "up to date" in again
     assert not controls(normal + verbose + again)
     assert "resnet fold 1: epoch 2 of 2, loss " in normal
-    for detail in ("--force, so it is made", "parameters", " s per step", "fold1/model.safetensors"):
+    for detail in ("started, --force", "parameters", " s per step", "fold1/model.safetensors"):
         assert detail in verbose
         assert detail not in normal

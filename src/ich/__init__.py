@@ -1,1 +1,1 @@
-"""Head-CT hemorrhage competitions, from DICOM slices to a submission."""
+"""Intracranial hemorrhage detection on head CT, from DICOM files to a Kaggle submission."""

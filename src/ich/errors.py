@@ -1,4 +1,4 @@
-"""Errors that the user can fix: printed as one line, without a traceback."""
+"""Errors that the user can fix, printed as one line without a traceback."""
 
 import errno
 from collections.abc import Iterator
@@ -7,33 +7,33 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """What the user can mend: shown as one line, without a traceback."""
+    """An error that the user can fix; the message says how."""
 
 
 ADVICE = {
-    errno.ENOSPC: "make room on the disk",
-    errno.EDQUOT: "make room within the quota",
-    errno.EROFS: "work in a folder that may be written",
-    errno.EACCES: "see to whom it belongs",
-    errno.EPERM: "see to whom it belongs",
-    errno.EMFILE: "allow more open files (ulimit -n 4096)",
-    errno.ENFILE: "close other programs, for the machine has no file handle left",
+    errno.ENOSPC: "Free disk space",
+    errno.EDQUOT: "Free space within the quota",
+    errno.EROFS: "Use a writable folder",
+    errno.EACCES: "Check the permissions",
+    errno.EPERM: "Check the permissions",
+    errno.EMFILE: "Allow more open files (ulimit -n 4096)",
+    errno.ENFILE: "Close other programs to free file handles",
 }
 
 
 def refused(path: object, error: OSError) -> UserError:
-    """What to say where the system refused to read or write `path`: the reason, and what to do."""
+    """Return the error of a failed read or write of `path`, with the reason and a remedy."""
     reason = error.strerror or str(error)
-    advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE else ""
-    return UserError(f"{path}: {reason}{advice}; what was finished is kept: run the same again")
+    remedy = f"{ADVICE[error.errno]}, then rerun" if error.errno in ADVICE else "Rerun"
+    return UserError(f"{path}: {reason}. {remedy} the same command; finished work is kept")
 
 
 @contextmanager
 def as_written(path: Path, remedy: str = "delete it and rerun the stage that wrote it") -> Iterator[None]:
-    """A block that only reads `path` and parses it. Raises UserError with the remedy where the file is malformed."""
+    """Raise UserError with the remedy if the block, which reads and parses `path`, fails because of its content."""
     try:
         yield
-    except (UserError, OSError, MemoryError):  # they have a message of their own
+    except (UserError, OSError, MemoryError):  # these have messages of their own
         raise
     except Exception as error:  # errors of pyarrow, safetensors, torch and LightGBM have no common base
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -339,7 +339,7 @@ def test_a_shard_has_the_bytes_of_numpy_save(tmp_path, monkeypatch):
 def test_too_little_disk_space_is_an_error_before_any_slice_is_read(tmp_path, monkeypatch):
     scanner = Scanner(tmp_path, [4, 3], set(), monkeypatch)
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: Mock(free=200))
-    with pytest.raises(UserError, match=r"No space left.*2.24e-07 GB are needed.*make room"):
+    with pytest.raises(UserError, match=r"No space left.*2.24e-07 GB are needed.*ree disk space"):
         scanner.fill()
     assert not scanner.read
 

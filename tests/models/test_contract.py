@@ -40,7 +40,7 @@ def refit(plan: Plan, model: str, fold: int = 0) -> tuple[dict[str, bytes], dict
 def test_every_kind_is_tested(trained):
     assert {*MODELS, "external"} == set(registry.KINDS)  # its contract: test_external.py
     plan = plan_of(trained)
-    assert {kind: plan.stage_of(model) for kind, model in MODELS.items()} == {kind: kind for kind in MODELS}
+    assert {kind: plan.settings_of(model).stage for kind, model in MODELS.items()} == {kind: kind for kind in MODELS}
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -120,7 +120,7 @@ def test_a_damaged_file_is_refused(copy, kind, content):
         path = task.folder / name
         whole = path.read_bytes()
         path.write_bytes({"half": whole[: len(whole) // 2], "empty": b""}.get(content, content.encode()))
-        with pytest.raises(UserError, match=f"{task.name}/{name} was changed; run `ich {kind}`"):
+        with pytest.raises(UserError, match=rf"{task.name}/{name} was changed\. Run `ich {kind}`"):
             runner.load_fitted(plan, model, 0)
         with pytest.raises(UserError) as error:
             registry.load(kind, task.folder, f"{model} fold 0").predict(data.slices("test"), data.inputs("test"))

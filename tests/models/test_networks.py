@@ -74,8 +74,9 @@ def test_an_end_to_end_network_starts_from_the_network_of_its_own_fold(trained):
 def test_output_bias_starts_from_the_class_frequencies(trained, model):
     """A residual head starts from the logits of its inputs instead."""
     plan, means = plan_of(trained, "sequence.bigru.head=plain"), {}
+    stage = plan.settings_of(model).stage
     for change in ("true", "false"):
-        changed = plan_of(trained, "sequence.bigru.head=plain", f"{plan.stage_of(model)}.{model}.output_bias={change}")
+        changed = plan_of(trained, "sequence.bigru.head=plain", f"{stage}.{model}.output_bias={change}")
         data, found = fold_data(changed, model), begun(changed, model)
         batch = next(iter(found.loader.epoch(0)))
         means[change] = batch.real(found.network.eval()(*batch.inputs)).detach().numpy().mean(axis=0)

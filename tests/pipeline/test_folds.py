@@ -30,7 +30,7 @@ def test_a_committed_fold_file_is_used_as_it_is(copy):
 
 def test_a_changed_fold_file_is_refused_until_the_user_says_which_to_use(copy):
     before = rewritten(copy)
-    with pytest.raises(UserError, match=r"parts\.csv is not as `ich folds` "):
+    with pytest.raises(UserError, match=r"parts\.csv was changed after `ich folds` "):
         make(plan_of(copy), "folds")
     (copy / RECORD).unlink()
     make(plan_of(copy), "folds")
@@ -52,7 +52,7 @@ def test_folds_are_made_anew_for_other_studies(copy):
     before = pd.read_csv(copy / FILE)
     (copy / "input/tiny/run.json").write_text("{}\n")  # a kill between the demo and its record needs no help either
     plan = plan_of(copy, "demo={train_studies: 6, test_studies: 1, slices: 4, size: 48, seed: 4}")
-    assert "divided anew" in make(plan, "demo", "prepare", "folds")
+    assert "making new folds" in make(plan, "demo", "prepare", "folds")
     assert plan.state(plan.demo).done
     assert not set(before["study_id"]) & set(pd.read_csv(copy / FILE)["study_id"])
 

@@ -1,4 +1,4 @@
-"""`ich predict`: the test folder as it is submitted, to the last digit; anything else is one line."""
+"""`ich predict`: predictions of the test folder equal the submission; errors are one line."""
 
 import io
 import json
@@ -43,7 +43,7 @@ def scored(plan: Plan, source: Path | None = None) -> pd.DataFrame:
 
 
 def assert_as_submitted(plan: Plan, table: pd.DataFrame) -> None:
-    """Equal to the last digit: the same functions in the same batches."""
+    """Equal to the last bit, since functions and batches are the same."""
     expected, table = submitted(plan.root), table.set_index("image_id")
     assert logit(expected).std().max() > 1e-3, "equal predictions for all slices would prove nothing"
     assert sorted(table.index) == sorted(expected.index)
@@ -70,12 +70,12 @@ def whole(trained, tmp_path_factory) -> tuple[pd.DataFrame, str]:
         return scored(plan_of(root)), printed.getvalue()
 
 
-def test_the_test_folder_is_predicted_as_it_was_submitted(trained, whole):
+def test_predictions_of_the_test_folder_equal_the_submission(trained, whole):
     assert_as_submitted(plan_of(trained), whole[0])
 
 
 @pytest.mark.parametrize("model", ["small", "joint", "bigru", "lr", "inside", "gauss", "lgbm"])
-def test_so_is_each_kind_alone(root, model):
+def test_predictions_of_each_kind_equal_the_submission(root, model):
     plan = remade(root, f"blend.inputs=[{model}]", *PLAIN)
     assert_as_submitted(plan, scored(plan))
 
@@ -84,15 +84,13 @@ def test_so_is_each_kind_alone(root, model):
     ("method", "calibration", "metric"),
     [
         ("auto", "auto", "log_loss"),
-        ("logits", "none", "log_loss"),
         ("ranks", "platt", "log_loss"),
         ("greedy", "beta", "f2"),
-        ("weights", "isotonic", "log_loss"),
-        ("weights", "temperature", "f2"),
-        ("probabilities", "isotonic", "log_loss"),
+        ("weights", "isotonic", "f2"),
+        ("probabilities", "temperature", "log_loss"),
     ],
 )
-def test_so_is_every_method_and_calibration(root, method, calibration, metric):
+def test_predictions_of_each_blend_equal_the_submission(root, method, calibration, metric):
     chosen = {"method": method, "calibration": calibration, "metric": metric, "trials": 10}
     changes = (f"blend.{key}={value}" for key, value in chosen.items())
     plan = remade(root, "blend.inputs=[resnet, resnext, gauss]", *changes)
@@ -103,7 +101,7 @@ def test_so_is_every_method_and_calibration(root, method, calibration, metric):
 
 
 @pytest.mark.parametrize(("subtypes", "any_"), [(2.0, 2.0), (1.0, 0.05)])
-def test_so_is_an_applied_prevalence(root, monkeypatch, subtypes, any_):
+def test_predictions_with_an_applied_prevalence_equal_the_submission(root, monkeypatch, subtypes, any_):
     inputs = ("blend.inputs=[resnext, gauss]", *PLAIN)
     before = submitted(remade(root, *inputs).root)
     estimate_another_prevalence(monkeypatch, subtypes, any_)
@@ -112,7 +110,7 @@ def test_so_is_an_applied_prevalence(root, monkeypatch, subtypes, any_):
     assert_as_submitted(plan, scored(plan))
 
 
-def test_each_fold_blends_its_own_models_as_its_own_file_says(root):
+def test_each_fold_uses_its_own_blend(root):
     plan = remade(root, "blend.inputs=[resnet, gauss]", *PLAIN)
     parts = []
     for fold, model in enumerate(["resnet", "gauss", "resnet"]):
@@ -159,7 +157,7 @@ def study_files(root: Path) -> list[Path]:
     return [root / "input/tiny" / path for path in slices[slices["study_id"] == slices["study_id"].iloc[0]]["path"]]
 
 
-def test_the_table_names_study_series_and_place_and_no_patient(trained, whole):
+def test_the_table_has_study_and_series_ids_but_no_patient_id(trained, whole):
     table, slices = whole[0], slice_table(trained)
     assert list(table.columns) == ["image_id", "study_id", "series_id", "index", *PROBABILITIES, *POSITIVES]
     same = ["image_id", "study_id", "series_id", "index"]
@@ -167,14 +165,14 @@ def test_the_table_names_study_series_and_place_and_no_patient(trained, whole):
     assert not set(slices["patient_id"]) & set(table.astype(str).to_numpy().ravel())
 
 
-def test_a_study_is_shown_with_the_maximum_of_its_slices(whole):
+def test_the_maximum_per_study_is_printed(whole):
     table, printed = whole
     for study, part in table.groupby("study_id"):
         row = next(line.split() for line in printed.splitlines() if line.startswith(str(study)))
         assert row == [str(study), str(len(part)), *(f"{p:.3f}" for p in part[PROBABILITIES].max())]
 
 
-def test_a_study_alone_scores_as_among_others_whatever_its_folders_and_names(copy, tmp_path_factory, capsys):
+def test_predictions_depend_on_neither_folders_nor_file_names(copy, tmp_path_factory, capsys):
     files, source = study_files(copy), tmp_path_factory.mktemp("cd")
     (source / "A/B").mkdir(parents=True)
     # as on a hospital's disc: no suffix, dots in the names, the same name in two folders
@@ -195,7 +193,7 @@ def test_a_study_alone_scores_as_among_others_whatever_its_folders_and_names(cop
     assert "quarantined: A/broken.dcm: there are fewer pixels than the header requires" in said
 
 
-def test_one_file_is_scored_like_a_folder_that_holds_nothing_else(copy, tmp_path_factory, monkeypatch):
+def test_one_file_is_scored_like_a_folder_with_that_file(copy, tmp_path_factory, monkeypatch):
     file, between, one = study_files(copy)[0], tmp_path_factory.mktemp("between"), tmp_path_factory.mktemp("one")
     monkeypatch.setattr("tempfile.tempdir", str(between))
     shutil.copy(file, one / file.name)
@@ -206,7 +204,7 @@ def test_one_file_is_scored_like_a_folder_that_holds_nothing_else(copy, tmp_path
     assert not list(between.glob("ich-*")), "the cache in between is removed"
 
 
-def test_linked_folders_are_read_once_even_in_a_circle(tmp_path):
+def test_circular_links_are_read_once(tmp_path):
     for folder in ("disc/a", "elsewhere"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "1.dcm").touch()
@@ -232,35 +230,17 @@ def test_without_thresholds_there_are_probabilities_alone(copy):
         ("thresholds.json", "thresholds"),
     ],
 )
-def test_a_changed_model_is_refused_before_anything_is_read(copy, file, stage):
+def test_a_changed_model_is_refused(copy, file, stage):
     path = copy / "oof/parts" / file
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=f"is stale .* was changed.*; run `ich {stage}` first"):
+    with pytest.raises(UserError, match=f"is stale .* was changed.*Run `ich {stage}` first"):
         scored(plan_of(copy), copy / "nowhere")
 
 
-def test_a_missing_fold_is_named_with_the_command_that_makes_it(copy):
+def test_a_missing_fold_is_an_error_with_a_remedy(copy):
     (copy / "oof/parts/bigru/fold1/run.json").unlink()
-    with pytest.raises(UserError, match="needs sequence/bigru/fold1, which is missing; run `ich sequence` first"):
+    with pytest.raises(UserError, match=r"needs sequence/bigru/fold1, which is missing\. Run `ich sequence` first"):
         scored(plan_of(copy))
-    assert not (copy / "out.csv").exists()
-
-
-def test_other_settings_than_those_trained_with_are_refused(copy):
-    with pytest.raises(UserError, match="run `ich cnn` first"):
-        scored(plan_of(copy, "cnn.resnext.windows=[[40, 80]]"))
-
-
-def test_a_model_that_changes_during_the_run_is_refused(copy, monkeypatch):
-    path, read = copy / "oof/parts/lgbm/fold1/model_any.txt", predict._read
-
-    def changed(*arguments):
-        path.write_bytes(path.read_bytes() + b" ")
-        return read(*arguments)
-
-    monkeypatch.setattr(predict, "_read", changed)
-    with pytest.raises(UserError, match=r"model_any\.txt was changed"):
-        scored(plan_of(copy), study_files(copy)[0])
     assert not (copy / "out.csv").exists()
 
 
@@ -268,12 +248,12 @@ def test_a_model_that_changes_during_the_run_is_refused(copy, monkeypatch):
     ("files", "says"),
     [
         (None, "no such file or folder"),
-        ({}, "there is no file in this folder"),
-        ({"a.txt": b"text", "b/c": b""}, "not one readable slice in 2 files; a.txt: this is not a DICOM file"),
-        ({"a.dcm": None}, "not one readable slice in 1 files; a.dcm: there are fewer pixels than the header requires"),
+        ({}, "no files in this folder"),
+        ({"a.txt": b"text", "b/c": b""}, "no readable slice in 2 files; a.txt: this is not a DICOM file"),
+        ({"a.dcm": None}, "no readable slice in 1 files; a.dcm: there are fewer pixels than the header requires"),
     ],
 )
-def test_a_folder_without_a_readable_slice_is_one_line(root, trained, tmp_path, files, says):
+def test_a_folder_without_a_readable_slice_is_an_error(root, trained, tmp_path, files, says):
     source = tmp_path / "source"
     if files is not None:
         source.mkdir()

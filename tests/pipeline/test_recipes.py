@@ -1,12 +1,14 @@
-"""Each recipe that is shipped fits together: its own networks train two steps on a few slices of its format."""
+"""Every shipped recipe trains on a few slices of its format."""
 
 import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from conftest import fold_data, make
+from ich.networks.cnn import Cnn, CnnSpec
 from ich.phantom.competition import write_competition
 from ich.pipeline.state import Plan
 from ich.recipe import Recipe, load
@@ -20,12 +22,6 @@ RECIPES = {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path i
 OUTSIDE = [name for name, path in RECIPES.items() if load(path).competition.trained_by is not None]
 TRAINING = [name for name in RECIPES if name not in OUTSIDE]
 WITH_ABLATION = [name for name in TRAINING if load(RECIPES[name]).ablation is not None]
-
-
-def test_there_are_recipes_of_both_kinds():
-    assert len(TRAINING) >= 2
-    assert OUTSIDE
-    assert WITH_ABLATION
 
 
 # ---- competitions in miniature
@@ -46,25 +42,29 @@ WRITERS = {"rsna2019": write_rsna2019, "ntu_dlmi": write_ntu, "unibuc": write_un
 
 @pytest.fixture(scope="module")
 def competitions(tmp_path_factory) -> Path:
-    """A root in which each format has its competition once; the caches are shared too."""
+    """A workspace with one small competition per format."""
     root = tmp_path_factory.mktemp("competitions")
     for name, write in WRITERS.items():
         write(root / "input" / name)
     return root
 
 
-# ---- a recipe in miniature: its networks, inputs, losses and augmentations stay as they are
+# ---- networks
 
 GROUPS = ("pretrain", "cnn", "end_to_end", "sequence")
 READ_IMAGES = GROUPS[:3]
+STAND_IN = ("backbone=resnet10t", "kwargs={channels: [4, 8, 8, 8], stem_width: 4}")
 
 
 def networks(recipe: Recipe) -> list[tuple[str, str]]:
     return [(group, name) for group in GROUPS for name in getattr(recipe, group)]
 
 
-def loaded(path: Path, *more: str) -> Recipe:
-    """The recipe on its format's miniature, small pictures, two folds, one epoch."""
+def loaded(path: Path, backbones: str, *more: str) -> Recipe:
+    """The recipe on the small competition of its format, with small images, two folds and one epoch.
+
+    backbones: "small" replaces those of full size.
+    """
     recipe = load(path)
     root = f"input/{recipe.competition.format}"
     changes = [f"competition.root={root}", "demo=null", "image.size=32", "folds.n=2", "compute.processes=1"]
@@ -72,6 +72,8 @@ def loaded(path: Path, *more: str) -> Recipe:
         changes += [f"{group}.{name}.{change}" for change in ("epochs=1", "precision=fp32", "accumulate=1")]
         if group in READ_IMAGES:
             changes += [f"{group}.{name}.{change}" for change in ("pretrained=false", "weights=null", "workers=0")]
+            if backbones == "small" and not getattr(recipe, group)[name].kwargs:
+                changes += [f"{group}.{name}.{change}" for change in STAND_IN]
     # needs networks of one fold only
     changes += [f"sequence.{name}.features=in_sample" for name in recipe.sequence]
     return load(path, [*changes, *more])
@@ -92,7 +94,7 @@ def two_steps(plan: Plan) -> list[str]:
 
 @pytest.fixture
 def steps(monkeypatch) -> list[int]:
-    """The number of steps of each network that was trained; no checkpoints are written."""
+    """Numbers of steps per trained network. No checkpoints are written."""
     counted: list[int] = []
     real = training.train_epoch
 
@@ -106,11 +108,24 @@ def steps(monkeypatch) -> list[int]:
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_every_network_of_a_recipe_trains_two_steps(competitions, steps, name):
+def test_backbones_of_a_recipe_can_be_built(name):
+    recipe = load(RECIPES[name])
+    models = [settings for group in READ_IMAGES for settings in getattr(recipe, group).values()]
+    for settings in {(one.backbone, one.input, len(one.windows)): one for one in models}.values():
+        channels = len(settings.windows) * (3 if settings.input == "neighbours" else 1)
+        with torch.device("meta"):  # shapes without values
+            network = Cnn(CnnSpec(settings.backbone, channels, 6, settings.kwargs))
+            images = torch.zeros((2, channels, recipe.image.size, recipe.image.size), dtype=torch.uint8)
+            assert network._embeddings(images).shape == (2, network.embedding_size)
+
+
+@pytest.mark.parametrize("backbones", ["small", pytest.param("full size", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", TRAINING)
+def test_every_network_of_a_recipe_trains_two_steps(competitions, steps, name, backbones):
     path = RECIPES[name]
-    plan = Plan(loaded(path), competitions)
+    plan = Plan(loaded(path, backbones), competitions)
     make(plan, "prepare", "folds")
-    recipe = loaded(path, *two_steps(plan))
+    recipe = loaded(path, backbones, *two_steps(plan))
     plan = Plan(recipe, competitions)
     make(plan, "pretrain")
     make(plan, "cnn", "end_to_end", "sequence", fold=0)
@@ -124,7 +139,7 @@ def test_every_network_of_a_recipe_trains_two_steps(competitions, steps, name):
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_an_outside_validation_names_a_recipe_that_trains_at_its_image_size(name):
+def test_an_outside_validation_has_the_images_of_its_recipe(name):
     recipe = load(RECIPES[name])
     trained_by = CONFIGS.parent / str(recipe.competition.trained_by)
     assert trained_by in [RECIPES[other] for other in TRAINING]
@@ -132,7 +147,7 @@ def test_an_outside_validation_names_a_recipe_that_trains_at_its_image_size(name
 
 
 @pytest.mark.parametrize("name", WITH_ABLATION)
-def test_every_run_of_an_ablation_is_a_recipe_that_has_its_systems(name):
+def test_the_runs_of_an_ablation_have_the_models_of_its_systems(name):
     ablation = load(RECIPES[name]).ablation
     assert ablation is not None
     plans = {plan.recipe.name: plan for plan in ablate.runs(RECIPES[name], [], CONFIGS.parent)}

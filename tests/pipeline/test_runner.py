@@ -1,4 +1,4 @@
-"""Making folds: killed ones resume to the same bytes, what is not finite is never recorded, each is made once."""
+"""Folds: killed ones resume to the same bytes, predictions that are not finite are refused, each is made once."""
 
 import os
 from typing import Any
@@ -22,7 +22,7 @@ from ich.training.checkpoint import TrainingState
 
 
 class Killed(BaseException):
-    """Not caught anywhere, like a kill."""
+    """Raised in place of a kill; nothing catches it."""
 
 
 def contents(task: Task) -> dict[str, bytes]:
@@ -49,7 +49,7 @@ def dead_fold(plan: Plan, model: str) -> Task:
 def test_a_killed_network_of_any_kind_resumes_to_the_same_bytes(copy, monkeypatch, model):
     changes = ["pretrain.simclr.epochs=2"] if model == "simclr" else []
     plan = plan_of(copy, *changes)
-    stage, fold = plan.stage_of(model), None if model == "simclr" else 0
+    stage, fold = plan.settings_of(model).stage, None if model == "simclr" else 0
     make(plan, stage, model=model, fold=fold)  # simclr only: it has one epoch otherwise
     task = plan.fold(model, fold)
     whole, save, epoch, trained = contents(task), TrainingState.save, training.train_epoch, []
@@ -64,7 +64,7 @@ def test_a_killed_network_of_any_kind_resumes_to_the_same_bytes(copy, monkeypatc
         make(plan, stage, model=model, fold=fold)
     plan = plan_of(copy, *changes)
     assert plan.standing(task).kind == "killed"
-    assert "resumes after the last finished epoch" in plan.standing(task).why
+    assert "resume after the last finished epoch" in plan.standing(task).why
     monkeypatch.setattr(training, "train_epoch", lambda state, *rest: trained.append(0) or epoch(state, *rest))
     torch.rand(3)
     make(plan, stage, model=model, fold=fold)
@@ -91,7 +91,7 @@ def test_a_fold_killed_before_its_record_is_made_again_to_the_same_bytes(copy, m
     assert contents(task) == whole
 
 
-def test_a_checkpoint_that_outlived_its_fold_is_removed_and_nothing_is_trained(copy):
+def test_a_checkpoint_of_a_finished_fold_is_removed(copy):
     """A kill between the record and the removal of the checkpoint."""
     plan, before = plan_of(copy), House(copy).files()
     (plan.fold("resnet", 1).folder / CHECKPOINT).write_bytes(b"left")
@@ -100,14 +100,6 @@ def test_a_checkpoint_that_outlived_its_fold_is_removed_and_nothing_is_trained(c
 
 
 # ---- made once
-
-
-def test_a_second_run_writes_nothing(copy):
-    before, plan = House(copy).files(), plan_of(copy)
-    stages = ("demo", "prepare", "folds", "pretrain", "cnn", "end_to_end", "sequence", "smooth", "stack", "blend")
-    said = make(plan, *stages, "thresholds", "submit")
-    assert House(copy).files() == before
-    assert "finished" not in said
 
 
 def test_a_forced_fold_is_the_same_and_remakes_its_in_sample_predictions(copy):
@@ -120,7 +112,7 @@ def test_a_forced_fold_is_the_same_and_remakes_its_in_sample_predictions(copy):
     assert changed == {f"oof/parts/resnet/fold1/{record}" for record in ("run.json", "train/run.json")}  # seconds
 
 
-def test_in_sample_predictions_are_made_without_training_when_a_model_first_reads_them(copy, monkeypatch):
+def test_in_sample_predictions_are_made_without_training(copy, monkeypatch):
     def trained(*_: Any) -> None:
         raise AssertionError("a network was trained")
 
@@ -128,13 +120,13 @@ def test_in_sample_predictions_are_made_without_training_when_a_model_first_read
     plan = plan_of(copy, "sequence.bigru.inputs=[resnet, resnext, small]", "cnn.resnet.workers=1")
     for k in range(3):
         (plan.workspace.fold("resnet", k) / "train/run.json").unlink()
-    with pytest.raises(UserError, match=r"needs cnn/resnet/fold1/train, which is missing; run `ich cnn` first"):
+    with pytest.raises(UserError, match=r"needs cnn/resnet/fold1/train, which is missing. Run `ich cnn` first"):
         make(plan, "sequence", model="bigru", fold=1)
     make(plan, "cnn")
     assert all(plan.state(plan.in_sample("resnet", k)).done for k in range(3))
 
 
-def test_in_sample_predictions_are_those_of_the_fold_s_network_for_all_other_folds(trained):
+def test_in_sample_predictions_cover_the_other_folds(trained):
     plan = plan_of(trained)
     slices = pd.read_parquet(plan.prepared.folder / "slices.parquet").set_index("image_id")
     folds = pd.read_csv(plan.workspace.folds).set_index("study_id")["fold"]
@@ -150,7 +142,7 @@ def test_in_sample_predictions_are_those_of_the_fold_s_network_for_all_other_fol
         assert not np.allclose(logits, other.filter(like="logit_")), "those are of another network"
 
 
-def test_in_sample_predictions_for_the_rows_of_the_fold_would_be_its_validation_predictions(copy, monkeypatch):
+def test_in_sample_predictions_are_computed_as_validation_predictions(copy, monkeypatch):
     monkeypatch.setattr("ich.models.table.SliceTable.train_rows", lambda self, fold: self.valid_rows(fold))
     plan = plan_of(copy)
     runner.predict_in_sample(plan, plan.in_sample("resnext", 0), "")
@@ -161,10 +153,10 @@ def test_in_sample_predictions_for_the_rows_of_the_fold_would_be_its_validation_
     np.testing.assert_array_equal(*embeddings)
 
 
-def test_one_fold_alone_is_made_and_the_tables_wait_for_the_others(copy):
+def test_one_fold_is_made_and_not_assembled(copy):
     plan = plan_of(copy, "cnn.resnext.seed=8")
     said = make(plan, "cnn", model="resnext", fold=2)
-    assert "cnn/resnext: not assembled yet, fold 0, 1 is not made" in said
+    assert "cnn/resnext: not assembled, missing folds: 0, 1" in said
     done = [plan.state(plan.fold("resnext", k)).done for k in range(3)]
     assert done == [False, False, True]
     assert not plan.state(plan.assembled("resnext")).done
@@ -174,7 +166,7 @@ def test_one_fold_alone_is_made_and_the_tables_wait_for_the_others(copy):
 
 
 @pytest.mark.parametrize("model", ["gauss", "resnext"])  # another model reads in-sample predictions of the latter
-def test_a_fold_of_another_process_is_left_and_its_dependants_say_so(copy, model):
+def test_a_fold_that_another_process_makes_is_left(copy, model):
     plan = plan_of(copy, "compute.busy=leave")
     task = plan.fold(model, 0)
     for k in range(2):
@@ -185,7 +177,7 @@ def test_a_fold_of_another_process_is_left_and_its_dependants_say_so(copy, model
             make(plan, task.stage, model=model)
         plan.forget()
         assert [plan.state(plan.fold(model, k)).kind for k in range(3)] == ["missing", "done", "done"]
-        with pytest.raises(UserError, match=f"needs {task.name}, which another process is making; wait for it"):
+        with pytest.raises(UserError, match=f"needs {task.name}, which another process is making. Wait for it"):
             plan.require(plan.fold("blend", 0))
     assert plan.standing(task).kind == "missing"
     make(plan_of(copy), task.stage, model=model)
@@ -246,7 +238,7 @@ def test_tables_that_lack_a_slice_are_not_assembled(copy):
 # ---- the record
 
 
-def test_a_record_names_settings_inputs_files_scores_and_versions(trained):
+def test_a_record_has_settings_inputs_files_metrics_and_versions(trained):
     plan = plan_of(trained)
     keys = {"task", "settings", "inputs", "files", "metrics", "seconds", "peak_memory_mib", "versions", "warnings"}
     for model in plan.models:
@@ -257,18 +249,18 @@ def test_a_record_names_settings_inputs_files_scores_and_versions(trained):
         assert set(record["metrics"]) == {"weighted_log_loss", "macro_auc"}
 
 
-def test_a_name_that_the_recipe_does_not_have_is_refused(trained):
-    for options, says in (
-        ({"model": "resnt"}, "--model resnt: this recipe has resnet, resnext, small"),
-        ({"fold": 7}, "--fold 7: this recipe has folds 0 to 2"),
-    ):
-        with pytest.raises(UserError, match=says):
-            make(plan_of(trained), "cnn", **options)
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [({"model": "resnt"}, "Choose from resnet, resnext, small"), ({"fold": 7}, "--fold 7: no such fold")],
+)
+def test_an_unknown_model_or_fold_is_an_error(trained, option, says):
+    with pytest.raises(UserError, match=says):
+        make(plan_of(trained), "cnn", **option)
 
 
-def test_a_damaged_model_is_named_with_the_command_that_makes_it(copy):
+def test_a_damaged_model_is_refused_with_a_remedy(copy):
     plan = plan_of(copy)
     path = plan.workspace.fold("lgbm", 1) / "model_any.txt"
     path.write_bytes(path.read_bytes() + b" ")
-    with pytest.raises(UserError, match=r"stack/lgbm/fold1/model_any.txt was changed; run `ich stack`"):
+    with pytest.raises(UserError, match=r"stack/lgbm/fold1/model_any.txt was changed. Run `ich stack`"):
         runner.load_fitted(plan, "lgbm", 1)

@@ -1,4 +1,4 @@
-"""Thresholds and submission: format, order, prevalence, and the goal that is reached on the rows that tune."""
+"""Thresholds and submission: format, order, prevalence, and the score on the tuning rows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +44,7 @@ def out_of_fold(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
 # ---- the submission
 
 
-def test_the_submission_has_the_ids_of_the_sample_in_its_order(trained, root):
+def test_the_submission_has_the_ids_and_order_of_the_sample(trained, root):
     plan = plan_of(trained)
     sample = pd.read_csv(plan.raw_root / "stage_2_sample_submission.csv")
     cuts = read_json(plan.workspace.thresholds)["thresholds"]
@@ -56,7 +56,7 @@ def test_the_submission_has_the_ids_of_the_sample_in_its_order(trained, root):
     assert ((probabilities["Label"] >= cut).astype(int) == binary["Label"]).all()
 
 
-def test_any_is_never_below_a_subtype_in_submission_and_folds(trained):
+def test_any_is_at_least_as_probable_as_every_subtype(trained):
     wide = submitted(trained)
     assert (wide["any"] >= wide[CLASSES[:-1]].max(axis=1)).all()
     for path in sorted(trained.glob("oof/parts/blend/fold*/*.parquet")):
@@ -64,7 +64,7 @@ def test_any_is_never_below_a_subtype_in_submission_and_folds(trained):
         assert (logits["logit_any"] >= logits[LOGITS[:-1]].max(axis=1)).all()
 
 
-def test_a_new_sample_and_a_broken_test_file_make_a_new_submission(copy):
+def test_a_new_sample_and_an_unreadable_test_file_change_the_submission(copy):
     """The order is the sample's; the file is quarantined and gets the training prevalence; folds stay as they are."""
     plan, path = plan_of(copy), copy / "input/tiny/stage_2_sample_submission.csv"
     slices = pd.read_parquet(plan.prepared.folder / "slices.parquet")
@@ -74,16 +74,8 @@ def test_a_new_sample_and_a_broken_test_file_make_a_new_submission(copy):
     broken = copy / f"input/tiny/stage_2_test/{victim}.dcm"
     broken.write_bytes(broken.read_bytes()[:-500])
 
-    changes = (
-        "name=other",
-        "cnn={}",
-        "pretrain={}",
-        "end_to_end={}",
-        "sequence={}",
-        "smooth={}",
-        "stack={}",
-        "ablation=null",
-    )
+    sections = ("pretrain", "cnn", "end_to_end", "sequence", "smooth", "stack")
+    changes = ("name=other", "ablation=null", *(f"{section}={{}}" for section in sections))
     small = "cnn.net={backbone: resnet10t, kwargs: {channels: [4, 8, 8, 8], stem_width: 4}, epochs: 1}"
     plan = plan_of(copy, *changes, small, "blend={method: logits, calibration: none}")
     said = make(plan, "prepare", "folds", "cnn", "blend", "thresholds", "submit")
@@ -146,7 +138,7 @@ def test_an_applied_prevalence_shifts_probabilities_and_thresholds(root, monkeyp
         assert f2[0] == pytest.approx(max(f2), abs=1e-12)
 
 
-def test_a_reported_prevalence_changes_nothing_that_is_submitted(root, monkeypatch):
+def test_a_reported_prevalence_does_not_change_the_submission(root, monkeypatch):
     names = ("submission.csv", "submission_binary.csv")
     make(plan_of(root), "thresholds", "submit", force=True)
     before = [(root / "submissions/parts" / name).read_bytes() for name in names]
@@ -162,7 +154,7 @@ def test_a_reported_prevalence_changes_nothing_that_is_submitted(root, monkeypat
 # ---- thresholds
 
 
-def test_a_killed_search_starts_again_and_ends_in_the_same_bytes(root, monkeypatch):
+def test_a_killed_search_restarts_to_the_same_bytes(root, monkeypatch):
     plan = plan_of(root)
     make(plan, "thresholds", force=True)
     path = plan.workspace.thresholds
@@ -187,13 +179,11 @@ def test_a_killed_search_starts_again_and_ends_in_the_same_bytes(root, monkeypat
     ("average", "metric", "recall"),
     [
         ("macro", "f2", 0.0),
-        ("macro", "f0.5", 0.9),
-        ("micro", "f0.5", 0.0),
-        ("micro", "f1", 0.9),
+        ("micro", "f0.5", 0.9),
         ("samples", "f1", 0.9),
     ],
 )
-def test_the_recorded_goal_is_reached_on_the_rows_that_tune(root, average, metric, recall):
+def test_the_recorded_score_is_that_of_the_tuning_rows(root, average, metric, recall):
     values = {"metric": metric, "average": average, "min_recall": recall or "null", "trials": 30}
     plan = plan_of(root, UNSHRUNK, *(f"thresholds.{key}={value}" for key, value in values.items()))
     make(plan, "thresholds")

@@ -1,4 +1,4 @@
-"""`ich verify` on a finished workspace: flipped bits, cut and missing files, and rules broken under fitting hashes."""
+"""`ich verify` on a finished workspace: damaged and missing files, and broken rules."""
 
 import errno
 import hashlib
@@ -56,7 +56,7 @@ def verified(root: Path, *changes: str) -> tuple[int, list[str]]:
 
 
 def errors(lines: list[str]) -> dict[str, str]:
-    """File -> what is wrong with it and what to type."""
+    """Error and remedy by file."""
     return dict(line.removeprefix("error: ").split(": ", 1) for line in lines if line.startswith("error: "))
 
 
@@ -81,21 +81,20 @@ def cache(root: Path) -> str:
 # ---- hashes
 
 
-def test_a_finished_workspace_is_sound_and_stays_unchanged(finished):
+def test_a_finished_workspace_is_sound_and_not_changed(finished):
     before = finished.files()
     code, lines = verified(finished.root)
     assert (code, lines) == (0, [f"verify: {len(list(plan_of(finished.root).all()))} sound"])
     assert finished.files() == before
 
 
-def test_the_command_names_a_changed_file_and_what_to_type(root):
-    assert "sound" in House(root).ich("verify")
+def test_the_command_prints_a_changed_file_and_the_remedy(root):
     flip(root / FOLD / "model.safetensors", np.random.default_rng(0))
     said = House(root).ich("verify", code=2)
-    assert f"error: {FOLD}/model.safetensors: was changed; delete it, then run `ich cnn`, which makes it again" in said
+    assert f"error: {FOLD}/model.safetensors: was changed; delete it, then run `ich cnn`" in said
 
 
-def test_a_flipped_bit_in_any_file_or_record_is_noticed_though_its_time_is_the_same(root):
+def test_a_flipped_bit_in_any_file_or_record_is_detected(root):
     random, plan = np.random.default_rng(0), plan_of(root)
     files = recorded(root)
     for path in files:
@@ -112,7 +111,7 @@ def test_a_flipped_bit_in_any_file_or_record_is_noticed_though_its_time_is_the_s
     assert set(errors(lines)) == {os.path.relpath(path, root) for path in records}
 
 
-def test_cut_and_missing_files_are_named(root):
+def test_truncated_and_missing_files_are_detected(root):
     paths = recorded(root)
     for path in paths[::2]:
         os.truncate(path, path.stat().st_size - 1)
@@ -125,13 +124,13 @@ def test_cut_and_missing_files_are_named(root):
     assert all("is missing" in found[os.path.relpath(path, root)] for path in paths[1::2])
 
 
-def test_the_advice_restores_the_file(root):
+def test_the_remedy_restores_the_file(root):
     path = root / "submissions/tiny/submission.csv"
     content = path.read_bytes()
     path.write_bytes(b"")
     code, lines = verified(root)
     assert code == 2
-    assert list(errors(lines).values()) == ["was changed; delete it, then run `ich submit`, which makes it again"]
+    assert list(errors(lines).values()) == ["was changed; delete it, then run `ich submit`"]
     path.unlink()
     submit.run(plan_of(root))
     assert path.read_bytes() == content
@@ -149,7 +148,7 @@ def test_size_and_time_of_large_files_are_not_trusted(root):
     assert set(errors(verified(root)[1])) == {f"{cache(root)}/{SHARD}"}
 
 
-def test_the_cache_in_use_is_verified_though_the_raw_files_have_changed(root):
+def test_the_cache_in_use_is_verified_after_changes_of_raw_files(root):
     name = f"{cache(root)}/quarantine.csv"
     (root / "input/tiny/new.txt").write_text("one file more")
     with (root / name).open("a") as file:
@@ -157,7 +156,7 @@ def test_the_cache_in_use_is_verified_though_the_raw_files_have_changed(root):
     assert set(errors(verified(root)[1])) == {name}
 
 
-def test_an_unreadable_file_is_named_and_the_others_are_verified(root, monkeypatch):
+def test_an_unreadable_file_is_an_error_and_the_others_are_verified(root, monkeypatch):
     damage = Record.damage
 
     def failing(record: Record, written: Any, name: str, on_read: Any = None) -> str | None:
@@ -173,7 +172,7 @@ def test_an_unreadable_file_is_named_and_the_others_are_verified(root, monkeypat
     assert "Input/output error" in errors(lines)[f"{FOLD}/history.csv"]
 
 
-# ---- what is no fault
+# ---- no faults
 
 
 def test_missing_and_stale_artifacts_are_no_faults(root):
@@ -206,11 +205,11 @@ def test_files_that_nothing_reads_are_listed(root):
     notes = [line for line in lines if line.startswith("note: ")]
     assert code == 0
     assert len(notes) == 4
-    assert sum("left by a process that was killed" in note for note in notes) == 3
-    assert f"note: {FOLD}: its record does not name notes.txt; nothing reads it" in notes
+    assert sum("temporary file of a killed process" in note for note in notes) == 3
+    assert f"note: {FOLD}: unknown files, which are ignored: notes.txt" in notes
 
 
-# ---- rules: the hashes fit
+# ---- rules, with correct hashes
 
 
 def table(change: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[Path], None]:
@@ -261,14 +260,9 @@ FOLD_TASK = lambda plan: plan.fold("resnet", 0)
 ULP = lambda value: np.nextafter(value, value + 1)
 BROKEN = {
     "slices not in order": ("prepared", "slices.parquet", table(swapped), "expected in ascending order"),
-    "another split": ("prepared", "slices.parquet", put(4, "split", "valid"), "expected one of train, test"),
     "a value outside HU": ("prepared", SHARD, array(too_bright), "expected values from -1024 to 3071"),
-    "a shard without a row": ("prepared", SHARD, array(lambda hu: hu[:-1]), "by slices.parquet"),
     "a patient in two folds": ("folds", "tiny.csv", table(one_study_elsewhere), "all studies of a patient in one fold"),
     "a slice less": (FOLD_TASK, "valid.parquet", table(lambda t: t[1:]), "is missing"),
-    "a slice twice": (FOLD_TASK, "test.parquet", table(lambda t: pd.concat([t, t[:1]])), "occurs twice"),
-    "another fold": (FOLD_TASK, "valid.parquet", put(2, "fold", 1), "has another fold than"),
-    "not finite": (FOLD_TASK, "valid.parquet", put(2, "logit_any", np.nan), "has a logit that is not finite"),
     "a row fewer": (FOLD_TASK, "test_embeddings.npy", array(lambda e: e[1:]), "is malformed"),
     "no table": (FOLD_TASK, "valid.parquet", lambda path: path.write_text("fold,any"), "is malformed"),
     "a training row less": (
@@ -285,14 +279,13 @@ BROKEN = {
     ),
     "no mean": (lambda plan: plan.assembled("lgbm"), "test.parquet", put(0, "logit_any", 7.0), "than the mean over"),
     "a threshold of 1.5": ("thresholds", "thresholds.json", thresholds_of(any=1.5), "any has a threshold outside 0..1"),
-    "ids in another order": ("submit", "submission.csv", table(swapped), "expected the columns ID, Label"),
     "another probability": ("submit", "submission.csv", put(3, "Label", 0.999), "another probability than the blend's"),
     "another decision": ("submit", "submission_binary.csv", put(3, "Label", lambda v: 1 - v), "another decision than"),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_rule_is_named_though_the_hashes_fit(root, case):
+def test_a_broken_rule_is_detected(root, case):
     which, name, change, what = BROKEN[case]
     plan = plan_of(root)
     task = getattr(plan, which) if isinstance(which, str) else which(plan)
@@ -310,11 +303,11 @@ def test_a_broken_rule_is_named_though_the_hashes_fit(root, case):
 @pytest.mark.parametrize(
     ("without", "what"),
     [
-        ({"files": {}}, "lists no model.safetensors, model.json, history.csv, valid.parquet, test.parquet"),
-        ({"inputs": {}}, "lists other inputs than those that are there"),
+        ({"files": {}}, "does not list model.safetensors, model.json, history.csv, valid.parquet, test.parquet"),
+        ({"inputs": {}}, "lists outdated inputs"),
     ],
 )
-def test_an_incomplete_record_is_named(root, without, what):
+def test_an_incomplete_record_is_detected(root, without, what):
     path = root / FOLD / "run.json"
     write_record(path, {**(read_record(path) or {}), **without})
     code, lines = verified(root)

@@ -29,21 +29,19 @@ cnn: {net: {backbone: resnet10t}}
 
 
 class Competition:
-    """An RSNA competition of a few slices: four training patients, one test patient, three slices each."""
+    """An RSNA competition with three slices per patient, the last `patients - train` of which are the test set."""
 
-    def __init__(self, house: Path) -> None:
-        self.house = house
-        self.root = house / "input" / "small"
-        for folder in ("stage_2_train", "stage_2_test"):
-            (self.root / folder).mkdir(parents=True)
-        (house / "configs").mkdir()
-        (house / "configs" / "small.yaml").write_text(RECIPE)
+    def __init__(self, root: Path, patients: int = 5, train: int = 4, crop: str = "none") -> None:
+        self.root, self.raw = root, root / "input" / "small"
+        for folder in (self.raw / "stage_2_train", self.raw / "stage_2_test", root / "configs"):
+            folder.mkdir(parents=True)
+        (root / "configs" / "small.yaml").write_text(RECIPE.replace("none", crop))
         self.labels: dict[str, str] = {}
         self.asked: list[str] = []
         self.noise = np.random.default_rng(7)
-        for k in range(5):
+        for k in range(patients):
             for z in range(3):
-                self.add("train" if k < 4 else "test", f"ID_{k}{z}", k, z)
+                self.add("train" if k < train else "test", f"ID_{k}{z}", k, z)
         self.tables()
 
     def add(self, split: str, image: str, patient: int, z: float, digits: str = "", **changes) -> Path:
@@ -51,7 +49,7 @@ class Competition:
             HEADER, image_id=image, patient_id=f"p{patient}", study_id=f"s{patient}", series_id=f"r{patient}"
         )
         header = replace(header, **{"position": (0.0, 0.0, 5.0 * z), **changes})
-        path = self.root / f"stage_2_{split}" / f"{image}.dcm"
+        path = self.raw / f"stage_2_{split}" / f"{image}.dcm"
         dicom.write(path, self.noise.integers(-1000, 1000, (32, 32)).astype(np.int16), header)
         if split == "train":
             self.labels[image] = digits or (ALL if z == 1 else NONE)
@@ -61,22 +59,22 @@ class Competition:
 
     def tables(self) -> None:
         rows = [f"{i}_{c},{d}" for i, digits in self.labels.items() for c, d in zip(CLASSES, digits, strict=True)]
-        (self.root / "stage_2_train.csv").write_text("\n".join(["ID,Label", *rows]) + "\n")
+        (self.raw / "stage_2_train.csv").write_text("\n".join(["ID,Label", *rows]) + "\n")
         rows = [f"{i}_{c},0.5" for i in self.asked for c in CLASSES]
-        (self.root / "stage_2_sample_submission.csv").write_text("\n".join(["ID,Label", *rows]) + "\n")
+        (self.raw / "stage_2_sample_submission.csv").write_text("\n".join(["ID,Label", *rows]) + "\n")
 
     def plan(self, *overrides: str) -> Plan:
-        return Plan(load(self.house / "configs" / "small.yaml", overrides), self.house)
+        return Plan(load(self.root / "configs" / "small.yaml", overrides), self.root)
 
     def check(self, *overrides: str) -> tuple[int, pd.DataFrame]:
         """Exit code and check.csv."""
         code = check.run(self.plan(*overrides))
-        return code, pd.read_csv(self.house / "submissions/small/check.csv", dtype=str, keep_default_na=False)
+        return code, pd.read_csv(self.root / "submissions/small/check.csv", dtype=str, keep_default_na=False)
 
     def files(self) -> dict[str, tuple[int, int]]:
-        """Every file below the house, what `ich check` writes aside."""
+        """Every file except those that `ich check` writes."""
         found = {}
-        for folder, _, names in os.walk(self.house):
+        for folder, _, names in os.walk(self.root):
             for path in (Path(folder, name) for name in names):
                 if "submissions" not in path.parts:
                     found[str(path)] = (path.stat().st_size, path.stat().st_mtime_ns)
@@ -91,7 +89,7 @@ def competition(tmp_path, monkeypatch) -> Competition:
 
 def ich(competition: Competition, command: str) -> tuple[int, str, str]:
     words = [sys.executable, "-m", "ich.cli", command, "configs/small.yaml"]
-    done = subprocess.run(words, cwd=competition.house, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, cwd=competition.root, capture_output=True, text=True, timeout=120)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -101,12 +99,12 @@ def complaints(found: pd.DataFrame) -> set[str]:
 
 def break_everything(competition: Competition) -> None:
     """One fault of each kind that leaves the tables readable."""
-    add, folder = competition.add, competition.root / "stage_2_train"
+    add, folder = competition.add, competition.raw / "stage_2_train"
     shutil.copy(folder / "ID_00.dcm", folder / "ID_copy.dcm")  # the same UID, pixels and place; no label
     (folder / "notes.bak").write_text("")
     competition.labels["ID_lost"] = NONE
     competition.asked.append("ID_gone")
-    shutil.copy(folder / "ID_10.dcm", competition.root / "stage_2_test" / "ID_shared.dcm")  # patient, study and pixels
+    shutil.copy(folder / "ID_10.dcm", competition.raw / "stage_2_test" / "ID_shared.dcm")  # patient, study and pixels
     (folder / "ID_01.dcm").write_bytes((folder / "ID_01.dcm").read_bytes()[:-100])
     add("train", "ID_alone", 5, 0)
     add("train", "ID_other", 2, 1, series_id="r9")
@@ -118,13 +116,13 @@ def break_everything(competition: Competition) -> None:
     competition.tables()
 
 
-def test_each_fault_is_found_and_nothing_is_changed(competition):
+def test_each_fault_is_found_and_no_file_is_changed(competition):
     break_everything(competition)
     before = competition.files()
     code, out, err = ich(competition, "check")
     assert competition.files() == before
     assert (code, err) == (2, ""), out + err
-    found = pd.read_csv(competition.house / "submissions/small/check.csv", dtype=str, keep_default_na=False)
+    found = pd.read_csv(competition.root / "submissions/small/check.csv", dtype=str, keep_default_na=False)
     names = {rule: set(part["name"]) for rule, part in found.groupby("rule")}
     train, test = "stage_2_train", "stage_2_test"
     for rule, expected in {
@@ -153,34 +151,34 @@ def test_each_fault_is_found_and_nothing_is_changed(competition):
 
 
 def test_warnings_alone_give_code_1(competition):
-    (competition.root / "stage_2_train" / ".DS_Store").write_text("")
+    (competition.raw / "stage_2_train" / ".DS_Store").write_text("")
     code, out, err = ich(competition, "check")
     assert code == 1, out + err
     assert "errors: 0, warnings: 1" in out
 
 
-def test_what_the_adapter_dropped_is_noted(competition):
-    path = competition.root / "stage_2_train.csv"
+def test_dropped_rows_are_noted(competition):
+    path = competition.raw / "stage_2_train.csv"
     path.write_text(path.read_text() + path.read_text().partition("\n")[2])
     code, found = competition.check()
     assert code == 0
     assert found.loc[found["rule"] == "note", "name"].tolist() == ["stage_2_train.csv: 72 repeated rows dropped"]
 
 
-# ---- what stops the reading: one clear line, from check and from prepare, and nothing half-written
+# ---- errors that stop check and prepare
 
 
 def truncated(c: Competition) -> None:
-    path = c.root / "stage_2_train.csv"
+    path = c.raw / "stage_2_train.csv"
     path.write_text(path.read_text()[:-15])
 
 
 def missing_folder(c: Competition) -> None:
-    shutil.rmtree(c.root / "stage_2_test")
+    shutil.rmtree(c.raw / "stage_2_test")
 
 
 def nothing_there(c: Competition) -> None:
-    shutil.rmtree(c.root)
+    shutil.rmtree(c.raw)
 
 
 BREAKS = {
@@ -191,7 +189,7 @@ BREAKS = {
 
 
 @pytest.mark.parametrize("damage", BREAKS, ids=lambda f: f.__name__)
-def test_what_stops_the_reading_is_one_clear_line(competition, damage, capsys):
+def test_an_unusable_layout_is_one_line(competition, damage, capsys):
     damage(competition)
     code, found = competition.check()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("layout")]
@@ -202,24 +200,24 @@ def test_what_stops_the_reading_is_one_clear_line(competition, damage, capsys):
         prepare.run(competition.plan())
     assert len(str(stopped.value).splitlines()) == 1
     for words in BREAKS[damage]:
-        assert words in lines[0]
+        assert words in " ".join(found.iloc[0])
         assert words in str(stopped.value)
     assert not [name for name in competition.files() if "cache" in name and not name.endswith(".lock")]
 
 
-def test_a_demo_that_is_not_there_yet_is_told_to_be_made(competition):
+def test_a_missing_demo_is_an_error_with_a_remedy(competition):
     nothing_there(competition)
     code, found = competition.check("demo.slices=8")
     assert code == 2
-    assert "run `ich demo` first" in found["detail"].iloc[0]
+    assert "Run `ich demo` first" in found["detail"].iloc[0]
 
 
 # ---- the folds
 
 
-def test_a_fold_table_is_read_and_judged(competition):
-    (competition.house / "folds").mkdir()
-    path = competition.house / "folds" / "small.csv"
+def test_a_fold_table_is_checked(competition):
+    (competition.root / "folds").mkdir()
+    path = competition.root / "folds" / "small.csv"
     header, digits = ",".join(["study_id,patient_id,fold", *CLASSES]), ",1" * 6
     path.write_text("\n".join([header, *(f"s{k},p{k},{k % 2}{digits}" for k in range(4))]) + "\n")
     code, found = competition.check()
@@ -242,7 +240,7 @@ def test_a_fold_table_is_read_and_judged(competition):
 # ---- patients of the test set in the training set
 
 
-def test_exclude_overlap_leaves_their_training_studies_out_and_says_so(competition, capsys):
+def test_exclude_overlap_drops_training_studies(competition, capsys):
     competition.add("test", "ID_50", 5, 0, patient_id="p1")
     competition.tables()
     assert competition.check()[0] == 1
@@ -254,7 +252,7 @@ def test_exclude_overlap_leaves_their_training_studies_out_and_says_so(competiti
 
     plain, without = competition.plan(), competition.plan("competition.exclude_overlap=true")
     prepare.run(plain)
-    assert "1 patients of the test set are in the training set too\n" in capsys.readouterr().out
+    assert "1 patients of the test set are also in the training set\n" in capsys.readouterr().out
     prepare.run(without)
     assert "in the training set too: their 1 training studies (3 slices) are left out" in capsys.readouterr().out
     left, all_ = (pd.read_parquet(p.prepare().folder / "slices.parquet") for p in (without, plain))

@@ -1,4 +1,4 @@
-"""Every competition format from its own layout to its own submission, in miniature and in this process."""
+"""Every competition format from raw files to a submission, on small competitions."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ SMALL = {
 
 
 def small(root: Path, name: str, **sections: object) -> Plan:
-    """A recipe of one tiny model of each kind, in `root`."""
+    """A recipe with small models in `root`."""
     competition = {"format": name, "root": f"input/{name}"}
     path = root / f"{name}.yaml"
     path.write_text(yaml.safe_dump({"name": name, "competition": competition, **SMALL, **sections}))
@@ -57,12 +57,12 @@ def ran(plan: Plan, *stages) -> Plan:
 
 
 def patient(number: int, slices: int = 6) -> Study:
-    """A study of its own patient, in which every subtype bleeds in turn."""
+    """A study of a new patient with two subtypes."""
     return make_study(9, number, 0, slices=slices, size=64, kinds=(number % 5, (number + 2) % 5))
 
 
 def write_study(folder: Path, study: Study, names: list[str] | None = None, gap: float = 1.0, **identity: str) -> None:
-    """The study's files; `gap` stretches its positions and `identity` replaces identifiers of the header."""
+    """Write the DICOM files of a study. gap: factor of its positions; identity: replaces ids of the header."""
     folder.mkdir(parents=True, exist_ok=True)
     for k, image_id in enumerate(study.image_ids):
         x, y, z = study.scan.positions[k] * gap
@@ -116,7 +116,7 @@ def ntu(tmp_path_factory) -> Plan:
     return ran(small(root, "ntu_dlmi"))
 
 
-def test_ntu_dlmi_hands_in_hard_labels_in_the_sample_s_order(ntu):
+def test_ntu_dlmi_submits_hard_labels_in_the_order_of_the_sample(ntu):
     sample = pd.read_csv(ntu.raw_root / "sample_submission.csv")
     decided = final_probabilities(ntu)
     assert list(decided.columns) == ["id", "label"]
@@ -128,7 +128,7 @@ def test_ntu_dlmi_hands_in_hard_labels_in_the_sample_s_order(ntu):
     assert (likely["label_y"] == (likely["label_x"] >= cut)).all()
 
 
-def test_ntu_dlmi_s_unlabelled_slices_are_kept_and_train_nothing(ntu):
+def test_ntu_dlmi_keeps_unlabelled_slices_and_does_not_train_on_them(ntu):
     table = slice_table(ntu)
     unlabelled = table["path"].str.startswith("train2/")
     assert set(table.loc[unlabelled, "image_id"]) == set(patient(6).image_ids)
@@ -141,21 +141,21 @@ def test_ntu_dlmi_s_unlabelled_slices_are_kept_and_train_nothing(ntu):
 
 
 def write_unibuc(root: Path) -> None:
-    """Grey, RGB, RGBA and 16-bit pictures whose grey value tells the label, with ids of leading zeros."""
+    """Grey, RGB, RGBA and 16-bit images whose grey value is the label; ids have leading zeros."""
     random = np.random.default_rng(3)
     labels: dict[str, int] = {}
     (root / "data").mkdir(parents=True)
     for number in range(1, 49):
         name, label = f"{number:06d}", number % 2
-        picture = (random.normal(60 + 90 * label, 10, (40, 40))).clip(0, 255).astype(np.uint8)
+        image = (random.normal(60 + 90 * label, 10, (40, 40))).clip(0, 255).astype(np.uint8)
         match number % 4:
             case 1:
-                picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
+                image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
             case 2:
-                picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGRA)
+                image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGRA)
             case 3:
-                picture = picture.astype(np.uint16) * 257
-        cv2.imwrite(str(root / "data" / f"{name}.png"), picture)
+                image = image.astype(np.uint16) * 257
+        cv2.imwrite(str(root / "data" / f"{name}.png"), image)
         labels[name] = label
     names = list(labels)
     for file, part in (("train_labels", names[:28]), ("validation_labels", names[28:36])):
@@ -172,14 +172,14 @@ def unibuc(tmp_path_factory) -> Plan:
     return ran(small(root, "unibuc", cnn=learning, sequence={}, image={"size": 32, "crop": "head"}))
 
 
-def test_unibuc_hands_in_0_and_1_for_every_padded_id(unibuc):
+def test_unibuc_submits_hard_labels_for_padded_ids(unibuc):
     decided = final_probabilities(unibuc)
     assert list(decided.columns) == ["id", "class"]
     assert decided["id"].tolist() == [f"{n:06d}" for n in range(37, 49)]
     assert set(decided["class"]) <= {0, 1}
 
 
-def test_unibuc_pictures_are_cached_as_the_grey_values_they_are(unibuc):
+def test_unibuc_images_are_cached_as_grey_values(unibuc):
     record = json.loads(unibuc.prepared.record.path.read_text())
     assert record["values"] == "grey"
     table = slice_table(unibuc)
@@ -192,27 +192,27 @@ def test_unibuc_pictures_are_cached_as_the_grey_values_they_are(unibuc):
     assert table["patient_id"].is_unique
 
 
-def test_unibuc_networks_see_one_channel_and_learn_from_it(unibuc):
+def test_unibuc_networks_have_one_channel_and_learn(unibuc):
     assert '"in_channels": 1' in (unibuc.workspace.fold("resnet", 0) / "model.json").read_text()
     scores = pd.read_csv(unibuc.workspace.submissions / "scores.csv").set_index(["model", "rows"])
     assert scores.loc[("blend", "test"), "auc"] > 0.9
 
 
-def test_a_trained_unibuc_recipe_scores_pictures(unibuc, tmp_path):
+def test_a_trained_unibuc_recipe_scores_new_images(unibuc, tmp_path):
     shutil.copy(unibuc.raw_root / "data/000040.png", tmp_path / "000040.png")
     predict.run(unibuc, tmp_path, tmp_path / "out.csv")
     scored = pd.read_csv(tmp_path / "out.csv", dtype={"image_id": str})
     assert scored["image_id"].tolist() == ["000040"]
 
 
-def test_explain_maps_grey_pictures_of_one_class(unibuc):
+def test_unibuc_images_have_maps(unibuc):
     explain.run(unibuc)
     folder = unibuc.explain.folder
     assert {"grad_cam.png", "saliency.png", "suspicious_labels.csv"} <= {path.name for path in folder.iterdir()}
     assert set(pd.read_csv(folder / "embedding_map.csv")["group"]) == {"no bleed", "hemorrhage", "test"}
 
 
-def test_unibuc_has_a_page_of_single_pictures(unibuc):
+def test_unibuc_has_a_report_of_single_images(unibuc):
     ran(unibuc, explain, report)
     page = (unibuc.workspace.submissions / "report.html").read_text()
     assert "labelled images." in page
@@ -220,16 +220,16 @@ def test_unibuc_has_a_page_of_single_pictures(unibuc):
     assert "By position in the study" not in page, "a single image has no position"
 
 
-def test_neighbours_are_refused_for_single_pictures(tmp_path):
+def test_neighbours_are_refused_for_single_images(tmp_path):
     with pytest.raises(UserError, match=r"cnn\.resnet\.input: unibuc has single images"):
         small(tmp_path, "unibuc", cnn={"resnet": {**SMALL["cnn"]["resnet"], "input": "neighbours"}})
 
 
-# ---- one's own folder
+# ---- folder
 
 
 def write_own(root: Path) -> list[Study]:
-    """A study a folder, of which one is an archive; every study calls its files 1.dcm, 2.dcm, ..."""
+    """One folder per study, one of them an archive. Files of all studies are named 1.dcm, 2.dcm, ..."""
     studies = [patient(number) for number in range(8)]
     for number, study in enumerate(studies):
         write_study(root / f"scan{number}", study, names=[str(k + 1) for k in range(len(study.image_ids))])
@@ -242,7 +242,7 @@ def write_own(root: Path) -> list[Study]:
     return studies
 
 
-def test_a_folder_with_labels_of_studies_and_no_test_set_runs_to_its_scores(tmp_path):
+def test_a_folder_with_study_labels_and_without_a_test_set(tmp_path):
     root = tmp_path / "input/folder"
     studies = write_own(root)
     rows = [f"{s.study_id},{int(s.labels[:, 5].any())},{int(s.labels[:, 4].any())}" for s in studies]
@@ -264,7 +264,7 @@ def test_a_folder_with_labels_of_studies_and_no_test_set_runs_to_its_scores(tmp_
     assert set(scores["model"]) == {"resnet", "bigru", "lgbm", "blend"}
 
 
-def test_a_folder_with_labels_of_slices_and_a_test_folder_hands_in_probabilities(tmp_path):
+def test_a_folder_with_slice_labels_and_a_test_folder(tmp_path):
     root = tmp_path / "input/folder"
     rows = []
     for number in range(6):
@@ -290,7 +290,7 @@ def test_a_folder_with_labels_of_slices_and_a_test_folder_hands_in_probabilities
 
 @pytest.fixture(scope="module")
 def outside(tmp_path_factory) -> Plan:
-    """CQ500 in miniature beside a trained recipe: thick, thin and contrast series, and a stranger's files."""
+    """A small CQ500 with thick, thin and contrast series and files of another patient, and a trained recipe."""
     root = tmp_path_factory.mktemp("outside")
     made = {"train_studies": 8, "test_studies": 2, "slices": 6, "size": 64, "seed": 3}
     ran(small(root, "rsna2019", demo=made), demo, *STAGES[: STAGES.index(thresholds) + 1])
@@ -324,7 +324,7 @@ def outside(tmp_path_factory) -> Plan:
     return ran(Plan(plan.recipe, root), score_outside)
 
 
-def test_cq500_scores_one_series_of_each_scan_and_says_why_not_the_others(outside):
+def test_cq500_selects_one_series_per_scan_and_reports_the_others(outside):
     table = slice_table(outside)
     assert len(table) == sum(len(patient(number, slices=16).image_ids) for number in range(6))
     assert (table.groupby("study_id")["series_id"].nunique() == 1).all()
@@ -341,7 +341,7 @@ def test_cq500_scores_one_series_of_each_scan_and_says_why_not_the_others(outsid
     }
 
 
-def test_cq500_s_truth_is_the_majority_and_a_scan_s_probability_its_largest_slice(outside):
+def test_cq500_findings_are_majorities_and_probabilities_maxima(outside):
     scans = pd.read_csv(outside.workspace.submissions / "scans.csv").set_index("scan")
     slices = pd.read_csv(outside.workspace.submissions / "slices.csv")
     for number in range(6):
@@ -350,7 +350,7 @@ def test_cq500_s_truth_is_the_majority_and_a_scan_s_probability_its_largest_slic
         assert scans.loc[scan, "prob_any"] == slices.loc[slices["scan"] == scan, "prob_any"].max()
 
 
-def test_cq500_s_scores_have_an_interval_a_finding(outside):
+def test_cq500_scores_have_one_interval_per_finding(outside):
     scores = pd.read_csv(outside.workspace.submissions / "scores.csv", na_values="-").set_index("finding")
     assert scores.index.tolist() == ["ICH", "IPH", "IVH", "SDH", "EDH", "SAH"]
     assert (scores["scans"] == 6).all()
@@ -360,17 +360,17 @@ def test_cq500_s_scores_have_an_interval_a_finding(outside):
     assert (known["auc"] <= known["high"]).all()
 
 
-def test_an_outside_recipe_trains_nothing_and_a_second_look_makes_nothing(outside, capsys):
-    with pytest.raises(UserError, match="recipe outside trains nothing"):
+def test_an_outside_recipe_has_no_folds_and_a_second_run_is_up_to_date(outside, capsys):
+    with pytest.raises(UserError, match="recipe outside has no models of its own"):
         folds.run(Plan(outside.recipe, outside.root))
     predict.run_outside(Plan(outside.recipe, outside.root))
-    assert "predict: done" in capsys.readouterr().out
+    assert "predict: up to date" in capsys.readouterr().out
 
 
-# ---- faults: one line each, and nothing half-written
+# ---- errors
 
 
-def test_a_fault_in_a_table_is_one_line_and_leaves_nothing(tmp_path):
+def test_a_malformed_table_is_one_line_and_writes_nothing(tmp_path):
     root = tmp_path / "input/unibuc"
     write_unibuc(root)
     path = root / "train_labels.txt"
@@ -383,9 +383,9 @@ def test_a_fault_in_a_table_is_one_line_and_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ntu_dlmi", "unibuc", "folder"])
-def test_a_missing_and_an_empty_folder_are_one_line(tmp_path, name):
+def test_a_missing_or_empty_folder_is_an_error(tmp_path, name):
     plan = small(tmp_path, name, sequence={})
-    with pytest.raises(UserError, match=r"no such folder; see input/README\.md"):
+    with pytest.raises(UserError, match=r"no such folder\. See input/README\.md"):
         prepare.run(plan)
     plan.raw_root.mkdir(parents=True)
     with pytest.raises(UserError, match=f"input/{name}.*(no label table|no such file)"):

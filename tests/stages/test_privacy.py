@@ -1,7 +1,7 @@
-"""Patient names and other identifying tags stay in the raw files: they are planted in every one, sound and broken.
+"""Patient names and other identifying tags stay in the raw files.
 
-All commands run, and then every byte that they left or printed is searched: what is compressed, encoded in base64 or
-held in a table is unpacked first.
+They are planted in every raw file. After all commands, all artifacts and all output are searched, including compressed,
+base64-encoded and tabular content.
 """
 
 import base64
@@ -41,7 +41,7 @@ thresholds: {trials: 5}
 compute: {processes: 1}
 """
 STAGES = "check prepare folds cnn sequence smooth stack blend thresholds submit score explain report status verify"
-# All commands in one process, as loud as they get, its warnings too.
+# all commands in one process, verbose and with all warnings
 COMMANDS = """
 import sys
 from ich.cli import app
@@ -74,9 +74,9 @@ def word(n: int) -> str:
 
 
 def plant(path: Path, unusual: bool) -> None:
-    """Put a word of its own into each identifying element, into private ones and into items of sequences.
+    """Put a distinct word into each identifying element, private element and sequence item.
 
-    `unusual` makes the header one that only pydicom reads.
+    unusual: a header that only pydicom reads.
     """
     slice_ = pydicom.dcmread(path)
     for n, keyword in enumerate(KEYWORDS):
@@ -93,7 +93,7 @@ def plant(path: Path, unusual: bool) -> None:
 
 
 def broken(data: bytes) -> dict[str, bytes]:
-    """Damages of a file with explicit value representations that a reader may complain of, by quoting the file."""
+    """Damaged versions of a file with explicit value representations, for error messages that may quote it."""
     place = {
         name: data.index(tag)
         for name, tag in {
@@ -109,7 +109,7 @@ def broken(data: bytes) -> dict[str, bytes]:
     }
 
     def swallowing(first: str, end: str) -> bytes:
-        """A length that swallows what follows, up to the end of another element: the rest of the header parses."""
+        """A length up to the end of another element; the rest of the header is valid."""
         at = place[first]
         return data[: at + 6] + (place[end] - at - 8).to_bytes(2, "little") + data[at + 8 :]
 
@@ -130,38 +130,38 @@ def broken(data: bytes) -> dict[str, bytes]:
 
 @dataclass(frozen=True)
 class Planted:
-    house: Path
+    root: Path
     said: str
 
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory) -> Planted:
-    """A competition full of names, and all that the commands make of it."""
-    house = tmp_path_factory.mktemp("planted")
-    root = house / "input/planted"
-    write_competition(root, train_studies=10, test_studies=2, slices=5, size=48, seed=3)
-    paths = sorted(root.glob("stage_2_*/*.dcm"))
+    """A competition with planted words, after all commands."""
+    root = tmp_path_factory.mktemp("planted")
+    raw = root / "input/planted"
+    write_competition(raw, train_studies=10, test_studies=2, slices=5, size=48, seed=3)
+    paths = sorted(raw.glob("stage_2_*/*.dcm"))
     for number, path in enumerate(paths):
         plant(path, unusual=number % 5 == 0)
     explicit = next(path for path in paths if b"\x10\0\x10\0PN" in path.read_bytes())
-    (root / "broken").mkdir()
-    (root / "broken/sound.dcm").write_bytes(explicit.read_bytes())
-    train = sorted((root / "stage_2_train").iterdir())
+    (raw / "broken").mkdir()
+    (raw / "broken/sound.dcm").write_bytes(explicit.read_bytes())
+    train = sorted((raw / "stage_2_train").iterdir())
     for number, (name, data) in enumerate(broken(explicit.read_bytes()).items()):
-        (root / "broken" / f"{name}.dcm").write_bytes(data)
+        (raw / "broken" / f"{name}.dcm").write_bytes(data)
         train[4 * number].write_bytes(data)
-    (house / "planted.yaml").write_text(RECIPE)
+    (root / "planted.yaml").write_text(RECIPE)
     words = [sys.executable, "-W", "always", "-c", COMMANDS, STAGES]
-    done = subprocess.run(words, cwd=house, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    return Planted(house, done.stdout + done.stderr)
+    return Planted(root, done.stdout + done.stderr)
 
 
 # ---- searching
 
 
 def unpacked(data: bytes) -> Iterator[bytes]:
-    """The bytes, and whatever is encoded or compressed in them."""
+    """Yield the bytes and everything that is encoded or compressed in them."""
     yield data
     yield data.replace(b"\0", b"")  # text of two or four bytes a letter
     if data.startswith(b"PAR1"):
@@ -173,9 +173,9 @@ def unpacked(data: bytes) -> Iterator[bytes]:
             for name in archive.namelist():
                 yield from unpacked(archive.read(name))
     elif data.startswith(b"\x89PNG"):
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.load()
-            yield repr(picture.info).encode() + picture.tobytes()
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            yield repr(image.info).encode() + image.tobytes()
     else:
         for kind in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):
             with suppress(zlib.error):
@@ -186,12 +186,12 @@ def unpacked(data: bytes) -> Iterator[bytes]:
 
 
 def words_in(data: bytes) -> set[str]:
-    """The planted words in what a file holds."""
+    """Planted words in the content of a file."""
     return {match.group().decode() for part in unpacked(data) for match in WORD.finditer(part)}
 
 
 def hidden(text: bytes) -> dict[str, bytes]:
-    """The places in which a word must be found, or this test says nothing."""
+    """Places in which the search must find a word."""
     png, parquet, archive, info = io.BytesIO(), io.BytesIO(), io.BytesIO(), PngInfo()
     info.add_text("Comment", text.decode(), zip=True)
     Image.new("L", (2, 2)).save(png, "PNG", pnginfo=info)
@@ -205,34 +205,34 @@ def hidden(text: bytes) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("place", hidden(b"").keys())
-def test_the_search_finds_a_word_wherever_it_hides(place):
+def test_the_search_finds_words_in_every_encoding(place):
     text = b"0123456789 abcdefghijklmnopqrstuvwxyz Zq07Vex"
     assert words_in(hidden(text)[place])
     assert not words_in(hidden(text.replace(b"q", b"p"))[place])
 
 
-def test_the_words_lie_in_every_raw_file(planted):
-    for path in (planted.house / "input/planted/stage_2_test").iterdir():
+def test_every_raw_file_has_the_words(planted):
+    for path in (planted.root / "input/planted/stage_2_test").iterdir():
         assert len(words_in(path.read_bytes())) > len(KEYWORDS)
 
 
-def test_every_broken_file_was_refused_and_named(planted):
-    names = {path.name for path in (planted.house / "input/planted/broken").iterdir()}
+def test_every_broken_file_was_quarantined(planted):
+    names = {path.name for path in (planted.root / "input/planted/broken").iterdir()}
     assert {name for name in names if f"quarantined: {name}: " not in planted.said} == {"sound.dcm"}
 
 
-def test_no_planted_word_is_in_any_artefact_or_was_printed(planted):
-    raw = planted.house / "input/planted"
-    made = [path for path in sorted(planted.house.rglob("*")) if path.is_file() and raw not in path.parents]
+def test_no_artifact_and_no_output_has_a_planted_word(planted):
+    raw = planted.root / "input/planted"
+    made = [path for path in sorted(planted.root.rglob("*")) if path.is_file() and raw not in path.parents]
     names = {path.name for path in made}
     assert {"report.html", "slices.parquet", "quarantine.csv", "check.csv", "submission.csv", "broken.csv"} <= names
-    found = {path.relative_to(planted.house).as_posix(): words_in(path.read_bytes()) for path in made}
+    found = {path.relative_to(planted.root).as_posix(): words_in(path.read_bytes()) for path in made}
     assert not {path: words for path, words in found.items() if words}
     assert not words_in(planted.said.encode())
 
 
-def test_the_anonymous_id_of_the_patient_stays(planted):
-    table = pq.read_table(next((planted.house / "input/cache").glob("*/slices.parquet"))).to_pandas()
+def test_the_anonymous_patient_id_is_kept(planted):
+    table = pq.read_table(next((planted.root / "input/cache").glob("*/slices.parquet"))).to_pandas()
     row = table[table["split"] == "train"].iloc[0]
-    path = planted.house / f"input/planted/stage_2_train/{row['image_id']}.dcm"
+    path = planted.root / f"input/planted/stage_2_train/{row['image_id']}.dcm"
     assert dicom.geometry(path).patient_id == row["patient_id"]

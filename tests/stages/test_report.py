@@ -150,5 +150,5 @@ def test_a_lost_page_is_written_again_with_the_same_bytes_and_needs_scores(house
     report.run(plan)
     assert path.read_bytes() == content
     (house.root / "submissions/tiny/scores.run.json").unlink()
-    with pytest.raises(UserError, match="report needs score, which is missing; run `ich score` first"):
+    with pytest.raises(UserError, match=r"report needs score, which is missing\. Run `ich score` first"):
         report.run(plan_of(house.root, recipe=RECIPE))

@@ -1,4 +1,4 @@
-"""`ich score` on models with made-up predictions: no network, every artifact with its record."""
+"""`ich score` on models with made-up predictions."""
 
 import json
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def write(path: Path, table: pd.DataFrame) -> dict[str, Path]:
 
 
 def made(root: Path, *, solution: str = "whole", never: Sequence[str] = (), test_set: bool = True, **sections) -> Plan:
-    """A plan with finished models that predict the truth plus noise, less of it with every model."""
+    """A plan with finished models that predict the labels plus noise, which decreases with every model."""
     plan = Plan(Recipe.model_validate({**RECIPE, **sections}), root)
     plan.raw_root.mkdir(parents=True)
     table = slice_table(never, CLASSES).drop(columns=["fold", "series"])
@@ -97,14 +97,14 @@ def read(plan: Plan, name: str = "scores.json"):
 
 
 def truth_and_probability(plan: Plan, model: str, where: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels, probabilities and folds (-1 on the test set) of a model's rows, read in another way."""
+    """Labels, probabilities and folds (-1 on the test set) of the rows of a model."""
     table = slice_table((), CLASSES).set_index("image_id")
     logits = pd.read_parquet(plan.workspace.model(model) / f"{where}.parquet").set_index("image_id")
     folds = table["study_id"].map(pd.read_csv(plan.workspace.folds).set_index("study_id")["fold"]).fillna(-1)
     return table.loc[logits.index, list(CLASSES)].to_numpy(), sigmoid(logits), folds[logits.index].to_numpy()
 
 
-def test_values_are_those_of_independent_metrics(plan):
+def test_scores_equal_those_of_scikit_learn(plan):
     scores = read(plan, "scores.csv").set_index(["model", "rows"])
     assert set(scores.index) == {(m, r) for m in ("resnet", "densenet", "lgbm", "blend") for r in ("oof", "test")}
     for (model, where), row in scores.iterrows():
@@ -113,7 +113,7 @@ def test_values_are_those_of_independent_metrics(plan):
         assert row["f2_half"] == pytest.approx(fbeta_score(y, p >= 0.5, beta=2, average="macro"), abs=6e-5)
 
 
-def test_thresholds_come_from_the_other_folds_and_for_the_test_set_from_all(plan):
+def test_thresholds_are_cross_fitted_and_use_all_folds_on_the_test_set(plan):
     scores = read(plan, "scores.csv").set_index(["model", "rows"])["f2"]
     in_sample = read(plan, "scores.csv").set_index(["model", "rows"])["f2_in_sample"]["resnet", "oof"]
     y, p, folds = truth_and_probability(plan, "resnet", "oof")
@@ -134,7 +134,7 @@ def test_thresholds_come_from_the_other_folds_and_for_the_test_set_from_all(plan
     assert scores["resnet", "test"] == f2(y, thresholds.apply(p, [tuned.thresholds[c] for c in CLASSES]))
 
 
-def test_in_sample_scores_are_listed_for_tuned_models_and_warnings_of_folds_are_passed_on(plan):
+def test_in_sample_scores_and_warnings_of_folds_are_listed(plan):
     scores = read(plan, "scores.csv").set_index(["rows", "model"]).filter(like="_in_sample")
     mean = ["log_loss_in_sample", "auc_in_sample"]
     assert scores.loc["oof"].loc[["lgbm", "blend"], mean].eq([0.1, 0.99]).all(axis=None)
@@ -143,11 +143,11 @@ def test_in_sample_scores_are_listed_for_tuned_models_and_warnings_of_folds_are_
     assert scores.loc["test"].isna().all(axis=None)
     assert read(plan)["warnings"] == [
         *["resnet: its epochs were chosen on the fold"] * 3,
-        "lgbm, blend: what they read is optimistic, and so are their scores",
+        "lgbm, blend: scores are optimistic, since those of their inputs are",
     ]
 
 
-def test_the_files_hold_the_printed_scores_and_a_second_run_the_same_bytes(plan, capsys):
+def test_files_have_the_printed_scores_and_a_second_run_the_same_bytes(plan, capsys):
     names = [path.name for path in plan.workspace.submissions.glob("*.[cj]s*") if "run" not in path.name]
     assert len(names) == 5
     before = {name: (plan.workspace.submissions / name).read_bytes() for name in names}
@@ -171,7 +171,7 @@ def test_the_files_hold_the_printed_scores_and_a_second_run_the_same_bytes(plan,
         assert row["f2_threshold"] == f"{cells['thresholds']['f2']:.4f}"
 
 
-def test_reliability_is_that_of_the_blend_per_class_on_both_sets(plan):
+def test_reliability_of_the_blend_per_class(plan):
     curve = read(plan, "reliability.csv")
     assert set(zip(curve["rows"], curve["class"], strict=True)) == {(r, c) for r in ("oof", "test") for c in CLASSES}
     assert curve.groupby("rows")["count"].sum()["oof"] == 6 * read(plan)["rows"]["oof"]["slices"]
@@ -180,7 +180,7 @@ def test_reliability_is_that_of_the_blend_per_class_on_both_sets(plan):
     assert read(plan)["calibration_error"]["oof"]["any"] == pytest.approx(error, abs=1e-4)
 
 
-def test_the_blend_of_one_fold_is_evaluated_alone_on_the_test_set(plan):
+def test_the_blend_is_evaluated_per_fold_on_the_test_set(plan):
     truth = slice_table((), CLASSES).query("split == 'test'")[list(CLASSES)].to_numpy()
     blend = read(plan)["models"]["blend"]["oof"]
     cuts = [blend["classes"][name]["thresholds"]["f2"] for name in CLASSES]

@@ -18,12 +18,12 @@ from ich.store import records
 from ich.store.atomic import atomic, atomic_folder, read_json, write_json
 from ich.store.hashes import digest
 from ich.store.paths import listing
-from ich.store.records import Record, read_record, read_sealed, write_record, write_sealed
+from ich.store.records import Record, read_hashed, read_record, write_hashed, write_record
 
 # ---- atomic writes
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_a_failed_write_keeps_the_old_file_only(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, 1)
     with pytest.raises(RuntimeError), atomic(path) as temporary:
@@ -47,7 +47,7 @@ def test_a_folder_replaces_the_old_one_only_if_complete(tmp_path):
     assert os.listdir(tmp_path) == ["folder"]
 
 
-def test_a_folder_that_cannot_be_renamed_leaves_the_old_one(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_renamed_keeps_the_old_one(tmp_path, monkeypatch):
     with atomic_folder(tmp_path / "folder") as folder:
         (folder / "a").write_text("old")
     rename = Path.rename
@@ -59,7 +59,7 @@ def test_a_folder_that_cannot_be_renamed_leaves_the_old_one(tmp_path, monkeypatc
 
     monkeypatch.setattr(Path, "rename", full)
     with (
-        pytest.raises(UserError, match=r"folder: No space left on device; make room on the disk"),
+        pytest.raises(UserError, match=r"folder: No space left on device. Free disk space"),
         atomic_folder(tmp_path / "folder") as folder,
     ):
         (folder / "b").write_text("new")
@@ -68,7 +68,7 @@ def test_a_folder_that_cannot_be_renamed_leaves_the_old_one(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("size", [300, 5000, 100_000])
-def test_an_array_that_does_not_fit_on_the_disk_leaves_the_old_one(tmp_path, size):
+def test_an_array_that_does_not_fit_on_the_disk_keeps_the_old_file(tmp_path, size):
     code = (
         "import resource, sys; from pathlib import Path; import numpy as np\n"
         "from ich.models.artifacts import write_array; from ich.errors import UserError\n"
@@ -115,12 +115,12 @@ def test_a_digest_is_the_hash_of_the_plain_json():
 @pytest.mark.parametrize(
     ("write", "read"),
     [
-        (lambda path: write_sealed(path, "fp", b"weights"), lambda path: read_sealed(path, "fp")),
+        (lambda path: write_hashed(path, "fp", b"weights"), lambda path: read_hashed(path, "fp")),
         (lambda path: write_record(path, {"files": {"a": "b"}, "n": [1.5, None]}), read_record),
     ],
-    ids=["sealed", "record"],
+    ids=["hashed", "record"],
 )
-def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path, write, read):
+def test_every_flipped_bit_and_truncation_is_detected(tmp_path, write, read):
     path = tmp_path / "file"
     write(path)
     content = path.read_bytes()
@@ -137,9 +137,9 @@ def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path, write, read):
     assert read(path) is None
 
 
-def test_a_sealed_file_belongs_to_one_fingerprint(tmp_path):
-    write_sealed(tmp_path / "s", "one", b"x")
-    assert read_sealed(tmp_path / "s", "two") is None
+def test_a_hashed_file_has_one_fingerprint(tmp_path):
+    write_hashed(tmp_path / "s", "one", b"x")
+    assert read_hashed(tmp_path / "s", "two") is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"files": 3}', "\xff"])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ich.errors import UserError
-from ich.store.records import write_sealed
+from ich.store.records import write_hashed
 from ich.training import fit as fit_module
 from ich.training.device import loader_workers, resolve
 from ich.training.fit import FitSettings, Loader, all_finite, best_epoch, fit, learning_rate
@@ -232,7 +232,7 @@ class Payload:
 def test_a_malformed_checkpoint_is_refused_and_runs_no_code(state, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(state, "state")
-    write_sealed(tmp_path / "checkpoint.bin", "", Path("state").read_bytes())
+    write_hashed(tmp_path / "checkpoint.bin", "", Path("state").read_bytes())
     with pytest.raises(UserError, match=r"checkpoint.bin: .* does not fit .*; delete it"):
         fitted(SETTINGS, run=replace(RUN, folder=tmp_path))
     assert not Path("ran").exists()

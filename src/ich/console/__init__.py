@@ -1,11 +1,14 @@
 """Console output: lines, tables and progress. Bars on a terminal, plain lines in a file.
 
-Level `quiet` prints only warnings and what the command is for. `verbose` also prints what is decided and why. Worker
-processes (`ich.processes`) send their output to the parent process, which alone prints.
+Level `quiet` prints only warnings and results; `verbose` also prints decisions and their reasons. Worker processes
+(`ich.processes`) send their output to the parent process, which prints it.
 """
 
+import io
 import json
 import os
+import re
+import shutil
 import socket
 import sys
 import threading
@@ -15,17 +18,23 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any, Literal
 
+from rich.box import Box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
 
 from ich.console.estimate import Estimate, Overall, duration
 
-__all__ = ["Level", "Work", "detail", "duration", "left_in_all", "progress", "say", "table", "visible", "warn", "whole"]
+__all__ = ["Level", "Work", "detail", "duration", "progress", "say", "table", "time_left", "visible", "warn", "whole"]
 
 Level = Literal["quiet", "normal", "verbose"]
 BRIEF = 0.5  # seconds after which an inner operation is shown
 LIVE_EVERY = 0.1  # seconds between two updates of a bar
 LONGEST = 1 << 16  # bytes of a message
+LONGEST_CELL = 200  # characters
+LONG_WORD = re.compile(r"\S{161,}")  # longer than any path or UID that a user would type
+UNDERLINED = Box("    \n    \n -- \n" + 5 * "    \n", ascii=True)
 SHOW_CURSOR = b"\x1b[?25h"
 CONTROL = {i: f"\\x{i:02x}" for i in (*range(32), *range(127, 160)) if i != ord("\n")}
 
@@ -56,18 +65,25 @@ def set_level(level: Level) -> None:
 
 
 def visible(text: str) -> str:
-    """Escape control characters, such as those in file names or ids."""
-    return text.encode("utf-8", "backslashreplace").decode().translate(CONTROL)
+    """Escape control characters and shorten words over 160 characters, both of which hostile ids contain."""
+    text = text.encode("utf-8", "backslashreplace").decode().translate(CONTROL)
+    return LONG_WORD.sub(lambda match: _shortened(match[0], 64), text)
+
+
+def _shortened(text: str, width: int) -> str:
+    """Cut the middle of a text, since ids often differ at their ends."""
+    end = width // 3
+    return text if len(text) <= width else f"{text[: width - end - 1]}…{text[-end:]}"
 
 
 def say(text: str, *, asked: bool = False) -> None:
-    """Print a line. asked: it is what the command is for, so print it at level `quiet` too."""
+    """Print a line. asked: it is a result of the command, so print it at level `quiet` too."""
     if asked or _here.level != "quiet":
         _print(text)
 
 
 def warn(text: str, *, once: bool = False) -> None:
-    """Print a warning at any level. once: only the first time, over all processes."""
+    """Print a warning at any level. once: only the first time in all processes."""
     if once and _send("warn", text):
         return
     if not once or text not in _here.warned:
@@ -77,20 +93,25 @@ def warn(text: str, *, once: bool = False) -> None:
 
 
 def detail(text: str) -> None:
-    """Print what is decided and why, at level `verbose`."""
+    """Print a line at level `verbose` only."""
     if _here.level == "verbose":
         _print(text)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", *, asked: bool = False) -> None:
-    """Print a table; columns of numbers are aligned to the right. asked: see `say`."""
-    widths = [max(len(str(row[i])) for row in [columns, *rows]) for i in range(len(columns))]
-    numeric = [all(_is_number(row[i]) for row in rows) for i in range(len(columns))]
+    """Print a table that fits the terminal: long cells wrap, numbers align to the right. asked: see `say`."""
+    grid = Table(box=UNDERLINED, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for i, name in enumerate(columns):
+        numeric = all(_is_number(row[i]) for row in rows)
+        grid.add_column(Text(visible(name)), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(_shortened(visible(cell), LONGEST_CELL)) for cell in row))
+    text = io.StringIO()
+    Console(width=shutil.get_terminal_size((120, 24)).columns, file=text, color_system=None).print(grid)
     if title:
         say(f"\n{title}", asked=asked)
-    for row in [columns, ["-" * width for width in widths], *rows]:
-        cells = [str(c).rjust(w) if n else str(c).ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)]
-        say("  ".join(cells).rstrip(), asked=asked)
+    for line in text.getvalue().splitlines():
+        say(line.rstrip(), asked=asked)
 
 
 def _is_number(cell: str) -> bool:
@@ -112,19 +133,19 @@ def _print(text: str) -> None:
 
 
 class Work(Estimate):
-    """An operation of this process. Call it with the number of items finished since the last call."""
+    """A running operation. Call it with the number of items finished since the last call."""
 
     def __call__(self, count: int) -> None:
         self.at(int(self.done) + count)
 
     def at(self, done: int, note: str | None = None) -> None:
-        """Set the number of finished items, and a note to show beside it."""
+        """Set the number of finished items and a note."""
         self.done = min(done, self.total)
         self.note = self.note if note is None else note
         _show(self)
 
     def begin(self, done: int) -> None:
-        """Start now, with items that were finished in an earlier run."""
+        """Restart the clock, with items that were finished in an earlier run."""
         self.first, self.done, self.started = done, done, time.monotonic()
 
 
@@ -132,7 +153,7 @@ class Work(Estimate):
 def progress(what: str, total: int, unit: str = "slices", *, inner: bool = False) -> Iterator[Work]:
     """Show the progress of an operation.
 
-    inner: part of another operation, which reports its own end. It is shown only if it takes a moment.
+    inner: part of another operation; shown only after half a second, and without a closing line.
     """
     work = Work(what, total, unit, inner)
     _show(work)
@@ -148,7 +169,7 @@ def progress(what: str, total: int, unit: str = "slices", *, inner: bool = False
 def whole(what: str, parts: Sequence[str]) -> Iterator[Callable[[str], None]]:
     """Show the progress of all parts together. Yields a function to call with the name of each finished part.
 
-    The progress of a running part is that of the operation of the same name, in whatever process.
+    The progress of a running part is that of the operation of the same name in any process.
     """
     overall = Overall(what, parts)
 
@@ -166,14 +187,14 @@ def whole(what: str, parts: Sequence[str]) -> Iterator[Callable[[str], None]]:
         _end(what)
 
 
-def left_in_all() -> str:
-    """Return `, 25 min left in all` while the parts of a `whole` are running, if known."""
+def time_left() -> str:
+    """Return `, 25 min left in total` while the parts of a `whole` are running, if known."""
     overall = _here.overall
     return overall.pace() if overall is not None and len(overall.finished) < overall.total else ""
 
 
 def _show(work: Estimate) -> None:
-    """Draw a bar on a terminal; print a line in a file, the fewer the longer it takes; send it to the parent if any."""
+    """Draw a bar on a terminal, print a line at growing intervals in a file, or send the state to the parent."""
     with _here.lock:
         if _here.overall is not None and work is not _here.overall:
             _here.overall.update(work)
@@ -202,7 +223,7 @@ def _draw(work: Estimate) -> None:
             TextColumn("{task.fields[state]}", markup=False),
         )
         console = Console(markup=False, emoji=False, highlight=False)
-        # No refresh thread: a process that is forked while it draws would inherit its locks.
+        # no refresh thread: a process that is forked meanwhile would inherit its locks
         _here.bars = Progress(*columns, console=console, auto_refresh=False, transient=True, expand=True)
         _here.bars.start()
     if work.what not in _here.tasks:
@@ -212,7 +233,7 @@ def _draw(work: Estimate) -> None:
 
 
 def _end(what: str) -> None:
-    """Show an operation no longer."""
+    """Remove the bar of an operation."""
     with _here.lock:
         if _here.shown.pop(what, None) is not None:
             _send("end", what)
@@ -225,12 +246,12 @@ def _end(what: str) -> None:
 
 
 def _terminal() -> bool:
-    """Whether bars can be drawn."""
+    """Return whether bars can be drawn."""
     return sys.stdout.isatty() and os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
 
 
 def show_cursor() -> None:
-    """Undo what bars do to the terminal, before a sudden end."""
+    """Restore the cursor that bars hide, before the process ends."""
     if _here.bars is not None:
         os.write(sys.stdout.fileno(), SHOW_CURSOR)
 
@@ -252,7 +273,7 @@ def speak_to(parent: socket.socket, level: Level) -> None:
 
 
 def _send(kind: str, content: Any) -> bool:
-    """Send a message to the parent. Returns False if this process is no worker, or if the message cannot be sent."""
+    """Send a message to the parent. Returns False if there is none or the message cannot be sent."""
     if _here.parent is None:
         return False
     data = json.dumps([kind, content]).encode()
@@ -260,7 +281,7 @@ def _send(kind: str, content: Any) -> bool:
         return False
     try:
         _here.parent.send(data, socket.MSG_DONTWAIT if kind == "work" else 0)
-    except OSError:  # no room, which only progress does not wait for; or the parent has ended
+    except OSError:  # the buffer is full, which only progress does not wait for, or the parent has ended
         return False
     return True
 
@@ -268,12 +289,12 @@ def _send(kind: str, content: Any) -> bool:
 def _listen(receiver: socket.socket) -> None:
     while True:
         receiver.recv(1, socket.MSG_PEEK)  # waits for a message, and leaves it to `catch_up`
-        with suppress(Exception):  # such as a closed stdout, which the main thread will find too
+        with suppress(Exception):  # such as a closed stdout, which also fails in the main thread
             catch_up()
 
 
 def catch_up() -> None:
-    """Print what workers have sent until now."""
+    """Print what workers have sent so far."""
     with _here.lock, suppress(BlockingIOError):
         while _here.workers is not None:
             kind, content = json.loads(_here.workers[0].recv(LONGEST, socket.MSG_DONTWAIT))
@@ -289,7 +310,7 @@ def catch_up() -> None:
 
 
 def workers_ended() -> None:
-    """Print what workers have sent, and remove their bars. Operations of this process reappear when they go on."""
+    """Print what workers have sent and remove all bars. Running operations of this process draw theirs again."""
     catch_up()
     for what in list(_here.shown):
         _end(what)

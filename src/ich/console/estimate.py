@@ -1,4 +1,4 @@
-"""Rate and remaining time of long operations, from what was done in this run."""
+"""Rate and remaining time of long operations."""
 
 import time
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 
 def duration(seconds: float) -> str:
-    """Format seconds for people: 45 s, 3 min 20 s, 25 min, 3 h 05 min, 2 d 4 h."""
+    """Format seconds as 45 s, 3 min 20 s, 25 min, 3 h 05 min or 2 d 4 h."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -22,13 +22,12 @@ def duration(seconds: float) -> str:
 
 @dataclass
 class Estimate:
-    """State of an operation: `done` of `total` items, `first` of them before this run."""
+    """Progress of an operation: `done` of `total` items, `first` of them in earlier runs."""
 
     what: str
     total: int
     unit: str
-    inner: bool = False
-    """Part of another operation, which reports its own end."""
+    inner: bool = False  # part of another operation
     done: float = 0
     note: str = ""
     first: float = 0
@@ -40,7 +39,7 @@ class Estimate:
 
     @property
     def rate(self) -> float | None:
-        """Items per second; None if nothing was done in this run."""
+        """Items per second; None if none were done in this run."""
         seconds, done = time.monotonic() - self.started, self.done - self.first
         return done / seconds if seconds > 0 and done > 0 else None
 
@@ -59,7 +58,7 @@ class Estimate:
         return f"{self.done:,} of {self.total:,} {self.unit}"
 
     def state(self) -> str:
-        """Return `45%, 210 slices/s, 40 s left, epoch 2 of 5`. A narrow terminal cuts the end."""
+        """Return `45%, 210 slices/s, 40 s left, epoch 2 of 5`: most important first, since narrow terminals cut it."""
         return f"{self.share:.0%}{self.pace()}, {self.note or self.count()}"
 
     def closing(self) -> str:
@@ -69,7 +68,7 @@ class Estimate:
 
 
 class Overall(Estimate):
-    """State of several parts together, such as folds. `done` is the sum of their shares."""
+    """Progress of several parts, such as folds. `done` is the sum of their shares."""
 
     def __init__(self, what: str, parts: Sequence[str]) -> None:
         super().__init__(what, len(parts), "folds")
@@ -77,7 +76,7 @@ class Overall(Estimate):
         self.finished: set[str] = set()
 
     def update(self, part: Estimate) -> None:
-        """Take over the state of a running part. Other operations are ignored."""
+        """Update a running part. Other operations are ignored."""
         if part.what in self.parts and part.what not in self.finished and part.total:
             self.parts[part.what] = part
             self._sum()
@@ -93,14 +92,14 @@ class Overall(Estimate):
 
     @property
     def left(self) -> float | None:
-        """Remaining seconds: the remaining shares at the rate so far, and at least the slowest running part."""
+        """Remaining seconds at the rate so far, but at least those of the slowest running part."""
         running = [part.left for name, part in self.parts.items() if name not in self.finished]
         left = [super().left, *running]
         return None if left[0] is None else max(seconds for seconds in left if seconds is not None)
 
     def pace(self) -> str:
         left = self.left
-        return "" if left is None else f", {duration(left)} left in all"
+        return "" if left is None else f", {duration(left)} left in total"
 
     def count(self) -> str:
         return f"{len(self.finished)} of {self.total} {self.unit}"

@@ -1,4 +1,4 @@
-"""What every artifact of a recipe is made from. Imports nothing heavy: `ich status` starts at once."""
+"""The task graph of a recipe: inputs, settings and files of every artifact. Without heavy imports, for `ich status`."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from ich.store.hashes import digest
 from ich.store.paths import Workspace, listing
 from ich.store.records import Record, read_record
 
-# Raised by hand when a stage computes something else from the same settings, so that old artifacts become stale.
+# Increased by hand when the results of a stage change, so that old artifacts become stale.
 VERSIONS = {
     "demo": 2,
     "prepare": 2,
@@ -33,11 +33,17 @@ VERSIONS = {
     "report": 3,
     "predict": 1,
 }
-NOT_RAW = ("run.json", "solution.csv", "mislabelled.csv", "masks.npz")  # beside the raw data, not read in training
+NOT_RAW = (
+    "run.json",
+    "solution.csv",
+    "mislabelled.csv",
+    "masks.npz",
+)  # files in the raw folder that training does not read
 PREDICTED = ("valid.parquet", "test.parquet")
-SHARDS = "hu-*.npy"  # the pixels of the Hounsfield cache
+SHARDS = "hu-*.npy"  # pixels of the Hounsfield cache
+SLICES = "slices.parquet"  # its slice table
 WEIGHTS = "model.safetensors"
-CHECKPOINT = "checkpoint.bin"  # while a network is trained: the state after the last finished epoch
+CHECKPOINT = "checkpoint.bin"  # training state after the last finished epoch
 IN_SAMPLE = ("train.parquet", "train_embeddings.npy")
 
 Upstream = tuple[tuple["Task", tuple[str, ...]], ...]
@@ -45,7 +51,7 @@ Upstream = tuple[tuple["Task", tuple[str, ...]], ...]
 
 @dataclass(frozen=True)
 class Task:
-    """One artifact folder or file with its record. `upstream` names files of other tasks, `sources` plain files."""
+    """An artifact with its record and its inputs: files of other tasks (`upstream`) and other files (`sources`)."""
 
     name: str
     stage: str
@@ -55,8 +61,7 @@ class Task:
     sources: Mapping[str, Path] = field(default_factory=dict)
     model: str = ""
     fold: int | None = None
-    files: tuple[str, ...] = ()
-    """Names that its record lists at least."""
+    files: tuple[str, ...] = ()  # minimum content of its record
 
     @property
     def folder(self) -> Path:
@@ -64,7 +69,7 @@ class Task:
 
 
 class Graph:
-    """The tasks of a recipe in the order in which they can be made, each with its settings and all that it reads."""
+    """All tasks of a recipe, with their settings and inputs."""
 
     def __init__(self, recipe: Recipe, root: Path) -> None:
         self.recipe = recipe
@@ -75,14 +80,14 @@ class Graph:
         self._records: dict[Path, dict[str, Any] | None] = {}
 
     def record_of(self, task: Task) -> dict[str, Any]:
-        """The record of a task, empty where there is none; each is read once."""
+        """Return the record of a task, empty if there is none. Each record is read once."""
         path = task.record.path
         if path not in self._records:
             self._records[path] = task.record.read()
         return self._records[path] or {}
 
     def files_of(self, task: Task) -> Mapping[str, str]:
-        """SHA-256 of the files of a task by name, as recorded."""
+        """Return the recorded SHA-256 of each file of a task, by name."""
         return self.record_of(task).get("files", {})
 
     # ---- data
@@ -94,59 +99,51 @@ class Graph:
 
     @property
     def image_settings(self) -> dict[str, Any]:
-        competition = self.recipe.competition.model_dump(mode="json")
-        return {"competition": competition, "image": self.recipe.image.model_dump(mode="json")}
+        return self.recipe.model_dump(mode="json", include={"competition", "image"})
 
     def prepare(self) -> Task:
-        """The cache task of the raw files as they are now; `prepared` is the one that later stages use."""
+        """Cache task of the current raw files. Later stages use `prepared`."""
         if not self.raw_root.is_dir():
-            hint = "run `ich demo` first" if self.recipe.demo else "see input/README.md for what belongs there"
-            raise UserError(f"{self.raw_root}: no such folder; {hint}")
+            hint = "Run `ich demo` first" if self.recipe.demo else "See input/README.md for its content"
+            raise UserError(f"{self.raw_root}: no such folder. {hint}")
         settings = {**self.image_settings, "raw": digest(listing(self.raw_root, NOT_RAW))}
         key = digest([VERSIONS["prepare"], settings])[:16]
         return self._cache(key, settings)
 
     @cached_property
     def prepared(self) -> Task:
-        """The cache that this recipe's latest `ich prepare` made or found; never done where there is none."""
+        """Cache task of the latest `ich prepare`; without one, a task that is missing."""
         pointer = read_record(self.workspace.cache_pointer) or {}
         fits = pointer.get("settings") == self.image_settings
-        key = Path(str(pointer.get("key"))).name if fits else ""  # a name below input/cache, whatever the pointer holds
-        task = self._cache(key or "none", {})
-        return self._cache(key or "none", self.record_of(task).get("settings", {}))
+        key = (Path(str(pointer.get("key"))).name if fits else "") or "none"  # only a name: the pointer may be hostile
+        return self._cache(key, self.record_of(self._cache(key, {})).get("settings", {}))
 
     def _cache(self, key: str, settings: Mapping[str, Any]) -> Task:
         record = Record(self.workspace.cache(key) / "run.json")
-        return Task("prepare", "prepare", record, settings, files=("slices.parquet", "quarantine.csv"))
+        return Task("prepare", "prepare", record, settings, files=(SLICES, "quarantine.csv"))
 
-    @property
-    def _slices(self) -> Upstream:
-        return ((self.prepared, ("slices.parquet",)),)
+    def _raw(self, *names: str) -> dict[str, Path]:
+        """Files of the raw folder that exist."""
+        return {name: self.raw_root / name for name in names if (self.raw_root / name).is_file()}
 
-    @property
-    def _shards(self) -> Upstream:
-        return ((self.prepared, (SHARDS,)),)
+    def _prepared(self, *files: str) -> Upstream:
+        return ((self.prepared, files),)
 
     @cached_property
     def folds(self) -> Task:
-        if self.recipe.competition.trained_by is not None:  # every task of training reads the folds
+        if self.recipe.competition.trained_by is not None:
             raise UserError(
-                f"recipe {self.recipe.name} trains nothing: it evaluates {self.recipe.competition.trained_by} on other"
-                " scans, by `ich prepare`, `ich predict` and `ich score`"
+                f"recipe {self.recipe.name} has no models of its own, since it evaluates those of"
+                f" {self.recipe.competition.trained_by}. Use `ich prepare`, `ich predict` and `ich score`"
             )
         path = self.workspace.folds
         settings = self.recipe.folds.model_dump(mode="json")
         record = Record(path.with_suffix(".run.json"))
-        return Task("folds", "folds", record, settings, self._slices, files=(path.name,))
-
-    def fold_settings_hold(self) -> bool:
-        """Whether the fold file was made with the present folds.n and folds.seed, or by somebody unknown."""
-        record = self.record_of(self.folds)
-        return not record or record.get("settings") == self.folds.settings
+        return Task("folds", "folds", record, settings, self._prepared(SLICES), files=(path.name,))
 
     @property
     def _folds_and_slices(self) -> Upstream:
-        return ((self.folds, (self.workspace.folds.name,)), *self._slices)
+        return ((self.folds, (self.workspace.folds.name,)), *self._prepared(SLICES))
 
     @property
     def fold_numbers(self) -> range:
@@ -156,18 +153,15 @@ class Graph:
 
     @property
     def models(self) -> list[str]:
-        """Everything that predicts, each after its inputs; the blend is the last."""
+        """Names of all models that predict. Each model follows its inputs; the blend is last."""
         return list(self.recipe.models)
 
     def settings_of(self, model: str) -> Model:
-        """The section of the recipe of a model that is fitted, of pre-training too."""
+        """Return the settings of a model, including pretraining."""
         return self.recipe.pretrain[model] if model in self.recipe.pretrain else self.recipe.models[model]
 
-    def stage_of(self, model: str) -> str:
-        return self.settings_of(model).stage
-
     def fold(self, model: str, fold: int | None) -> Task:
-        """The task of one fold of a model, or of pre-training, which has no folds: its settings, and all it reads."""
+        """Task of one fold of a model; fold None: of pretraining, which has no folds."""
         if (model, fold) not in self._tasks:
             self._tasks[model, fold] = self._fold(model, fold)
         return self._tasks[model, fold]
@@ -176,37 +170,31 @@ class Graph:
         settings = self.settings_of(model)
         values = settings.model_dump(mode="json", exclude=set(settings.fingerprint_ignores))
         sources = {name: self.root / path for name, path in settings.sources().items()}
-        upstream = self._shards if settings.reads_images else ()
+        upstream = self._prepared(SHARDS) if settings.reads_images else ()
         if start := self.start_of(model, fold):
             upstream += ((start, (WEIGHTS,)),)
+        name, folder, files = f"{settings.stage}/{model}", self.workspace.model(model), settings.files
         if fold is None:
-            record, upstream = Record(self.workspace.model(model) / "run.json"), (*self._slices, *upstream)
-            return Task(
-                f"{settings.stage}/{model}",
-                settings.stage,
-                record,
-                values,
-                upstream,
-                sources,
-                model,
-                None,
-                settings.files,
-            )
-        upstream = (*self._folds_and_slices, *upstream, *self._inputs(model, fold))
-        splits = (
-            (*PREDICTED, "valid_embeddings.npy", "test_embeddings.npy") if settings.writes_embeddings else PREDICTED
-        )
-        record = Record(self.workspace.fold(model, fold) / "run.json")
-        name, values = f"{settings.stage}/{model}/fold{fold}", {**values, "fold": fold}
-        return Task(name, settings.stage, record, values, upstream, sources, model, fold, (*settings.files, *splits))
+            upstream = (*self._prepared(SLICES), *upstream)
+        else:
+            name, folder, values = f"{name}/fold{fold}", self.workspace.fold(model, fold), {**values, "fold": fold}
+            upstream = (*self._folds_and_slices, *upstream, *self._inputs(model, fold))
+            files += PREDICTED
+            files += ("valid_embeddings.npy", "test_embeddings.npy") if settings.writes_embeddings else ()
+        record = Record(folder / "run.json")
+        return Task(name, settings.stage, record, values, upstream, sources, model, fold, files)
 
     def start_of(self, model: str, fold: int | None) -> Task | None:
-        """The task whose weights a network starts from."""
+        """Task of the weights that initialize a network, or None."""
         start = getattr(self.settings_of(model), "start", None)
         return None if start is None else self.fold(start, None if start in self.recipe.pretrain else fold)
 
     def _inputs(self, model: str, fold: int) -> Upstream:
-        """Predictions of the inputs that a fold of a model reads."""
+        """Predictions that a fold of a model reads.
+
+        features: in_sample: all predictions of the same fold. Otherwise the out-of-fold predictions of all folds and
+        the test predictions of the same fold, or of all folds if embeddings are aligned.
+        """
         settings, upstream = self.settings_of(model), []
         splits = input_splits(getattr(settings, "features", "oof"), fold, self.recipe.folds.n)
         parts = {part for parts in splits.values() for part in parts}
@@ -223,36 +211,36 @@ class Graph:
         return tuple(upstream)
 
     def in_sample(self, model: str, fold: int) -> Task:
-        """Predictions of a fold's network for its training rows, for sequence models with features: in_sample."""
-        record = Record(self.workspace.fold(model, fold) / "train" / "run.json")  # a folder with a lock of its own
+        """In-sample predictions of a fold, for sequence models with features: in_sample."""
+        record = Record(self.workspace.fold(model, fold) / "train" / "run.json")  # has a lock of its own
         fitted = self.fold(model, fold)
-        upstream = (*self._folds_and_slices, *self._shards, (fitted, self.settings_of(model).files))
+        upstream = (*self._folds_and_slices, *self._prepared(SHARDS), (fitted, self.settings_of(model).files))
         name = f"{fitted.name}/train"
         return Task(name, fitted.stage, record, {}, upstream, {}, model, fold, IN_SAMPLE)
 
     @cached_property
     def read_in_sample(self) -> set[str]:
-        """The models whose in-sample predictions another model reads."""
+        """Models whose in-sample predictions another model reads."""
         sequences = self.recipe.sequence.values()
         return {name for s in sequences if s.features == "in_sample" for name in s.inputs}
 
     def assembled(self, model: str) -> Task:
-        """oof.parquet and test.parquet of a model."""
-        stage = self.stage_of(model)
+        """Task of oof.parquet and test.parquet of a model."""
+        stage = self.settings_of(model).stage
         parts = tuple((self.fold(model, k), PREDICTED) for k in self.fold_numbers)
         record, upstream = Record(self.workspace.model(model) / "run.json"), self._folds_and_slices + parts
         return Task(f"{stage}/{model}", stage, record, {}, upstream, model=model, files=("oof.parquet", "test.parquet"))
 
     def tasks_of(self, stage: str, model: str | None = None, fold: int | None = None) -> list[Task]:
-        """The folds of a stage that --model and --fold name, with the in-sample predictions that other models read.
+        """Folds of a stage, selected by --model and --fold, and the in-sample predictions that other models read.
 
-        Raises UserError where there is no model of that name or no such fold.
+        Raises UserError for an unknown model or fold.
         """
         names = ["blend"] if stage == "blend" else list(getattr(self.recipe, stage))
         if model is not None and model not in names:
-            raise UserError(f"--model {model}: this recipe has {', '.join(names) or f'no {stage} model'}")
+            raise UserError(f"--model {model}: unknown model. Choose from {', '.join(names) or 'none'}")
         if fold is not None and fold not in self.fold_numbers:
-            raise UserError(f"--fold {fold}: this recipe has folds 0 to {self.fold_numbers[-1]}")
+            raise UserError(f"--fold {fold}: no such fold. Choose from 0 to {self.fold_numbers[-1]}")
         tasks: list[Task] = []
         for name in names if model is None else [model]:
             folds = [k for k in self.fold_numbers if fold is None or k == fold]
@@ -263,7 +251,7 @@ class Graph:
             tasks += [self.in_sample(name, k) for k in folds if name in self.read_in_sample]
         return tasks
 
-    # ---- what is made of their predictions
+    # ---- after the models
 
     @cached_property
     def thresholds(self) -> Task:
@@ -273,73 +261,68 @@ class Graph:
         record = Record(path.with_suffix(".run.json"))
         return Task("thresholds", "thresholds", record, settings, upstream, files=(path.name,))
 
+    def _submission(self, record: str, *also: str) -> Record:
+        """Record of files in submissions/<recipe>."""
+        return Record(self.workspace.submissions / record, also)
+
     @cached_property
     def submit(self) -> Task:
         upstream = (
-            (self.prepared, ("slices.parquet", "quarantine.csv")),
+            *self._prepared(SLICES, "quarantine.csv"),
             (self.assembled("blend"), ("test.parquet",)),
             (self.thresholds, (self.workspace.thresholds.name,)),
         )
         template = self.record_of(self.prepared).get("template")
         sources = {"template": self.raw_root / template} if template else {}
-        path = self.workspace.submissions / "submission.json"
-        record = Record(path, ("submission_binary", "submission_probabilities"))
+        record = self._submission("submission.json", "submission_binary", "submission_probabilities")
         return Task("submit", "submit", record, {}, upstream, sources)
-
-    @cached_property
-    def trained(self) -> Self:
-        """The graph of the recipe whose ensemble an outside validation evaluates."""
-        path = self.recipe.competition.trained_by
-        return self if path is None else type(self)(load(self.root / path), self.root)
-
-    @cached_property
-    def outside(self) -> Task:
-        """The slices of an outside validation, scored by the trained ensemble of another recipe."""
-        blend = self.trained.settings_of("blend")
-        folds = tuple((self.trained.fold("blend", k), blend.files) for k in self.trained.fold_numbers)
-        record = Record(self.workspace.submissions / "slices.run.json")
-        settings = {"trained_by": self.trained.recipe.name}
-        return Task("predict", "predict", record, settings, (*self._shards, *self._slices, *folds))
-
-    @cached_property
-    def scans(self) -> Task:
-        """The scores of an outside validation per finding."""
-        sources = {"reads.csv": self.raw_root / "reads.csv"}
-        record = Record(self.workspace.submissions / "scores.run.json", ("scans",))
-        return Task("score", "score", record, {}, ((self.outside, ("slices.csv",)),), sources)
 
     @cached_property
     def score(self) -> Task:
         upstream = self._folds_and_slices
         upstream += tuple((self.assembled(m), ("oof.parquet", "test.parquet")) for m in self.models)
         upstream += ((self.thresholds, (self.workspace.thresholds.name,)),)
-        solution = self.raw_root / "solution.csv"
-        sources = {"solution.csv": solution} if solution.is_file() else {}
         settings = self.recipe.thresholds.model_dump(mode="json", include={"metric", "shrink"})
-        path = self.workspace.submissions / "scores.run.json"
-        record = Record(path, ("scores_by_class", "confusion", "reliability"))
-        return Task("score", "score", record, settings, upstream, sources)
+        record = self._submission("scores.run.json", "scores_by_class", "confusion", "reliability")
+        return Task("score", "score", record, settings, upstream, self._raw("solution.csv"))
+
+    @cached_property
+    def trained(self) -> Self:
+        """Graph of the recipe whose ensemble an outside validation evaluates."""
+        path = self.recipe.competition.trained_by
+        return self if path is None else type(self)(load(self.root / path), self.root)
+
+    @cached_property
+    def outside(self) -> Task:
+        """Task of the predictions for an outside validation."""
+        blend = self.trained.settings_of("blend")
+        folds = tuple((self.trained.fold("blend", k), blend.files) for k in self.trained.fold_numbers)
+        settings, upstream = {"trained_by": self.trained.recipe.name}, (*self._prepared(SHARDS, SLICES), *folds)
+        return Task("predict", "predict", self._submission("slices.run.json"), settings, upstream)
+
+    @cached_property
+    def scans(self) -> Task:
+        """Task of the scores of an outside validation."""
+        record, upstream = self._submission("scores.run.json", "scans"), ((self.outside, ("slices.csv",)),)
+        return Task("score", "score", record, {}, upstream, {"reads.csv": self.raw_root / "reads.csv"})
 
     @cached_property
     def explain(self) -> Task:
-        """Grad-CAM, the embedding map and suspicious labels."""
+        """Task of Grad-CAM, the embedding map and suspicious labels."""
         parts = (WEIGHTS, "valid.parquet", "valid_embeddings.npy")
-        upstream = (*self._shards, *self._folds_and_slices)
+        upstream = (*self._prepared(SHARDS), *self._folds_and_slices)
         upstream += tuple((self.fold(m, k), parts) for m in self.recipe.cnn for k in self.fold_numbers)
         for first in list(self.recipe.cnn)[:1]:  # its embeddings are mapped
             upstream += ((self.fold(first, 0), ("test.parquet", "test_embeddings.npy")),)
             upstream += ((self.in_sample(first, 0), IN_SAMPLE),) if first in self.read_in_sample else ()
         upstream += ((self.assembled("blend"), ("oof.parquet",)),)
-        known = {name: self.raw_root / name for name in ("masks.npz", "mislabelled.csv")}
-        sources = {name: path for name, path in known.items() if path.is_file()}
-        return Task(
-            "explain", "explain", Record(self.workspace.submissions / "explain" / "run.json"), {}, upstream, sources
-        )
+        sources = self._raw("masks.npz", "mislabelled.csv")
+        return Task("explain", "explain", self._submission("explain/run.json"), {}, upstream, sources)
 
     @cached_property
     def report(self) -> Task:
-        """One page with everything that the other stages found."""
-        upstream = (*self._shards, *self._folds_and_slices, (self.prepared, ("quarantine.csv",)))
+        """Task of the report page."""
+        upstream = (*self._prepared(SHARDS), *self._folds_and_slices, (self.prepared, ("quarantine.csv",)))
         for model, settings in self.recipe.models.items():
             upstream += tuple((self.fold(model, k), settings.files) for k in self.fold_numbers)
             upstream += ((self.assembled(model), ("oof.parquet", "test.parquet")),)
@@ -347,10 +330,10 @@ class Graph:
         upstream += ((self.score, ("scores.json", "reliability.csv")),)
         upstream += ((self.explain, ("suspicious_labels.csv", "label_audit.csv", "embedding_map.csv")),)
         settings = self.recipe.report.model_dump(mode="json")
-        return Task("report", "report", Record(self.workspace.submissions / "report.run.json"), settings, upstream)
+        return Task("report", "report", self._submission("report.run.json"), settings, upstream)
 
     def all(self) -> Iterator[Task]:
-        """Every task, in the order of the flow."""
+        """Yield all tasks. Each task follows its inputs."""
         if self.recipe.demo:
             yield self.demo
         yield self.prepare() if self.raw_root.is_dir() else self.prepared
@@ -366,4 +349,4 @@ class Graph:
         yield from (self.thresholds, self.submit, self.score, self.explain, self.report)
 
 
-MODEL_STAGES = (*SECTIONS, "blend")  # stages that fit models, in the order of the flow
+MODEL_STAGES = (*SECTIONS, "blend")  # stages that fit models, in order

@@ -1,11 +1,11 @@
-"""Fitting the models of a stage: folds side by side, their predictions, and the assembled tables of each model."""
+"""Fit the models of a stage: folds in parallel, their predictions, and the assembled tables of each model."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ich.console import detail, left_in_all, say, whole
+from ich.console import detail, say, time_left, whole
 from ich.ensemble.predictions import aligned, assemble_oof, mean_test
 from ich.errors import UserError
 from ich.models.artifacts import require_finite, write_predictions
@@ -25,14 +25,14 @@ from ich.training.run import Run, Trackers
 def run_stage(
     plan: Plan, stage: str, *, model: str | None = None, fold: int | None = None, force: bool = False
 ) -> None:
-    """Make the folds of a stage that are not done, then the tables of each model whose folds are complete.
+    """Make the folds of a stage that are out of date, then the tables of each model whose folds are complete.
 
-    Raises Busy at the end where folds were left to other processes.
+    Raises Busy at the end if folds were left to other processes.
     """
     tasks = plan.tasks_of(stage, model, fold)
     todo = [task for task in tasks if force or not plan.finished(task)]
     for task in todo:
-        if not _in_sample(task):  # these need a fold that may be made first
+        if not _in_sample(task):  # its fold may be made first
             plan.require(task)
     done, busy = len(tasks) - len(todo), dict[tuple[str, int | None], Busy]()
     for in_sample in (False, True):
@@ -42,7 +42,7 @@ def run_stage(
                 busy[task.model, task.fold] = left
                 continue
             done += 1
-            say(f"{stage}: {_label(task)} finished ({done} of {len(tasks)}){left_in_all()}")
+            say(f"{stage}: {_label(task)} finished ({done} of {len(tasks)}){time_left()}")
         plan.forget()
     for name in dict.fromkeys(task.model for task in tasks if task.fold is not None):
         assemble(plan, name)
@@ -55,20 +55,20 @@ def _in_sample(task: Task) -> bool:
 
 
 def _label(task: Task) -> str:
-    """How messages and progress name a task."""
+    """Name of a task in messages."""
     fold = "" if task.fold is None else f" fold {task.fold}"
     return f"{task.model}{fold}{', in-sample' if _in_sample(task) else ''}"
 
 
 def _made_side_by_side(plan: Plan, todo: list[Task], force: bool) -> Iterator[tuple[Task, Busy | None]]:
-    """Make each task in a process of its own, and yield it as it is finished, or what kept it from being made."""
+    """Make the tasks in parallel; yield each one when it is finished, with Busy if another process is making it."""
     if not todo:
         return
     processes, threads = min(plan.processes, len(todo)), plan.recipe.compute.threads
     if todo[0].fold is None:  # one network for all folds may use every core
         processes, threads = 1, plan.cores
     again = "with fewer of them (--set compute.processes=1) or a smaller batch_size"
-    detail(f"{todo[0].stage}: {len(todo)} to be made, {processes} side by side, CPU threads of each: {threads}")
+    detail(f"{todo[0].stage}: {len(todo)} tasks, {processes} in parallel, {threads} CPU threads each")
     jobs = ((plan.recipe, plan.root, task.model, task.fold, _in_sample(task), force) for task in todo)
     by_label = {_label(task): task for task in todo}
     with whole(todo[0].stage, list(by_label)) as finished:
@@ -91,7 +91,7 @@ def _make(
 
 
 def make_fold(plan: Plan, task: Task, fingerprint: str) -> Made:
-    """Fit one fold of a model, whatever its kind, and write what it predicts."""
+    """Fit one fold of a model of any kind and write its predictions."""
     settings, folder, run = plan.settings_of(task.model), task.folder, _run(plan, task, fingerprint)
     data = FoldData.read(plan.recipe, plan.workspace, plan.prepared.folder, task.model, task.fold)
     if start := plan.start_of(task.model, task.fold):
@@ -116,9 +116,9 @@ def make_fold(plan: Plan, task: Task, fingerprint: str) -> Made:
 
 
 def predict_in_sample(plan: Plan, task: Task, _fingerprint: str) -> Made:
-    """Predictions of a fold's network for all labelled rows outside the fold.
+    """Write the predictions of a fold's network for all labelled rows of the other folds.
 
-    Some of them it may not have been trained on: the inner patients of early stopping, and those beyond `labels`.
+    They include rows that it was not trained on: inner patients of early stopping, and patients beyond `labels`.
     """
     fold = task.fold or 0
     data = FoldData.read(plan.recipe, plan.workspace, plan.prepared.folder, task.model, fold)
@@ -132,14 +132,14 @@ def predict_in_sample(plan: Plan, task: Task, _fingerprint: str) -> Made:
 
 
 def load_fitted(plan: Plan, model: str, fold: int) -> Fitted:
-    """A fitted fold. Each of its files is compared with its recorded hash before it is parsed."""
+    """Load a fitted fold. The hash of each file is checked before it is parsed."""
     task, settings = plan.fold(model, fold), plan.settings_of(model)
     record = plan.record_of(task)
     for name in record["files"]:
         if name in settings.files or name.endswith(".txt"):
             damage = task.record.damage(record, name)
             if damage:
-                raise UserError(f"{task.name}/{name} {damage}; run `ich {task.stage}`, then this again")
+                raise UserError(f"{task.name}/{name} {damage}. Run `ich {task.stage}`, then rerun this command")
     return load(task.stage, task.folder, _label(task))
 
 
@@ -160,11 +160,11 @@ def _run(plan: Plan, task: Task, fingerprint: str) -> Run:
 
 
 def assemble(plan: Plan, model: str) -> bool:
-    """oof.parquet (every labelled slice exactly once) and test.parquet (mean over folds), once all folds are done."""
+    """Write oof.parquet (all labelled slices) and test.parquet (mean over folds) once all folds are done."""
     task = plan.assembled(model)
     waiting = [k for k in plan.fold_numbers if not plan.state(plan.fold(model, k)).done]
     if waiting:
-        say(f"{task.name}: not assembled yet, fold {', '.join(map(str, waiting))} is not made")
+        say(f"{task.name}: not assembled, missing folds: {', '.join(map(str, waiting))}")
         return False
     return plan.make(task, lambda _: _assembled(plan, task))
 
@@ -177,7 +177,7 @@ def _assembled(plan: Plan, task: Task) -> Made:
         oof = assemble_oof(valid, {k: table.ids(table.valid_rows(k)).tolist() for k in valid}, table.classes)
         test = mean_test([read_parquet(folder / "test.parquet") for folder in folders], table.classes)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{task.name}: {error}; run `ich {task.stage} --model {task.model} --force`") from None
+        raise UserError(f"{task.name}: {error}. Run `ich {task.stage} --model {task.model} --force`") from None
     files: dict[str, Path] = {}
     for name, content in (("oof.parquet", oof), ("test.parquet", test)):
         with atomic(task.folder / name) as temporary:

@@ -1,4 +1,4 @@
-"""Whether the artifacts of a recipe are up to date, and making one: one process at a time, the record last."""
+"""State of the artifacts of a recipe, and how they are made: by one process at a time, with the record last."""
 
 import os
 import resource
@@ -18,13 +18,13 @@ from ich.store.hashes import digest, sha256_file
 from ich.store.locks import held, hold, owner
 from ich.store.records import read_record, write_record
 
-NVIDIA = Path("/proc/driver/nvidia/gpus")  # one folder per GPU; asking torch would cost seconds
+NVIDIA = Path("/proc/driver/nvidia/gpus")  # one folder per GPU; importing torch takes seconds
 LIBRARIES = ("torch", "timm", "albumentations", "lightgbm", "optuna", "numpy", "pandas", "scikit-learn", "pydicom")
 Made = tuple[Mapping[str, Path], Mapping[str, Any]]  # files by name, and further entries of the record
 
 
 class Busy(UserError):
-    """Another process is making the task, and the recipe says not to wait for it."""
+    """Another process is making the task, and compute.busy is leave."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class State:
 
 
 class Plan(Graph):
-    """The tasks of a recipe, the state of each, and making it."""
+    """The task graph with the state of each task; makes tasks that are out of date."""
 
     def __init__(self, recipe: Recipe, root: Path) -> None:
         super().__init__(recipe, root)
@@ -47,7 +47,7 @@ class Plan(Graph):
     # ---- states
 
     def inputs(self, task: Task) -> dict[str, str]:
-        """SHA-256 of all that the task reads, from the records of the tasks that wrote it."""
+        """Return the SHA-256 of all inputs of a task, as recorded by the tasks that wrote them."""
         hashes = {name: sha256_file(path) if path.is_file() else "" for name, path in task.sources.items()}
         for upstream, files in task.upstream:
             written = self.files_of(upstream)
@@ -69,7 +69,7 @@ class Plan(Graph):
         record = self.record_of(task)
         if not record:
             if task.record.path.is_file():
-                return State("stale", f"its record {task.record.path.name} is damaged, or of an earlier version")
+                return State("stale", f"{task.record.path.name} is damaged or of an earlier version")
             if task.stage == "prepare" and self.workspace.cache_pointer.is_file():
                 return State("stale", "the raw files or the image settings have changed")
             return State("missing")
@@ -90,63 +90,62 @@ class Plan(Graph):
         was = record.get("inputs", {})
         for name in sorted({*was, *inputs}):
             if was.get(name) != inputs.get(name):
-                return f"{name} is {'gone' if name not in inputs else 'another one'}"
-        return "made by another version of this program"
+                return f"{name} was {'removed' if name not in inputs else 'changed'}"
+        return "made by another version of ich"
 
     def running(self, task: Task) -> bool:
-        """Whether a process is making the task right now. A dead process holds no lock."""
+        """Return whether a process is making the task now. A dead process holds no lock."""
         return held(task.record.lock)
 
     def standing(self, task: Task) -> State:
-        """As `state`, with what processes do: running, or killed while they were making it."""
+        """Return `state`, or running or killed if a process is or was making the task."""
         who = owner(task.record.lock)
         if self.running(task):
             return State("running", who or "")
         state = self.state(task)
         if state.done or who is None:
             return state
-        after = "starts again"
+        after = "will restart"
         if (task.folder / CHECKPOINT).is_file():
-            after = "resumes after the last finished epoch"
+            after = "will resume after the last finished epoch"
         elif any(task.folder.glob("hu-*.json")):
-            after = "resumes after the finished shards"
+            after = "will resume after the finished shards"
         return State("killed", f"{who}; {after}")
 
     def forget(self) -> None:
-        """Read records and states again: other processes have worked."""
+        """Drop cached records and states, which other processes may have changed."""
         self._records.clear()
         self._states.clear()
 
     # ---- making
 
     def finished(self, task: Task) -> bool:
-        """Whether the task is done, and neither a checkpoint nor notes of shards of a killed run are left."""
+        """Return whether the task is done and no checkpoint or shard note of a killed run remains."""
         left = (task.folder / CHECKPOINT).is_file() or any(task.folder.glob("hu-*.json"))
         return self.state(task).done and not left
 
     def all_finished(self, tasks: list[Task]) -> bool:
-        """Whether the tasks of a stage are finished, and the tables of its models assembled."""
+        """Return whether the tasks of a stage are finished and their tables are assembled."""
         assembled = {task.model: self.assembled(task.model) for task in tasks if task.fold is not None}
         return all(map(self.finished, [*tasks, *assembled.values()]))
 
     def require(self, task: Task) -> None:
-        """Raise UserError unless everything that `task` reads is done; it names what has to be made first."""
+        """Raise UserError, naming the stage to run first, unless all inputs of `task` are done."""
         for upstream, _ in task.upstream:
             state = self.state(upstream)
             if not state.done:
                 self.require(upstream)
-                why = f" ({state.why})" if state.why else ""
                 if self.running(upstream):
-                    raise UserError(f"{task.name} needs {upstream.name}, which another process is making; wait for it")
+                    raise UserError(f"{task.name} needs {upstream.name}, which another process is making. Wait for it")
                 raise UserError(
-                    f"{task.name} needs {upstream.name}, which is {state.kind}{why}; run `ich {upstream.stage}` first,"
+                    f"{task.name} needs {upstream.name}, which is {_reason(state)}. Run `ich {upstream.stage}` first,"
                     " with the same recipe and --set"
                 )
 
     def make(self, task: Task, function: Callable[[str], Made], *, force: bool = False) -> bool:
-        """Call `function(fingerprint)` unless the task is done, and write its record last. True: it was made.
+        """Call `function(fingerprint)` unless the task is done, then write its record. Returns whether it was called.
 
-        One process makes a task. A second one waits and finds it done, or raises Busy with compute.busy: leave.
+        A second process waits and then reuses the result, or raises Busy with compute.busy: leave.
         """
         if not force and self.finished(task):
             return False
@@ -154,18 +153,17 @@ class Plan(Graph):
 
         def wait_or_leave(who: str) -> None:
             if self.recipe.compute.busy == "leave":
-                raise Busy(f"{task.name} is being made by {who}; compute.busy: wait would wait for it")
-            say(f"{task.name}: waiting for {who}, which is making it")
+                raise Busy(f"{task.name} is being made by {who}. Set compute.busy=wait to wait for it")
+            say(f"{task.name}: waiting for {who}")
 
         with hold(task.record.lock, on_wait=wait_or_leave):
             self.forget()
             state = self.state(task)
             making = force or not state.done
             if making:
-                reason = "--force" if state.done else state.kind + (f" ({state.why})" if state.why else "")
-                detail(f"{task.name}: {reason}, so it is made")
+                detail(f"{task.name}: started, {'--force' if state.done else _reason(state)}")
                 self._make(task, function)
-            (task.folder / CHECKPOINT).unlink(missing_ok=True)  # not before: a kill in between would lose the training
+            (task.folder / CHECKPOINT).unlink(missing_ok=True)  # only now: a kill before the record must not lose it
         self.forget()
         return making
 
@@ -189,10 +187,10 @@ class Plan(Graph):
             versions={name: version(name) for name in LIBRARIES},
         )
         written = ", ".join(str(path) for path in [*files.values(), task.record.path])
-        detail(f"{task.name}: made in {duration(seconds)}: {written}")
+        detail(f"{task.name}: finished in {duration(seconds)}: {written}")
 
     def point_to(self, prepared: Task) -> None:
-        """Let the later stages of this recipe use this cache."""
+        """Make later stages of this recipe use this cache."""
         pointer = {"key": prepared.folder.name, "settings": self.image_settings}
         if read_record(self.workspace.cache_pointer) != pointer:
             write_record(self.workspace.cache_pointer, pointer)
@@ -207,6 +205,10 @@ class Plan(Graph):
 
     @property
     def processes(self) -> int:
-        """How many folds run side by side: as the recipe says, else one on a GPU and one per core on a CPU."""
-        alone = 1 if NVIDIA.is_dir() and any(NVIDIA.iterdir()) else max(1, self.cores // self.recipe.compute.threads)
-        return self.recipe.compute.processes or alone
+        """Number of parallel folds: compute.processes, else one with a GPU and one per core without."""
+        default = 1 if NVIDIA.is_dir() and any(NVIDIA.iterdir()) else max(1, self.cores // self.recipe.compute.threads)
+        return self.recipe.compute.processes or default
+
+
+def _reason(state: State) -> str:
+    return f"{state.kind} ({state.why})" if state.why else state.kind

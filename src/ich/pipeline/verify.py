@@ -1,7 +1,7 @@
-"""`ich verify`: read every artifact in full, compare it with its recorded hash and with the rules of its kind.
+"""`ich verify`: check all artifacts against their recorded hashes and the rules of their kind, without changes.
 
-Nothing is changed. Exit code 0: sound, whatever is not made yet; 2: something is damaged or breaks a rule. Raw files
-have no hashes, except the tables that `ich demo` wrote; `ich check` examines them.
+Exit code 0: sound, including missing artifacts; 2: damaged. Raw files have no hashes, except those of `ich demo`;
+`ich check` examines them.
 """
 
 import os
@@ -27,18 +27,19 @@ from ich.pipeline.graph import Task
 from ich.pipeline.state import Plan
 from ich.store.atomic import read_json
 from ich.store.hashes import digest
+from ich.store.paths import SUBMITTED
 from ich.store.records import read_record
 
 MB = 1_000_000
-MALFORMED = (ValueError, KeyError, TypeError, OSError)  # raised for a file that does not have its form
-DAMAGED_RECORD = "is damaged (the hash in it is not its own)"
-Fault = tuple[str, str]  # the name of a file, and what is wrong with it
+MALFORMED = (ValueError, KeyError, TypeError, OSError)  # raised for malformed files
+DAMAGED_RECORD = "is damaged (its own hash differs)"
+Fault = tuple[str, str]  # file name and error
 Broken = Iterable[tuple[Sequence[str] | pd.Series | pd.Index, str]]
 
 
 def run(plan: Plan) -> int:
-    """Print one line per fault with what to type, and return the exit code."""
-    used = [plan.prepared] if plan.prepared.record.path.is_file() else []  # perhaps of other raw files
+    """Print one line per fault with a remedy; return the exit code."""
+    used = [plan.prepared] if plan.prepared.record.path.is_file() else []  # it may be of other raw files
     tasks = list({task.record.path: task for task in [*plan.all(), *used]}.values())
     looks = _looks(plan, tasks)
     damaged = [(task, *fault) for task, kind, faults in looks if kind == "damaged" for fault in faults]
@@ -57,7 +58,7 @@ def run(plan: Plan) -> int:
     ordered = sorted(counts, key=lambda kind: kind != "sound")
     say("verify: " + ", ".join(f"{counts[kind]} {kind}" for kind in ordered), asked=True)
     if counts["stale"] or counts["missing"] or counts["killed"] or counts["running"]:
-        say("Stale and missing artifacts are no fault; of them only hashes were compared. See `ich status`", asked=True)
+        say("Only sound artifacts were checked against the rules. See `ich status` for the others", asked=True)
     return 2 if damaged or broken or lost else 0
 
 
@@ -66,18 +67,18 @@ def _shown(plan: Plan, path: Path) -> str:
 
 
 def _remedy(plan: Plan, task: Task, name: str, what: str) -> str:
-    """What to type. A stage does not see every fault by itself: of large files it compares size and date only."""
+    """Return the remedy. Damaged files must be deleted, since stages compare large files by size and date only."""
     if name == plan.workspace.folds.name:
         return FOLDS
     gone = what in ("is missing", DAMAGED_RECORD)
-    return f"{'' if gone else 'delete it, then '}run `ich {task.stage}`, which makes it again"
+    return f"{'' if gone else 'delete it, then '}run `ich {task.stage}`"
 
 
 # ---- hashes
 
 
 def _looks(plan: Plan, tasks: list[Task]) -> list[tuple[Task, str, list[Fault]]]:
-    """Each task with sound | damaged | stale | missing | running | killed, and the files that are not as recorded."""
+    """Return each task with its state (sound, damaged, stale, missing, running or killed) and its damaged files."""
     looks: list[tuple[Task, str, list[Fault]]] = []
     paths = [task.folder / name for task in tasks for name in plan.files_of(task)]
     left = 0
@@ -100,22 +101,22 @@ def _looks(plan: Plan, tasks: list[Task]) -> list[tuple[Task, str, list[Fault]]]
                 faults.append((task.record.path.name, DAMAGED_RECORD))
             try:
                 kind = plan.standing(task).kind
-            except OSError:  # it, or something that it is made from, cannot be read
+            except OSError:  # it or one of its inputs cannot be read
                 kind = "stale"
             if kind == "running":
                 faults = []
-            elif faults and kind != "killed":  # a killed run may have replaced files that the old record names
+            elif faults and kind != "killed":  # a killed run may have replaced files of the old record
                 kind = "damaged"
             looks.append((task, "sound" if kind == "done" else kind, faults))
     return looks
 
 
 def _notes(plan: Plan, looks: Sequence[tuple[Task, str, list[Fault]]]) -> Iterator[str]:
-    """Files of killed processes, and files beside the artifacts that no record names."""
+    """Yield notes on files of killed processes and on files that are in no record."""
     for task, kind, faults in looks:
         if kind == "killed" and faults:
             listed = ", ".join(f"{name} {what}" for name, what in faults)
-            yield f"{task.name} was killed while it was made again: {listed}; run `ich {task.stage}`"
+            yield f"{task.name} was killed while running again: {listed}; run `ich {task.stage}`"
     if any(kind == "running" for _, kind, _ in looks):
         return
     left = {path for task, _, _ in looks for path in task.record.leftovers()}
@@ -125,25 +126,25 @@ def _notes(plan: Plan, looks: Sequence[tuple[Task, str, list[Fault]]]) -> Iterat
         known = {task.record.path.name, *plan.files_of(task)}
         strays = sorted(p.name for p in task.folder.iterdir() if p.is_file() and p.name not in known and p not in left)
         if strays:
-            yield f"{_shown(plan, task.folder)}: its record does not name {', '.join(strays)}; nothing reads it"
+            yield f"{_shown(plan, task.folder)}: unknown files, which are ignored: {', '.join(strays)}"
     for path in sorted(left):
-        yield f"{_shown(plan, path)}: left by a process that was killed; nothing reads it"
+        yield f"{_shown(plan, path)}: temporary file of a killed process, which is ignored"
 
 
 # ---- rules
 
 
 class _Rules:
-    """The rules of the sound tasks; their files are read when a rule needs them."""
+    """Rules of the sound tasks. Files are read when a rule needs them."""
 
     def __init__(self, plan: Plan, sound: list[Task]) -> None:
-        self.plan, self.sound = plan, {task.record.path for task in sound}
-        self.tasks = sound
+        self.plan, self.tasks = plan, sound
+        self.sound = {task.record.path for task in sound}
 
-    def check(self) -> Iterator[tuple[Task, list[Fault]]]:
-        """Faults of each task. What is made from slices or folds with faults is not checked further."""
+    def check(self) -> Iterator[tuple[Task, Iterable[Fault]]]:
+        """Yield the faults of each task. Nothing that depends on broken slices or folds is checked."""
         plan = self.plan
-        yield from ((task, list(self._record(task))) for task in self.tasks)
+        yield from ((task, self._record(task)) for task in self.tasks)
         if not self._is_sound(plan.prepared):
             return
         faults = list(self._cache())
@@ -160,38 +161,30 @@ class _Rules:
             for k, task in enumerate(parts):
                 if self._is_sound(task):
                     ids = self.fold_of.index[self.fold_of == k]
-                    yield (
-                        task,
-                        [
-                            *self._predicted(task, "valid", ids, self.fold_of),
-                            *self._predicted(task, "test", self.test_ids),
-                        ],
-                    )
+                    yield task, self._predicted(task, "valid", ids, self.fold_of)
+                    yield task, self._predicted(task, "test", self.test_ids)
                 if self._is_sound(in_sample := plan.in_sample(model, k)):
-                    yield in_sample, list(self._predicted(in_sample, "train", self.fold_of.index[self.fold_of != k]))
+                    yield in_sample, self._predicted(in_sample, "train", self.fold_of.index[self.fold_of != k])
             assembled = plan.assembled(model)
             if all(self._is_sound(task) for task in (*parts, assembled)):
-                yield assembled, list(self._assembled(assembled, parts))
+                yield assembled, self._assembled(assembled, parts)
         if self._is_sound(plan.thresholds):
             path = plan.workspace.thresholds
-            yield (
-                plan.thresholds,
-                list(_told(path.name, lambda: invariants.thresholds(read_json(path), self.classes))),
-            )
+            yield plan.thresholds, _told(path.name, lambda: invariants.thresholds(read_json(path), self.classes))
         if self._is_sound(plan.submit):
-            yield plan.submit, list(self._submission())
+            yield plan.submit, self._submission()
 
     def _is_sound(self, task: Task) -> bool:
         return task.record.path in self.sound
 
     def _record(self, task: Task) -> Iterator[Fault]:
-        """It lists the files that there must be, and its inputs as they are now."""
+        """The record must list all files of the task and its current inputs."""
         record, name = self.plan.record_of(task), task.record.path.name
         missing = [file for file in task.files if file not in record["files"]]
         if missing:
-            yield name, f"lists no {', '.join(missing)}"
+            yield name, f"does not list {', '.join(missing)}"
         if digest(record.get("inputs")) != digest(self.plan.inputs(task)):
-            yield name, "lists other inputs than those that are there"
+            yield name, "lists outdated inputs"
 
     # ---- files
 
@@ -239,7 +232,7 @@ class _Rules:
                 yield from _ruled(name, lambda rows=rows: rows, shard)
 
     def _predicted(self, task: Task, split: str, ids: pd.Index, folds: pd.Series | None = None) -> Iterator[Fault]:
-        """<split>.parquet, and the embeddings of its rows where the task lists some."""
+        """Check <split>.parquet and, if there are any, the embeddings of its rows."""
         path, array = task.folder / f"{split}.parquet", task.folder / f"{split}_embeddings.npy"
 
         def embeddings() -> Broken:
@@ -252,7 +245,7 @@ class _Rules:
             yield from _told(array.name, embeddings)
 
     def _assembled(self, task: Task, parts: list[Task]) -> Iterator[Fault]:
-        """oof.parquet and test.parquet against the slices and against the folds."""
+        """Check oof.parquet and test.parquet against the slices and the folds."""
 
         def of_folds(split: str) -> list[pd.DataFrame]:
             return [pd.read_parquet(part.folder / f"{split}.parquet") for part in parts]
@@ -271,14 +264,12 @@ class _Rules:
         yield from _told("test.parquet", test)
 
     def _submission(self) -> Iterator[Fault]:
-        """Both files against the blend's logits and the thresholds."""
+        """Check both files against the logits of the blend and the thresholds."""
         plan = self.plan
         if not plan.files_of(plan.submit):  # there is no test set
             return
         adapter = ADAPTERS[plan.recipe.competition.format]
-        likely, decided = "submission.csv", "submission_binary.csv"
-        if adapter.SUBMITS == "decisions":
-            likely, decided = "submission_probabilities.csv", "submission.csv"
+        likely, decided = SUBMITTED[adapter.SUBMITS]
         table = read_parquet(plan.assembled("blend").folder / "test.parquet")
         weights = plan.record_of(plan.prepared)["class_weights"]
         logits = aligned(table, self.test_ids, self.classes)
@@ -288,10 +279,9 @@ class _Rules:
         prior = np.full((len(images) - len(probability), len(self.classes)), np.nan)
 
         def laid_out(values: NDArray) -> pd.DataFrame:
-            """As the competition wants it."""
-            return adapter.submission(
-                plan.raw_root, pd.DataFrame(values, columns=pd.Index(self.classes)).assign(image_id=images)
-            )
+            """Values in the format of the competition."""
+            table = pd.DataFrame(values, columns=pd.Index(self.classes)).assign(image_id=images)
+            return adapter.submission(plan.raw_root, table)
 
         expected, limits = laid_out(np.vstack([probability, prior])), laid_out(np.tile(cuts, (len(images), 1)))
 
@@ -305,7 +295,7 @@ class _Rules:
 def _ruled(
     name: str, read: Callable[[], pd.DataFrame], rule: Callable[[pd.DataFrame], rules.Faults]
 ) -> Iterator[Fault]:
-    """Faults of a file by a rule of `ich.data.rules`."""
+    """Yield the faults of a table by a rule of `ich.data.rules`."""
     try:
         table = read()
         yield from ((name, rules.describe(fault, table, rules.fold_key(table))) for fault in rule(table))
@@ -314,7 +304,7 @@ def _ruled(
 
 
 def _told(name: str, rule: Callable[[], Broken]) -> Iterator[Fault]:
-    """Faults of a file by a rule of `ich.ensemble.invariants`, which also reads it, whatever it holds."""
+    """Yield the faults of a file by a rule of `ich.ensemble.invariants`, which also reads the file."""
     try:
         for names, what in rule():
             if len(names):

@@ -1,8 +1,8 @@
-"""Reading a recipe: YAML with a one-level `base:` and overrides, every fault as one line that says what to write."""
+"""Read a recipe: YAML with a one-level `base:` and overrides. Each error is one line with a suggestion."""
 
 import re
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,19 +15,19 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class RecipeError(UserError):
-    """The recipe cannot be used; the text says where and what to write."""
+    """An invalid recipe: file, key, and what to write instead."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with 1.2's scalars (`on` is a word, `1e-4` a number) that refuses a key given twice."""
+    """YAML 1.2 scalars (`on` is a string, `1e-4` a number); duplicate keys are an error."""
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
         self._checked: set[yaml.Node] = set()
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Called with each mapping, and with what it merges (`<<: *anchor`), whose keys its own may replace."""
-        if node not in self._checked:  # later on it holds the merged keys beside its own
+        """Check the keys of a mapping before those of `<<: *anchor`, which it may replace, are merged into it."""
+        if node not in self._checked:  # a second call finds the merged keys too
             self._checked.add(node)
             self._check(node)
         super().flatten_mapping(node)
@@ -39,10 +39,10 @@ class _Loader(yaml.SafeLoader):
             key = key_node.value if merges else self.construct_object(key_node, deep=True)
             where = f"{key_node.start_mark.name}:{key_node.start_mark.line + 1}"
             if not isinstance(key, str | int | float):
-                raise RecipeError(f"{where}: a key must be a word")
+                raise RecipeError(f"{where}: keys must be strings")
             if key in seen:
-                several = "; several are merged by `<<: [*one, *other]`" if merges else ""
-                raise RecipeError(f"{where}: {key!r} stands twice{several}")
+                hint = "merge with `<<: [*one, *other]`" if merges else "remove one"
+                raise RecipeError(f"{where}: duplicate key {key!r}; {hint}")
             seen.add(key)
 
 
@@ -61,17 +61,17 @@ def _read(path: Path) -> dict[str, Any]:
         with path.open(encoding="utf-8") as file:
             value = yaml.load(file, _Loader)
     except FileNotFoundError:
-        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "none in that folder"
-        raise RecipeError(f"{path}: no such recipe (found: {near})") from None
+        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "no recipe in that folder"
+        raise RecipeError(f"{path}: no such file. Choose from {near}") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise RecipeError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"{path}: invalid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of keys, this is {type(value).__name__}")
+        raise RecipeError(f"{path}: must be a mapping of keys, not {type(value).__name__}")
     return value
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` on top of `base`, key by key; a null takes a key away."""
+    """Merge `over` into `base` key by key; null removes a key."""
     merged = dict(base)
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(base.get(key), dict):
@@ -86,31 +86,31 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def _override(values: dict[str, Any], assignment: str) -> None:
     dotted, equals, text = assignment.partition("=")
     if not equals or not dotted:
-        raise RecipeError(f"--set {assignment}: write key=value, for instance cnn.resnet.epochs=8")
+        raise RecipeError(f"--set {assignment}: use key=value, such as cnn.resnet.epochs=8")
     *parents, last = dotted.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise RecipeError(f"--set {assignment}: {parent} holds a value, not keys")
+            raise RecipeError(f"--set {assignment}: {parent} is a value, not a section")
     try:
         value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise RecipeError(f"--set {assignment}: not a YAML value: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"--set {assignment}: invalid YAML: {' '.join(str(error).split())}") from None
     if value is None:
-        values.pop(last, None)  # as in a recipe with a base
+        values.pop(last, None)
     else:
         values[last] = value
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe, its one-level `base:` and the overrides. Raises RecipeError with one line a fault."""
+    """Read a recipe, its `base:` and overrides. Raises RecipeError with one line per error."""
     path = Path(path)
     values = _read(path)
     base = values.pop("base", None)
     if base is not None:
         below = _read(path.parent / str(base))
         if "base" in below:
-            raise RecipeError(f"{path.parent / str(base)}: a base has no base of its own")
+            raise RecipeError(f"{path.parent / str(base)}: a base must not have a base itself")
         values = _merge(below, values)
     for assignment in overrides:
         _override(values, assignment)
@@ -118,15 +118,15 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recip
 
 
 def table_thresholds(overrides: list[str]) -> Thresholds:
-    """Threshold settings alone, for a table without a recipe; overrides as in `load`."""
+    """Return threshold settings without a recipe; overrides as in `load`."""
     values: dict[str, Any] = {}
     for assignment in overrides:
         if not assignment.startswith("thresholds."):
-            raise RecipeError(f"--set {assignment}: with a table only thresholds.* has a meaning")
+            raise RecipeError(f"--set {assignment}: only thresholds.* applies to --table")
         _override(values, assignment)
     settings = _checked(Thresholds, values.get("thresholds", {}), "thresholds.")
     if settings.prevalence == "apply":
-        raise RecipeError("thresholds.prevalence: a table has no test set whose prevalence could be estimated")
+        raise RecipeError("thresholds.prevalence: apply requires a test set, which --table does not have; use report")
     return settings
 
 
@@ -134,34 +134,28 @@ def _checked(model: type[Model], values: dict[str, Any], where: str) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise RecipeError("\n".join(where + _explain(fault) for fault in error.errors())) from None
+        raise RecipeError("\n".join(where + _explain(model, fault) for fault in error.errors())) from None
 
 
-def _explain(fault: Any) -> str:
-    """One pydantic fault as `where: what is wrong[: did you mean ...?]`."""
+def _explain(model: type[BaseModel], fault: Any) -> str:
+    """Format an error of pydantic as `key: what is wrong`."""
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
-        key = str(fault["loc"][-1])
-        known = _fields_at(fault["loc"][:-1])
-        return f"{where}: no such key{meant(key, known) or '; known keys: ' + ', '.join(known)}"
+        known = _settings_at(model, fault["loc"][:-1])
+        hint = meant(str(fault["loc"][-1]), known)
+        return f"{where} is not a setting{hint if hint != '.' else '. Choose from ' + ', '.join(known)}"
     text = fault["msg"].removeprefix("Value error, ")
     got = "" if fault["type"] in ("missing", "value_error") else f" (got {fault['input']!r})"
     return f"{where}: {text}{got}" if where else f"{text}{got}"
 
 
-def _fields_at(location: tuple[Any, ...]) -> list[str]:
-    """The keys that the model at `location` knows; below a dict of members, the key itself names no field."""
-    model: Any = Recipe
+def _settings_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """Settings of the section at `location`."""
+    schema = model.model_json_schema()
+    section = schema
     for part in location:
-        if get_origin(model) is dict:
-            model = get_args(model)[1]
-        else:
-            annotation = model.model_fields[str(part)].annotation
-            model = next((a for a in get_args(annotation) if _is_model(a)), annotation)
-            if get_origin(annotation) is dict:
-                model = annotation
-    return list(model.model_fields) if _is_model(model) else []
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        section = section["properties"][part] if "properties" in section else section["additionalProperties"]
+        options = [section, *section.get("anyOf", [])]  # an optional section is a reference or null
+        reference = next((one["$ref"] for one in options if "$ref" in one), None)
+        section = section if reference is None else schema["$defs"][reference.removeprefix("#/$defs/")]
+    return list(section["properties"])

@@ -1,4 +1,4 @@
-"""The recipe: the competition and its data, and how models, thresholds and reports are configured."""
+"""The recipe: settings of the competition, the data, the thresholds and the report, and the sections of models."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -30,20 +30,16 @@ NAME = r"^[a-z0-9][a-z0-9_]{0,63}$"  # names become folder names, so they are ke
 
 class Competition(Strict):
     format: Literal["rsna2019", "ntu_dlmi", "unibuc", "folder", "cq500"] = Field(
-        description="how labels, slices and submission are laid out"
+        description="layout of labels, slices and submission"
     )
-    root: str = Field(description="the competition's folder, from the repository's root")
-    exclude_overlap: bool = Field(
-        default=False, description="leave training studies out whose patient is in the test set too"
-    )
-    trained_by: str | None = Field(
-        default=None, description="cq500, outside validation: the recipe whose trained ensemble is judged"
-    )
+    root: str = Field(description="folder of the raw files, relative to the repository root")
+    exclude_overlap: bool = Field(default=False, description="drop training studies of patients in the test set")
+    trained_by: str | None = Field(default=None, description="cq500: recipe of the ensemble to evaluate")
 
     @model_validator(mode="after")
-    def _outside(self) -> "Competition":
+    def _names_recipe_to_evaluate(self) -> "Competition":
         if (self.format == "cq500") != (self.trained_by is not None):
-            raise ValueError("trained_by belongs to format cq500: the recipe whose ensemble is judged on those scans")
+            raise ValueError("trained_by: required by format cq500, and not allowed with another format")
         return self
 
 
@@ -52,61 +48,56 @@ class Demo(Strict):
 
     train_studies: PositiveInt = 84
     test_studies: PositiveInt = 40
-    slices: PositiveInt = Field(default=24, description="mean number of slices a study")
+    slices: PositiveInt = Field(default=24, description="mean number of slices per study")
     size: PositiveInt = Field(default=256, description="rows and columns of a slice")
     seed: int = 7
 
 
 class Image(Strict):
-    """What the Hounsfield cache holds."""
+    """Size and crop of the slices in the Hounsfield cache."""
 
-    size: int = Field(default=256, ge=16, le=1024, description="rows and columns after the resize by area")
+    size: int = Field(default=256, ge=16, le=1024, description="rows and columns after resizing by area")
     crop: Literal["head", "edges", "none"] = Field(
         default="head",
-        description="head: a square around the head, one a study; edges: a square around what is not black, one a"
-        " slice; none: the whole picture",
+        description="head: square around the head, per study; edges: square around the non-black area, per slice",
     )
 
 
 class Folds(Strict):
     n: int = Field(default=5, ge=2, description="number of folds")
     by: Literal["patient", "slice"] = Field(
-        default="patient",
-        description="patient: nobody is in two folds; slice: at random, which leaks, to show by how much",
+        default="patient", description="slice: random folds, which leak; for comparison only"
     )
     seed: int = 7
 
 
 class Thresholds(Strict):
-    """What the thresholds maximise, and under which constraints."""
+    """Objective and constraints of the decision thresholds."""
 
     metric: FScore = "f2"
     average: Literal["macro", "micro", "samples"] = Field(
-        default="macro", description="macro: mean over classes; micro: counts pooled; samples: mean over slices"
+        default="macro", description="macro: mean over classes; micro: pooled counts; samples: mean over slices"
     )
-    zero_division: Literal[0, 1] = Field(
-        default=0, description="what F counts where there is nothing to find and nothing is predicted"
-    )
+    zero_division: Literal[0, 1] = Field(default=0, description="F if there are neither positives nor predictions")
     min_recall: Share | dict[str, Share] | None = Field(
-        default=None, description="smallest recall, of every class or a class; on the rows that tune"
+        default=None, description="minimum recall on the tuning rows, for all classes or per class"
     )
     shrink: NonNegativeFloat = Field(
         default=0.0,
-        description="number of positives with which a class's labels and its probabilities weigh alike in choosing its"
-        " threshold; with fewer, the threshold leans on what would be best if the probabilities were right",
+        description="shrinkage for rare classes: number of positives at which the labels and the predicted"
+        " probabilities have equal weight in choosing the threshold of a class",
     )
     prevalence: Literal["report", "apply"] = Field(
-        default="report",
-        description="what the predictions say of the test set's prevalence: report it, or shift the submission to it",
+        default="report", description="test prevalence, estimated: report it, or shift the submission to it"
     )
-    trials: PositiveInt = Field(default=200, description="Optuna trials a class")
+    trials: PositiveInt = Field(default=200, description="Optuna trials per class")
     seed: int = 7
 
     @model_validator(mode="after")
-    def _slices_know_no_classes(self) -> "Thresholds":
+    def _average_fits(self) -> "Thresholds":
         if self.average == "samples" and (self.shrink or self.prevalence == "apply"):
             key, value = ("shrink", "0") if self.shrink else ("prevalence", "report")
-            raise ValueError(f"{key}: it weighs the rows of a class, and average samples mixes classes; write {value}")
+            raise ValueError(f"{key}: not defined for average: samples; use {value}")
         return self
 
     @property
@@ -115,22 +106,20 @@ class Thresholds(Strict):
 
 
 class System(Strict):
-    """One row of an ablation table: a model, and what a document reports of its kind."""
+    """One row of an ablation table: a model and its published score."""
 
     model: str
-    variant: str = Field(default="", description="one of the ablation's variants; default: the recipe as it is")
-    document: float | None = Field(default=None, description="the document's own score")
+    variant: str = Field(default="", description="a key of `variants`; default: the recipe itself")
+    document: float | None = Field(default=None, description="published score")
 
 
 class Ablation(Strict):
-    """Which systems `ich ablate` sets side by side, and which order a document claims for them."""
+    """Systems that `ich ablate` compares, and their published order."""
 
-    seeds: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1, description="of the folds and of all models")
-    metric: Literal["f1", "f2", "auc", "log_loss"] = Field(description="what the document reports")
-    variants: dict[str, tuple[str, ...]] = Field(
-        default_factory=dict, description="a recipe's changes, as for --set: key=value"
-    )
-    systems: dict[str, System] = Field(min_length=1, description="the table's rows by their titles")
+    seeds: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1, description="seeds of the folds and all models")
+    metric: Literal["f1", "f2", "auc", "log_loss"] = Field(description="metric of the published scores")
+    variants: dict[str, tuple[str, ...]] = Field(default_factory=dict, description="overrides, as for --set: key=value")
+    systems: dict[str, System] = Field(min_length=1, description="rows of the table, by title")
     orders: tuple[tuple[str, str], ...] = Field(default=(), description="pairs of titles, the better one first")
 
     @model_validator(mode="after")
@@ -143,45 +132,41 @@ class Ablation(Strict):
         return self
 
 
-# accelerate.tracking.LOGGER_TYPE_TO_CLASS, the import of which takes seconds
+# as in accelerate.tracking.LOGGER_TYPE_TO_CLASS, which takes seconds to import
 TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 
 
 class Compute(Strict):
-    """Where and how wide to run. Nothing here changes what is computed, except the rounding of `threads`."""
+    """Processes and threads. They do not change the results, except that `threads` may change rounding."""
 
-    processes: PositiveInt | None = Field(default=None, description="folds side by side; default: one a core or a GPU")
-    threads: PositiveInt = Field(default=1, description="CPU threads of each process")
+    processes: PositiveInt | None = Field(
+        default=None, description="parallel folds; default: 1 with a GPU, else one per core"
+    )
+    threads: PositiveInt = Field(default=1, description="CPU threads per process")
     busy: Literal["wait", "leave"] = Field(
-        default="wait", description="what to do about a fold that another process is making: wait for it, or leave it"
+        default="wait", description="wait for a fold that another process is making, or leave it and end with an error"
     )
     trackers: tuple[str, ...] = Field(
-        default=(),
-        description="where training curves go beside history.csv: tensorboard, wandb, mlflow, ..., as accelerate knows"
-        " them; their files to oof/<recipe>/trackers. One that fails is given up with a warning; one whose network"
-        " hangs holds the run up",
+        default=(), description="accelerate's trackers for training curves; files are in oof/<recipe>/trackers"
     )
 
     @field_validator("trackers")
     @classmethod
     def _known_to_accelerate(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for number, name in enumerate(names):
-            if name in names[:number]:
-                raise ValueError(f"{name!r} stands twice")
-            if name not in TRACKERS:
-                raise ValueError(f"no tracker {name!r}{meant(name, list(TRACKERS))}; there are {', '.join(TRACKERS)}")
+        if names:
+            _known("", names, list(TRACKERS))
         return names
 
 
 class Report(Strict):
-    """What the report page shows beside what every page shows."""
+    """Content of the report page."""
 
-    studies: tuple[str, ...] = Field(default=(), description="study ids that its viewer holds in any case")
+    studies: tuple[str, ...] = Field(default=(), description="study ids to include in the viewer")
 
 
 SECTIONS = ("pretrain", "cnn", "end_to_end", "sequence", "external", "smooth", "stack")  # dicts of models
 FIRST = ("cnn", "end_to_end", "external")  # sections whose models need no other model
-TAKEN = ("blend", "trackers")  # folders beside those of the models
+TAKEN = ("blend", "trackers")  # folders in oof/<recipe> that are not named after a model
 
 
 class Recipe(Strict):
@@ -208,19 +193,16 @@ class Recipe(Strict):
     def _plain_names(cls, models: dict[str, Any]) -> dict[str, Any]:
         for name in models:
             if not re.match(NAME, name) or name in TAKEN:
-                raise ValueError(
-                    f"model name {name!r}: use lower-case letters, digits and _ (and not {' or '.join(TAKEN)})"
-                )
+                raise ValueError(f"model name {name!r}: use lower-case letters, digits and _, not {' or '.join(TAKEN)}")
         return models
 
     @model_validator(mode="after")
     def _inputs_exist(self) -> "Recipe":
         names = [name for section in SECTIONS for name in getattr(self, section)]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"model name {twice[0]!r} is used twice; all models share one name space")
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"model name {twice[0]!r} is used twice; choose a unique name")
         if not any(getattr(self, section) for section in FIRST):
-            raise ValueError(f"there is no model that predicts slices by itself; add one below {' or '.join(FIRST)}")
+            raise ValueError(f"no model on images; add one to {' or '.join(FIRST)}")
         known = {
             "sequence": list(self.cnn),
             "smooth": [*self.networks, *self.external],
@@ -242,21 +224,21 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _series_exist(self) -> "Recipe":
-        """Single images have no neighbours; folds by slice and crops by slice break series apart."""
+        """Reject models of whole studies where images, crops or folds do not keep studies together."""
         readers = {"pretrain": self.pretrain, "cnn": self.cnn, "end_to_end": self.end_to_end}
         neighbours = [f"{g}.{n}" for g, group in readers.items() for n, m in group.items() if m.input != "windows"]
         if self.competition.format == "unibuc" and (neighbours or self.end_to_end):
             where = f"{neighbours[0]}.input" if neighbours else "end_to_end"
-            raise ValueError(f"{where}: unibuc has single images, and this reads the slices of a study")
+            raise ValueError(f"{where}: unibuc has single images, not series; use input: windows of a cnn model")
         if self.image.crop == "edges" and neighbours:
-            raise ValueError(f"{neighbours[0]}.input: neighbours do not align where image.crop is edges")
+            raise ValueError(f"{neighbours[0]}.input: neighbours requires image.crop: head or none, not edges")
         if self.folds.by == "slice" and any((self.end_to_end, self.sequence, self.smooth, self.stack)):
-            raise ValueError("folds.by: slice breaks studies apart, so it allows cnn models only")
+            raise ValueError("folds.by: slice allows cnn models only, since it splits studies; use patient")
         return self
 
     @cached_property
     def models(self) -> dict[str, Model]:
-        """Settings of everything that predicts, by name, each after its inputs; the blend is the last."""
+        """Settings of all models that predict, by name. Each model follows its inputs; the blend is last."""
         models: dict[str, Model] = {}
         for section in SECTIONS[1:]:
             models |= getattr(self, section)
@@ -267,11 +249,11 @@ class Recipe(Strict):
         return [*self.cnn, *self.end_to_end, *self.sequence]
 
     def inputs_of(self, model: str) -> tuple[str, ...]:
-        """The models whose predictions a model reads."""
+        """Names of the models whose predictions a model reads."""
         return self.models[model].input_models(self)
 
 
-SHARED = ("backbone", "kwargs", "input", "windows")  # what two networks must agree in to share weights
+SHARED = ("backbone", "kwargs", "input", "windows")  # equal in two networks that share weights
 
 
 def _starts_from(where: str, settings: Backbone, start: str | None, known: Mapping[str, Backbone]) -> None:
@@ -280,17 +262,16 @@ def _starts_from(where: str, settings: Backbone, start: str | None, known: Mappi
     _known(f"{where}.start", [start], list(known))
     for key in SHARED:
         if getattr(settings, key) != getattr(known[start], key):
-            raise ValueError(f"{where}.{key}: differs from that of {start}, whose weights it starts from; use the same")
+            raise ValueError(f"{where}.{key}: must be the same as in {start}, whose weights it starts from")
 
 
 def _known(where: str, names: Iterable[str], known: list[str]) -> None:
-    names = list(names)
+    names, start = list(names), f"{where}: " if where else ""
+    choice = f"Choose from {', '.join(known) or 'none'}"
     if not names:
-        raise ValueError(f"{where}: must not be empty; choose from {', '.join(known) or 'none'}")
+        raise ValueError(f"{start}must not be empty. {choice}")
     for number, name in enumerate(names):
         if name in names[:number]:
-            raise ValueError(f"{where}: {name!r} is listed twice")
+            raise ValueError(f"{start}{name!r} is listed twice")
         if name not in known:
-            raise ValueError(
-                f"{where}: no model {name!r}{meant(name, known)}; choose from {', '.join(known) or 'none'}"
-            )
+            raise ValueError(f"{start}unknown name {name!r}{meant(name, known)} {choice}")

@@ -1,1 +1,1 @@
-"""One file a command: each reads artefacts, calls the rooms, writes artefacts. `plan` says what is made from what."""
+"""One file per command that is not a model. `ich.pipeline` defines what each one reads and writes."""

@@ -1,11 +1,10 @@
-"""`ich ablate`: compare a recipe's systems over several seeds, next to published scores.
+"""`ich ablate`: compare systems over several seeds, next to published scores.
 
-Each variant with each seed is a recipe of its own (`<recipe>_<variant>_s<seed>`) that runs through the usual stages, so
-an interrupted ablation can be resumed. The table is read from their scores.
+Each variant and seed is a recipe `<recipe>_<variant>_s<seed>` that runs through the usual stages, so an interrupted
+ablation resumes. The table is read from the scores of these recipes.
 """
 
 import csv
-import io
 from pathlib import Path
 
 from ich.console import say
@@ -16,7 +15,7 @@ from ich.pipeline.runner import run_stage
 from ich.pipeline.state import Plan
 from ich.recipe import SECTIONS, Ablation, Recipe, load
 from ich.stages import demo, folds, prepare, score, thresholds
-from ich.store.atomic import write_text
+from ich.store.atomic import write_csv, write_text
 
 METRICS = {"f1": "macro F1", "f2": "macro F2", "auc": "macro AUC", "log_loss": "weighted log loss"}
 
@@ -35,9 +34,9 @@ def run(path: Path, overrides: list[str], root: Path) -> None:
 
 
 def runs(path: Path, overrides: list[str], root: Path) -> list[Plan]:
-    """The plan of each variant with each seed, all of them checked before the first is run.
+    """Return the plan of each variant and seed.
 
-    Raises UserError if the recipe has no ablation, or a variant lacks a model that a system names.
+    Raises UserError if the recipe has no ablation, or a variant removes the model of a system.
     """
     recipe = load(path, overrides)
     ablation, plans = _ablation(recipe), []
@@ -45,20 +44,20 @@ def runs(path: Path, overrides: list[str], root: Path) -> list[Plan]:
         plans += [_run(path, overrides, root, recipe, variant, seed) for seed in ablation.seeds]
         for title, system in ablation.systems.items():
             if system.variant == variant and system.model not in plans[-1].models:
-                raise UserError(f"ablation.systems.{title}: variant {variant!r} leaves model {system.model!r} out")
+                raise UserError(f"ablation.systems.{title}: variant {variant!r} removes the model {system.model!r}")
     return plans
 
 
 def _ablation(recipe: Recipe) -> Ablation:
     if recipe.ablation is None:
-        raise UserError(f"recipe {recipe.name} has no section ablation; configs/seeds/ has examples")
+        raise UserError(f"recipe {recipe.name} has no section ablation. See configs/seeds/ for examples")
     return recipe.ablation
 
 
 def _run(path: Path, overrides: list[str], root: Path, recipe: Recipe, variant: str, seed: int) -> Plan:
-    """The recipe with the variant's changes, and with the seed for its folds and all its models."""
+    """Return the plan of a variant, with the seed in its folds and all its models."""
     changes = [*overrides, *(_ablation(recipe).variants[variant] if variant else ())]
-    changes.append("ablation=null")  # it may list models that a variant leaves out
+    changes.append("ablation=null")  # it may name models that the variant removes
     kept = load(path, changes)
     seeds = [f"folds.seed={seed}"]
     for section in SECTIONS:
@@ -69,7 +68,7 @@ def _run(path: Path, overrides: list[str], root: Path, recipe: Recipe, variant: 
 
 
 def table(path: Path, overrides: list[str], root: Path) -> None:
-    """Read the scores of all runs; write and print submissions/<recipe>/ablation.csv and ablation.md."""
+    """Write ablation.csv and ablation.md from the scores of all runs, and print the latter."""
     recipe = load(path, overrides)
     ablation = _ablation(recipe)
     lines: list[dict[str, str]] = []
@@ -104,15 +103,11 @@ def table(path: Path, overrides: list[str], root: Path) -> None:
             rows.append(Row(name, system.document if column in (metric, f"{metric}_half") else None, oof, test))
         try:
             texts.append(markdown(title, rows, ablation.orders, larger_is_better=column != "log_loss"))
-        except ValueError as error:  # an undefined score: an AUC where no class has both labels
+        except ValueError as error:  # an AUC is not defined if no class has both labels
             raise UserError(f"{recipe.name}, {title}: {error}") from None
 
     folder = root / "submissions" / recipe.name
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    write_text(folder / "ablation.csv", text.getvalue())
+    write_csv(folder / "ablation.csv", lines)
     write_text(folder / "ablation.md", "\n".join(texts))
     say("\n".join(texts), asked=True)
-    say(f"ablate: {folder / 'ablation.md'}", asked=True)
+    say(f"ablate: wrote {folder / 'ablation.md'}", asked=True)

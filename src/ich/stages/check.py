@@ -1,7 +1,7 @@
-"""`ich check`: what is wrong with the raw files, before time is spent on them. Reads everything, changes nothing.
+"""`ich check`: find faults in the raw files before training.
 
-Prints one table and writes submissions/<recipe>/check.csv, a row per instance.
-Exit code: 0 clean, 1 warnings, 2 errors.
+Prints one table and writes submissions/<recipe>/check.csv with one row per finding. Exit code: 0 clean, 1 warnings,
+2 errors.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from ich.data import checks, examine, findings, rules, slice_table
 from ich.data.competitions import ADAPTERS, LayoutError, Raw
 from ich.pipeline.graph import NOT_RAW
 from ich.pipeline.state import Plan
-from ich.store.atomic import atomic
+from ich.store.atomic import write_text
 from ich.store.paths import listing
 
 CODES = {"error": 2, "warning": 1}
@@ -24,12 +24,11 @@ def run(plan: Plan) -> int:
     """Print the findings, write check.csv and return the exit code."""
     found = pd.concat(list(_findings(plan)), ignore_index=True)
     path = plan.workspace.submissions / "check.csv"
-    with atomic(path) as temporary:
-        found.to_csv(temporary, index=False)
+    write_text(path, found.to_csv(index=False))
     table(["finding", "severity", "count", "examples", "what to do"], findings.summary(found), asked=True)
     counts = found["severity"].value_counts()
     said = ", ".join(f"{kind}s: {counts.get(kind, 0)}" for kind in CODES)
-    say(f"\ncheck: {said}; one row an instance in {path}", asked=True)
+    say(f"\ncheck: {said}; all findings are in {path}", asked=True)
     return max((CODES[kind] for kind in CODES if counts.get(kind, 0)), default=0)
 
 
@@ -37,7 +36,7 @@ def _findings(plan: Plan) -> Iterator[pd.DataFrame]:
     root = plan.raw_root
     try:
         if not root.is_dir() and plan.recipe.demo:
-            raise LayoutError(f"{root}: no such folder; run `ich demo` first")
+            raise LayoutError(f"{root}: no such folder. Run `ich demo` first")
         raw = ADAPTERS[plan.recipe.competition.format].raw(root)
     except LayoutError as error:
         yield findings.layout(str(error))
@@ -47,13 +46,13 @@ def _findings(plan: Plan) -> Iterator[pd.DataFrame]:
     yield checks.misfits(raw.labels, rules.label_table(raw.labels, list(raw.classes), key), "labels")
     yield checks.extra_files(listing(root, NOT_RAW), [*raw.files["path"], raw.template])
     yield checks.duplicates("duplicate_id", raw.files, "image_id")
-    # What stands twice was named; the slice table takes the first.
+    # duplicates are reported above; the slice table takes the first
     files, labels = raw.files.drop_duplicates("image_id", ignore_index=True), raw.labels.drop_duplicates(key)
     yield from _of_slices(plan, replace(raw, files=files, labels=labels))
 
 
 def _of_slices(plan: Plan, raw: Raw) -> Iterator[pd.DataFrame]:
-    """Findings that need the files' content."""
+    """Yield findings about the content of the files."""
     classes, paths = list(raw.classes), raw.files["path"].tolist()
     with progress("check: files", len(paths), "files") as advance:
         examined = examine.examine(plan.raw_root, paths, plan.cores, advance, raw.values)
@@ -65,7 +64,7 @@ def _of_slices(plan: Plan, raw: Raw) -> Iterator[pd.DataFrame]:
         yield findings.findings("note", choice.notes)
     yield checks.misfits(slices, rules.slice_values(slices, classes), "slices")
     slices, unread = examine.with_images(slices, paths, examined)
-    # an outside validation has no training set, and a test set may be absent
+    # an outside validation has no training set, and the test set may be absent
     outside = plan.recipe.competition.trained_by is not None
     tested = outside or bool(raw.test_ids) or (raw.files["split"] == "test").any()
     yield checks.quarantined(refused + unread)
@@ -75,7 +74,7 @@ def _of_slices(plan: Plan, raw: Raw) -> Iterator[pd.DataFrame]:
     yield checks.duplicate_images(slices, classes)
     left_out = plan.recipe.competition.exclude_overlap
     yield checks.patients(slices, excluded=left_out)
-    if raw.values == "hu":  # images have neither study nor place
+    if raw.values == "hu":  # images have neither a study nor a position
         yield checks.lengths(slices)
         yield checks.positions(slices)
         yield checks.mixtures(slices)
@@ -87,6 +86,6 @@ def _of_slices(plan: Plan, raw: Raw) -> Iterator[pd.DataFrame]:
         try:
             assigned = pd.read_csv(path, dtype=str, keep_default_na=False)
         except ValueError as error:
-            yield findings.findings("folds", [path.name], [f"not a whole CSV file ({' '.join(str(error).split())})"])
+            yield findings.findings("folds", [path.name], [f"malformed CSV ({' '.join(str(error).split())})"])
             return
         yield checks.folds(assigned, slices, classes, plan.recipe.folds.n, path.name)

@@ -1,6 +1,6 @@
-"""`ich folds`: folds/<recipe>.csv, by patient, written once and then used by every stage.
+"""`ich folds`: split patients into folds; folds/<recipe>.csv is written once and kept.
 
-With folds.by slice the file has a row per slice, at random, as some solutions divide: their scores leak.
+With folds.by: slice the file has one row per slice and the folds are random, which leaks.
 """
 
 import pandas as pd
@@ -17,7 +17,7 @@ from ich.store.hashes import sha256_file
 def run(plan: Plan, *, force: bool = False) -> None:
     made = plan.make(plan.folds, lambda _: _divide(plan, force), force=force)
     record = plan.folds.record.read() or {}
-    say(f"folds: {'wrote' if made else 'done'}, {plan.workspace.folds}")
+    say(f"folds: {'wrote' if made else 'up to date,'} {plan.workspace.folds}")
     if made:
         columns = {"studies": record["studies"], "slices": record["slices"], **record["positives"]}
         counts = zip(*columns.values(), strict=True)
@@ -35,10 +35,10 @@ def _divide(plan: Plan, force: bool) -> Made:
     try:
         assigned = (folds.assign_slices if by_slice else folds.assign)(slices, classes, settings.n, settings.seed)
         text = assigned.to_csv(index=False).encode()
-        keep = not force and not by_slice and plan.fold_settings_hold()
-        kept = _kept(plan, labelled, text) if keep else None
+        same = plan.record_of(plan.folds).get("settings", plan.folds.settings) == plan.folds.settings
+        kept = _kept(plan, labelled, text) if same and not force and not by_slice else None
     except (ValueError, KeyError) as error:
-        raise UserError(f"{path}: {error}; `ich folds --force` makes new folds") from None
+        raise UserError(f"{path}: {error}. Run `ich folds --force` to make new folds") from None
     if kept is None:
         write_bytes(path, text)
     else:
@@ -48,7 +48,7 @@ def _divide(plan: Plan, force: bool) -> Made:
     counts = joined.groupby("fold")[classes].sum().astype(int)
     warnings = [f"fold {k} has no study with {c}" for k, c in folds.missing_classes(assigned, classes, settings.n)]
     if by_slice:
-        warnings.append("the folds divide studies and patients at random: every out-of-fold score is optimistic")
+        warnings.append("folds are random over slices: every out-of-fold score is optimistic")
     return {path.name: path}, {
         "studies": assigned.groupby("fold")["study_id"].nunique().tolist(),
         "slices": joined.groupby("fold").size().tolist(),
@@ -58,9 +58,9 @@ def _divide(plan: Plan, force: bool) -> Made:
 
 
 def _kept(plan: Plan, labelled: pd.DataFrame, written_now: bytes) -> pd.DataFrame | None:
-    """The existing fold file: other folds would make every score incomparable with those before. None: write it anew.
+    """Return the existing fold file, since new folds would make scores incomparable. None: write it again.
 
-    A file that does not fit the studies is refused with ValueError, unless this program wrote it.
+    Raises ValueError for a file that does not fit the studies, unless `ich folds` wrote it.
     """
     path = plan.workspace.folds
     if not path.is_file():
@@ -70,8 +70,8 @@ def _kept(plan: Plan, labelled: pd.DataFrame, written_now: bytes) -> pd.DataFram
         if path.read_bytes() == written_now:  # a kill came between file and record
             return None
         raise UserError(
-            f"{path} is not as `ich folds` left it. To use it as it is now, delete {plan.folds.record.path};"
-            " `ich folds --force` makes new folds"
+            f"{path} was changed after `ich folds` wrote it. Delete {plan.folds.record.path} to use it as it is, or run"
+            " `ich folds --force` to make new folds"
         )
     with as_written(path, FOLDS):
         assigned = pd.read_csv(path, dtype={"study_id": str, "patient_id": str})
@@ -80,6 +80,6 @@ def _kept(plan: Plan, labelled: pd.DataFrame, written_now: bytes) -> pd.DataFram
     except (ValueError, KeyError) as error:
         if not record:
             raise
-        say(f"folds: the studies have changed ({error}), so they are divided anew")
+        say(f"folds: the studies have changed ({error}), making new folds")
         return None
     return assigned

@@ -1,7 +1,7 @@
-"""`ich predict`: score a folder of DICOM files with the trained ensemble.
+"""`ich predict`: score DICOM files with the trained ensemble.
 
-Fold by fold every model that the blend needs, in graph order, each by the same `Fitted.predict` as in training; then
-the mean over folds, with the thresholds and the prevalence of the submission.
+Per fold, all models that the blend needs predict by `Fitted.predict`, as in training. The mean over folds gets the
+thresholds and the prevalence of the submission.
 """
 
 from collections import Counter
@@ -31,38 +31,35 @@ from ich.models.table import read_parquet, series_codes
 from ich.pipeline.graph import Task
 from ich.pipeline.runner import load_fitted
 from ich.pipeline.state import Made, Plan
-from ich.store.atomic import atomic, read_json
+from ich.store.atomic import read_json, write_text
 from ich.store.records import Record
 
-LISTED = 20  # quarantined files that are named one by one
+LISTED = 20  # quarantined files that are listed
 
 
 def run(plan: Plan, source: Path, out: Path) -> None:
-    """Score `source`, a folder of DICOM files at any depth or one file, and write the table `out`."""
+    """Score `source`, a DICOM file or a folder of such files at any depth, and write the table `out`."""
     plan.require(_task(plan, out))
     for name in needed(plan):
         if not plan.settings_of(name).scores_new_scans:
-            raise UserError(
-                f"{name} holds predictions of known slices only; remove it from blend.inputs to score others"
-            )
+            raise UserError(f"{name} cannot score new scans. Remove it from blend.inputs")
     if out.is_dir():
-        raise UserError(f"{out}: this is a folder; give the name of the table to write, as {out / 'out.csv'}")
+        raise UserError(f"{out} is a folder. Give a file name, such as {out / 'out.csv'}")
     root, names = _files(source)
     with TemporaryDirectory(prefix="ich-predict-") as folder:
         table, quarantined = _read(plan, source, root, names, Path(folder))
         logits = ensemble_logits(plan, table, cache.HuCache.open(Path(folder), table))
     scored = _scored(plan, table, logits)
-    with atomic(out) as temporary:
-        scored.to_csv(temporary, index=False)
+    write_text(out, scored.to_csv(index=False))
     _show(scored, quarantined, _classes(plan))
     say(f"\npredict: wrote {out}, {len(scored)} slices, {len(quarantined)} files quarantined")
 
 
 def run_outside(plan: Plan, *, force: bool = False) -> None:
-    """Score the prepared scans of an outside validation with the ensemble of the recipe that it names."""
+    """Score the prepared scans of an outside validation with the ensemble of the recipe in trained_by."""
     trained, path = plan.trained, plan.workspace.submissions / "slices.csv"
     if trained.recipe.image != plan.recipe.image:
-        raise UserError(f"image differs from that of {plan.recipe.competition.trained_by}; give both recipes the same")
+        raise UserError(f"image: must be the same as in {plan.recipe.competition.trained_by}")
     if not plan.state(plan.outside).done:
         try:
             trained.require(_task(trained, path))
@@ -75,16 +72,15 @@ def run_outside(plan: Plan, *, force: bool = False) -> None:
         slices["series"] = series_codes(slices)
         scored = _scored(trained, slices, ensemble_logits(trained, slices, cache.HuCache.open(folder, slices)))
         scored.insert(0, "scan", slices["path"].map(scan_of))
-        with atomic(path) as temporary:
-            scored.to_csv(temporary, index=False)
+        write_text(path, scored.to_csv(index=False))
         return {path.name: path}, {"slices": len(scored)}
 
     made = plan.make(plan.outside, score, force=force)
-    say(f"predict: {'wrote' if made else 'done'}, {path}")
+    say(f"predict: {'wrote' if made else 'up to date,'} {path}")
 
 
 def _task(plan: Plan, out: Path) -> Task:
-    """All that predicting reads: every fold of the blend, so of every model, and thresholds once there are any."""
+    """Task with the inputs of a prediction: all folds of the blend, and the thresholds if there are any."""
     upstream = tuple((plan.fold("blend", k), ()) for k in plan.fold_numbers)
     if plan.record_of(plan.thresholds):
         upstream += ((plan.thresholds, ()),)
@@ -99,7 +95,7 @@ def _classes(plan: Plan) -> list[str]:
 
 
 def _files(source: Path) -> tuple[Path, list[str]]:
-    """A folder, and the files below it as relative paths in order; links are followed, each folder is read once."""
+    """Return a folder and the sorted relative paths of its files. Links are followed, and each folder is read once."""
     if source.is_file():
         return source.parent, [source.name]
     if not source.is_dir():
@@ -107,18 +103,18 @@ def _files(source: Path) -> tuple[Path, list[str]]:
     try:
         found = below(source)
     except OSError as error:
-        raise UserError(f"{error.filename}: this folder cannot be read ({error.strerror})") from None
+        raise UserError(f"{error.filename}: cannot read the folder ({error.strerror})") from None
     except ValueError as error:
         raise UserError(str(error)) from None
     if not found:
-        raise UserError(f"{source}: there is no file in this folder")
+        raise UserError(f"{source}: no files in this folder")
     return source, found
 
 
 def _read(
     plan: Plan, source: Path, root: Path, names: Sequence[str], folder: Path
 ) -> tuple[pd.DataFrame, list[Quarantined]]:
-    """Write the HU cache in `folder` as `ich prepare` does for a test set; its slice table, and what was refused."""
+    """Write a HU cache to `folder`, as `ich prepare` does; return its slice table and the quarantined files."""
     image, classes, values = plan.recipe.image, _classes(plan), plan.record_of(plan.prepared)["values"]
     files = pd.DataFrame({"image_id": image_ids(names), "split": "test", "path": list(names)})
     labels = pd.DataFrame({"image_id": pd.Series(dtype="str")} | {name: pd.Series(dtype="float") for name in classes})
@@ -135,7 +131,7 @@ def _read(
         quarantined += unread
     if slices.empty:
         first = quarantined[0]
-        raise UserError(f"{source}: not one readable slice in {len(names)} files; {first.path}: {_why(first)}")
+        raise UserError(f"{source}: no readable slice in {len(names)} files; {first.path}: {_why(first)}")
     return slices.assign(series=series_codes(slices)), quarantined
 
 
@@ -147,7 +143,7 @@ def _why(item: Quarantined) -> str:
 
 
 def ensemble_logits(plan: Plan, table: pd.DataFrame, images: cache.HuCache) -> NDArray[np.float64]:
-    """The blend's logits [n, c] for every slice of the table, mean over folds."""
+    """Return the mean logits [n, c] of the blend over folds, one row per slice."""
     torch.set_num_threads(plan.recipe.compute.threads)
     values = plan.record_of(plan.prepared)["values"]
     slices = Slices(table, np.arange(len(table)), _classes(plan), images, values)
@@ -166,7 +162,7 @@ def ensemble_logits(plan: Plan, table: pd.DataFrame, images: cache.HuCache) -> N
 
 
 def needed(plan: Plan) -> list[str]:
-    """The blend and all models below it, each after its inputs."""
+    """Return the blend and all models that it depends on. Each model follows its inputs."""
     wanted = {"blend"}
     for name in reversed(plan.models):
         wanted |= set(plan.recipe.inputs_of(name)) if name in wanted else set()
@@ -177,7 +173,7 @@ def needed(plan: Plan) -> list[str]:
 
 
 def _scored(plan: Plan, slices: pd.DataFrame, logits: NDArray) -> pd.DataFrame:
-    """out.csv: identifiers (not the patient's), prob_<class>, positive_<class>; as `ich submit` writes them."""
+    """Return ids without the patient's, prob_<class> and positive_<class>, equal to those of `ich submit`."""
     classes, path = _classes(plan), plan.workspace.thresholds
     probability, positive = sigmoid(logits), None
     if plan.state(plan.thresholds).done:
@@ -186,7 +182,7 @@ def _scored(plan: Plan, slices: pd.DataFrame, logits: NDArray) -> pd.DataFrame:
             probability, cuts = final_probabilities(read_json(path), logits, classes, weights)
             positive = thresholds.apply(probability, cuts)
     else:
-        say("predict: no columns positive_<class>, since there are no thresholds; `ich thresholds` tunes them")
+        say("predict: no thresholds, so no columns positive_<class>. Run `ich thresholds` to tune them")
     scored = slices[["image_id", "study_id", "series_id", "index"]].copy()
     scored[[f"prob_{name}" for name in classes]] = probability
     if positive is not None:
@@ -199,14 +195,11 @@ def _show(scored: pd.DataFrame, quarantined: Sequence[Quarantined], classes: Seq
         say(f"quarantined: {item.path}: {_why(item)}", asked=True)
     if len(quarantined) > LISTED:
         rest = Counter(item.reason for item in quarantined[LISTED:])
-        say(
-            "quarantined: and further " + ", ".join(f"{count} x {reason}" for reason, count in sorted(rest.items())),
-            asked=True,
-        )
+        say(f"quarantined: also {', '.join(f'{n} x {reason}' for reason, n in sorted(rest.items()))}", asked=True)
     studies = scored.groupby("study_id", sort=False)
     largest = studies[[f"prob_{name}" for name in classes]].max()
     rows = [
         [str(study), str(count), *(f"{p:.3f}" for p in values)]
         for study, count, values in zip(largest.index, studies.size(), largest.to_numpy(), strict=True)
     ]
-    table(["study", "slices", *classes], rows, "The largest probability of a study's slices")
+    table(["study", "slices", *classes], rows, "Maximum probability per study")

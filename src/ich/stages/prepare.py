@@ -1,4 +1,4 @@
-"""`ich prepare`: raw files -> shards of Hounsfield units, slices.parquet (the slice table), quarantine.csv."""
+"""`ich prepare`: read the raw files into the Hounsfield cache, the slice table and the quarantine list."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from ich.data.slice_table import Quarantined
 from ich.errors import UserError
 from ich.pipeline.graph import Task
 from ich.pipeline.state import Made, Plan
-from ich.store.atomic import atomic
+from ich.store.atomic import atomic, write_text
 from ich.store.locks import held
 from ich.store.records import Record
 
@@ -24,11 +24,11 @@ def run(plan: Plan, *, force: bool = False) -> None:
     _name_unfinished(plan, task)
     made = plan.make(task, lambda fingerprint: _prepare(plan, task.folder, fingerprint, force), force=force)
     plan.point_to(task)
-    for note in cache.notes(task.folder):  # only now: a kill before the record costs no shard
+    for note in cache.notes(task.folder):  # only now: a kill before the record must not lose shards
         note.unlink(missing_ok=True)
     record = task.record.read() or {}
     say(
-        f"prepare: {'wrote' if made else 'done'}, {record['slices']} slices in {task.folder},"
+        f"prepare: {'wrote' if made else 'up to date,'} {record['slices']} slices in {task.folder},"
         f" {record['quarantined']} quarantined"
     )
     for remark in record["notes"]:
@@ -36,11 +36,11 @@ def run(plan: Plan, *, force: bool = False) -> None:
 
 
 def _name_unfinished(plan: Plan, task: Task) -> None:
-    """Name the unfinished caches that this call does not resume. They may be as large as a finished one."""
+    """List unfinished caches of other settings or files, which may use much disk space."""
     for folder in sorted(path for path in plan.workspace.cache_root.glob("*") if cache.notes(path)):
         record = Record(folder / "run.json")
         if folder != task.folder and record.read() is None and not held(record.lock):
-            say(f"prepare: {folder} was left by a killed prepare; remove it unless its files and settings return")
+            say(f"prepare: {folder} is unfinished, of other files or settings; delete it unless you return to them")
 
 
 def _prepare(plan: Plan, folder: Path, fingerprint: str, force: bool) -> Made:
@@ -76,8 +76,7 @@ def _prepare(plan: Plan, folder: Path, fingerprint: str, force: bool) -> Made:
     rules.require(rules.quarantine(refused), refused, "image_id")
     with atomic(folder / "slices.parquet") as temporary:
         table.to_parquet(temporary, index=False)
-    with atomic(folder / "quarantine.csv") as temporary:
-        refused.to_csv(temporary, index=False)
+    write_text(folder / "quarantine.csv", refused.to_csv(index=False))
 
     files = [*sorted(path.name for path in folder.glob("hu-*.npy")), "slices.parquet", "quarantine.csv"]
     found = {"slices": len(table), "quarantined": len(quarantined), "template": raw.template, "values": raw.values}
@@ -87,35 +86,32 @@ def _prepare(plan: Plan, folder: Path, fingerprint: str, force: bool) -> Made:
 
 
 def _refuse_empty(plan: Plan, raw: Raw, table: pd.DataFrame, quarantined: Sequence[Quarantined]) -> None:
-    """Raise UserError where nothing is left to train on, or nothing of a test set that there should be."""
+    """Raise UserError if there is no readable labelled slice, or no readable slice of an expected test set."""
     outside = plan.recipe.competition.trained_by is not None
     expected = {"train": not outside, "test": bool(outside or raw.test_ids or (raw.files["split"] == "test").any())}
     for split, wanted in expected.items():
         if wanted and not (table["split"] == split).any():
             said = next((f"{q.path}: {q.reason}" for q in quarantined if q.split == split and q.path), "no file")
-            raise UserError(f"{plan.raw_root}: not one readable slice in the {split} set ({said})")
+            raise UserError(f"{plan.raw_root}: no readable slice in the {split} set ({said})")
     if not outside and not table.loc[table["split"] == "train", list(raw.classes)].notna().all(axis=1).any():
         named = next((q.image_id for q in quarantined if q.reason == "label_without_file"), "none")
         raise UserError(
-            f"{plan.raw_root}: not one readable training slice has a label; the labels name {named}, and there is"
+            f"{plan.raw_root}: no readable training slice has a label. The labels have id {named}, the files have"
             f" image {table['image_id'].iloc[0]} of study {table['study_id'].iloc[0]}"
         )
 
 
 def _remarks(table: pd.DataFrame) -> list[str]:
-    """What a user should know about the readable slices, in words."""
+    """Return notes about the readable slices."""
     remarks: list[str] = []
-    placeless = int((table["position"].isna() & (table["n_slices"] > 1)).sum())
-    if placeless:
-        remarks.append(f"{placeless} slices have no position; their series are ordered by instance number")
+    if unplaced := int((table["position"].isna() & (table["n_slices"] > 1)).sum()):
+        remarks.append(f"{unplaced} slices have no position; their series are ordered by instance number")
     groups = table.dropna(subset=["position"]).groupby(["split", "series_id"])["position"]
-    same = int((groups.diff().abs() < rules.SAME_PLACE).sum())
-    if same:
-        remarks.append(f"{same} slices lie at the position of the slice before them")
+    if same := int((groups.diff().abs() < rules.SAME_PLACE).sum()):
+        remarks.append(f"{same} slices have the same position as the slice before them")
     train = set(table.loc[table["split"] == "train", "patient_id"])
-    both = train & set(table.loc[table["split"] == "test", "patient_id"])
-    if both:
-        remarks.append(f"{len(both)} patients of the test set are in the training set too")
+    if both := train & set(table.loc[table["split"] == "test", "patient_id"]):
+        remarks.append(f"{len(both)} patients of the test set are also in the training set")
     return remarks
 
 

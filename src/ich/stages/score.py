@@ -1,7 +1,5 @@
-"""`ich score`: scores of every model with confidence intervals, out of fold and, with a solution, on the test set."""
+"""`ich score`: score all models with confidence intervals, out-of-fold and on the test set if there is a solution."""
 
-import csv
-import io
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -24,29 +22,26 @@ from ich.pipeline.state import Made, Plan
 from ich.recipe import BETAS
 from ich.report import evaluation, scores
 from ich.report.evaluation import Evaluated, Rows
-from ich.store.atomic import read_json, write_json, write_text
+from ich.store.atomic import read_json, write_csv, write_json
 
 
 def run(plan: Plan, *, force: bool = False) -> None:
     plan.make(plan.score, lambda _: _scores(plan), force=force)
     path = plan.workspace.submissions / "scores.json"
     found = read_json(path)
-    width = shutil.get_terminal_size((120, 24)).columns  # a log file has room for the widest table
+    width = shutil.get_terminal_size((120, 24)).columns  # in a log file, room for all columns
     for title, columns, rows in scores.tables(found, width):
         table(columns, rows, title, asked=True)
     say("", asked=True)
     for line in (*scores.sentences(found), *(f"warning: {warning}" for warning in found["warnings"])):
         say(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False), asked=True)
-    say(f"\nscore: {path}, and as tables scores, scores_by_class, confusion and reliability.csv", asked=True)
+    say(f"\nscore: wrote {path} and scores, scores_by_class, confusion and reliability.csv", asked=True)
 
 
 def _scores(plan: Plan) -> Made:
-    """scores.json, and its content as tables."""
-    slices, settings, folder = (
-        SliceTable.read(plan.workspace, plan.prepared.folder),
-        plan.recipe.thresholds,
-        plan.workspace.submissions,
-    )
+    """Write scores.json and its content as CSV tables."""
+    slices = SliceTable.read(plan.workspace, plan.prepared.folder)
+    settings, folder = plan.recipe.thresholds, plan.workspace.submissions
     classes, weights = slices.classes, slices.class_weights
     rows = _rows(plan, slices)
     fold = slices.table["fold"].to_numpy()[slices.labelled]
@@ -71,7 +66,7 @@ def _scores(plan: Plan) -> Made:
         "class_weights": dict(zip(classes, weights, strict=True)),
         "rows": {where: some.counts(classes) for where, some in rows.items()},
         "models": {
-            model: {"stage": plan.stage_of(model), **evaluation.cells(one, blend, classes)}
+            model: {"stage": plan.settings_of(model).stage, **evaluation.cells(one, blend, classes)}
             for model, one in evaluated.items()
         },
         "one_fold": _one_fold(plan, slices, rows["test"], blend.thresholds[settings.metric]) if "test" in rows else {},
@@ -87,16 +82,13 @@ def _scores(plan: Plan) -> Made:
         "reliability.csv": curves,
     }
     for name, lines in tables.items():
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in line.items()} for line in lines)
-        write_text(folder / name, text.getvalue())
+        rounded_lines = [{k: f"{v:.4f}" if isinstance(v, float) else v for k, v in line.items()} for line in lines]
+        write_csv(folder / name, rounded_lines)
     return {name: folder / name for name in ("scores.json", *tables)}, {}
 
 
 def _rows(plan: Plan, slices: SliceTable) -> dict[str, Rows]:
-    """The labelled rows as "oof", and as "test" the test slices that the solution knows by image_id or study_id."""
+    """Return the labelled rows as "oof", and the test slices of the solution, if there are any, as "test"."""
     found = {"oof": Rows(slices.table[slices.labelled], slices.classes)}
     solution = ADAPTERS[plan.recipe.competition.format].solution(plan.raw_root)
     if solution is None:
@@ -108,7 +100,7 @@ def _rows(plan: Plan, slices: SliceTable) -> dict[str, Rows]:
 
 
 def _in_sample(plan: Plan, model: str) -> dict[str, float]:
-    """Mean over folds of the scores on the rows that the fold was tuned on; none for networks."""
+    """Return the mean in-sample scores over folds; empty for networks."""
     records = [plan.record_of(plan.fold(model, k)) for k in plan.fold_numbers]
     found = {}
     for score, key in (("log_loss", "weighted_log_loss"), ("auc", "macro_auc")):
@@ -118,38 +110,38 @@ def _in_sample(plan: Plan, model: str) -> dict[str, float]:
     return found
 
 
-def _one_fold(plan: Plan, slices: SliceTable, on: Rows, cuts: Mapping[str, float]) -> dict[str, float | None]:
-    """Test scores of the blend where each fold's models predict alone, as they do out of fold; the mean over folds."""
+def _one_fold(plan: Plan, slices: SliceTable, rows: Rows, cuts: Mapping[str, float]) -> dict[str, float | None]:
+    """Return test scores of the blend per fold, without averaging predictions, as their mean over folds."""
     settings, found = plan.recipe.thresholds, []
     for k in plan.fold_numbers:
-        p = sigmoid(read_logits(plan.workspace.fold("blend", k) / "test.parquet", on.ids, slices.classes))
+        p = sigmoid(read_logits(plan.workspace.fold("blend", k) / "test.parquet", rows.ids, slices.classes))
         positive = thresholds.apply(p, [cuts[name] for name in slices.classes])
-        log_loss = metrics.weighted_log_loss(on.labels, p, slices.class_weights)
-        auc = metrics.macro(metrics.class_auc(on.labels, p))
-        found.append([log_loss, auc, metrics.f_beta(on.labels, positive, settings.beta, "macro")])
+        log_loss = metrics.weighted_log_loss(rows.labels, p, slices.class_weights)
+        auc = metrics.macro(metrics.class_auc(rows.labels, p))
+        found.append([log_loss, auc, metrics.f_beta(rows.labels, positive, settings.beta, "macro")])
     names = ("log_loss", "auc", settings.metric)
     return {name: rounded(mean) for name, mean in zip(names, np.mean(found, axis=0), strict=True)}
 
 
-def _submission(plan: Plan, slices: SliceTable, on: Rows) -> dict[str, Any]:
-    """Test scores of what is submitted: the F of the recipe's own goal and thresholds, and the log loss."""
+def _submission(plan: Plan, slices: SliceTable, rows: Rows) -> dict[str, Any]:
+    """Return test scores of the submission: F with the average and thresholds of the recipe, and log loss."""
     tuned = read_json(plan.workspace.thresholds)
-    logits = read_logits(plan.workspace.model("blend") / "test.parquet", on.ids, slices.classes)
+    logits = read_logits(plan.workspace.model("blend") / "test.parquet", rows.ids, slices.classes)
     with as_written(plan.workspace.thresholds):
         p, cuts = final_probabilities(tuned, logits, slices.classes, slices.class_weights)
         goal = thresholds.Goal(tuned["beta"], tuned["average"], tuned["zero_division"])
     positive = thresholds.apply(p, cuts)
-    value = metrics.f_beta(on.labels, positive, goal.beta, goal.average, goal.zero_division)
-    low, high = thresholds.f_interval(on.labels, positive, goal, on.bootstrap)
+    value = metrics.f_beta(rows.labels, positive, goal.beta, goal.average, goal.zero_division)
+    low, high = thresholds.f_interval(rows.labels, positive, goal, rows.bootstrap)
     return {
         "average": goal.average,
         "f": {"value": rounded(value), "low": rounded(low), "high": rounded(high)},
-        "log_loss": rounded(metrics.weighted_log_loss(on.labels, p, slices.class_weights)),
+        "log_loss": rounded(metrics.weighted_log_loss(rows.labels, p, slices.class_weights)),
     }
 
 
 def _warnings(plan: Plan) -> Iterator[str]:
-    """Warnings of the folds' records, the models whose scores they make optimistic, and one about folds by slice."""
+    """Yield warnings of the folds, of models whose inputs they make optimistic, and about folds by slice."""
     touched: list[str] = []
     for model in plan.models:
         for k in plan.fold_numbers:
@@ -162,6 +154,6 @@ def _warnings(plan: Plan) -> Iterator[str]:
         if model not in touched and not {*touched, *readers}.isdisjoint(below):
             readers.append(model)
     if readers:
-        yield f"{', '.join(readers)}: what they read is optimistic, and so are their scores"
+        yield f"{', '.join(readers)}: scores are optimistic, since those of their inputs are"
     if plan.recipe.folds.by == "slice":
-        yield "folds.by is slice: slices of one patient stand in several folds, and the scores above know them"
+        yield "folds.by is slice: slices of one patient are in several folds, so all scores are optimistic"

@@ -1,4 +1,4 @@
-"""`ich status`: every artifact of a recipe, done | stale (and why) | missing | running | killed."""
+"""`ich status`: the state of all artifacts of a recipe."""
 
 from collections import Counter
 

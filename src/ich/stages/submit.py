@@ -1,4 +1,4 @@
-"""`ich submit`: write submission.csv in the competition's format, as probabilities or 0/1, and the other next to it."""
+"""`ich submit`: write submission.csv in the format of the competition, and a second file with 0/1 or probabilities."""
 
 from pathlib import Path
 
@@ -12,26 +12,22 @@ from ich.errors import UserError, as_written
 from ich.models.artifacts import read_logits
 from ich.models.table import SliceTable
 from ich.pipeline.state import Made, Plan
-from ich.store.atomic import atomic, read_json
-
-NAMES = {  # of the files of probabilities and of 0/1 decisions, by the competition's format
-    "probabilities": ("submission.csv", "submission_binary.csv"),
-    "decisions": ("submission_probabilities.csv", "submission.csv"),
-}
+from ich.store.atomic import read_json, write_text
+from ich.store.paths import SUBMITTED
 
 
 def run(plan: Plan, *, force: bool = False) -> None:
     made = plan.make(plan.submit, lambda _: _submission(plan), force=force)
     record = plan.submit.record.read() or {}
     if record["prevalence"] == "estimated":
-        say("submit: probabilities and thresholds are shifted to the prevalence estimated for the test set")
+        say("submit: probabilities and thresholds are shifted to the estimated prevalence of the test set")
     if not record["files"]:
-        say("submit: there is no test set, so there is nothing to submit")
+        say("submit: no test set, nothing to submit")
         return
-    said = "wrote" if made else "done"
-    say(f"submit: {said}, {plan.workspace.submissions / 'submission.csv'} ({record['submits']}), {record['rows']} rows")
+    said = "wrote" if made else "up to date,"
+    say(f"submit: {said} {plan.workspace.submissions / 'submission.csv'} ({record['submits']}), {record['rows']} rows")
     if record["filled_with_prior"]:
-        warn(f"{record['filled_with_prior']} test images could not be read; they got the training prevalence")
+        warn(f"{record['filled_with_prior']} test images could not be read; the training prevalence was predicted")
 
 
 def _submission(plan: Plan) -> Made:
@@ -69,29 +65,28 @@ def _submission(plan: Plan) -> Made:
     decided[classes] = thresholds.apply(values[classes].to_numpy(), cuts).astype(int)
 
     files: dict[str, Path] = {}
-    for name, content in zip(NAMES[adapter.SUBMITS], (values, decided), strict=True):
+    for name, content in zip(SUBMITTED[adapter.SUBMITS], (values, decided), strict=True):
         submission = adapter.submission(plan.raw_root, content)
         check(submission, plan.raw_root)
         record["rows"] = len(submission)
         files[name] = plan.workspace.submissions / name
-        with atomic(files[name]) as temporary:
-            submission.to_csv(temporary, index=False)
+        write_text(files[name], submission.to_csv(index=False))
     return files, record
 
 
 def check(submission: pd.DataFrame, root: Path) -> None:
-    """Raise UserError unless each id occurs once and has a value in 0..1 in every column."""
+    """Raise UserError unless each id occurs once and all values are in 0..1."""
     key, *columns = submission.columns
     twice = submission[key].duplicated()
     if twice.any():
-        raise UserError(f"{root}: the sample submission names {submission.loc[twice, key].iloc[0]} twice")
+        raise UserError(f"{root}: duplicate id in the sample submission: {submission.loc[twice, key].iloc[0]}")
     values = submission[columns]
     empty = values.isna().any(axis=1)
     if empty.any():
         raise UserError(
-            f"{int(empty.sum())} rows of the submission have no prediction, {submission.loc[empty, key].iloc[0]} first;"
-            " the test set has changed: run `ich prepare` again"
+            f"{int(empty.sum())} rows of the submission have no prediction, the first is"
+            f" {submission.loc[empty, key].iloc[0]}. The test set has changed: run `ich prepare`"
         )
     outside = ((values < 0) | (values > 1)).any(axis=1)
     if outside.any():
-        raise UserError(f"{submission.loc[outside, key].iloc[0]}: a value outside 0..1")
+        raise UserError(f"submission of {submission.loc[outside, key].iloc[0]}: value outside 0..1")

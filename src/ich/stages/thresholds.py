@@ -27,13 +27,13 @@ from ich.store.atomic import read_json, write_json
 def run(plan: Plan, *, force: bool = False) -> None:
     path = plan.workspace.thresholds
     made = plan.make(plan.thresholds, lambda _: _tune_blend(plan), force=force)
-    say(f"thresholds: {'wrote' if made else 'done'}, {path}")
+    say(f"thresholds: {'wrote' if made else 'up to date,'} {path}")
     if made:
         _show(read_json(path))
 
 
 def _tune_blend(plan: Plan) -> Made:
-    """Write thresholds.json from the blend's out-of-fold and test logits."""
+    """Write thresholds.json from the out-of-fold and test logits of the blend."""
     slices, settings = SliceTable.read(plan.workspace, plan.prepared.folder), plan.recipe.thresholds
     path, blend = plan.workspace.thresholds, plan.workspace.model("blend")
     rows = slices.labelled.nonzero()[0]
@@ -56,7 +56,7 @@ def _tune_blend(plan: Plan) -> Made:
 def _prevalence(
     slices: SliceTable, settings: Thresholds, z: np.ndarray, z_test: np.ndarray, cuts: Mapping[str, float]
 ) -> dict[str, Any]:
-    """The prevalence of each class in the test set, by the blend's logits [n, c] and [m, c], and thresholds for it."""
+    """Estimate the test prevalence of each class from logits [n, c] and [m, c], and tune thresholds for it."""
     if not len(z_test):
         return {"applied": False, "classes": {}}
     classes, y = slices.classes, slices.labels[slices.labelled]
@@ -79,7 +79,7 @@ def _goal(settings: Thresholds, classes: list[str]) -> Goal:
     recall = settings.min_recall
     if isinstance(recall, dict) and not set(recall) <= set(classes):
         unknown = sorted(set(recall) - set(classes))[0]
-        raise UserError(f"thresholds.min_recall: there is no class {unknown!r}; the classes are {', '.join(classes)}")
+        raise UserError(f"thresholds.min_recall: unknown class {unknown!r}. Choose from {', '.join(classes)}")
     each = tuple(float(recall.get(name, 0) if isinstance(recall, dict) else recall or 0) for name in classes)
     return Goal(settings.beta, settings.average, settings.zero_division, each if any(each) else (), settings.shrink)
 
@@ -93,18 +93,17 @@ def tuned(
     folds: np.ndarray | None,
     patients: np.ndarray | None,
 ) -> dict[str, Any]:
-    """The content of thresholds.json: the goal, the thresholds, and their in-sample and cross-fitted scores.
+    """Return the content of thresholds.json: goal, thresholds, and their in-sample and cross-fitted scores.
 
-    score_exact and gap are of the goal: with shrink > 0 of F-beta with shrunk labels, so that score_exact - gap equals
-    score only without shrinkage.
+    score_exact and gap are those of the goal, which has shrunk labels if shrink > 0.
     """
     goal = _goal(settings, classes)
     search = Search(settings.trials, settings.seed)
     found = thresholds.tune(labels, probability, classes, goal, fold=folds, search=search)
     number = None if patients is None else len(np.unique(patients))
-    # where every row is a patient of its own, drawing rows is drawing patients
+    # with one row per patient, the faster bootstrap over rows is the same
     bootstrap = None if patients is None or number == len(labels) else Bootstrap(patients)
-    positives = labels.sum(axis=0, dtype="float64")  # float32 would give a recall of 0.8999999761581421
+    positives = labels.sum(axis=0, dtype="float64")  # recall in float32 would be 0.8999999761581421
     scores: dict[str, Any] = {}
     in_sample = thresholds.apply(probability, list(found.thresholds.values()))
     for suffix, score, decided in (
@@ -138,7 +137,7 @@ def tuned(
 
 
 def run_on_table(source: Path, settings: Thresholds, out: Path | None) -> None:
-    """Tune on columns <class> (0/1) and prob_<class>, with the columns fold and patient_id if there are any."""
+    """Tune on a table with the columns <class> (0/1), prob_<class> and optionally fold and patient_id."""
     try:
         given = user_table.read(source)
         found = tuned(
@@ -147,14 +146,11 @@ def run_on_table(source: Path, settings: Thresholds, out: Path | None) -> None:
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
     if given.fold is None:
-        found["warnings"].append("no column fold with several values: there is no cross-fitted score.")
+        found["warnings"].append("no column fold with several values: no cross-fitted score.")
     elif given.patients is not None and (torn := user_table.in_two_folds(given.fold, given.patients)):
-        found["warnings"].append(
-            f"{torn} patients lie in two folds or more: the thresholds of the other folds were tuned on them, and the"
-            " cross-fitted score is optimistic."
-        )
+        found["warnings"].append(f"{torn} patients are in more than one fold: the cross-fitted score is optimistic.")
     if given.patients is None:
-        found["warnings"].append("no column patient_id: intervals treat rows as independent, and may be too narrow.")
+        found["warnings"].append("no column patient_id: intervals treat rows as independent and may be too narrow.")
     if out is not None:
         write_json(out, found)
         say(f"thresholds: wrote {out}")

@@ -1,1 +1,1 @@
-"""Where artifacts lie and how they are written."""
+"""Paths of artifacts, and how they are written."""

@@ -1,10 +1,12 @@
-"""Atomic files and folders: a reader sees the old content or the new one, never a part."""
+"""Atomic files and folders: a reader gets the old content or the new one, never a part."""
 
+import csv
+import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,9 @@ from ich.errors import refused
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary file next to `path`, which is fsynced and renamed to `path` if the block succeeds.
+    """Yield a temporary file, which is fsynced and renamed to `path` if the block succeeds.
 
-    Raises UserError if the system refuses, as on a full disk or in a read-only folder.
+    Raises UserError for an OSError, such as a full disk or a read-only folder.
     """
     temporary = None
     try:
@@ -38,10 +40,10 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder next to `path`, which replaces `path` if the block succeeds.
+    """Yield a temporary folder, which replaces the folder `path` if the block succeeds. Raises as `atomic` does.
 
-    A folder cannot replace another in one step: a kill between the two renames leaves the old one under a temporary
-    name, from which `Record.sweep` restores it. Raises UserError as `atomic` does.
+    A folder cannot replace another in one step. A kill between the two renames leaves the old one under a temporary
+    name, and `Record.sweep` restores it.
     """
     temporary = None
     try:
@@ -95,8 +97,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value))
 
 
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write dictionaries with the same keys as rows."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`, or None if the file is missing or malformed."""
+    """Return the JSON value in `path`, or None if the file is missing or malformed."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):

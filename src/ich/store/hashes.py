@@ -19,9 +19,9 @@ def _key(path: Path) -> tuple[str, int, int, int]:
 
 
 def sha256_file(path: Path, on_read: Callable[[int], None] | None = None) -> str:
-    """Hash of a file's content, kept in this process until the file's size or modification time changes.
+    """Return the SHA-256 of a file, cached until its size or modification time changes.
 
-    With `on_read`, which is called with the number of bytes of each block, the file is always read.
+    With `on_read`, which is called with the size of each block in bytes, the cache is ignored.
     """
     key = _key(path)
     if on_read is not None or key not in _HASHES:
@@ -36,15 +36,15 @@ def sha256_file(path: Path, on_read: Callable[[int], None] | None = None) -> str
 
 
 def remember(path: Path, sha256: str) -> None:
-    """Note the hash of a file that another process has just written and hashed."""
+    """Cache the hash of a file that another process has written and hashed."""
     _HASHES[_key(path)] = sha256
 
 
 def digest(value: Any) -> str:
-    """Hash of a JSON value, whatever the order of its keys."""
+    """Return the SHA-256 of a JSON value, independent of the order of keys."""
     return sha256_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
 
 
 def seed_of(seed: int, *names: object) -> int:
-    """A seed of 31 bits for each fold of each model, the same on every machine."""
+    """Return a 31-bit seed for a fold of a model, the same on every machine."""
     return int(digest([seed, *map(str, names)])[:8], 16) >> 1

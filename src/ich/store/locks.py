@@ -1,7 +1,7 @@
 """Locks: one process at a time makes an artifact.
 
-The operating system releases the lock when its process ends. The lock file names the process until its work has
-succeeded or failed, so that the name of a killed process stays.
+The operating system releases the lock when its process ends. The lock file names the process until it has succeeded
+or failed, so a killed process can be reported.
 """
 
 import os
@@ -19,7 +19,7 @@ PATIENCE = 0.5  # seconds; `held` takes a lock for an instant
 
 @contextmanager
 def hold(path: Path, *, on_wait: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock `path` during the block; call `on_wait(owner)` first if another process holds it."""
+    """Hold the lock `path` during the block. If another process holds it, call `on_wait(owner)`, then wait."""
     lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def hold(path: Path, *, on_wait: Callable[[str], None]) -> Iterator[None]:
 
 
 def held(path: Path) -> bool:
-    """Whether a process holds the lock right now."""
+    """Return whether a process holds the lock now."""
     if not path.exists():
         return False
     try:
@@ -55,7 +55,7 @@ def held(path: Path) -> bool:
 
 
 def owner(path: Path) -> str | None:
-    """The process that holds the lock or was killed while it held it, or None."""
+    """Return the process that holds the lock, or was killed while it held it, or None."""
     try:
         return path.read_text(encoding="utf-8", errors="replace") or None
     except OSError:

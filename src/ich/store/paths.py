@@ -4,17 +4,22 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+SUBMITTED = {  # files of the probabilities and of the 0/1 decisions, by the one that a competition asks for
+    "probabilities": ("submission.csv", "submission_binary.csv"),
+    "decisions": ("submission_probabilities.csv", "submission.csv"),
+}
+
 
 def listing(root: Path, without: tuple[str, ...] = ()) -> dict[str, tuple[int, int]]:
-    """Relative path -> (size, modification time in ns) of every file below `root`, sorted by path.
+    """Return (size, modification time in ns) of every file below `root` by relative path, sorted.
 
-    The listing stands for the content of raw data: hashing the 460 GB of RSNA 2019 would take longer than preparing it.
+    It identifies raw data, since hashing the 460 GB of RSNA 2019 takes longer than preparing them.
     """
     found: dict[str, tuple[int, int]] = {}
     folders, seen = [root], set()
     while folders:
         folder = folders.pop()
-        if (real := folder.resolve()) in seen:  # links may form a circle
+        if (real := folder.resolve()) in seen:  # links may be circular
             continue
         seen.add(real)
         with os.scandir(folder) as entries:
@@ -40,7 +45,7 @@ class Workspace:
 
     @property
     def cache_pointer(self) -> Path:
-        """Names the cache folder of this recipe's latest `ich prepare`."""
+        """File that names the cache folder of the latest `ich prepare`."""
         return self.cache_root / f"{self.recipe}.json"
 
     def cache(self, key: str) -> Path:

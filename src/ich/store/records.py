@@ -1,4 +1,4 @@
-"""Run records: what was made, from what, and the hash of every file. Written last."""
+"""Run records: inputs, settings and file hashes of an artifact. Written last."""
 
 import glob
 import json
@@ -11,53 +11,52 @@ from typing import Any
 from ich.store.atomic import json_text, write_bytes, write_text
 from ich.store.hashes import digest, sha256_bytes, sha256_file
 
-# If the files of a record are larger together, unchanged sizes and modification times count as unchanged content:
-# hashing the cache of RSNA 2019 (114 GB) takes minutes. Nearly all other artifacts are far smaller.
+# Above this total size, files with unchanged sizes and modification times count as unchanged: hashing the cache of
+# RSNA 2019 (114 GB) takes minutes.
 TRUST_STAMP_ABOVE = 1 << 28
 
-SEAL = "sha256"  # the last key of a record: the hash of all others
+HASH = "sha256"  # the last key of a record: the hash of all others
 
 
 def write_record(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object and, as its last key, the hash of the others."""
+    """Write a JSON object, with the hash of its keys as the last key."""
     plain = json.loads(json_text(value))
-    write_text(path, json_text({**plain, SEAL: digest(plain)}))
+    write_text(path, json_text({**plain, HASH: digest(plain)}))
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """The object written by `write_record` without its hash, or None if it is missing or a bit of it has changed."""
+    """Return the object that `write_record` wrote, or None if it is missing or damaged."""
     try:
         text = path.read_text(encoding="utf-8")
-        plain = {key: value for key, value in json.loads(text).items() if key != SEAL}
-        return plain if text == json_text({**plain, SEAL: digest(plain)}) else None
+        plain = {key: value for key, value in json.loads(text).items() if key != HASH}
+        return plain if text == json_text({**plain, HASH: digest(plain)}) else None
     except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError, RecursionError):
         return None
 
 
-def write_sealed(path: Path, fingerprint: str, payload: bytes) -> None:
-    """Write a file that holds its own hash and a fingerprint, as a training checkpoint does."""
-    write_bytes(path, _seal(fingerprint, payload) + payload)
+def write_hashed(path: Path, fingerprint: str, payload: bytes) -> None:
+    """Write a file that starts with its own hash and a fingerprint, such as a training checkpoint."""
+    write_bytes(path, _header(fingerprint, payload) + payload)
 
 
-def read_sealed(path: Path, fingerprint: str) -> bytes | None:
-    """The payload, or None if the file is missing, damaged or has another fingerprint."""
+def read_hashed(path: Path, fingerprint: str) -> bytes | None:
+    """Return the payload, or None if the file is missing, damaged or has another fingerprint."""
     if not path.is_file():
         return None
     head, newline, payload = path.read_bytes().partition(b"\n")
-    return payload if head + newline == _seal(fingerprint, payload) else None
+    return payload if head + newline == _header(fingerprint, payload) else None
 
 
-def _seal(fingerprint: str, payload: bytes) -> bytes:
+def _header(fingerprint: str, payload: bytes) -> bytes:
     return json.dumps({"fingerprint": fingerprint, "sha256": sha256_bytes(payload)}).encode() + b"\n"
 
 
 @dataclass(frozen=True)
 class Record:
-    """The run record of one artifact: a whole folder if it is called run.json, otherwise files next to the record."""
+    """Run record of one artifact: of its whole folder if it is named run.json, otherwise of files in that folder."""
 
     path: Path
-    also: tuple[str, ...] = ()
-    """Stems of its files in a folder that several records share, other than the record's own stem."""
+    also: tuple[str, ...] = ()  # further stems of its files, in a folder that several records share
 
     @property
     def stem(self) -> str:
@@ -69,14 +68,14 @@ class Record:
 
     @property
     def lock(self) -> Path:
-        """The lock of the artifact. That of a folder lies outside, since the folder may be replaced."""
+        """Lock of the artifact; outside of a folder, which may be replaced."""
         folder = self.path.parent
         if self.of_folder:
             return folder.parent / ".locks" / f"{folder.name}.lock"
         return folder / ".locks" / f"{self.stem}.lock"
 
     def leftovers(self) -> list[Path]:
-        """Temporary files and folders of this artifact: those of killed processes, unless one is writing now."""
+        """Temporary files and folders of killed processes, or of one that is running."""
         folder = self.path.parent
         if self.of_folder:
             places = [(folder.parent, f".{glob.escape(folder.name)}."), (folder, ".")]
@@ -85,7 +84,7 @@ class Record:
         return [path for place, start in places for path in place.glob(f"{start}*") if path.suffix in (".tmp", ".old")]
 
     def sweep(self) -> None:
-        """Remove leftovers; restore a folder that was about to be replaced. Call it only with the lock held."""
+        """Remove leftovers and restore a folder that was being replaced. Requires the lock."""
         for path in self.leftovers():
             if path.suffix == ".old" and not self.path.parent.exists():
                 path.rename(self.path.parent)
@@ -93,11 +92,12 @@ class Record:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def read(self) -> dict[str, Any] | None:
-        """The record, or None if it is missing, damaged or not of this form."""
+        """Return the record, or None if it is missing, damaged or malformed."""
         value = read_record(self.path)
+        if value is None or "files" not in value:
+            return None
         objects = ("files", "stamps", "settings", "inputs")
-        fits = value is not None and "files" in value and all(isinstance(value.get(key, {}), dict) for key in objects)
-        return value if fits else None
+        return value if all(isinstance(value.get(key, {}), dict) for key in objects) else None
 
     def write(self, fingerprint: str, files: Mapping[str, Path], **more: Any) -> None:
         stats = {name: path.stat() for name, path in sorted(files.items())}
@@ -107,11 +107,11 @@ class Record:
         write_record(self.path, {"fingerprint": fingerprint, "files": hashes, "stamps": stamps, **more})
 
     def damaged(self, record: Mapping[str, Any]) -> str | None:
-        """The first file that is missing or changed, with which of the two it is, or None."""
+        """Return the first damaged file as `<name> is missing` or `<name> was changed`, or None."""
         return next((f"{name} {what}" for name in record["files"] if (what := self.damage(record, name))), None)
 
     def damage(self, record: Mapping[str, Any], name: str, on_read: Callable[[int], None] | None = None) -> str | None:
-        """Whether a file is missing or changed, in words, or None. With `on_read` (see `sha256_file`) it is read."""
+        """Return `is missing`, `was changed` or None. on_read: see `sha256_file`; the stamp is not trusted then."""
         path = self.path.parent / name
         if not path.is_file():
             return "is missing"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from ich.errors import UserError
-from ich.store.records import read_sealed, write_sealed
+from ich.store.records import read_hashed, write_hashed
 
 
 @dataclass
@@ -38,14 +38,14 @@ class TrainingState:
             "best": self.best,
         }
         torch.save(state, buffer)
-        write_sealed(path, fingerprint, buffer.getvalue())
+        write_hashed(path, fingerprint, buffer.getvalue())
 
     def load(self, path: Path, fingerprint: str) -> None:
         """Resume from the file; do nothing if it is missing, damaged or has another fingerprint.
 
         Raises UserError if it is of another network or precision.
         """
-        data = read_sealed(path, fingerprint)
+        data = read_hashed(path, fingerprint)
         if data is None:
             return
         try:
