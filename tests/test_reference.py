@@ -23,7 +23,7 @@ def test_the_committed_files_are_current():
 
 def test_every_setting_has_a_meaning():
     lines = [line for line in reference.settings_page().splitlines() if line.startswith("| `")]
-    assert not [line for line in lines if line.endswith("|  |")]
+    assert not [line for line in lines if line.endswith("|  |") and "](#" not in line]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

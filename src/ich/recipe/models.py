@@ -42,10 +42,16 @@ class Model(Strict):
         return {}
 
 
+Epochs = Annotated[PositiveInt, Field(description="passes over the training rows")]
+BatchSize = Annotated[PositiveInt, Field(description="slices, or studies for sequence and end_to_end, per batch")]
+LearningRate = Annotated[PositiveFloat, Field(description="peak learning rate")]
+Seed = Annotated[int, Field(description="seed of all random numbers")]
+
+
 class Loss(Strict):
     """Training loss of a network: the mean over slices and classes."""
 
-    name: Literal["bce", "focal", "asymmetric"] = "bce"
+    name: Literal["bce", "focal", "asymmetric"] = Field(default="bce", description="formula of the loss")
     weight: Literal["none", "pos_weight", "balanced", "competition"] = Field(
         default="none",
         description="pos_weight: weight of positives is negatives/positives of the training rows; balanced: weight of"
@@ -87,11 +93,11 @@ class Augment(Strict):
 class Training(Strict):
     """Optimization of a network: AdamW (Adam if weight_decay is 0), linear warm-up, then a cosine or step schedule."""
 
-    epochs: PositiveInt
-    batch_size: PositiveInt = Field(description="slices (cnn, pretrain) or studies (sequence, end_to_end) per batch")
+    epochs: Epochs
+    batch_size: BatchSize
     accumulate: PositiveInt = Field(default=1, description="batches per optimizer step; saves memory")
-    learning_rate: PositiveFloat
-    weight_decay: NonNegativeFloat = 0.01
+    learning_rate: LearningRate
+    weight_decay: NonNegativeFloat = Field(default=0.01, description="decoupled weight decay")
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1, description="fraction of the steps used for warm-up")
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1, description="final learning rate of the cosine, as a fraction")
     decay_epochs: PositiveInt | None = Field(default=None, description="use steps, this many epochs apart")
@@ -101,7 +107,7 @@ class Training(Strict):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="auto: bf16 if the device supports it, else fp16 on a GPU and fp32 on a CPU"
     )
-    seed: int = 7
+    seed: Seed = 7
 
 
 class EarlyStopping(Strict):
@@ -167,11 +173,11 @@ class Pretrain(Backbone, Model):
     stage: ClassVar[str] = "pretrain"
     files: ClassVar[tuple[str, ...]] = ("model.safetensors", "model.json", "history.csv")
 
-    temperature: PositiveFloat = 0.5
+    temperature: PositiveFloat = Field(default=0.5, description="of the contrastive loss")
     augment: Augment = Augment(crop=0.5, rotate=40, brightness=0.4, contrast=0.4, jitter=0.8)
-    epochs: PositiveInt = 10
-    batch_size: PositiveInt = Field(default=64, ge=2)
-    learning_rate: PositiveFloat = 1e-3
+    epochs: Epochs = 10
+    batch_size: BatchSize = Field(default=64, ge=2)
+    learning_rate: LearningRate = 1e-3
 
 
 class Cnn(Backbone, Supervised):
@@ -184,9 +190,9 @@ class Cnn(Backbone, Supervised):
     labels: float = Field(default=1.0, gt=0, le=1, description="fraction of training patients whose labels are used")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="before the last layer")
     cutmix: NonNegativeFloat = Field(default=0.0, description="alpha of CutMix; 0: off")
-    epochs: PositiveInt = 8
-    batch_size: PositiveInt = 32
-    learning_rate: PositiveFloat = 3e-3
+    epochs: Epochs = 8
+    batch_size: BatchSize = 32
+    learning_rate: LearningRate = 3e-3
 
 
 class Head(Strict):
@@ -198,9 +204,9 @@ class Head(Strict):
         " features plus context; lrnn: decoder over the labels of a slice; sdl_lrnn, lrnn_sdl: both, in this order",
     )
     cell: Literal["lstm", "gru", "conv"] = Field(default="gru", description="conv: 1-D convolution, for sdl only")
-    hidden: PositiveInt = 64
-    layers: PositiveInt = 1
-    dropout: float = Field(default=0.2, ge=0, lt=1)
+    hidden: PositiveInt = Field(default=64, description="units per direction")
+    layers: PositiveInt = Field(default=1, description="recurrent layers")
+    dropout: float = Field(default=0.2, ge=0, lt=1, description="between layers and before the last one")
 
     @model_validator(mode="after")
     def _cell_fits(self) -> "Head":
@@ -217,9 +223,9 @@ class EndToEnd(Head, Backbone, Supervised):
     start: str | None = Field(default=None, description="cnn model that initializes the network; freezes its norms")
     chunk: PositiveInt = Field(default=8, description="slices whose activations are in memory at a time")
     cutmix: NonNegativeFloat = Field(default=0.0, description="alpha of CutMix, one box per study; 0: off")
-    epochs: PositiveInt = 8
-    batch_size: PositiveInt = 1
-    learning_rate: PositiveFloat = 1e-3
+    epochs: Epochs = 8
+    batch_size: BatchSize = 1
+    learning_rate: LearningRate = 1e-3
 
 
 class Sequence(Head, Supervised):
@@ -236,9 +242,9 @@ class Sequence(Head, Supervised):
         " docs/background/ensembling.md compares them",
     )
     reverse: bool = Field(default=False, description="average over both slice orders (test-time augmentation)")
-    epochs: PositiveInt = 10
-    batch_size: PositiveInt = 8
-    learning_rate: PositiveFloat = 2e-3
+    epochs: Epochs = 10
+    batch_size: BatchSize = 8
+    learning_rate: LearningRate = 2e-3
 
     def input_models(self, recipe: Any) -> tuple[str, ...]:
         return self.inputs
@@ -292,11 +298,11 @@ class Stack(Model):
         default="all", description="models that it reads; all: every network and every external model"
     )
     neighbours: int = Field(default=5, ge=0, description="slices on each side")
-    num_iterations: PositiveInt = 60
-    learning_rate: PositiveFloat = 0.05
-    num_leaves: int = Field(default=7, ge=2)
+    num_iterations: PositiveInt = Field(default=60, description="trees per class")
+    learning_rate: PositiveFloat = Field(default=0.05, description="shrinkage of each tree")
+    num_leaves: int = Field(default=7, ge=2, description="maximum leaves per tree")
     min_data_in_leaf: PositiveInt = Field(default=30, description="minimum number of slices in a leaf")
-    seed: int = 7
+    seed: Seed = 7
 
     def input_models(self, recipe: Any) -> tuple[str, ...]:
         return (*recipe.networks, *recipe.external) if self.inputs == "all" else self.inputs
@@ -326,7 +332,7 @@ class Blend(Model):
     files: ClassVar[tuple[str, ...]] = ("blend.json",)
     scores_in_sample: ClassVar[bool] = True
 
-    inputs: tuple[str, ...] | Literal["all"] = "all"
+    inputs: tuple[str, ...] | Literal["all"] = Field(default="all", description="models to combine; all: every model")
     method: Literal["auto", "logits", "probabilities", "ranks", "greedy", "weights"] = Field(
         default="auto",
         description="mean of logits, probabilities or ranks; greedy: forward selection (Caruana); weights: non-negative"
@@ -339,7 +345,7 @@ class Blend(Model):
         default="auto", description="auto: the simplest that no other significantly beats in cross-fitted log loss"
     )
     trials: PositiveInt = Field(default=100, description="Optuna trials per class, for weights with an F-beta metric")
-    seed: int = 7
+    seed: Seed = 7
 
     def input_models(self, recipe: Any) -> tuple[str, ...]:
         return tuple(name for name in recipe.models if name != "blend") if self.inputs == "all" else self.inputs

@@ -16,6 +16,7 @@ from ich.recipe.models import (
     FScore,
     Model,
     Pretrain,
+    Seed,
     Sequence,
     Smooth,
     Stack,
@@ -46,11 +47,11 @@ class Competition(Strict):
 class Demo(Strict):
     """The synthetic competition that `ich demo` writes."""
 
-    train_studies: PositiveInt = 84
-    test_studies: PositiveInt = 40
+    train_studies: PositiveInt = Field(default=84, description="studies with labels")
+    test_studies: PositiveInt = Field(default=40, description="studies of the hidden test set")
     slices: PositiveInt = Field(default=24, description="mean number of slices per study")
     size: PositiveInt = Field(default=256, description="rows and columns of a slice")
-    seed: int = 7
+    seed: Seed = 7
 
 
 class Image(Strict):
@@ -68,13 +69,13 @@ class Folds(Strict):
     by: Literal["patient", "slice"] = Field(
         default="patient", description="slice: random folds, which leak; for comparison only"
     )
-    seed: int = 7
+    seed: Seed = 7
 
 
 class Thresholds(Strict):
     """Objective and constraints of the decision thresholds."""
 
-    metric: FScore = "f2"
+    metric: FScore = Field(default="f2", description="score to maximize: f1, f2, f0.5, ...")
     average: Literal["macro", "micro", "samples"] = Field(
         default="macro", description="macro: mean over classes; micro: pooled counts; samples: mean over slices"
     )
@@ -91,7 +92,7 @@ class Thresholds(Strict):
         default="report", description="test prevalence, estimated: report it, or shift the submission to it"
     )
     trials: PositiveInt = Field(default=200, description="Optuna trials per class")
-    seed: int = 7
+    seed: Seed = 7
 
     @model_validator(mode="after")
     def _average_fits(self) -> "Thresholds":
@@ -108,7 +109,7 @@ class Thresholds(Strict):
 class System(Strict):
     """One row of an ablation table: a model and its published score."""
 
-    model: str
+    model: str = Field(description="name of a model of the recipe")
     variant: str = Field(default="", description="a key of `variants`; default: the recipe itself")
     document: float | None = Field(default=None, description="published score")
 
@@ -170,7 +171,7 @@ TAKEN = ("blend", "trackers")  # folders in oof/<recipe> that are not named afte
 
 
 class Recipe(Strict):
-    name: str = Field(pattern=NAME)
+    name: str = Field(pattern=NAME, description="name of the recipe and of its folders")
     competition: Competition
     demo: Demo | None = None
     image: Image = Image()
