@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import Result, compare
 from benchmarks.training import DEVICE, synchronize
-from ich.data.studies import Studies, StudyBatch, study_loader
+from ich.data.series import SeriesArrays, SeriesBatch, series_loader
 from ich.networks.layers import HeadSpec
 from ich.networks.sequence import build_head
 from ich.training.fit import FitSettings, fit
@@ -34,25 +34,25 @@ BATCH, HIDDEN, RATE = 8, 64, 2e-3  # a recipe's defaults
 class Loader:
     """What `fit` reads: packed studies in batches."""
 
-    studies: Studies
+    studies: SeriesArrays
     unit: str = "studies"
 
     @property
     def samples(self) -> int:
-        return len(self.studies.offsets) - 1
+        return len(self.studies)
 
     @property
     def batches(self) -> int:
         return math.ceil(self.samples / BATCH)
 
-    def epoch(self, number: int) -> Iterator[StudyBatch]:
-        return study_loader(self.studies, np.arange(self.samples), BATCH, shuffle=True, seed=SEED, epoch=number)
+    def epoch(self, number: int) -> Iterator[SeriesBatch]:
+        return series_loader(self.studies, BATCH, shuffle=True, seed=SEED, epoch=number)
 
 
 class PaddedStudies(Dataset[tuple[Tensor, ...]]):
     """One study per sample: features, base logits, geometry and targets [60, ...], and a mask [60]."""
 
-    def __init__(self, studies: Studies) -> None:
+    def __init__(self, studies: SeriesArrays) -> None:
         arrays = (*studies.features, studies.base, studies.geometry, studies.targets)
         ends = studies.offsets[1:-1]
         self.samples = list(zip(*(np.split(array.astype(np.float32), ends) for array in arrays), strict=True))
@@ -82,12 +82,12 @@ class PlainNetwork(nn.Module):
         return base + self.linear(states)
 
 
-def random_studies(studies: int, width: int = WIDTH) -> Studies:
+def random_studies(studies: int, width: int = WIDTH) -> SeriesArrays:
     """Packed studies of random lengths, mean 35 slices, with random features, logits and labels."""
     random = np.random.default_rng(SEED)
     lengths = SHORTEST + np.floor((LONGEST + 1 - SHORTEST) * random.random(studies) ** 1.6).astype(int)
     slices = lengths.sum()
-    return Studies(
+    return SeriesArrays(
         features=[np.resize(random.standard_normal((min(slices, 1 << 14), width)).astype(np.float16), (slices, width))],
         base=random.standard_normal((slices, CLASSES), dtype=np.float32),
         geometry=random.uniform(-1, 1, (slices, 2)).astype(np.float32),
@@ -101,7 +101,7 @@ def head(cell: str, width: int) -> nn.Module:
 
 
 def our_epoch(loader: Loader, cell: str) -> None:
-    def loss_of(network: nn.Module, batch: StudyBatch) -> Tensor:
+    def loss_of(network: nn.Module, batch: SeriesBatch) -> Tensor:
         return binary_cross_entropy_with_logits(batch.real(network(*batch.inputs)), batch.targets)
 
     network = head(cell, loader.studies.features[0].shape[1])

@@ -41,7 +41,7 @@ CLASSES = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "
 LOGITS = [f"logit_{name}" for name in CLASSES]
 
 
-class House:
+class Clone:
     """A clone of the repository's top level, with commands as a user types them."""
 
     def __init__(self, root: Path) -> None:
@@ -84,13 +84,13 @@ class House:
         return found
 
 
-def cloned(root: Path) -> House:
+def cloned(root: Path) -> Clone:
     for name in COPIED:
         (root / name).parent.mkdir(exist_ok=True)
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, root / name)
     (root / ".venv").symlink_to(ROOT / ".venv")
-    return House(root)
+    return Clone(root)
 
 
 def copied(source: Path, target: Path) -> Path:
@@ -136,22 +136,22 @@ def built(tmp_path_factory: pytest.TempPathFactory, name: str, recipe: str, *sta
 
 
 @pytest.fixture
-def clone(tmp_path) -> House:
+def clone(tmp_path) -> Clone:
     """A fresh clone, in which nothing was run."""
     return cloned(tmp_path)
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> House:
+def finished(tmp_path_factory) -> Clone:
     """The tiny recipe after all stages. Do not change it."""
     stages = ("demo", "prepare", "folds", *MODEL_STAGES, "thresholds", "submit", "score", "explain", "report")
-    return House(built(tmp_path_factory, "finished", RECIPE, *stages))
+    return Clone(built(tmp_path_factory, "finished", RECIPE, *stages))
 
 
 @pytest.fixture
-def house(finished, tmp_path) -> House:
+def clone_copy(finished, tmp_path) -> Clone:
     """A copy of `finished` that a test may change."""
-    return House(copied(finished.root, tmp_path))
+    return Clone(copied(finished.root, tmp_path))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from benchmarks import __main__ as command
 from benchmarks import harness, prepare, sequence, stacker, thresholds, workspace
 from ich.cli import app
 from ich.console import set_level
-from ich.data.studies import study_batch
+from ich.data.series import series_batch
 
 ROOT = Path(__file__).parents[1]
 
@@ -147,7 +147,7 @@ def test_both_stackers_have_the_same_features_and_one_model_per_class():
 def test_the_plain_network_has_the_same_outputs(cell):
     studies = sequence.random_studies(3, 16)
     *inputs, targets, mask = (torch.stack(parts) for parts in zip(*sequence.PaddedStudies(studies), strict=True))
-    batch, ours, plain = study_batch(studies, np.arange(3)), sequence.head(cell, 16), sequence.PlainNetwork(cell, 16)
+    batch, ours, plain = series_batch(studies, np.arange(3)), sequence.head(cell, 16), sequence.PlainNetwork(cell, 16)
     torch.nn.init.normal_(ours.residual.weight)
     plain.load_state_dict({key.replace("residual", "linear"): value for key, value in ours.state_dict().items()})
     alone = [plain(*(part[[k], :length] for part in inputs))[0] for k, length in enumerate(batch.lengths)]

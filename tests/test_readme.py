@@ -73,16 +73,16 @@ def test_anchors_exist(document):
 
 
 @pytest.mark.parametrize("words", ICH, ids=" ".join)
-def test_a_command_runs(house, words):
+def test_a_command_runs(clone_copy, words):
     """The same command on a tiny recipe."""
     if "--table" in words:
         random = np.random.default_rng(0)
         table = pd.DataFrame({"any": random.integers(0, 2, 100), "prob_any": random.random(100)})
-        table.to_parquet(house.root / words[words.index("--table") + 1])
+        table.to_parquet(clone_copy.root / words[words.index("--table") + 1])
     command, *rest = [RECIPES.get(word, word).replace("demo", "tiny") for word in words]
     recipe = next((word for word in rest if word in RECIPES.values()), None)
     rest += ["--set", "ablation.seeds=[1]"] if command == "ablate" else []
-    process = house.start(command, *(word for word in rest if word != recipe), recipe=recipe)
+    process = clone_copy.start(command, *(word for word in rest if word != recipe), recipe=recipe)
     out, err = process.communicate(timeout=300)
     warned = command == "check" and process.returncode == 1  # a gap in a series is a warning
     assert process.returncode == 0 or warned, out + err

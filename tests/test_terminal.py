@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import RECIPE, House
+from conftest import RECIPE, Clone
 from ich import console
 from ich.cli import app
 
@@ -99,13 +99,13 @@ def test_terminals_without_colours_or_cursor_movement(folds):
 # ---- commands in a file
 
 
-def test_levels_of_the_output_of_training(house: House, capfd, monkeypatch):
+def test_levels_of_the_output_of_training(clone_copy: Clone, capfd, monkeypatch):
     monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
     monkeypatch.setattr("ich.pipeline.state.Plan.cores", 1)
     monkeypatch.setattr(console._here, "level", "normal")  # the command's level ends with the test
     output = []
     for words in (["--force"], ["--force", "--verbose"], ["--force", "--quiet"], [], ["--quiet"]):
-        with chdir(house.root):
+        with chdir(clone_copy.root):
             app(["cnn", RECIPE, "--model", "resnet", "--fold", "1", *words], standalone_mode=False)
         output.append("".join(capfd.readouterr()))
     normal, verbose, quiet, again, quiet_again = output

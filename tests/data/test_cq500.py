@@ -24,14 +24,14 @@ def series(scan: str, folder: str, count: int, gap: float, patient: str | None =
     )
 
 
-def kept(*parts: pd.DataFrame) -> tuple[list[str], cq500.Choice, pd.DataFrame]:
+def kept(*parts: pd.DataFrame) -> tuple[list[str], cq500.Selection, pd.DataFrame]:
     table = pd.concat(parts, ignore_index=True)
-    choice = cq500.choose(table)
-    return sorted(set(table.loc[choice.keep, "path"].str.split("/").str[1])), choice, table
+    selection = cq500.select(table)
+    return sorted(set(table.loc[selection.keep, "path"].str.split("/").str[1])), selection, table
 
 
 def test_the_thick_axial_series_without_contrast_is_selected():
-    folders, choice, table = kept(
+    folders, selection, table = kept(
         series("CQ500CT1", "thin", 240, 0.625),
         series("CQ500CT1", "POST CONTRAST", 40, 4),
         series("CQ500CT1", "bone", 32, 5),
@@ -40,8 +40,8 @@ def test_the_thick_axial_series_without_contrast_is_selected():
         series("CQ500CT1", "short", 12, 5),
     )
     assert folders == ["plain"]
-    assert choice.keep.sum() == 30
-    why = {table.at[i, "path"].split("/")[1]: detail for i, (_, detail) in choice.reasons.items()}
+    assert selection.keep.sum() == 30
+    why = {table.at[i, "path"].split("/")[1]: detail for i, (_, detail) in selection.reasons.items()}
     assert why == {
         "thin": "thin",
         "POST CONTRAST": "with contrast",
@@ -52,20 +52,20 @@ def test_the_thick_axial_series_without_contrast_is_selected():
 
 
 def test_a_series_of_thin_slices_is_thinned_to_5_mm():
-    _, choice, table = kept(series("CQ500CT1", "thin", 240, 0.625))
-    assert np.diff(table.loc[choice.keep, "position"]).tolist() == [5.0] * 29
-    assert "1 scans with thin slices only, thinned to about 5 mm" in choice.notes
+    _, selection, table = kept(series("CQ500CT1", "thin", 240, 0.625))
+    assert np.diff(table.loc[selection.keep, "position"]).tolist() == [5.0] * 29
+    assert "1 scans with thin slices only, thinned to about 5 mm" in selection.notes
 
 
 def test_a_series_of_another_patient_is_refused():
-    folders, choice, _ = kept(
+    folders, selection, _ = kept(
         series("CQ500CT1", "thin", 100, 0.625), series("CQ500CT1", "plain", 30, 5, patient="CQ500-CT-2")
     )
     assert folders == ["thin"]
-    assert [reason for reason in choice.reasons.values() if reason[0] == "other_patient"] == [
+    assert [reason for reason in selection.reasons.values() if reason[0] == "other_patient"] == [
         ("other_patient", "CQ500-CT-2")
     ] * 30
-    assert "30 files of other patients refused, in CQ500-CT-1" in choice.notes
+    assert "30 files of other patients refused, in CQ500-CT-1" in selection.notes
 
 
 def test_a_scan_belongs_to_the_patient_with_most_files_if_ids_are_anonymous():
@@ -112,8 +112,8 @@ def test_the_stray_file_of_the_real_scan_is_refused():
     raw = cq500.raw(REAL)
     headers = [vars(dicom.geometry(REAL / path)) for path in raw.files["path"]]
     table = pd.concat([raw.files, pd.DataFrame(headers)], axis=1).sort_values("position", ignore_index=True)
-    choice = cq500.choose(table)
-    assert {table.at[i, "path"]: why[0] for i, why in choice.reasons.items()} == {
+    selection = cq500.select(table)
+    assert {table.at[i, "path"]: why[0] for i, why in selection.reasons.items()} == {
         "CQ500CT0/CT000000.dcm": "other_patient"
     }
     assert len(cq500.reads(REAL)) == 491

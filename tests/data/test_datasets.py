@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ich.data.augment import Augment, Augmentation
 from ich.data.batches import EpochBatches, epoch_loader
 from ich.data.datasets import SliceDataset, Transform, TwoViews, cutmix_box, sample_seed
-from ich.data.studies import Studies, study_batch, study_loader
+from ich.data.series import SeriesArrays, series_batch, series_loader
 from ich.data.windowing import Window, Windowing, neighbour_rows, render
 
 WINDOWS = Windowing("windows", (Window(40, 80), Window(80, 200)))
@@ -79,7 +79,7 @@ def test_batches_are_the_same_with_any_number_of_workers(windowing: Windowing):
 def test_augmentation_depends_on_id_and_epoch_but_not_on_the_order():
     for epoch, batch_size, shuffle in ((1, 3, False), (1, 7, True), (2, 3, False)):
         for batch in epoch_loader(dataset(WINDOWS, AUGMENT), epoch, batch_size, shuffle):
-            for image, row in zip(batch.images, batch.real_rows.tolist(), strict=True):
+            for image, row in zip(batch.images, batch.rows.tolist(), strict=True):
                 expected = AUGMENT(image_of(row, WINDOWS), sample_seed(3, epoch, f"ID_{row}"))
                 np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
 
@@ -112,7 +112,7 @@ def test_cutmix_shows_a_partner_in_the_box_and_mixes_targets_by_area(windowing: 
     batches = [(epoch, batch) for epoch in range(8) for batch in epoch_loader(mixed, epoch, 3, shuffle=True)]
     for epoch, batch in batches:
         images = batch.images.permute(0, 2, 3, 1).numpy()
-        for shown, target, row in zip(images, batch.targets, batch.real_rows.tolist(), strict=True):
+        for shown, target, row in zip(images, batch.targets, batch.rows.tolist(), strict=True):
             rng = np.random.default_rng(sample_seed(3, epoch, f"ID_{row}", "cutmix"))
             partner = [other for other in ROWS if other != row][int(rng.integers(6))]
             top, bottom, left, right = cutmix_box(8, 1.0, rng)
@@ -143,7 +143,7 @@ def test_two_views_are_two_augmentations_of_the_same_slices(workers: int):
     views, seen = TwoViews(dataset(NEIGHBOURS, AUGMENT)), []
     assert len(views) == 7
     for batch in epoch_loader(views, 4, 3, shuffle=True, workers=workers):
-        rows = batch.real_rows.tolist()
+        rows = batch.rows.tolist()
         for images, name in ((batch.first, "first"), (batch.second, "second")):
             assert images.dtype == torch.uint8
             assert images.is_contiguous(memory_format=torch.channels_last)
@@ -158,9 +158,9 @@ def test_two_views_are_two_augmentations_of_the_same_slices(workers: int):
 # ---- studies
 
 
-def packed(lengths: list[int]) -> Studies:
+def packed(lengths: list[int]) -> SeriesArrays:
     n, rng = sum(lengths), np.random.default_rng(0)
-    return Studies(
+    return SeriesArrays(
         features=[rng.normal(size=(n, width)).astype(np.float16) for width in (5, 2)],
         base=rng.normal(size=(n, 6)).astype(np.float32),
         geometry=rng.normal(size=(n, 2)).astype(np.float32),
@@ -173,10 +173,10 @@ def packed(lengths: list[int]) -> Studies:
 def test_padding_puts_every_slice_at_its_place(lengths: list[int], data: st.DataObject):
     studies = packed(lengths)
     chosen = data.draw(st.lists(st.sampled_from(range(len(lengths))), min_size=1, max_size=5))
-    batch = study_batch(studies, np.array(chosen))
+    batch = series_batch(studies, np.array(chosen))
     rows = np.concatenate([np.arange(*studies.offsets[k : k + 2]) for k in chosen])
     assert batch.lengths.tolist() == [lengths[k] for k in chosen]
-    assert batch.real_rows.tolist() == rows.tolist()
+    assert batch.rows.tolist() == rows.tolist()
     np.testing.assert_array_equal(batch.targets, studies.targets[rows])
     features, base, geometry, given_lengths = batch.inputs
     assert given_lengths is batch.lengths
@@ -189,12 +189,11 @@ def test_padding_puts_every_slice_at_its_place(lengths: list[int], data: st.Data
             assert not study[length:].any()
 
 
-def test_an_epoch_of_studies_has_each_chosen_study_once():
-    studies, chosen = packed([3, 1, 4, 2, 5]), np.array([4, 0, 2])
-    whole = [list(range(10, 15)), list(range(3)), list(range(4, 8))]
+def test_an_epoch_has_each_series_once():
+    whole = [list(range(3)), [3], list(range(4, 8)), [8, 9], list(range(10, 15))]
     for shuffle in (False, True):
-        batches = list(study_loader(studies, chosen, 2, shuffle=shuffle, seed=1, epoch=1))
-        rows = [study.tolist() for batch in batches for study in batch.real_rows.split(batch.lengths.tolist())]
+        batches = list(series_loader(packed([3, 1, 4, 2, 5]), 2, shuffle=shuffle, seed=1, epoch=1))
+        rows = [one.tolist() for batch in batches for one in batch.rows.split(batch.lengths.tolist())]
         assert sorted(rows) == sorted(whole)
         assert shuffle or rows == whole
 
@@ -203,16 +202,16 @@ def test_packed_studies_are_checked():
     good = packed([2, 3])
     for offsets in ([0, 2, 4], [1, 2, 5], [0, 5, 5]):
         with pytest.raises(ValueError, match="offsets"):
-            Studies(good.features, good.base, good.geometry, good.targets, np.array(offsets))
+            SeriesArrays(good.features, good.base, good.geometry, good.targets, np.array(offsets))
     with pytest.raises(ValueError, match="differ in length"):
-        Studies(good.features, good.base[:3], good.geometry, good.targets, good.offsets)
+        SeriesArrays(good.features, good.base[:3], good.geometry, good.targets, good.offsets)
 
 
 @pytest.mark.parametrize("batch", [dataset(WINDOWS)[0, 3], TwoViews(dataset(WINDOWS, AUGMENT))[0, 3]])
 def test_batches_of_slices_have_no_padding(batch):
     assert [tuple(images.shape) for images in batch.inputs] == [(1, 2, 8, 8)] * len(batch.inputs)
     assert batch.real(batch.inputs[0]) is batch.inputs[0]
-    assert batch.real_rows.tolist() == [4]
+    assert batch.rows.tolist() == [4]
     assert batch.targets is None or batch.targets.tolist() == [[4] * 6]
 
 
@@ -221,8 +220,8 @@ def test_tables_are_moved_to_a_gpu_with_twice_their_size_free(monkeypatch):
     size = 5 * ((5 + 2) * 2 + (6 + 2 + 6) * 4)
     for free, there in ((2 * size, gpu), (2 * size - 1, torch.device("cpu"))):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 10 * free))
-        assert studies.near(gpu).device == there
-    assert studies.near(torch.device("cpu")) is studies
+        assert studies.on_device(gpu).device == there
+    assert studies.on_device(torch.device("cpu")) is studies
     features, base, *_ = studies.tables
     for table, array in zip([*features, base], [*studies.features, studies.base], strict=True):
         assert np.shares_memory(table.numpy(), array)

@@ -22,7 +22,7 @@ from ich.pipeline import verify
 from ich.pipeline.graph import CHECKPOINT, Task
 from ich.pipeline.state import Plan
 from ich.store import hashes
-from tests.conftest import House
+from tests.conftest import Clone
 from tests.faults.trials import Outcome
 from tests.faults.workspaces import Reference, as_expected, copied, ich, plan_of
 
@@ -93,7 +93,7 @@ def kinds_of(root: Path) -> dict[str, list[Piece]]:
 
 
 def _kill_when(root: Path, words: tuple[str, ...], reached: Callable[[], bool]) -> None:
-    process = House(root).start(*words)
+    process = Clone(root).start(*words)
     while not reached():
         if process.poll() is not None:
             raise RuntimeError(f"ich {' '.join(words)} ended before it could be killed: {process.communicate()[1]}")
@@ -213,7 +213,7 @@ def _by_commands(kind: str, piece: Piece, random: Random, root: Path) -> Iterato
     task = _task(plan, piece)
     readers = sorted({reader.stage for reader in _readers(plan, piece)} - {task.stage})
     yield from _says(root, ("verify",), 2, piece.path)
-    if kind != POINTER and House(root).states().get(task.name) == "done":
+    if kind != POINTER and Clone(root).states().get(task.name) == "done":
         yield f"ich status: {task.name} is done"
     if readers:
         yield from _says(root, (random.choice(readers),), 2, task.name)

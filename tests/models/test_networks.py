@@ -89,7 +89,7 @@ def test_output_bias_starts_from_the_class_frequencies(trained, model):
 
 
 @pytest.mark.parametrize(
-    ("model", "unit"), [("resnet", "slices"), ("small", "slices"), ("joint", "studies"), ("bigru", "studies")]
+    ("model", "unit"), [("resnet", "slices"), ("small", "slices"), ("joint", "series"), ("bigru", "series")]
 )
 def test_an_epoch_has_the_training_rows_of_the_fold_with_their_labels(trained, model, unit):
     plan = plan_of(trained, "end_to_end.joint.cutmix=0", "sequence.bigru.batch_size=3")
@@ -100,12 +100,12 @@ def test_an_epoch_has_the_training_rows_of_the_fold_with_their_labels(trained, m
     batches = list(loader.epoch(0))
     assert len(batches) == loader.batches
     targets = np.concatenate([batch.targets for batch in batches])
-    order = np.concatenate([batch.real_rows for batch in batches])
+    order = np.concatenate([batch.rows for batch in batches])
     if not data.settings.reads_images:  # numbers in the training rows, else in the slice table
         order = rows[order]
     assert len(set(order.tolist())) == len(order), "each slice once"
     assert set(order) <= set(rows)
-    if unit == "studies":
+    if unit == "series":
         assert len(order) == len(rows)
     np.testing.assert_array_equal(targets, data.table.labels[order])
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ich.data.studies import Studies, study_batch
+from ich.data.series import SeriesArrays, series_batch
 from ich.errors import UserError
-from ich.models.sequence import FittedSequence, studies_of
+from ich.models.sequence import FittedSequence, series_of
 from ich.models.slices import Predictions, Slices, positions
 
 CLASSES = ["one", "any"]
@@ -37,8 +37,8 @@ def slices_of(table: pd.DataFrame) -> Slices:
     return Slices(table, np.arange(len(table)), CLASSES)
 
 
-def packed(slices: Slices, found: Predictions) -> Studies:
-    return studies_of(slices, {"a": found}, ["a"])
+def packed(slices: Slices, found: Predictions) -> SeriesArrays:
+    return series_of(slices, {"a": found}, ["a"])
 
 
 def turned(slices: Slices, found: Predictions) -> tuple[Slices, Predictions, np.ndarray]:
@@ -56,12 +56,12 @@ def test_a_reversed_series_equals_one_numbered_from_the_other_end(seed, lengths)
     slices, found = drawn(seed, lengths)
     other, moved, rows = turned(slices, found)
     every = np.arange(len(lengths))
-    mirrored = study_batch(packed(slices, found), every, reverse=True)
-    expected = study_batch(packed(other, moved), every)
+    mirrored = series_batch(packed(slices, found), every, reverse=True)
+    expected = series_batch(packed(other, moved), every)
     for name in ("features", "base", "lengths"):
         torch.testing.assert_close(getattr(mirrored, name), getattr(expected, name), rtol=0, atol=0)
     torch.testing.assert_close(mirrored.geometry, expected.geometry, rtol=0, atol=1e-6)
-    np.testing.assert_array_equal(mirrored.real_rows, rows[expected.real_rows])
+    np.testing.assert_array_equal(mirrored.rows, rows[expected.rows])
 
 
 def model(head: str, cell: str, *, reverse: bool, batch_size: int = 2) -> FittedSequence:
@@ -94,12 +94,12 @@ def test_reverse_is_the_mean_of_both_directions(head, cell):
 def test_inputs_are_in_the_order_of_the_settings_and_need_embeddings():
     slices, first = drawn(3, [2, 3])
     second = Predictions(first.logits + 2, np.arange(15, dtype=np.float16).reshape(5, 3))
-    studies = studies_of(slices, {"b": second, "a": first}, ["a", "b"])
+    studies = series_of(slices, {"b": second, "a": first}, ["a", "b"])
     assert [id(array) for array in studies.features] == [id(first.embeddings), id(second.embeddings)], "not copied"
     np.testing.assert_allclose(studies.base, first.logits + 1, atol=1e-6)
     assert studies.offsets.tolist() == [0, 2, 5]
     with pytest.raises(UserError, match="b has no embeddings"):
-        studies_of(slices, {"a": first, "b": Predictions(second.logits)}, ["a", "b"])
+        series_of(slices, {"a": first, "b": Predictions(second.logits)}, ["a", "b"])
 
 
 def test_slices_without_a_position_are_a_usual_gap_apart():

@@ -64,7 +64,7 @@ def test_tables_have_six_rows_per_slice_file(written, split, name):
 
 def test_the_solution_is_true_and_all_wrong_training_labels_are_listed(written):
     solution = by_image(written.root / "solution.csv")
-    as_written = {r["ID"]: int(r["Label"]) for r in table(written.root / "stage_2_train.csv")}
+    parsing = {r["ID"]: int(r["Label"]) for r in table(written.root / "stage_2_train.csv")}
     wrong: dict[str, tuple[int, int]] = {}
     for planned, study in written.studies:
         for image_id, labels in zip(study.image_ids, study.labels.tolist(), strict=True):
@@ -72,8 +72,8 @@ def test_the_solution_is_true_and_all_wrong_training_labels_are_listed(written):
                 assert [solution[image_id][name] for name in CLASSES] == labels
                 continue
             for key, label in ((f"{image_id}_{name}", n) for name, n in zip(CLASSES, labels, strict=True)):
-                if as_written[key] != label:
-                    wrong[key] = (as_written[key], label)
+                if parsing[key] != label:
+                    wrong[key] = (parsing[key], label)
     rows = table(written.root / "mislabelled.csv")
     assert wrong
     assert wrong == {r["ID"]: (int(r["Label_written"]), int(r["Label_true"])) for r in rows}

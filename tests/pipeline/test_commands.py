@@ -18,8 +18,8 @@ from ich.store.locks import hold
 LAST = ("thresholds", "submit", "score")  # stages
 
 
-def tiny(house, *changes: str) -> Plan:
-    return plan_of(house.root, *changes, recipe="tests/tiny.yaml")
+def tiny(clone_copy, *changes: str) -> Plan:
+    return plan_of(clone_copy.root, *changes, recipe="tests/tiny.yaml")
 
 
 def same_but_records(before: dict, after: dict) -> bool:
@@ -27,13 +27,13 @@ def same_but_records(before: dict, after: dict) -> bool:
     return all(after[path][1] == before[path][1] for path in kept)
 
 
-def test_run_all_on_a_finished_workspace_writes_nothing(house):
-    before = house.files()
-    states = house.states()
+def test_run_all_on_a_finished_workspace_writes_nothing(clone_copy):
+    before = clone_copy.files()
+    states = clone_copy.states()
     assert set(states.values()) == {"done"}
-    assert set(states) == {task.name for task in tiny(house).all()}
-    house.run_all()
-    assert house.files() == before
+    assert set(states) == {task.name for task in tiny(clone_copy).all()}
+    clone_copy.run_all()
+    assert clone_copy.files() == before
 
 
 def test_the_slice_table_has_one_row_per_cached_slice(finished):
@@ -48,7 +48,7 @@ def test_the_slice_table_has_one_row_per_cached_slice(finished):
     assert slices.loc[slices["split"] == "test", "any"].isna().all()
 
 
-def test_the_stages_after_the_networks_run_without_torch(house):
+def test_the_stages_after_the_networks_run_without_torch(clone_copy):
     code = (
         "import sys\nfrom ich import cli\n"
         f"for stage in ('smooth', 'stack', 'blend', {', '.join(map(repr, LAST))}):\n"
@@ -56,16 +56,16 @@ def test_the_stages_after_the_networks_run_without_torch(house):
         "    try:\n        cli.main()\n    except SystemExit as end:\n        assert not end.code, end.code\n"
         "    assert 'torch' not in sys.modules, stage\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=house.root, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=clone_copy.root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(("number", "processes"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGKILL, 1)])
-def test_an_interrupted_stage_resumes_to_the_same_bytes(house, number, processes):
-    before = house.files()
+def test_an_interrupted_stage_resumes_to_the_same_bytes(clone_copy, number, processes):
+    before = clone_copy.files()
     for k in range(2):
-        (house.root / f"oof/tiny/resnet/fold{k}/run.json").unlink()
-    process = house.start("cnn", "--model", "resnet", "--set", f"compute.processes={processes}")
+        (clone_copy.root / f"oof/tiny/resnet/fold{k}/run.json").unlink()
+    process = clone_copy.start("cnn", "--model", "resnet", "--set", f"compute.processes={processes}")
     assert process.stdout is not None
     for line in process.stdout:
         if "epoch 1 of 2" in line:
@@ -75,32 +75,32 @@ def test_an_interrupted_stage_resumes_to_the_same_bytes(house, number, processes
     if number == signal.SIGINT:
         assert process.returncode == 130
         assert err == "\ninterrupted; finished work is kept: rerun the same command to resume\n"
-    states = [tiny(house).standing(tiny(house).fold("resnet", k)) for k in range(2)]
+    states = [tiny(clone_copy).standing(tiny(clone_copy).fold("resnet", k)) for k in range(2)]
     assert any("resume after the last finished epoch" in state.why for state in states)
-    said = make(tiny(house), "cnn", model="resnet")
+    said = make(tiny(clone_copy), "cnn", model="resnet")
     assert said.count("epoch 1 of 2") < 2
-    assert same_but_records(before, house.files())
-    assert set(house.files()) == set(before), "no checkpoint is left"
+    assert same_but_records(before, clone_copy.files())
+    assert set(clone_copy.files()) == set(before), "no checkpoint is left"
 
 
-def test_two_runs_at_once_write_the_same_as_one(house):
-    before = house.files()
+def test_two_runs_at_once_write_the_same_as_one(clone_copy):
+    before = clone_copy.files()
     for name in ("oof/tiny/lgbm", "oof/tiny/blend"):
-        shutil.rmtree(house.root / name)
-    shutil.rmtree(tiny(house).prepared.folder)
+        shutil.rmtree(clone_copy.root / name)
+    shutil.rmtree(tiny(clone_copy).prepared.folder)
     for stage in ("prepare", "stack", "blend"):
-        both = [house.start(stage) for _ in range(2)]
+        both = [clone_copy.start(stage) for _ in range(2)]
         for process in both:
             out, err = process.communicate(timeout=300)
             assert process.returncode == 0, out + err
-    assert same_but_records(before, house.files())
+    assert same_but_records(before, clone_copy.files())
 
 
-def test_a_fold_of_another_process_ends_in_one_line(house):
-    (house.root / "oof/tiny/resnet/fold0/run.json").unlink()
-    with hold(house.root / "oof/tiny/resnet/.locks/fold0.lock", on_wait=pytest.fail):
-        assert house.states()["cnn/resnet/fold0"] == "running"
-        said = house.ich("cnn", "--model", "resnet", "--set", "compute.busy=leave", code=2)
+def test_a_fold_of_another_process_ends_in_one_line(clone_copy):
+    (clone_copy.root / "oof/tiny/resnet/fold0/run.json").unlink()
+    with hold(clone_copy.root / "oof/tiny/resnet/.locks/fold0.lock", on_wait=pytest.fail):
+        assert clone_copy.states()["cnn/resnet/fold0"] == "running"
+        said = clone_copy.ich("cnn", "--model", "resnet", "--set", "compute.busy=leave", code=2)
     assert f"error: cnn/resnet/fold0 is being made by process {os.getpid()} on " in said
 
 

@@ -11,13 +11,13 @@ from ich.recipe import load
 TOLERANCE = 0.08  # of macro AUC, about three standard errors with 90 studies
 
 
-def shuffle_labels(house, recipe: str) -> None:
+def shuffle_labels(clone_copy, recipe: str) -> None:
     """Give each study the labels of another patient's, turned by a random number of slices.
 
     The turn matters: bleeds sit more often in middle slices, and an image tells whether it is one. Labels that were
     only passed from patient to patient would keep that, and a model that learns it leaks nothing.
     """
-    plan = Plan(load(house.root / recipe), house.root)
+    plan = Plan(load(clone_copy.root / recipe), clone_copy.root)
     classes = SliceTable.read(plan.workspace, plan.prepared.folder).classes
     train = pd.read_parquet(plan.prepared.folder / "slices.parquet").query("split == 'train'")
     random = np.random.default_rng(0)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import House, make, plan_of
+from conftest import Clone, make, plan_of
 from ich.errors import UserError
 from ich.models.cnn import FittedCnn
 from ich.models.slices import Predictions
@@ -93,19 +93,19 @@ def test_a_fold_killed_before_its_record_is_made_again_to_the_same_bytes(copy, m
 
 def test_a_checkpoint_of_a_finished_fold_is_removed(copy):
     """A kill between the record and the removal of the checkpoint."""
-    plan, before = plan_of(copy), House(copy).files()
+    plan, before = plan_of(copy), Clone(copy).files()
     (plan.fold("resnet", 1).folder / CHECKPOINT).write_bytes(b"left")
     make(plan, "cnn")
-    assert House(copy).files() == before
+    assert Clone(copy).files() == before
 
 
 # ---- made once
 
 
 def test_a_forced_fold_is_the_same_and_remakes_its_in_sample_predictions(copy):
-    before, plan = House(copy).files(), plan_of(copy)
+    before, plan = Clone(copy).files(), plan_of(copy)
     make(plan, "cnn", model="resnet", fold=1, force=True)
-    after = House(copy).files()
+    after = Clone(copy).files()
     rewritten = {path for path in after if after[path] != before.get(path)}
     assert rewritten == {path for path in before if path.startswith("oof/parts/resnet/fold1/")}
     changed = {path for path in rewritten if after[path][1] != before[path][1]}

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import RECIPE, House, copied
+from conftest import RECIPE, Clone, copied
 from conftest import plan_of as plan_of_recipe
 from ich.data.cache import shard_name
 from ich.pipeline import verify
@@ -90,7 +90,7 @@ def test_a_finished_workspace_is_sound_and_not_changed(finished):
 
 def test_the_command_prints_a_changed_file_and_the_remedy(root):
     flip(root / FOLD / "model.safetensors", np.random.default_rng(0))
-    said = House(root).ich("verify", code=2)
+    said = Clone(root).ich("verify", code=2)
     assert f"error: {FOLD}/model.safetensors: was changed; delete it, then run `ich cnn`" in said
 
 

@@ -51,13 +51,13 @@ def test_a_gallery_shows_different_studies_at_each_end_and_no_slice_twice(order,
     assert highest_and_lowest(np.array(order), np.array(["a", "a", "b", "b", "c", "c"])).tolist() == shown
 
 
-def test_without_masks_and_known_errors_all_other_files_keep_their_bytes(house):
-    folder = house.root / "submissions/tiny/explain"
+def test_without_masks_and_known_errors_all_other_files_keep_their_bytes(clone_copy):
+    folder = clone_copy.root / "submissions/tiny/explain"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for name in ("masks.npz", "mislabelled.csv"):
-        (house.root / "input/tiny" / name).unlink()
+        (clone_copy.root / "input/tiny" / name).unlink()
     (folder / "notes.txt").write_text("written by the user")
-    assert "Wrong labels" not in make(plan_of(house.root, recipe=RECIPE), "explain", force=True)
+    assert "Wrong labels" not in make(plan_of(clone_copy.root, recipe=RECIPE), "explain", force=True)
     (folder / "notes.txt").unlink()  # raises if the command deleted it
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert set(after) == FILES - {"label_audit.csv", "pointing_game.csv"}

@@ -96,8 +96,8 @@ def test_images_are_the_raw_pixels_of_the_crop_where_they_have_more_than_the_cac
         assert np.array_equal(image, padded[top : top + side, left : left + side])
 
 
-def test_a_study_without_one_of_its_raw_files_is_shown_from_the_cache(house, slices, studies, cached):
-    plan, (one, other) = plan_of(house.root, recipe=RECIPE), studies[:2]
+def test_a_study_without_one_of_its_raw_files_is_shown_from_the_cache(clone_copy, slices, studies, cached):
+    plan, (one, other) = plan_of(clone_copy.root, recipe=RECIPE), studies[:2]
     (plan.raw_root / slices.table["path"].iloc[one[2]]).unlink()
     shown = report.images_of_series(plan, slices, one)
     assert shown.source == "32 x 32 pixels, as in the cache"
@@ -138,17 +138,17 @@ def test_an_unknown_study_id_is_rejected_with_similar_ones(finished, evidence):
         report._report(plan)
 
 
-def test_a_lost_page_is_written_again_with_the_same_bytes_and_needs_scores(house):
-    plan, path = plan_of(house.root, recipe=RECIPE), house.root / PAGE
-    before = house.files()
+def test_a_lost_page_is_written_again_with_the_same_bytes_and_needs_scores(clone_copy):
+    plan, path = plan_of(clone_copy.root, recipe=RECIPE), clone_copy.root / PAGE
+    before = clone_copy.files()
     report.run(plan)
-    assert house.files() == before
+    assert clone_copy.files() == before
     content = path.read_bytes()
     path.unlink()
-    plan = plan_of(house.root, recipe=RECIPE)
+    plan = plan_of(clone_copy.root, recipe=RECIPE)
     assert plan.state(plan.report).why == "report.html is missing"
     report.run(plan)
     assert path.read_bytes() == content
-    (house.root / "submissions/tiny/scores.run.json").unlink()
+    (clone_copy.root / "submissions/tiny/scores.run.json").unlink()
     with pytest.raises(UserError, match=r"report needs score, which is missing\. Run `ich score` first"):
-        report.run(plan_of(house.root, recipe=RECIPE))
+        report.run(plan_of(clone_copy.root, recipe=RECIPE))

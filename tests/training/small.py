@@ -17,7 +17,7 @@ SETTINGS = FitSettings(epochs=3, learning_rate=0.01, precision="fp32")
 class Batch(NamedTuple):
     features: Tensor
     targets: Tensor | None
-    real_rows: Tensor
+    rows: Tensor
 
     @property
     def inputs(self) -> tuple[Tensor]:

@@ -4,7 +4,7 @@ A batch depends on (seed, epoch) alone: neither on the number of workers nor on 
 
 Every batch is a named tuple with the same interface, so that one loop trains and one function predicts:
 `inputs` are the arguments of the network, `real(outputs)` drops the padding from its outputs and gives [n, c],
-`targets` float32 [n, c] or None are the labels, and `real_rows` int64 [n] the row numbers of the n slices.
+`targets` float32 [n, c] or None are the labels, and `rows` int64 [n] the row numbers of the n slices.
 """
 
 import os

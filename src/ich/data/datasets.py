@@ -19,7 +19,7 @@ class SliceBatch(NamedTuple):
     """uint8 [B, C, S, S], in channels_last memory"""
     targets: torch.Tensor | None
     """float32 [B, c]"""
-    real_rows: torch.Tensor
+    rows: torch.Tensor
     """int64 [B]: row numbers in the HU cache"""
 
     @property
@@ -35,7 +35,7 @@ class TwoViewBatch(NamedTuple):
     """uint8 [B, C, S, S], in channels_last memory"""
     second: torch.Tensor
     """the same slices with another augmentation"""
-    real_rows: torch.Tensor
+    rows: torch.Tensor
     """int64 [B]: row numbers in the HU cache"""
     targets: None = None
 
@@ -112,7 +112,7 @@ class SliceDataset(Batches[SliceBatch]):
         return SliceBatch(
             images=as_tensor(images),
             targets=None if targets is None else torch.from_numpy(targets),
-            real_rows=torch.from_numpy(self.rows[chosen]),
+            rows=torch.from_numpy(self.rows[chosen]),
         )
 
     def images(self, chosen: NDArray[np.integer], seeds: Sequence[int]) -> NDArray[np.uint8]:

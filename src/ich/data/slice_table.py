@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ich.data import dicom, images
-from ich.data.competitions import Choice, Raw
+from ich.data.competitions import Raw, Selection
 from ich.data.dicom import Geometry, Reason, Unreadable
 from ich.data.files import located
 from ich.data.rules import SAME_PLACE
@@ -118,10 +118,10 @@ def _in_order(table: pd.DataFrame) -> pd.DataFrame:
     return with_indices(table.sort_values(keys, ignore_index=True, kind="stable"))
 
 
-def apply_choice(table: pd.DataFrame, choice: Choice) -> tuple[pd.DataFrame, list[Quarantined]]:
-    """Split a slice table into the slices that a competition's `choose` keeps and the quarantined others."""
-    reasons = {i: Unreadable(Reason[name.upper()], detail) for i, (name, detail) in choice.reasons.items()}
-    return with_indices(table[choice.keep.to_numpy()].reset_index(drop=True)), quarantine_list(table, reasons)
+def apply_selection(table: pd.DataFrame, selection: Selection) -> tuple[pd.DataFrame, list[Quarantined]]:
+    """Split a slice table into the slices that a competition's `select` keeps and the quarantined others."""
+    reasons = {i: Unreadable(Reason[name.upper()], detail) for i, (name, detail) in selection.reasons.items()}
+    return with_indices(table[selection.keep.to_numpy()].reset_index(drop=True)), quarantine_list(table, reasons)
 
 
 def with_indices(table: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ich.ensemble.predictions import aligned, logit_columns
-from ich.errors import UserError, as_written
+from ich.errors import UserError, parsing
 from ich.models.slices import Predictions
 from ich.models.table import read_parquet
 from ich.store.atomic import atomic
@@ -51,13 +51,13 @@ def read_predictions(
     path = folder / f"{split}.parquet"
     _require_recorded(record, path)
     table = read_parquet(path)
-    with as_written(path):
+    with parsing(path):
         logits = aligned(table, ids, classes).astype(np.float32)
     if not embeddings:
         return Predictions(logits)
     path = folder / f"{split}_embeddings.npy"
     _require_recorded(record, path)
-    with as_written(path):
+    with parsing(path):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if array.dtype != np.float16 or array.ndim != 2 or len(array) != len(table):
             raise ValueError(f"{array.dtype} {list(array.shape)} for {len(table)} slices")
@@ -67,7 +67,7 @@ def read_predictions(
 def read_logits(path: Path, ids: pd.Index, classes: list[str]) -> np.ndarray:
     """Logits float64 [n, c] in the order of `ids`, from oof.parquet or test.parquet."""
     table = read_parquet(path)
-    with as_written(path):
+    with parsing(path):
         return aligned(table, ids, classes)
 
 

@@ -51,7 +51,7 @@ class Fitted(ABC):
 
     @classmethod
     def read_spec(cls, folder: Path) -> dict[str, Any]:
-        """The saved `spec`. Raises an error that `as_written` reports if it is malformed."""
+        """The saved `spec`. Raises an error that `parsing` reports if it is malformed."""
         spec = json.loads((folder / cls.FILE).read_text(encoding="utf-8"))
         if not isinstance(spec, dict) or not spec.keys() >= cls.KEYS:
             raise ValueError(f"an object with the keys {', '.join(sorted(cls.KEYS))} is required")

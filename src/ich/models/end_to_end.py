@@ -14,8 +14,8 @@ from ich.models.images import (
     image_spec,
     predict_images,
     saved_windowing,
+    series_dataset,
     slice_dataset,
-    study_dataset,
     training_dataset,
 )
 from ich.models.network import FittedNetwork, fit_on_labels, new_backbone
@@ -31,14 +31,14 @@ from ich.training.run import Run
 class EndToEnd(Model):
     def fit(self, data: FoldData, run: Run) -> "FittedEndToEnd":
         settings = self.settings
-        studies = study_dataset(data.slices("train"), training_dataset(data, "train", run.seed))
+        series = series_dataset(data.slices("train"), training_dataset(data, "train", run.seed))
         network, spec = image_spec(settings, data)
         cnn = new_backbone(network, data, run)
         spec["head"] = asdict(head_spec(settings, cnn.embedding_size, len(data.table.classes)))
         spec["chunk"] = settings.chunk
         spec["freeze_norm"] = settings.start is not None  # keep the statistics that the cnn model learned
         fitted = FittedEndToEnd(spec, run.name, network=_joined(cnn, spec))
-        fit_on_labels(fitted, image_loader(studies, settings, "studies"), data, run)
+        fit_on_labels(fitted, image_loader(series, settings, "series"), data, run)
         return fitted
 
 
@@ -56,5 +56,5 @@ class FittedEndToEnd(FittedNetwork):
     def predict(self, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:
         if not len(slices):  # no test set
             return Predictions(np.empty((0, len(slices.classes))))
-        studies = study_dataset(slices, slice_dataset(slices, saved_windowing(self.spec)))
-        return Predictions(predict_images(self, studies, slices, self.spec["batch_size"])["logits"])
+        series = series_dataset(slices, slice_dataset(slices, saved_windowing(self.spec)))
+        return Predictions(predict_images(self, series, slices, self.spec["batch_size"])["logits"])

@@ -12,7 +12,7 @@ from ich.console import progress
 from ich.data.augment import Augment, Augmentation
 from ich.data.batches import Batches, epoch_loader
 from ich.data.datasets import SliceDataset, Transform
-from ich.data.study_images import StudyImages
+from ich.data.series_images import SeriesImages
 from ich.data.windowing import Window, Windowing, neighbour_rows
 from ich.models.data import FoldData
 from ich.models.network import FittedNetwork
@@ -69,10 +69,10 @@ def _sources(slices: Slices) -> tuple[Any, NDArray[np.int64], NDArray[np.int64],
     return slices.images, slices.rows, neighbours, slices.ids.tolist()
 
 
-def study_dataset(slices: Slices, dataset: SliceDataset) -> StudyImages:
+def series_dataset(slices: Slices, dataset: SliceDataset) -> SeriesImages:
     """The images of a dataset by series, each in order of position."""
     ids = slices.frame["series_id"].iloc[slices.offsets[:-1]].tolist()
-    return StudyImages(dataset, slices.offsets, ids, geometry(slices.table))
+    return SeriesImages(dataset, slices.offsets, ids, geometry(slices.table))
 
 
 def image_loader(dataset: Batches[Any], settings: Backbone, unit: str) -> Loader:

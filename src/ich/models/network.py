@@ -14,7 +14,7 @@ from torch import nn
 
 from ich.ensemble import metrics, thresholds
 from ich.ensemble.predictions import sigmoid
-from ich.errors import UserError, as_written
+from ich.errors import UserError, parsing
 from ich.models.artifacts import require_finite
 from ich.models.base import Fitted
 from ich.models.data import FoldData
@@ -50,7 +50,7 @@ class FittedNetwork(Fitted):
     def load(cls, folder: Path) -> Self:
         spec = cls.read_spec(folder)
         network = cls.build(spec)
-        with as_written(folder / WEIGHTS):
+        with parsing(folder / WEIGHTS):
             network.load_state_dict(load((folder / WEIGHTS).read_bytes()))
         return cls(spec, network=network)
 
@@ -70,7 +70,7 @@ def new_backbone(spec: CnnSpec, data: FoldData, run: Run) -> Cnn:
         if data.start is None:
             return Cnn(spec)
         network = Cnn(replace(spec, pretrained=False, weights=None))
-        with as_written(data.start):
+        with parsing(data.start):
             state = load(data.start.read_bytes())
         network.load_backbone(state)
     except ValueError as error:

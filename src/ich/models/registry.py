@@ -4,7 +4,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ich.errors import as_written
+from ich.errors import parsing
 from ich.models.base import Fitted, Model
 from ich.recipe import Model as Settings
 
@@ -28,7 +28,7 @@ def build(settings: Settings) -> Model:
 def load(stage: str, folder: Path, name: str) -> Fitted:
     """The fitted model that a fold of a stage saved. Raises UserError if its files are malformed."""
     kind = _class(stage, 2)
-    with as_written(folder / kind.FILE):
+    with parsing(folder / kind.FILE):
         fitted = kind.load(folder)
     fitted.name = name
     return fitted

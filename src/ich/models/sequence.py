@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ich.console import progress, say
-from ich.data.studies import Studies, StudyBatch, study_loader
+from ich.data.series import SeriesArrays, SeriesBatch, series_loader
 from ich.errors import UserError
 from ich.models.base import Model
 from ich.models.data import FoldData
@@ -29,8 +29,8 @@ class Sequence(Model):
         settings = self.settings
         if settings.features == "aligned" and not len(data.rows["test"]):
             say(f"  {run.name}: without a test set, embeddings cannot be aligned; each fold keeps its own space")
-        studies = studies_of(data.slices("train"), data.inputs("train"), settings.inputs, data.labels("train"))
-        width = sum(one.shape[1] for one in studies.features)
+        series = series_of(data.slices("train"), data.inputs("train"), settings.inputs, data.labels("train"))
+        width = sum(one.shape[1] for one in series.features)
         spec = {
             "inputs": list(settings.inputs),
             "head": asdict(head_spec(settings, width, len(data.table.classes))),
@@ -43,12 +43,12 @@ class Sequence(Model):
             fitted = FittedSequence(spec, run.name, network=FittedSequence.build(spec))
         except ValueError as error:
             raise UserError(f"sequence.{data.model}: {error}") from None
-        everything, size = np.arange(len(studies.offsets) - 1), settings.batch_size
+        size = settings.batch_size
 
-        def epoch(number: int) -> Iterable[StudyBatch]:
-            return study_loader(studies, everything, size, shuffle=True, seed=run.seed, epoch=number)
+        def epoch(number: int) -> Iterable[SeriesBatch]:
+            return series_loader(series, size, shuffle=True, seed=run.seed, epoch=number)
 
-        fit_on_labels(fitted, Loader(epoch, -(-len(everything) // size), len(everything), "studies"), data, run)
+        fit_on_labels(fitted, Loader(epoch, -(-len(series) // size), len(series), "series"), data, run)
         return fitted
 
 
@@ -57,10 +57,10 @@ def head_spec(settings: Head, features: int, classes: int) -> HeadSpec:
     return HeadSpec(settings.head, features, classes, **shape)
 
 
-def studies_of(
+def series_of(
     slices: Slices, inputs: Mapping[str, Predictions], names: Iterable[str], labels: np.ndarray | None = None
-) -> Studies:
-    """Embeddings of the inputs, their mean logit and the geometry; each series is one study. No embedding is copied."""
+) -> SeriesArrays:
+    """Embeddings of the inputs, their mean logit and the geometry. No embedding is copied."""
     features, logits = list[np.ndarray](), list[np.ndarray]()
     for name in names:
         if (embeddings := inputs[name].embeddings) is None:
@@ -68,7 +68,7 @@ def studies_of(
         features.append(embeddings)
         logits.append(inputs[name].logits)
     base = np.asarray(np.mean(logits, axis=0, dtype=np.float64), dtype=np.float32)
-    return Studies(features, base, geometry(slices.frame), labels, slices.offsets).near(default_device())
+    return SeriesArrays(features, base, geometry(slices.frame), labels, slices.offsets).on_device(default_device())
 
 
 @dataclass
@@ -82,11 +82,10 @@ class FittedSequence(FittedNetwork):
         n, precision = len(slices), self.spec["precision"]
         if not n:  # no test set
             return Predictions(np.empty((0, len(slices.classes))))
-        studies = studies_of(slices, inputs, self.spec["inputs"])
-        everything = np.arange(len(studies.offsets) - 1)
+        series = series_of(slices, inputs, self.spec["inputs"])
 
-        def batches(*, reverse: bool = False) -> Iterable[StudyBatch]:
-            return study_loader(studies, everything, self.spec["batch_size"], shuffle=False, reverse=reverse)
+        def batches(*, reverse: bool = False) -> Iterable[SeriesBatch]:
+            return series_loader(series, self.spec["batch_size"], shuffle=False, reverse=reverse)
 
         with progress(f"{self.name}: predicting", n, inner=True) as advance:
             logits = predict(self.network, batches(), n, precision, advance)["logits"]

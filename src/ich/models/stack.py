@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ich.console import progress
 from ich.ensemble import stacker
-from ich.errors import UserError, as_written
+from ich.errors import UserError, parsing
 from ich.models.base import Fitted, Model
 from ich.models.data import FoldData
 from ich.models.slices import Predictions, Slices, positions
@@ -87,6 +87,6 @@ class FittedStack(Fitted):
         spec, boosters = cls.read_spec(folder), {}
         for name in spec["classes"]:
             path = folder / f"model_{name}.txt"
-            with as_written(path):
+            with parsing(path):
                 boosters[name] = path.read_text(encoding="utf-8")
         return cls(spec, boosters=boosters)

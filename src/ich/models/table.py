@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from ich.ensemble import metrics
 from ich.ensemble.predictions import sigmoid
-from ich.errors import UserError, as_written
+from ich.errors import UserError, parsing
 from ich.store.paths import Workspace
 from ich.store.records import Record
 
-FOLDS = "restore the file that was there, or make new folds by `ich folds --force`"  # remedy for a damaged fold file
+FOLDS_REMEDY = (
+    "restore the file that was there, or make new folds by `ich folds --force`"  # remedy for a damaged fold file
+)
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,12 @@ class SliceTable:
             raise UserError(f"{cache / 'run.json'}: this cache is not complete; run `ich prepare`")
         table = read_parquet(cache / "slices.parquet").assign(fold=math.nan)
         if workspace.folds.is_file():  # pre-training needs no folds
-            with as_written(workspace.folds, FOLDS):
+            with parsing(workspace.folds, FOLDS_REMEDY):
                 folds = pd.read_csv(workspace.folds, dtype={"image_id": str, "study_id": str, "patient_id": str})
                 key = "image_id" if "image_id" in folds else "study_id"  # folds.by slice or patient
                 fold = folds.set_index(key)["fold"]
                 table["fold"] = table[key].map(fold).where(table["split"] == "train")
-        with as_written(cache / "slices.parquet"):
+        with parsing(cache / "slices.parquet"):
             table["series"] = series_codes(table)
         return cls(table, record["classes"], record["class_weights"], record["values"])
 
@@ -96,5 +98,5 @@ def series_codes(table: pd.DataFrame) -> pd.Series:
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
     """Read a Parquet file of this program, without pandas' own metadata."""
-    with as_written(path):
+    with parsing(path):
         return pyarrow.parquet.read_table(path, columns=columns).to_pandas(ignore_metadata=True)

@@ -22,7 +22,7 @@ from ich.data.folds import fold_of
 from ich.ensemble import invariants
 from ich.ensemble.final import final_probabilities
 from ich.ensemble.predictions import aligned
-from ich.models.table import FOLDS, read_parquet
+from ich.models.table import FOLDS_REMEDY, read_parquet
 from ich.pipeline.graph import Task
 from ich.pipeline.state import Plan
 from ich.store.atomic import read_json
@@ -69,7 +69,7 @@ def _shown(plan: Plan, path: Path) -> str:
 def _remedy(plan: Plan, task: Task, name: str, what: str) -> str:
     """Return the remedy. Damaged files must be deleted, since stages compare large files by size and date only."""
     if name == plan.workspace.folds.name:
-        return FOLDS
+        return FOLDS_REMEDY
     gone = what in ("is missing", DAMAGED_RECORD)
     return f"{'' if gone else 'delete it, then '}run `ich {task.stage}`"
 

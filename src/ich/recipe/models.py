@@ -43,7 +43,7 @@ class Model(Strict):
 
 
 Epochs = Annotated[PositiveInt, Field(description="passes over the training rows")]
-BatchSize = Annotated[PositiveInt, Field(description="slices, or studies for sequence and end_to_end, per batch")]
+BatchSize = Annotated[PositiveInt, Field(description="slices, or series for sequence and end_to_end, per batch")]
 LearningRate = Annotated[PositiveFloat, Field(description="peak learning rate")]
 Seed = Annotated[int, Field(description="seed of all random numbers")]
 

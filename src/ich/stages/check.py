@@ -57,11 +57,11 @@ def _of_slices(plan: Plan, raw: Raw) -> Iterator[pd.DataFrame]:
     with progress("check: files", len(paths), "files") as advance:
         examined = examine.examine(plan.raw_root, paths, plan.cores, advance, raw.values)
     slices, refused = slice_table.slice_table(raw, [header for header, _ in examined])
-    if raw.choose is not None:
-        choice = raw.choose(slices)
-        slices, others = slice_table.apply_choice(slices, choice)
+    if raw.select is not None:
+        selection = raw.select(slices)
+        slices, others = slice_table.apply_selection(slices, selection)
         refused += others
-        yield findings.findings("note", choice.notes)
+        yield findings.findings("note", selection.notes)
     yield checks.misfits(slices, rules.slice_values(slices, classes), "slices")
     slices, unread = examine.with_images(slices, paths, examined)
     # an outside validation has no training set, and the test set may be absent

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ich.ensemble import thresholds
 from ich.ensemble.predictions import sigmoid
-from ich.errors import as_written
+from ich.errors import parsing
 from ich.models.artifacts import read_logits
 from ich.models.table import SliceTable
 from ich.pipeline.graph import VERSIONS, Task
@@ -72,7 +72,7 @@ def read_evidence(plan: Plan) -> Evidence:
 
 def _table(path: Path) -> pd.DataFrame:
     texts = dict.fromkeys(("image_id", "study_id", "class", "fold", "group", "rows", "reason"), str)
-    with as_written(path):
+    with parsing(path):
         return pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
 
 
@@ -86,7 +86,7 @@ def _training(plan: Plan, model: str) -> Training:
     histories = {}
     for k in plan.fold_numbers:
         path = plan.workspace.fold(model, k) / "history.csv"
-        with as_written(path), path.open(encoding="utf-8", newline="") as file:
+        with parsing(path), path.open(encoding="utf-8", newline="") as file:
             histories[k] = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     settings: Any = plan.settings_of(model)
     stop = settings.early_stopping

@@ -13,7 +13,7 @@ import torch
 
 from ich.console import say, table
 from ich.ensemble.predictions import sigmoid
-from ich.errors import as_written
+from ich.errors import parsing
 from ich.models.artifacts import read_logits
 from ich.models.table import SliceTable, read_parquet
 from ich.pipeline.state import Made, Plan
@@ -97,7 +97,7 @@ def _embedding_map(plan: Plan, slices: SliceTable, model: str) -> dict[str, Path
     ids: list[str] = []
     parts: list[np.ndarray] = []
     for split, folder in folders.items():
-        with as_written(folder / f"{split}_embeddings.npy"):
+        with parsing(folder / f"{split}_embeddings.npy"):
             embeddings = np.load(folder / f"{split}_embeddings.npy", mmap_mode="r", allow_pickle=False)
         there = read_parquet(folder / f"{split}.parquet", ["image_id"])["image_id"]
         chosen = embedding_map.sample_rows(len(there), MAPPED[split], seed=0)

@@ -7,8 +7,8 @@ import pandas as pd
 
 from ich.console import say, table, warn
 from ich.data import folds, rules
-from ich.errors import UserError, as_written
-from ich.models.table import FOLDS, read_parquet
+from ich.errors import UserError, parsing
+from ich.models.table import FOLDS_REMEDY, read_parquet
 from ich.pipeline.state import Made, Plan
 from ich.store.atomic import write_bytes
 from ich.store.hashes import sha256_file
@@ -73,7 +73,7 @@ def _kept(plan: Plan, labelled: pd.DataFrame, written_now: bytes) -> pd.DataFram
             f"{path} was changed after `ich folds` wrote it. Delete {plan.folds.record.path} to use it as it is, or run"
             " `ich folds --force` to make new folds"
         )
-    with as_written(path, FOLDS):
+    with parsing(path, FOLDS_REMEDY):
         assigned = pd.read_csv(path, dtype={"study_id": str, "patient_id": str})
     try:
         rules.require(rules.folds(assigned, labelled, plan.recipe.folds.n), assigned, "study_id")

@@ -10,7 +10,7 @@ import torch
 from ich.console import progress, say
 from ich.data.cache import HuCache
 from ich.ensemble.predictions import sigmoid
-from ich.errors import as_written
+from ich.errors import parsing
 from ich.models.artifacts import read_logits
 from ich.models.images import slice_dataset, windowing
 from ich.models.slices import Slices
@@ -90,7 +90,7 @@ def _masks(plan: Plan, slices: SliceTable, rows: np.ndarray, name: str) -> np.nd
         return None
     boxes = slices.table.iloc[rows][["crop_row", "crop_column", "crop_side"]].to_numpy()
     bit = None if name == "any" else CLASSES.index(name)
-    with as_written(path):
+    with parsing(path):
         return lesion_masks(path, slices.ids(rows).tolist(), boxes, plan.recipe.image.size, bit)
 
 

@@ -25,7 +25,7 @@ from ich.data.slice_table import Quarantined, read_geometries, slice_table
 from ich.ensemble import thresholds
 from ich.ensemble.final import final_probabilities
 from ich.ensemble.predictions import sigmoid
-from ich.errors import UserError, as_written
+from ich.errors import UserError, parsing
 from ich.models.slices import Predictions, Slices
 from ich.models.table import read_parquet, series_codes
 from ich.pipeline.graph import Task
@@ -177,7 +177,7 @@ def _scored(plan: Plan, slices: pd.DataFrame, logits: NDArray) -> pd.DataFrame:
     classes, path = _classes(plan), plan.workspace.thresholds
     probability, positive = sigmoid(logits), None
     if plan.state(plan.thresholds).done:
-        with as_written(path):
+        with parsing(path):
             weights = plan.record_of(plan.prepared)["class_weights"]
             probability, cuts = final_probabilities(read_json(path), logits, classes, weights)
             positive = thresholds.apply(probability, cuts)

@@ -53,10 +53,10 @@ def _prepare(plan: Plan, folder: Path, fingerprint: str, force: bool) -> Made:
     except ValueError as error:
         raise UserError(f"{root}: {error}") from None
     remarks = list(raw.notes)
-    if raw.choose is not None:
-        choice = raw.choose(table)
-        table, others = slice_table.apply_choice(table, choice)
-        quarantined, remarks = quarantined + others, [*remarks, *choice.notes]
+    if raw.select is not None:
+        selection = raw.select(table)
+        table, others = slice_table.apply_selection(table, selection)
+        quarantined, remarks = quarantined + others, [*remarks, *selection.notes]
     left_out = ""
     if recipe.competition.exclude_overlap:
         table, left_out = slice_table.without_overlap(table)

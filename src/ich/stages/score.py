@@ -15,7 +15,7 @@ from ich.ensemble.final import final_probabilities
 from ich.ensemble.intervals import LEVEL
 from ich.ensemble.predictions import sigmoid
 from ich.ensemble.scoring import rounded
-from ich.errors import as_written
+from ich.errors import parsing
 from ich.models.artifacts import read_logits
 from ich.models.table import SliceTable
 from ich.pipeline.state import Made, Plan
@@ -127,7 +127,7 @@ def _submission(plan: Plan, slices: SliceTable, rows: Rows) -> dict[str, Any]:
     """Return test scores of the submission: F with the average and thresholds of the recipe, and log loss."""
     tuned = read_json(plan.workspace.thresholds)
     logits = read_logits(plan.workspace.model("blend") / "test.parquet", rows.ids, slices.classes)
-    with as_written(plan.workspace.thresholds):
+    with parsing(plan.workspace.thresholds):
         p, cuts = final_probabilities(tuned, logits, slices.classes, slices.class_weights)
         goal = thresholds.Goal(tuned["beta"], tuned["average"], tuned["zero_division"])
     positive = thresholds.apply(p, cuts)

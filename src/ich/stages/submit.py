@@ -8,7 +8,7 @@ from ich.console import say, warn
 from ich.data.competitions import ADAPTERS
 from ich.ensemble import thresholds
 from ich.ensemble.final import final_probabilities
-from ich.errors import UserError, as_written
+from ich.errors import UserError, parsing
 from ich.models.artifacts import read_logits
 from ich.models.table import SliceTable
 from ich.pipeline.state import Made, Plan
@@ -36,13 +36,13 @@ def _submission(plan: Plan) -> Made:
     logits = read_logits(plan.workspace.model("blend") / "test.parquet", ids, classes)
     prior = slices.labels[slices.labelled].mean(axis=0)
     tuned = read_json(plan.workspace.thresholds) or {}
-    with as_written(plan.workspace.thresholds):
+    with parsing(plan.workspace.thresholds):
         probability, cuts = final_probabilities(tuned, logits, classes, slices.class_weights)
         shifted = tuned["prevalence"]["applied"]
         if shifted:
             prior = [tuned["prevalence"]["classes"][name]["test"] for name in classes]
     path = plan.prepared.folder / "quarantine.csv"
-    with as_written(path):
+    with parsing(path):
         quarantine = pd.read_csv(path, dtype=str, keep_default_na=False)
         unread = sorted(set(quarantine.loc[quarantine["split"] == "test", "image_id"]) - set(ids))
     record = {

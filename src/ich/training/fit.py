@@ -50,7 +50,7 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class Loader:
-    """A training set. The batches of an epoch are named tuples of tensors; `real_rows` has one number per slice."""
+    """A training set. The batches of an epoch are named tuples of tensors; `rows` has one number per slice."""
 
     epoch: Callable[[int], Iterable[Any]]
     batches: int
@@ -168,10 +168,10 @@ def train_epoch(
         for parameters in optimizer.param_groups:
             parameters["lr"] = rate
         optimizer.zero_grad()
-        loss, slices = torch.zeros((), device=device), sum(len(batch.real_rows) for batch in group)
+        loss, slices = torch.zeros((), device=device), sum(len(batch.rows) for batch in group)
         for batch in group:
             with autocast(settings.precision, device):
-                part = loss_of(network, to_device(batch, device)) * (len(batch.real_rows) / slices)
+                part = loss_of(network, to_device(batch, device)) * (len(batch.rows) / slices)
             scaler.scale(part).backward()
             loss += part.detach()
         if settings.max_grad_norm is not None:

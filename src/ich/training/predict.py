@@ -22,7 +22,7 @@ def predict(
 ) -> dict[str, np.ndarray]:
     """Predict n slices: logits float32 [n, c], and embeddings float16 [n, d] if the network has `embed`.
 
-    Batches are named tuples as in `ich.data.batches`; the arrays are in the order of their `real_rows`. advance(k) is
+    Batches are named tuples as in `ich.data.batches`; the arrays are in the order of their `rows`. advance(k) is
     called after each batch of k slices. Raises ValueError if the batches do not hold n slices.
     """
     device = default_device()
@@ -50,11 +50,11 @@ def predict(
             else:
                 embeddings, logits = embed(*there.inputs)
                 columns = {"logits": batch.real(logits).float(), "embeddings": batch.real(embeddings).half()}
-            under_way = {name: fetch(column) for name, column in {"rows": batch.real_rows, **columns}.items()}
+            under_way = {name: fetch(column) for name, column in {"rows": batch.rows, **columns}.items()}
             store()
             arriving = under_way
             if advance is not None:
-                advance(len(batch.real_rows))
+                advance(len(batch.rows))
         store()
     if filled != n:
         raise ValueError(f"the batches hold {filled} slices, not {n}")

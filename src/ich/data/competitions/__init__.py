@@ -7,9 +7,9 @@ from typing import Protocol
 import pandas as pd
 
 from ich.data.competitions import cq500, folder, ntu_dlmi, rsna2019, unibuc
-from ich.data.competitions.layout import Choice, LayoutError, Raw
+from ich.data.competitions.layout import LayoutError, Raw, Selection
 
-__all__ = ["ADAPTERS", "Adapter", "Choice", "LayoutError", "Raw"]
+__all__ = ["ADAPTERS", "Adapter", "LayoutError", "Raw", "Selection"]
 
 
 class Adapter(Protocol):

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ich.data import files as found_files
 from ich.data.competitions import layout
-from ich.data.competitions.layout import SUBTYPES, Choice, LayoutError, Raw
+from ich.data.competitions.layout import SUBTYPES, LayoutError, Raw, Selection
 from ich.data.dicom import Reason
 
 SUBMITS = "probabilities"
@@ -50,7 +50,7 @@ def raw(root: Path) -> Raw:
     files = layout.file_table(found_files.image_ids(inside), "test", inside)
     labels = pd.DataFrame({"image_id": pd.Series(dtype="str")} | {c: pd.Series(dtype="float32") for c in CLASSES})
     weights: dict[str, float] = dict.fromkeys(CLASSES, 1.0)
-    return Raw(files, labels, [], weights, "", notes, choose=choose)
+    return Raw(files, labels, [], weights, "", notes, select=select)
 
 
 def solution(root: Path) -> None:
@@ -83,7 +83,7 @@ def reads(root: Path) -> pd.DataFrame:
     return found.sort_values("scan", ignore_index=True)
 
 
-def choose(table: pd.DataFrame) -> Choice:
+def select(table: pd.DataFrame) -> Selection:
     """Select one series per scan. `table` has series together, in order of position.
 
     Files of other patients are refused: those whose patient id is of another scan, or, where ids are of no scan, of
@@ -114,7 +114,7 @@ def choose(table: pd.DataFrame) -> Choice:
     if foreign.any():
         where = ", ".join(sorted(set(scan[foreign]))[:5])
         notes.append(f"{int(foreign.sum())} files of other patients refused, in {where}")
-    return Choice(keep, reasons, tuple(notes))
+    return Selection(keep, reasons, tuple(notes))
 
 
 def _foreign(table: pd.DataFrame, scan: pd.Series) -> pd.Series:

@@ -19,7 +19,7 @@ class LayoutError(UserError, ValueError):
 
 
 @dataclass(frozen=True)
-class Choice:
+class Selection:
     """The rows of a slice table that are used: keep, bool [n]; reason and detail of the others, by row; notes."""
 
     keep: pd.Series
@@ -41,7 +41,7 @@ class Raw:
     values: hu: DICOM files with Hounsfield units; grey: PNG images with grey values 0..255, each a study of its own.
     level: labels are of slices or of studies. Those of a study are given to each of its slices: weak labels.
     test_studies: studies in the test set, wherever their files are.
-    choose: selects slices by their headers, where not all are used.
+    select: selects slices by their headers, where not all are used.
     """
 
     files: pd.DataFrame
@@ -53,7 +53,7 @@ class Raw:
     values: Literal["hu", "grey"] = "hu"
     level: Literal["slice", "study"] = "slice"
     test_studies: frozenset[str] = frozenset()
-    choose: Callable[[pd.DataFrame], Choice] | None = None
+    select: Callable[[pd.DataFrame], Selection] | None = None
 
 
 # ---- folders

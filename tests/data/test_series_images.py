@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ich.data.augment import Augment, Augmentation
 from ich.data.batches import epoch_loader
 from ich.data.datasets import SliceDataset, Transform, cutmix_box, sample_seed
-from ich.data.study_images import StudyImages
+from ich.data.series_images import SeriesImages
 from ich.data.windowing import Window, Windowing, neighbour_rows, render
 
 WINDOWS = Windowing("windows", (Window(40, 80), Window(80, 200)))
@@ -15,7 +15,7 @@ NEIGHBOURS = Windowing("neighbours", (Window(80, 200),))
 AUGMENT = Augment(Augmentation())
 
 
-def studies(lengths: list[int], windowing=WINDOWS, augment=None, cutmix: float = 0.0, labelled=True) -> StudyImages:
+def studies(lengths: list[int], windowing=WINDOWS, augment=None, cutmix: float = 0.0, labelled=True) -> SeriesImages:
     """Studies in a cache with the studies in reverse order, after one slice that belongs to none."""
     n, rng = sum(lengths), np.random.default_rng(0)
     hu = rng.integers(-100, 200, (n + 1, 8, 8)).astype(np.int16)
@@ -28,10 +28,10 @@ def studies(lengths: list[int], windowing=WINDOWS, augment=None, cutmix: float =
     transform = Transform(windowing, augment, cutmix, seed=5)
     slices = SliceDataset(hu, rows, neighbour_rows(study, index), [f"i{row}" for row in rows], targets, transform)
     geometry = rng.normal(size=(n + 1, 2)).astype(np.float32)
-    return StudyImages(slices, np.append(0, ends), [f"s{k}" for k in range(len(lengths))], geometry)
+    return SeriesImages(slices, np.append(0, ends), [f"s{k}" for k in range(len(lengths))], geometry)
 
 
-def image_of(dataset: StudyImages, row: int) -> np.ndarray:
+def image_of(dataset: SeriesImages, row: int) -> np.ndarray:
     slices, windowing = dataset.slices, dataset.slices.transform.windowing
     return render(slices.hu[slices.neighbours[row]] if windowing is NEIGHBOURS else slices.hu[row][None], windowing)
 
@@ -46,7 +46,7 @@ def test_every_slice_is_at_its_place_and_padding_is_zero(lengths: list[int], dat
     first = [sum(lengths) + 1 - sum(lengths[: k + 1]) for k in range(len(lengths))]
     rows = [first[k] + t for k in chosen for t in range(lengths[k])]
     assert batch.lengths.tolist() == [lengths[k] for k in chosen]
-    assert batch.real_rows.tolist() == rows
+    assert batch.rows.tolist() == rows
     images, geometry, given_lengths = batch.inputs
     assert given_lengths is batch.lengths
     assert (images.dtype, images.shape[1:]) == (torch.uint8, (windowing.channels, 8, 8))
@@ -66,7 +66,7 @@ def test_the_slices_of_a_study_are_augmented_alike():
     for epoch in (0, 1):
         batch = dataset.__getitems__([(epoch, k) for k in (2, 0, 1)])
         names = ["s2"] * 2 + ["s0"] * 4 + ["s1"] * 3
-        for image, row, name in zip(batch.images, batch.real_rows.tolist(), names, strict=True):
+        for image, row, name in zip(batch.images, batch.rows.tolist(), names, strict=True):
             expected = augment(image_of(dataset, row), sample_seed(5, epoch, name))
             np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
 
@@ -85,7 +85,7 @@ def test_cutmix_has_one_box_per_study_and_the_partner_slice_at_the_same_relative
     dataset, boxes = studies(lengths, NEIGHBOURS, AUGMENT, cutmix=1.0), set()
     for epoch in range(10):
         batch = dataset.__getitems__([(epoch, 0), (epoch, 1)])
-        images, rows = iter(batch.images), [part.tolist() for part in batch.real_rows.split(lengths)]
+        images, rows = iter(batch.images), [part.tolist() for part in batch.rows.split(lengths)]
         assert batch.targets is not None
         for k in (0, 1):
             rng = np.random.default_rng(sample_seed(5, epoch, f"s{k}", "cutmix"))
@@ -113,7 +113,7 @@ def test_an_epoch_has_every_study_once_with_any_batch_size_and_number_of_workers
     def found(batch_size: int, shuffle: bool, workers: int = 0) -> list[tuple]:
         result = []
         for batch in epoch_loader(dataset, 1, batch_size, shuffle, workers):
-            parts = (part.split(batch.lengths.tolist()) for part in (batch.real_rows, batch.images, batch.targets))
+            parts = (part.split(batch.lengths.tolist()) for part in (batch.rows, batch.images, batch.targets))
             result += [tuple(part.tolist() for part in study) for study in zip(*parts, strict=True)]
         return result
 
@@ -139,6 +139,6 @@ def test_parts_of_different_length_are_rejected():
         (3, good.geometry[1:], "5 rows of geometry for 6 cached slices"),
     ):
         with pytest.raises(ValueError, match=message):
-            StudyImages(*(wrong if i == place else part for i, part in enumerate(parts)))
+            SeriesImages(*(wrong if i == place else part for i, part in enumerate(parts)))
     with pytest.raises(ValueError, match="two studies"):
         studies([4], cutmix=1.0)
