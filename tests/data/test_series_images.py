@@ -131,11 +131,11 @@ def test_studies_without_labels_have_no_targets():
 
 def test_parts_of_different_length_are_rejected():
     good = studies([2, 3])
-    parts = (good.slices, good.offsets, good.study_ids, good.geometry)
+    parts = (good.slices, good.offsets, good.series_ids, good.geometry)
     for place, wrong, message in (
         (1, np.array([0, 2, 4]), "offsets"),
         (1, np.array([0, 5, 5]), "offsets"),
-        (2, ["s0"], "1 study ids for 2 studies"),
+        (2, ["s0"], "1 series ids for 2 series"),
         (3, good.geometry[1:], "5 rows of geometry for 6 cached slices"),
     ):
         with pytest.raises(ValueError, match=message):
