@@ -140,5 +140,5 @@ def test_parts_of_different_length_are_rejected():
     ):
         with pytest.raises(ValueError, match=message):
             SeriesImages(*(wrong if i == place else part for i, part in enumerate(parts)))
-    with pytest.raises(ValueError, match="two studies"):
+    with pytest.raises(ValueError, match="two series"):
         studies([4], cutmix=1.0)
