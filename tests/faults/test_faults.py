@@ -9,7 +9,7 @@ from tests.faults.workspaces import Reference, copied, snapshot
 
 SEED = 1
 KILLED = ("smooth", "stack", "blend", "thresholds", "submit")
-AT_ONCE = ("stack", "blend", "thresholds", "submit")
+AT_ONCE = ("thresholds", "submit")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_a_damaged_file_of_each_kind_is_named_and_refused(targets, reference, tm
     assert snapshot(targets.finished) == reference.snapshot, "the files were not restored"
 
 
-@pytest.mark.parametrize("kind", [*flips.RESUMED, "stack fold model_CLASS.txt"])
+@pytest.mark.parametrize("kind", [*flips.RESUMED, "thresholds thresholds.json"])
 def test_a_damaged_file_is_remade_with_the_same_bytes(targets, reference, tmp_path, kind):
     number = next(n for n in range(1000) if targets.kind_of(n, SEED) == kind)
     outcome = flips.trial(number, seed=SEED, folder=tmp_path, targets=targets, reference=reference, commands=True)

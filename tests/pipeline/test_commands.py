@@ -60,7 +60,7 @@ def test_the_stages_after_the_networks_run_without_torch(clone_copy):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("number", "processes"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGKILL, 1)])
+@pytest.mark.parametrize(("number", "processes"), [(signal.SIGINT, 2), (signal.SIGKILL, 1)])
 def test_an_interrupted_stage_resumes_to_the_same_bytes(clone_copy, number, processes):
     before = clone_copy.files()
     for k in range(2):
@@ -109,7 +109,7 @@ def test_a_fold_of_another_process_ends_in_one_line(clone_copy):
     [
         (("cnn", "--model", "resnt"), "--model resnt: unknown model. Choose from resnet, resnext"),
         (("cnn", "--set", "cnn.resnet.epoch=3"), "Did you mean epochs?"),
-        (("cnn", "--set", "cnn.resnet.backbone=resnet10"), "did you mean"),
+        (("cnn", "--set", "cnn.resnet.backbone=resnet10"), "Did you mean resnet10t"),
         (("ablate",), "recipe tiny has no section ablation"),
     ],
 )

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,3 +40,9 @@ class FittedSmooth(Fitted):
         series, position = slices.frame["series"].to_numpy(), positions(slices.frame)
         widths = [self.spec["widths"][name] for name in slices.classes]
         return Predictions(smooth_each(self.mean_logit(inputs), series, position, widths))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        fitted = super().load(folder)
+        fitted.spec["widths"] = {name: float(width) for name, width in fitted.spec["widths"].items()}
+        return fitted
