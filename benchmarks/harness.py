@@ -108,7 +108,7 @@ def environment() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """What the results depend on: hardware and versions, but nothing that identifies the machine."""
+    """Hardware and versions, on which the results depend, but nothing that identifies the machine."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {

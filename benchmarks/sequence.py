@@ -32,7 +32,7 @@ BATCH, HIDDEN, RATE = 8, 64, 2e-3  # a recipe's defaults
 
 @dataclass(frozen=True)
 class Loader:
-    """What `fit` reads: packed studies in batches."""
+    """Batches of packed series for `fit`."""
 
     studies: SeriesArrays
     unit: str = "studies"

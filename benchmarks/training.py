@@ -79,7 +79,7 @@ def chosen(*, quick: bool) -> Case:
 
 @dataclass(frozen=True)
 class Loader:
-    """What `fit` reads: the batches of each epoch."""
+    """Batches of each epoch for `fit`."""
 
     dataset: SliceDataset
     batch: int

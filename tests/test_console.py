@@ -12,7 +12,7 @@ from ich import console
 from ich.cli import app
 from ich.console.estimate import Estimate, Overall, duration
 from ich.errors import UserError
-from ich.processes import side_by_side
+from ich.processes import run_parallel
 
 
 @pytest.fixture
@@ -141,10 +141,10 @@ def test_each_fold_and_all_folds_have_lines(clock, capsys):
 def test_each_level_prints_its_lines(level, printed, capsys):
     console.set_level(level)
     console.say("said")
-    console.say("asked", asked=True)
+    console.say("asked", always=True)
     console.detail("why")
     console.warn("careful")
-    console.table(["x"], [], asked=True)
+    console.table(["x"], [], always=True)
     console.table(["y"], [])
     with console.whole("cnn", ["a", "b"]), console.progress("work", 1) as advance:
         advance(1)
@@ -205,7 +205,7 @@ def speak(k: int) -> int:
 def test_output_of_a_worker_is_printed_before_its_result(capfd):
     console.set_level("verbose")
     printed = ""
-    for k in side_by_side(speak, [(k,) for k in range(4)], 2):
+    for k in run_parallel(speak, [(k,) for k in range(4)], 2):
         printed += capfd.readouterr().out
         assert f"net fold {k} says \\x1b[31msomething\n" in printed
     lines = printed.splitlines()
@@ -222,7 +222,7 @@ def die(seconds: float) -> None:
 @pytest.mark.usefixtures("_late_listener")
 def test_the_last_line_of_a_killed_worker_is_printed(capfd):
     with pytest.raises(UserError, match="was killed"):
-        list(side_by_side(die, [(0.1,), (60,)], 2))
+        list(run_parallel(die, [(0.1,), (60,)], 2))
     assert capfd.readouterr().out == "last words\n"
 
 
@@ -235,7 +235,7 @@ def talk(k: int) -> None:
 
 def test_killed_workers_lose_no_lines(capfd):
     with pytest.raises(UserError, match="was killed"):
-        list(side_by_side(talk, [(1,), (2,), (0,)], 3))
+        list(run_parallel(talk, [(1,), (2,), (0,)], 3))
     lines = capfd.readouterr().out.splitlines()
     lines.remove("last words")
     assert len(lines) > 100

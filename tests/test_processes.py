@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ich.errors import UserError
-from ich.processes import side_by_side
+from ich.processes import run_parallel
 
 SOON = 10  # seconds; two on an idle machine
 SLEEPS = "time.sleep(60)"
@@ -37,37 +37,37 @@ def blocked(_: int) -> set[signal.Signals]:
 
 @pytest.mark.parametrize(("jobs", "ordered"), [(1, True), (2, True), (2, False)])
 def test_results_of_all_tasks(jobs, ordered):
-    results = list(side_by_side(square, ((x,) for x in range(20)), jobs, ordered=ordered))
+    results = list(run_parallel(square, ((x,) for x in range(20)), jobs, ordered=ordered))
     assert (results if ordered else sorted(results)) == [x * x for x in range(20)]
 
 
 def test_a_killed_worker_is_an_error_with_advice():
-    with pytest.raises(UserError, match=r"one of 2 processes was killed.*run the same again, slowly$"):
-        list(side_by_side(killed, ((x,) for x in range(2)), 2, again="slowly"))
-    assert list(side_by_side(square, [(3,), (4,)], 2)) == [9, 16], "the next call has fresh workers"
+    with pytest.raises(UserError, match=r"one of 2 processes was killed.*rerun slowly$"):
+        list(run_parallel(killed, ((x,) for x in range(2)), 2, advice="slowly"))
+    assert list(run_parallel(square, [(3,), (4,)], 2)) == [9, 16], "the next call has fresh workers"
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_errors_of_a_task_are_raised(jobs):
     with pytest.raises(UserError, match=r"^b is refused$"):
-        list(side_by_side(refuse, [("b",), ("b",)], jobs))
+        list(run_parallel(refuse, [("b",), ("b",)], jobs))
 
 
 def test_ctrl_c_is_blocked_in_workers_only():
-    assert all(signal.SIGINT in mask for mask in side_by_side(blocked, [(0,), (1,)], 2))
+    assert all(signal.SIGINT in mask for mask in run_parallel(blocked, [(0,), (1,)], 2))
     assert signal.SIGINT not in blocked(0)
 
 
 BUSY = """
 import hashlib, os, time
-from ich.processes import interruptible, side_by_side
+from ich.processes import interruptible, run_parallel
 def work(_):
     os.write(1, b"working\\n")
     {work}
 if __name__ == "__main__":
     with interruptible("that was all"):
         try:
-            list(side_by_side(work, [(0,), (1,)], {jobs}))
+            list(run_parallel(work, [(0,), (1,)], {jobs}))
         finally:
             print("tidied up", flush=True)
 """
@@ -146,12 +146,12 @@ def test_workers_of_a_killed_process_end(tmp_path):
 
 STOPPED = """
 import os, signal
-from ich.processes import interruptible, side_by_side
+from ich.processes import interruptible, run_parallel
 def work(_):
     return os.getpid()
 if __name__ == "__main__":
     with interruptible("that was all"):
-        workers = list(side_by_side(work, [(0,), (1,)], 2))
+        workers = list(run_parallel(work, [(0,), (1,)], 2))
         os.kill(workers[0], signal.SIGSTOP)
         os.write(1, b"working\\n")
 """

@@ -48,7 +48,7 @@ def drawn(found: str) -> list[str]:
 FOLDS = """
 import sys, time
 from ich.console import progress, say, whole
-from ich.processes import side_by_side
+from ich.processes import run_parallel
 def fold(k):
     with progress(f"net [b]fold {k}", 100, inner=True) as work:
         work.begin(20)
@@ -60,7 +60,7 @@ def fold(k):
 if __name__ == "__main__":
     n, jobs = map(int, sys.argv[1:])
     with whole("cnn", [f"net [b]fold {k}" for k in range(n)]) as finished:
-        for k in side_by_side(fold, [(k,) for k in range(n)], jobs, ordered=False):
+        for k in run_parallel(fold, [(k,) for k in range(n)], jobs, ordered=False):
             finished(f"net [b]fold {k}")
             say(f"cnn: net fold {k} finished")
 """

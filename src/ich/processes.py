@@ -1,4 +1,4 @@
-"""Work side by side in worker processes, which end with their parent; and how Ctrl-C and SIGTERM end a run.
+"""Parallel work in processes that end with their parent, and the end of a run by Ctrl-C or SIGTERM.
 
 A terminal sends Ctrl-C to all processes. Workers ignore it: the parent decides.
 """
@@ -26,27 +26,27 @@ class Interrupted(BaseException):
     """Ctrl-C or SIGTERM. Not a KeyboardInterrupt, which libraries catch and print."""
 
 
-def side_by_side(
+def run_parallel(
     function: Callable[..., Any],
     tasks: Iterable[tuple],
     jobs: int,
     *,
     ordered: bool = True,
     threads: int | None = None,
-    again: str = "with less beside it",
+    advice: str = "with fewer processes",
 ) -> Iterator[Any]:
     """Yield the results of `function(*task)` from `jobs` worker processes; from this process if `jobs` is 1.
 
-    Workers are fresh processes (loky), since a fork after OpenMP work hangs. They are kept for the next call. What they
-    print by `ich.console` appears before the result that follows it.
+    Workers are new processes (loky), because a fork after OpenMP work hangs. They are kept for the next call. Their
+    console output appears before the result that follows it.
     ordered: in the order of the tasks, else as they finish. threads: of the libraries in each worker. Raises UserError
-    if a worker is killed, with `again` as the advice how to rerun; and what `function` raises.
+    with `advice` if a worker is killed; and the errors of `function`.
     """
     if jobs <= 1:
         for task in tasks:
             yield function(*task)
         return
-    # After a kill, joblib's helper process removes what is left and would print two lines about leaks.
+    # After a kill, joblib's helper process removes its temporary files and would print two lines about leaks.
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     import joblib  # imports numpy, which `ich status` does without
     from joblib.externals.loky.process_executor import BrokenProcessPool
@@ -70,8 +70,7 @@ def side_by_side(
             yield result
     except BrokenProcessPool:
         raise UserError(
-            f"one of {jobs} processes was killed, as a machine does that runs out of memory. What was finished is"
-            f" kept: run the same again, {again}"
+            f"one of {jobs} processes was killed, perhaps because memory ran out. Finished work is kept: rerun {advice}"
         ) from None
     finally:
         console.workers_ended()
@@ -85,7 +84,7 @@ def _begin(parent: int, output: socket.socket, level: console.Level) -> None:
 def end_with_parent(parent: int) -> None:
     """End this process soon after the process `parent`, and ignore Ctrl-C.
 
-    So no orphan goes on working or holds what its parent held. Also for forked processes, which have inherited the
+    So no orphan continues to work or keeps the locks and files of its parent. Also for forked processes, which have inherited the
     handlers and the wakeup pipe of `interruptible`.
     """
     signal.set_wakeup_fd(-1)

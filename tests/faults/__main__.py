@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from tests.faults import flips, full_disk, kills, one_fold, trials, two_runs
-from tests.faults.trials import Outcome, conducted, side_by_side
+from tests.faults.trials import Outcome, conducted, run_parallel
 from tests.faults.workspaces import Reference, reference
 
 COUNTS = {"kills": 100, "flips": 600, "full_disk": full_disk.REAL, "two_runs": 20, "one_fold": one_fold.CASES}
@@ -29,7 +29,7 @@ def outcomes(topic: str, given: argparse.Namespace, folder: Path, whole: Referen
     shared = {"folder": folder, "reference": whole}
     shared |= {"seed": given.seed} if topic != "one_fold" else {}
     shared |= {"targets": flips.targets(finished, folder)} if topic == "flips" else {"finished": finished}
-    found = side_by_side(partial(TRIALS[topic], **shared), numbers, given.jobs)
+    found = run_parallel(partial(TRIALS[topic], **shared), numbers, given.jobs)
     if topic != "full_disk" or (given.only is not None and given.only < full_disk.FIRST):
         return found
     injected = full_disk.writes(seed=given.seed, folder=folder, finished=finished)

@@ -23,7 +23,7 @@ class Outcome:
     faults: tuple[str, ...] = ()
 
 
-def side_by_side(trial: Callable[[int], Outcome], numbers: Iterable[int], jobs: int) -> Iterator[Outcome]:
+def run_parallel(trial: Callable[[int], Outcome], numbers: Iterable[int], jobs: int) -> Iterator[Outcome]:
     """Yield the outcomes of trials as they end. A trial that raises has failed."""
 
     def tried(number: int) -> Outcome:

@@ -154,8 +154,8 @@ def test_label_decoder_and_its_combinations_by_single_cells(hidden):
 
     model = head("lrnn_sdl", "lstm", hidden=hidden).eval()
     decoder, context = model.parts
-    side_by_side = torch.stack([decoded(decoder, one).flatten() for one in inputs[0][0]])
-    expected = context(side_by_side[None], length)[0] @ model.classifier.weight.T
+    run_parallel = torch.stack([decoded(decoder, one).flatten() for one in inputs[0][0]])
+    expected = context(run_parallel[None], length)[0] @ model.classifier.weight.T
     torch.testing.assert_close(model(*inputs, length)[0], expected, rtol=1e-4, atol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""With labels that mean nothing, every model must be at chance: whatever is above it has seen its own labels."""
+"""With shuffled labels, every model must score at chance; a higher score means that labels leak."""
 
 import numpy as np
 import pandas as pd

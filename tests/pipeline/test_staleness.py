@@ -1,4 +1,4 @@
-"""What each task reads, and what becomes out of date when something changes."""
+"""Inputs of each task, and tasks that become out of date when something changes."""
 
 import numpy as np
 import pandas as pd
@@ -64,7 +64,7 @@ def test_a_sequence_model_reads_in_sample_or_out_of_fold_predictions(trained):
     assert of("oof") == DATA | {f"cnn/resnet/fold{k}": valid + test if k == 1 else valid for k in FOLDS}
     assert of("aligned") == DATA | {f"cnn/resnet/fold{k}": valid + test for k in FOLDS}
     plan = plan_of(trained, *(f"sequence.{name}.features=oof" for name in ("bigru", "lr", "inside")))
-    assert not [task.name for task in plan.all() if task.name.endswith("/train")], "nobody reads them"
+    assert not [task.name for task in plan.all() if task.name.endswith("/train")], "no model reads them"
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_ensembles_read_out_of_fold_predictions_of_all_folds(trained, model, inp
 )
 def test_a_changed_setting_makes_only_its_dependants_stale(trained, change, stale):
     after = AFTER if stale or "thresholds" in change else NOT_RUN
-    if change == "sequence.bigru.features=aligned":  # nobody reads these any more
+    if change == "sequence.bigru.features=aligned":  # no model reads these any more
         stale = stale - {f"cnn/resnext/fold{k}/train" for k in FOLDS}
     assert out_of_date(plan_of(trained, change)) == stale | after
 

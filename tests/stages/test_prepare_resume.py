@@ -128,8 +128,8 @@ from ich.recipe import load
 from ich.stages import prepare
 from ich.pipeline.state import Plan
 Plan.cores = 2
-real = cache.side_by_side
-cache.side_by_side = lambda *arguments: (time.sleep(0.1) or result for result in real(*arguments))
+real = cache.run_parallel
+cache.run_parallel = lambda *arguments: (time.sleep(0.1) or result for result in real(*arguments))
 prepare.run(Plan(load(Path("configs/small.yaml")), Path.cwd()))
 """
     process = subprocess.Popen(

@@ -76,9 +76,9 @@ def _shortened(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - end - 1]}…{text[-end:]}"
 
 
-def say(text: str, *, asked: bool = False) -> None:
-    """Print a line. asked: it is a result of the command, so print it at level `quiet` too."""
-    if asked or _here.level != "quiet":
+def say(text: str, *, always: bool = False) -> None:
+    """Print a line. always: it is a result of the command, so print it at level `quiet` too."""
+    if always or _here.level != "quiet":
         _print(text)
 
 
@@ -98,8 +98,8 @@ def detail(text: str) -> None:
         _print(text)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", *, asked: bool = False) -> None:
-    """Print a table that fits the terminal: long cells wrap, numbers align to the right. asked: see `say`."""
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", *, always: bool = False) -> None:
+    """Print a table that fits the terminal: long cells wrap, numbers align to the right. always: see `say`."""
     grid = Table(box=UNDERLINED, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for i, name in enumerate(columns):
         numeric = all(_is_number(row[i]) for row in rows)
@@ -109,9 +109,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
     text = io.StringIO()
     Console(width=shutil.get_terminal_size((120, 24)).columns, file=text, color_system=None).print(grid)
     if title:
-        say(f"\n{title}", asked=asked)
+        say(f"\n{title}", always=always)
     for line in text.getvalue().splitlines():
-        say(line.rstrip(), asked=asked)
+        say(line.rstrip(), always=always)
 
 
 def _is_number(cell: str) -> bool:

@@ -1,1 +1,1 @@
-"""From raw files to what a network sees: formats, DICOM, the Hounsfield cache, folds, views, augmentation, loaders."""
+"""From raw files to network inputs: formats, DICOM, HU cache, folds, windowing, augmentation, loaders."""

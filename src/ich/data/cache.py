@@ -20,7 +20,7 @@ from ich.data.crop import AIR, BLACK, Piece, box_around, edge_box, head_piece, r
 from ich.data.dicom import Reason, Unreadable
 from ich.data.files import ahead, located
 from ich.data.slice_table import SERIES, Progress, Quarantined, quarantine_list, with_indices
-from ich.processes import side_by_side
+from ich.processes import run_parallel
 from ich.store.atomic import atomic
 from ich.store.hashes import digest, remember, sha256_file
 from ich.store.records import read_record, write_record
@@ -106,7 +106,7 @@ def write_shards(
         for k, shard in enumerate(shards)
     )
     boxes, numbers, unread, reused = [], np.empty(len(table), np.int32), {}, 0
-    for k, (shard, written) in enumerate(zip(shards, side_by_side(_write_shard, tasks, jobs), strict=True)):
+    for k, (shard, written) in enumerate(zip(shards, run_parallel(_write_shard, tasks, jobs), strict=True)):
         rows = np.concatenate(shard)
         remember(folder / shard_name(k), written.sha256)
         boxes.append(written.boxes)

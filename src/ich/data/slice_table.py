@@ -13,7 +13,7 @@ from ich.data.competitions import Raw, Selection
 from ich.data.dicom import Geometry, Reason, Unreadable
 from ich.data.files import located
 from ich.data.rules import SAME_PLACE
-from ich.processes import side_by_side
+from ich.processes import run_parallel
 
 CHUNK = 64  # files per task of a process
 ID_OF = {"slice": "image_id", "study": "study_id"}  # the column that labels are joined by, by Raw.level
@@ -58,7 +58,7 @@ def read_each(
     """Call `read(path, values)` for each file, in order, with `jobs` processes."""
     tasks = ((read, [root / path for path in paths[i : i + CHUNK]], values) for i in range(0, len(paths), CHUNK))
     found: list[Result] = []
-    for part in side_by_side(_read_chunk, tasks, jobs):
+    for part in run_parallel(_read_chunk, tasks, jobs):
         found += part
         on_done(len(part))
     return found

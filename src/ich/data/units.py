@@ -9,7 +9,7 @@ HU_LOW, HU_HIGH = -1024, 3071  # the range of the cache: air to dense bone, 12 b
 
 @dataclass(frozen=True)
 class Scale:
-    """How the stored values of a frame become Hounsfield units."""
+    """Conversion of the stored values of a frame to Hounsfield units."""
 
     bits: int  # stored
     signed: bool

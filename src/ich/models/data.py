@@ -29,7 +29,7 @@ ROWS = 1 << 13  # embeddings that are rotated at a time
 class FoldData:
     """Slice table, splits and inputs of one fold, joined by image id.
 
-    rows: row numbers of the slice table per split. train; inner, the training patients set aside for early stopping, if
+    rows: row numbers of the slice table per split. train; inner, the training patients held out for early stopping, if
     any; valid, the fold; test. Pre-training has the single split all.
     """
 

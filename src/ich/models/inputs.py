@@ -2,7 +2,7 @@
 
 
 def input_splits(features: str, fold: int, n_folds: int) -> dict[str, list[tuple[int, str]]]:
-    """Where the predictions of an input are, as (fold of the input, its split), for each split of a fold.
+    """Sources of the predictions of an input, as (fold of the input, its split), for each split of a fold.
 
     Validation and test rows are read from the input's network of this fold. Training rows are read from each row's own
     fold, whose network never saw it; with features "in_sample" from the network of this fold, which was trained on

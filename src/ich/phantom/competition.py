@@ -17,7 +17,7 @@ from ich.data import dicom
 from ich.phantom.bleeds import draw_kinds
 from ich.phantom.masks import add_mask
 from ich.phantom.study import CLASSES, LABELS, make_study, stream
-from ich.processes import side_by_side
+from ich.processes import run_parallel
 
 LARGE = 1000  # with more training studies, prevalence is that of RSNA 2019 and there is no quota
 REAL_RATE, DEMO_RATE = 0.39, 0.62  # share of the patients with a bleed
@@ -145,7 +145,7 @@ def write_competition(
     for split in ("train", "test"):
         (root / f"stage_2_{split}").mkdir()
     planned = plan_competition(train_studies=train_studies, test_studies=test_studies, seed=seed)
-    made = side_by_side(_write_study, [(root, p, seed, slices, size) for p in planned], jobs)
+    made = run_parallel(_write_study, [(root, p, seed, slices, size) for p in planned], jobs)
     slices_of: dict[str, list[tuple[str, list[int], list[int]]]] = {"train": [], "test": []}
     with zipfile.ZipFile(root / "masks.npz", "w") as archive:
         for p, (image_ids, written, true, masks) in zip(planned, made, strict=True):

@@ -1,1 +1,1 @@
-"""What is made from what, what state it is in, and making it."""
+"""Dependencies of artifacts, their state, and running the tasks that make them."""

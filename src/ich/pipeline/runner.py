@@ -15,7 +15,7 @@ from ich.models.registry import build, load
 from ich.models.table import SliceTable, read_parquet
 from ich.pipeline.graph import WEIGHTS, Task
 from ich.pipeline.state import Busy, Made, Plan
-from ich.processes import side_by_side
+from ich.processes import run_parallel
 from ich.recipe import Recipe
 from ich.store.atomic import atomic
 from ich.store.hashes import seed_of
@@ -37,7 +37,7 @@ def run_stage(
     done, busy = len(tasks) - len(todo), dict[tuple[str, int | None], Busy]()
     for in_sample in (False, True):
         part = [t for t in todo if _in_sample(t) == in_sample and (t.model, t.fold) not in busy]
-        for task, left in _made_side_by_side(plan, part, force):
+        for task, left in _make_parallel(plan, part, force):
             if left is not None:
                 busy[task.model, task.fold] = left
                 continue
@@ -60,19 +60,19 @@ def _label(task: Task) -> str:
     return f"{task.model}{fold}{', in-sample' if _in_sample(task) else ''}"
 
 
-def _made_side_by_side(plan: Plan, todo: list[Task], force: bool) -> Iterator[tuple[Task, Busy | None]]:
+def _make_parallel(plan: Plan, todo: list[Task], force: bool) -> Iterator[tuple[Task, Busy | None]]:
     """Make the tasks in parallel; yield each one when it is finished, with Busy if another process is making it."""
     if not todo:
         return
     processes, threads = min(plan.processes, len(todo)), plan.recipe.compute.threads
     if todo[0].fold is None:  # one network for all folds may use every core
         processes, threads = 1, plan.cores
-    again = "with fewer of them (--set compute.processes=1) or a smaller batch_size"
+    advice = "with fewer processes (--set compute.processes=1) or a smaller batch_size"
     detail(f"{todo[0].stage}: {len(todo)} tasks, {processes} in parallel, {threads} CPU threads each")
     jobs = ((plan.recipe, plan.root, task.model, task.fold, _in_sample(task), force) for task in todo)
     by_label = {_label(task): task for task in todo}
     with whole(todo[0].stage, list(by_label)) as finished:
-        for label, busy in side_by_side(_make, jobs, processes, ordered=False, threads=threads, again=again):
+        for label, busy in run_parallel(_make, jobs, processes, ordered=False, threads=threads, advice=advice):
             finished(label)
             yield by_label[label], busy
 

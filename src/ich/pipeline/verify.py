@@ -46,19 +46,19 @@ def run(plan: Plan) -> int:
     sound = [task for task, kind, _ in looks if kind == "sound"]
     broken = [(task, *fault) for task, faults in _Rules(plan, sound).check() for fault in faults]
     for task, name, what in [*damaged, *broken]:
-        say(f"error: {_shown(plan, task.folder / name)}: {what}; {_remedy(plan, task, name, what)}", asked=True)
+        say(f"error: {_shown(plan, task.folder / name)}: {what}; {_remedy(plan, task, name, what)}", always=True)
     pointer = plan.workspace.cache_pointer
     lost = pointer.is_file() and read_record(pointer) is None
     if lost:
-        say(f"error: {_shown(plan, pointer)}: {DAMAGED_RECORD}; run `ich prepare`", asked=True)
+        say(f"error: {_shown(plan, pointer)}: {DAMAGED_RECORD}; run `ich prepare`", always=True)
     for note in _notes(plan, looks):
-        say(f"note: {note}", asked=True)
+        say(f"note: {note}", always=True)
     unsound = {task.record.path for task, *_ in broken}
     counts = Counter("broken" if task.record.path in unsound else kind for task, kind, _ in looks)
     ordered = sorted(counts, key=lambda kind: kind != "sound")
-    say("verify: " + ", ".join(f"{counts[kind]} {kind}" for kind in ordered), asked=True)
+    say("verify: " + ", ".join(f"{counts[kind]} {kind}" for kind in ordered), always=True)
     if counts["stale"] or counts["missing"] or counts["killed"] or counts["running"]:
-        say("Only sound artifacts were checked against the rules. See `ich status` for the others", asked=True)
+        say("Only sound artifacts were checked against the rules. See `ich status` for the others", always=True)
     return 2 if damaged or broken or lost else 0
 
 

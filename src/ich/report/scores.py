@@ -25,7 +25,7 @@ def tables(found: Mapping[str, Any], width: int) -> Iterator[Table]:
 
 
 def sentences(found: Mapping[str, Any]) -> Iterator[str]:
-    """How to read the tables, and the blend's gain, optimism and calibration: one paragraph each."""
+    """Reading instructions of the tables, and the blend's gain, optimism and calibration: one paragraph each."""
     metric, blend = found["metric"], found["models"]["blend"]["oof"]
     f = metric.upper()
     yield (

@@ -109,5 +109,5 @@ def table(path: Path, overrides: list[str], root: Path) -> None:
     folder = root / "submissions" / recipe.name
     write_csv(folder / "ablation.csv", lines)
     write_text(folder / "ablation.md", "\n".join(texts))
-    say("\n".join(texts), asked=True)
-    say(f"ablate: wrote {folder / 'ablation.md'}", asked=True)
+    say("\n".join(texts), always=True)
+    say(f"ablate: wrote {folder / 'ablation.md'}", always=True)

@@ -192,10 +192,10 @@ def _scored(plan: Plan, slices: pd.DataFrame, logits: NDArray) -> pd.DataFrame:
 
 def _show(scored: pd.DataFrame, quarantined: Sequence[Quarantined], classes: Sequence[str]) -> None:
     for item in quarantined[:LISTED]:
-        say(f"quarantined: {item.path}: {_why(item)}", asked=True)
+        say(f"quarantined: {item.path}: {_why(item)}", always=True)
     if len(quarantined) > LISTED:
         rest = Counter(item.reason for item in quarantined[LISTED:])
-        say(f"quarantined: also {', '.join(f'{n} x {reason}' for reason, n in sorted(rest.items()))}", asked=True)
+        say(f"quarantined: also {', '.join(f'{n} x {reason}' for reason, n in sorted(rest.items()))}", always=True)
     studies = scored.groupby("study_id", sort=False)
     largest = studies[[f"prob_{name}" for name in classes]].max()
     rows = [

@@ -31,11 +31,11 @@ def run(plan: Plan, *, force: bool = False) -> None:
     found = read_json(path)
     width = shutil.get_terminal_size((120, 24)).columns  # in a log file, room for all columns
     for title, columns, rows in scores.tables(found, width):
-        table(columns, rows, title, asked=True)
-    say("", asked=True)
+        table(columns, rows, title, always=True)
+    say("", always=True)
     for line in (*scores.sentences(found), *(f"warning: {warning}" for warning in found["warnings"])):
-        say(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False), asked=True)
-    say(f"\nscore: wrote {path} and scores, scores_by_class, confusion and reliability.csv", asked=True)
+        say(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False), always=True)
+    say(f"\nscore: wrote {path} and scores, scores_by_class, confusion and reliability.csv", always=True)
 
 
 def _scores(plan: Plan) -> Made:

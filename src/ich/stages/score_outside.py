@@ -21,10 +21,10 @@ def run(plan: Plan, *, force: bool = False) -> None:
         rows = list(csv.DictReader(file))
     shown = [[r["finding"], r["class"], r["positives"], r["auc"], f"{r['low']} to {r['high']}"] for r in rows]
     title = f"Maximum probability per scan, {record['scans']} scans, ensemble of {plan.trained.recipe.name}"
-    table(["finding", "class", "positives", "AUC", "95 % CI"], shown, title, asked=True)
+    table(["finding", "class", "positives", "AUC", "95 % CI"], shown, title, always=True)
     for note in record["notes"]:
-        say(note, asked=True)
-    say(f"\nscore: wrote {path}", asked=True)
+        say(note, always=True)
+    say(f"\nscore: wrote {path}", always=True)
 
 
 def _findings(plan: Plan) -> Made:

@@ -14,5 +14,5 @@ def run(plan: Plan) -> None:
         seconds = plan.record_of(task).get("seconds")
         rows.append([task.name, state.kind, "" if seconds is None else f"{seconds:.1f}", state.why])
         counts[state.kind] += 1
-    table(["artifact", "state", "seconds", "why"], rows, asked=True)
-    say("\n" + ", ".join(f"{count} {kind}" for kind, count in counts.items()), asked=True)
+    table(["artifact", "state", "seconds", "why"], rows, always=True)
+    say("\n" + ", ".join(f"{count} {kind}" for kind, count in counts.items()), always=True)

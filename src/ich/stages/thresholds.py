@@ -156,7 +156,7 @@ def run_on_table(source: Path, settings: Thresholds, out: Path | None) -> None:
         say(f"thresholds: wrote {out}")
         _show(found)
     else:
-        say(json.dumps(found, indent=2), asked=True)
+        say(json.dumps(found, indent=2), always=True)
 
 
 def _show(found: Mapping[str, Any]) -> None:
@@ -164,4 +164,4 @@ def _show(found: Mapping[str, Any]) -> None:
         table(columns, rows, title)
         say("")
         for sentence in sentences:
-            say(sentence, asked=sentence.startswith("warning: "))
+            say(sentence, always=sentence.startswith("warning: "))

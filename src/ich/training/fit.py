@@ -240,7 +240,7 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
 
 
 def all_finite(values: Iterable[Tensor]) -> bool:
-    """Whether all values are finite; computed from their maximum norm, so that a GPU returns a single number."""
+    """Return True if all values are finite; computed from their maximum norm, so that a GPU returns a single number."""
     floats = [value for value in values if value.is_floating_point() and value.numel()]
     return bool(get_total_norm(floats, math.inf).isfinite())
 
@@ -259,7 +259,7 @@ def best_epoch(settings: FitSettings, history: Sequence[Row]) -> int | None:
 
 
 def finished(settings: FitSettings, history: Sequence[Row]) -> bool:
-    """Whether training is over. Only the history decides, so that a resumed training ends at the same epoch."""
+    """Return True if training is over. Only the history decides, so that a resumed training ends at the same epoch."""
     if len(history) >= settings.epochs:
         return True
     if settings.keep_best is None or settings.patience is None:

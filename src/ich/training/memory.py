@@ -37,14 +37,14 @@ def memory_errors(name: str) -> Iterator[None]:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether the device or the host ran out of memory; torch raises RuntimeErrors with several wordings."""
+    """Return True if the device or the host ran out of memory; torch raises RuntimeErrors with several wordings."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def lost_loader(error: Exception) -> bool:
-    """Whether a loader process was killed or ran out of memory, shared memory or file handles."""
+    """Return True if a loader process was killed or ran out of memory, shared memory or file handles."""
     if isinstance(error, ConnectionError | EOFError):
         return True
     if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST_LOADER):

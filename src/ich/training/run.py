@@ -11,7 +11,7 @@ class Trackers:
     """Trackers that receive the training curves, in addition to history.csv."""
 
     names: tuple[str, ...]
-    """Names that accelerate knows: tensorboard, wandb, ..."""
+    """Trackers by accelerate's names: tensorboard, wandb, ..."""
     folder: Path
     """Their local files are written below this folder."""
     project: str

@@ -50,7 +50,7 @@ class Unusual(Exception):
 
 
 class Pixels(NamedTuple):
-    """How the pixels are encoded, and where they are in the file."""
+    """Encoding of the pixels, and their place in the file."""
 
     syntax: str
     little_endian: bool

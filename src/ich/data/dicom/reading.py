@@ -267,7 +267,7 @@ def _hounsfield(file: CtFile, frame: int) -> np.ndarray:
 
 
 def _scale(header: Header, frame: int) -> Scale:
-    """How stored values become Hounsfield units. Without slope and intercept they already are."""
+    """Conversion of stored values to Hounsfield units. Without slope and intercept there is none."""
     pair: list[float] = []
     for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)):
         item = frame_item(header, keyword, frame)

@@ -31,7 +31,7 @@ class CombinationChoice:
 
     A score is a mean log loss after Platt scaling, lower is better, or F at the best threshold, higher is better;
     scaling and threshold are fitted on the rows that the method was fitted on. Without the scaling, ranks would win
-    among overconfident models, whatever their order is worth.
+    among overconfident models, however good their order is.
     """
 
     combination: Combination

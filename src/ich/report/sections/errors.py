@@ -112,7 +112,7 @@ def section(
 
 
 def _selection(evidence: Evidence, kind: str, count: int) -> list[str]:
-    """How the slices of a kind were selected."""
+    """Selection rule of the slices of a kind."""
     if kind != SUSPICIOUS:
         return [
             f"The {count} slices labelled {KINDS[kind]} with the highest out-of-fold log loss, at most one per study"

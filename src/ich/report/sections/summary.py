@@ -83,7 +83,7 @@ def _tiles(evidence: Evidence) -> Iterator[Tiles]:
 
 
 def _reading(evidence: Evidence) -> list[str]:
-    """How independent and how certain the scores are."""
+    """Independence and uncertainty of the scores."""
     patients = evidence.scores["rows"]["oof"]["patients"]
     seen = "Each slice is predicted by networks that were trained on no slice of its patient."
     if evidence.folds_by_slice:
