@@ -84,8 +84,8 @@ def _begin(parent: int, output: socket.socket, level: console.Level) -> None:
 def end_with_parent(parent: int) -> None:
     """End this process soon after the process `parent`, and ignore Ctrl-C.
 
-    So no orphan continues to work or keeps the locks and files of its parent. Also for forked processes, which have inherited the
-    handlers and the wakeup pipe of `interruptible`.
+    So no orphan continues to work or keeps the locks and files of its parent. Forked processes also inherit the handlers
+    and the wakeup pipe of `interruptible`, which are removed here.
     """
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
