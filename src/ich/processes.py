@@ -84,7 +84,7 @@ def _begin(parent: int, output: socket.socket, level: console.Level) -> None:
 def end_with_parent(parent: int) -> None:
     """End this process soon after the process `parent`, and ignore Ctrl-C.
 
-    So no orphan continues to work or keeps the locks and files of its parent. Forked processes also inherit the handlers
+    So no orphan continues to work or keeps locks and files of its parent. Forked processes also inherit the handlers
     and the wakeup pipe of `interruptible`, which are removed here.
     """
     signal.set_wakeup_fd(-1)

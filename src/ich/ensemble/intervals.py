@@ -45,7 +45,7 @@ class Bootstrap:
         """AUC and average precision per draw [b] of labels and scores [n]; NaN in a draw of one label only.
 
         Exact where at most BINS / 2 - 1 distinct scores belong to positives. Otherwise scores are binned, with at most
-        2 / BINS of the positives and of the negatives in a bin (equal scores may exceed this), and an AUC changes by less
+        2 / BINS of the positives and of the negatives in a bin (equal scores may exceed it), and an AUC changes by less
         than 1 / BINS. Measured: an AUC by 1e-6, an average precision by 1e-4.
         """
         positive, ranks = np.asarray(labels) > 0, _bins(np.asarray(labels, dtype=np.float64), np.asarray(scores))
