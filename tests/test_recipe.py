@@ -25,10 +25,10 @@ def demo():
     [
         ("cnn.resnet.epoch=3", "cnn.resnet.epoch is not a setting. Did you mean epochs?"),
         ("sequence.bigru.inputs=[resnt]", "sequence.bigru.inputs: unknown name 'resnt'. Did you mean resnet?"),
-        ("cnn.resnet.epochs=0", "cnn.resnet.epochs: Input should be greater than 0 (got 0)"),
+        ("cnn.resnet.epochs=0", "cnn.resnet.epochs: must be greater than 0 (got 0)"),
         ("cnn.resnet.loss.gamma_neg=0.5", "cnn.resnet.loss.gamma_neg: must be 0 or at least 1, not 0.5"),
         ("name=../x", "name: String should match pattern"),
-        ("competition.format=rsna", "competition.format: Input should be 'rsna2019'"),
+        ("competition.format=rsna", "competition.format: must be 'rsna2019'"),
         ("cnn.a/b.backbone=resnet18", "model name 'a/b'"),
         ("stack.resnet.neighbours=1", "model name 'resnet' is used twice"),
         ("pretrain.blend.backbone=resnet18", "model name 'blend'"),
@@ -42,7 +42,7 @@ def demo():
         ("smooth.gauss.inputs=[bigru, nobody]", "smooth.gauss.inputs: unknown name 'nobody'"),
         ("smooth.gauss.inputs=[]", "smooth.gauss.inputs: must not be empty. Choose from resnet"),
         ("blend.inputs=[bigru, bigru]", "blend.inputs: 'bigru' is listed twice"),
-        ("smooth.gauss.widths=[inf]", "smooth.gauss.widths.0: Input should be a finite number"),
+        ("smooth.gauss.widths=[inf]", "smooth.gauss.widths.0: must be a finite number"),
         ("competition.trained_by=configs/rsna2019.yaml", "competition: trained_by: required by format cq500"),
     ],
 )

@@ -326,9 +326,9 @@ def test_images_are_joined_to_slices_and_unreadable_slices_removed():
 
 
 def test_a_layout_error_is_a_finding_with_file_and_row():
-    found = layout("/in/train.csv: 1 bad rows (row 21: '2'); expected Label 0 or 1")
+    found = layout("/in/train.csv: row 21: '2'; expected Label 0 or 1")
     assert found[["severity", "rule", "name", "row", "detail"]].to_numpy().tolist() == [
-        ["error", "layout", "/in/train.csv", "21", "1 bad rows (row 21: '2'); expected Label 0 or 1"]
+        ["error", "layout", "/in/train.csv", "21", "row 21: '2'; expected Label 0 or 1"]
     ]
 
 

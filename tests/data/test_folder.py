@@ -51,7 +51,7 @@ def test_labels_of_studies_are_noted_as_weak(root):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["image_id,any", "a/1,2"], r"labels\.csv: 1 bad rows \(row 2: '2'\); expected in column 'any'"),
+        (["image_id,any", "a/1,2"], r"labels\.csv: row 2: '2'; expected in column 'any'"),
         (["image_id,any", "a/1"], r"row 2: ''"),
         (["image_id,any", "a/1,1", "a/1,1"], r"row 3: 'a/1'\); expected each image_id once"),
         (["name,any", "a/1,1"], "no column image_id or study_id; it has 'name', 'any'"),

@@ -52,11 +52,11 @@ def test_header_index_column_and_file_names_are_optional(root, shape):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("e,subdral,0", r"row 11: 'subdral'\); expected in the second column one of .* \(did you mean subdural\?\)"),
-        ("e,subdural,2", r"row 11: '2'\); expected in the third column 0 or 1"),
-        ("e,subdural,", r"row 11: ''\)"),
+        ("e,subdral,0", r"row 11: 'subdral'; expected in the second column one of .* \(did you mean subdural\?\)"),
+        ("e,subdural,2", r"row 11: '2'; expected in the third column 0 or 1"),
+        ("e,subdural,", r"row 11: ''"),
         ("e,subdu", "row 11: 'subdu'"),
-        ("e,subdural", r"row 11: ''\); expected in the third column"),
+        ("e,subdural", r"row 11: ''; expected in the third column"),
         ("e,subdural,1", r"image e has no row for epidural; expected 5 rows per image .* cut-off"),
         ("b,subdural,0", r"the same ID with Label 0 and 1: b_subdural \(rows 5, 11\)"),
     ],

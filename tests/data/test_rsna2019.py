@@ -68,9 +68,9 @@ def test_an_index_column_and_the_order_of_rows_do_not_matter(root):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["ID_b_subdral,1"], r"stage_2_train.csv: .* \(row 2: 'ID_b_subdral'\); .*did you mean subdural"),
-        (["ID_b_any,2"], r"row 2: '2'\); expected Label 0 or 1"),
-        (["ID_b_any,"], r"row 2: ''\); expected Label 0 or 1"),
+        (["ID_b_subdral,1"], r"stage_2_train.csv: row 2: 'ID_b_subdral'; .*did you mean subdural"),
+        (["ID_b_any,2"], r"row 2: '2'; expected Label 0 or 1"),
+        (["ID_b_any,"], r"row 2: ''; expected Label 0 or 1"),
         (["ID_b_any,1"], "image ID_b has no row for epidural"),
         (["nounderscore,1"], "row 2: 'nounderscore'"),
     ],

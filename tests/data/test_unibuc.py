@@ -35,8 +35,8 @@ def test_both_label_tables_are_training_labels_and_ids_keep_zeros(root):
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("train_labels.txt", "id,class\n000001,2\n", r"train_labels\.txt: 1 bad rows \(row 2: '2'\)"),
-        ("train_labels.txt", "id,class\n000001,1\n0000", r"train_labels\.txt: 1 bad rows \(row 3: ''\)"),
+        ("train_labels.txt", "id,class\n000001,2\n", r"train_labels\.txt: row 2: '2'"),
+        ("train_labels.txt", "id,class\n000001,1\n0000", r"train_labels\.txt: row 3: ''"),
         ("train_labels.txt", "id;class\n", r"train_labels\.txt: "),
         ("train_labels.txt", "id,klass\n000001,1\n", "no column 'class'; it has 'id', 'klass'"),
         ("train_labels.txt", "id,class\n000001,1\n000001,0\n", r"000001 \(rows 2, 3\)"),

@@ -375,7 +375,7 @@ def test_a_malformed_table_is_one_line_and_writes_nothing(tmp_path):
     write_unibuc(root)
     path = root / "train_labels.txt"
     path.write_text(path.read_text()[:-2] + "2\n")
-    with pytest.raises(UserError, match=r"train_labels\.txt: 1 bad rows \(row 29") as error:
+    with pytest.raises(UserError, match=r"train_labels\.txt: row 29") as error:
         prepare.run(small(tmp_path, "unibuc", sequence={}))
     assert "\n" not in str(error.value)
     left = [p for p in (tmp_path / "input/cache").rglob("*") if p.is_file() and ".locks" not in p.parts]

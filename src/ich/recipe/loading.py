@@ -144,7 +144,14 @@ def _explain(model: type[BaseModel], fault: Any) -> str:
         known = _settings_at(model, fault["loc"][:-1])
         hint = meant(str(fault["loc"][-1]), known)
         return f"{where} is not a setting{hint if hint != '.' else '. Choose from ' + ', '.join(known)}"
-    text = fault["msg"].removeprefix("Value error, ")
+    text = (
+        fault["msg"]
+        .removeprefix("Value error, ")
+        .replace("Input should ", "must ")
+        .partition(", unable")[0]
+        .partition(" or instance")[0]
+    )
+    text = text.replace("Field required", "is required").replace("must be a valid ", "must be of type ")
     got = "" if fault["type"] in ("missing", "value_error") else f" (got {fault['input']!r})"
     return f"{where}: {text}{got}" if where else f"{text}{got}"
 

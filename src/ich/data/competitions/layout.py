@@ -149,8 +149,9 @@ def refuse_rows(path: Path, bad: pd.Series, values: pd.Series, expected: str) ->
     if bad.any():
         shown = [(int(i) + 2, values.loc[i]) for i in bad.index[bad][:3]]
         rows = ", ".join(f"row {row}: {'nothing' if pd.isna(value) else repr(value)}" for row, value in shown)
-        cut = "; it is the last row: a file cut off in download?" if bad.sum() == 1 and bad.iloc[-1] else ""
-        raise LayoutError(f"{path}: {int(bad.sum())} bad rows ({rows}); expected {expected}{cut}")
+        more = f" ({int(bad.sum())} such rows)" if bad.sum() > len(shown) else ""
+        cut = ". It is the last row: is the file truncated?" if bad.sum() == 1 and bad.iloc[-1] else ""
+        raise LayoutError(f"{path}: {rows}; expected {expected}{more}{cut}")
 
 
 def require_ids(path: Path, ids: pd.Series, expected: str, *, once: bool = False) -> None:
