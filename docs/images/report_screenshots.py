@@ -1,4 +1,4 @@
-"""Take the screenshots docs/images/report.png and errors.png of the demo's report page.
+"""Take the screenshots summary.png, report.png and errors.png of the demo's report page.
 
 Usage: `python docs/images/report_screenshots.py`, after `bash run_all.sh`. Requires chromium and the packages of
 tests/requirements.txt.
@@ -13,13 +13,18 @@ PAGE = HERE.parents[1] / "submissions" / "demo" / "report.html"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
+def summary(page: Page) -> None:
+    """The score of each model with its confidence interval."""
+    page.locator("#summary figure.chart").first.screenshot(path=HERE / "summary.png")
+
+
 def viewer(page: Page) -> None:
     """The study with the second highest log loss, at a confident slice, with Grad-CAM, in dark mode."""
     page.get_by_role("combobox", name="Study").select_option(index=1)
     page.locator("#viewer-slice").fill("9")
     page.locator("#viewer-cam-class").select_option(label="any")
     page.locator("#viewer-cam").check()
-    page.locator("#viewer-cam").blur()
+    page.evaluate("document.activeElement.blur()")  # no focus ring
     page.locator("#viewer").screenshot(path=HERE / "report.png")
 
 
@@ -33,7 +38,7 @@ def errors(page: Page) -> None:
 def main() -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
-        for scheme, draw in (("dark", viewer), ("light", errors)):
+        for scheme, draw in (("light", summary), ("dark", viewer), ("light", errors)):
             page = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme=scheme)
             page.goto(PAGE.as_uri())
             page.wait_for_selector("body[data-ready=true]")

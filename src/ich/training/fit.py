@@ -58,7 +58,7 @@ class Loader:
     samples: int
     """Slices or studies per epoch."""
     unit: str
-    """slices or studies"""
+    """slices or series"""
 
 
 @deterministic()
