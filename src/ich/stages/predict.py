@@ -249,7 +249,7 @@ def _study_table(scored: pd.DataFrame) -> pd.DataFrame:
     """Return one row per study: series, slices, and the maximum of each prob_<class> and positive_<class>."""
     studies = scored.groupby("study_id", sort=False)
     counts = pd.DataFrame({"series": studies["series_id"].nunique(), "slices": studies.size()})
-    largest = studies[[name for name in scored if name.startswith(("prob_", "positive_"))]].max()
+    largest = studies[[name for name in map(str, scored) if name.startswith(("prob_", "positive_"))]].max()
     return counts.join(largest).reset_index()
 
 
