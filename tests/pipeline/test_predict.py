@@ -213,7 +213,7 @@ def test_one_file_is_scored_like_a_folder_with_that_file(copy, tmp_path_factory,
     plan = plan_of(copy)
     alone = scored(plan, file)
     assert alone["image_id"].tolist() == [file.stem]
-    assert f"warning: 1 series have a single slice, such as {file.name}." in capsys.readouterr().out
+    assert f"warning: 1 series with a single slice, such as {file.name}." in capsys.readouterr().out
     pd.testing.assert_frame_equal(alone, scored(plan, one))
     assert not list(between.glob("ich-*")), "the cache in between is removed"
 

@@ -38,13 +38,13 @@ def test_caches_of_no_recipe_are_listed_and_removed_with_yes(caches, capsys):
     used = plan_of(caches.parents[1]).prepared.folder
     before = sorted(caches.rglob("*"))
     found = cleaned(caches, capsys)
-    assert found.pop("clean:").startswith("2 caches are used by no recipe, 0.00")
+    assert found.pop("clean:").startswith("no recipe uses 2 of 3 caches, 0.00")
     assert found[used.name].endswith(" parts")
     assert found[OLD].endswith(" no recipe")
     assert found[UNFINISHED] == "0.005 no recipe, unfinished"
     assert len(found) == 3
     assert sorted(caches.rglob("*")) == before, "a list changes nothing"
-    assert cleaned(caches, capsys, yes=True)["clean:"].startswith("removed 2 caches, 0.00")
+    assert cleaned(caches, capsys, yes=True)["clean:"].startswith("removed 2 of 3 caches, 0.00")
     gone = [path for path in before if path.is_relative_to(caches / OLD) or path.is_relative_to(caches / UNFINISHED)]
     left = {path for path in caches.rglob("*") if path.parent.name != ".locks"}
     assert left == {path for path in set(before) - set(gone) if path.parent.name != ".locks"}
@@ -58,7 +58,7 @@ def test_a_locked_cache_is_never_removed(caches, capsys, monkeypatch):
         assert found[UNFINISHED] == "0.005 a process that is writing it"
         assert (caches / UNFINISHED / "hu-00000.npy").exists()
         monkeypatch.setattr(clean, "held", lambda _: False)  # it is locked after the list was made
-        assert cleaned(caches, capsys, yes=True)["clean:"].startswith("removed 0 caches")
+        assert cleaned(caches, capsys, yes=True)["clean:"].startswith("removed 0 of 2 caches")
         assert (caches / UNFINISHED / "hu-00000.npy").exists()
     assert not (caches / OLD).exists()
 

@@ -38,9 +38,10 @@ def run(root: Path, *, yes: bool) -> None:
     removed = [cache for cache in unused if yes and _remove(cache)]
     size = f"{sum(sizes[cache] for cache in (removed if yes else unused)) / 1e9:.3g} GB"
     if yes:
-        say(f"\nclean: removed {len(removed)} caches, {size}", always=True)
+        say(f"\nclean: removed {len(removed)} of {len(caches)} caches, {size}", always=True)
     elif unused:
-        say(f"\nclean: {len(unused)} caches are used by no recipe, {size}. `ich clean --yes` removes them", always=True)
+        share = f"{len(unused)} of {len(caches)} caches"
+        say(f"\nclean: no recipe uses {share}, {size}. Remove them with `ich clean --yes`", always=True)
     else:
         say(f"\nclean: nothing to remove in {place}", always=True)
 

@@ -285,8 +285,8 @@ def _warn_of_single_slices(slices: pd.DataFrame, values: str) -> None:
     if values == "hu" and len(alone):
         first = alone.iloc[0]
         warn(
-            f"{len(alone)} series have a single slice, such as {first['path']}. Slices without neighbours get less"
-            " accurate scores. Give PATH a folder with the whole series"
+            f"{len(alone)} series with a single slice, such as {first['path']}. Slices without neighbours get less"
+            " accurate scores. Use a PATH with the whole series"
         )
 
 
