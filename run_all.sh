@@ -24,3 +24,4 @@ ich submit     "$@"
 ich score      "$@"
 ich explain    "$@"
 ich report     "$@"
+ich results    "$@" --seconds "$SECONDS"    # the file to submit, the page to open, the time

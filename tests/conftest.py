@@ -70,7 +70,8 @@ class Clone:
 
     def states(self) -> dict[str, str]:
         """State by artifact, from `ich status`."""
-        rows = [line.split() for line in self.ich("status").splitlines()[2:-1] if line[:1].strip()]
+        table = self.ich("status").partition("\n\n")[0]
+        rows = [line.split() for line in table.splitlines()[2:] if line[:1].strip()]
         return {row[0]: row[1] for row in rows}
 
     def files(self) -> dict[str, tuple[int, str]]:

@@ -178,7 +178,7 @@ def test_a_table_fits_the_terminal(monkeypatch, capsys):
 
 @pytest.mark.parametrize("command", [command.name or command.callback.__name__ for command in app.registered_commands])
 def test_quiet_and_verbose_exclude_each_other(command):
-    words = [command, *([] if command == "thresholds" else ["none.yaml"]), "--quiet", "--verbose"]
+    words = [command, *([] if command in ("thresholds", "clean") else ["none.yaml"]), "--quiet", "--verbose"]
     with pytest.raises(UserError, match=r"^--quiet and --verbose exclude each other"):
         app(words, standalone_mode=False)
 

@@ -446,7 +446,7 @@ def test_a_record_with_other_types_is_out_of_date_or_refused(plan, put, key):
         put(task, next(iter(record["files"])), (task.folder / next(iter(record["files"]))).read_bytes())
         for value in STRANGE:
             write_record(task.record.path, {**record, key: value})
-            status.run(fresh(plan))
+            status.run(fresh(plan), "")
             with suppress(UserError):
                 submit.run(fresh(plan))
         write_record(task.record.path, record)

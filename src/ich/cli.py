@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -13,18 +14,60 @@ from typing import Annotated, Any
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback from the imports; `main` handles it later
 
 import typer  # noqa: E402
+from typer.core import TyperGroup  # noqa: E402
 
 from ich import console  # noqa: E402
 from ich.errors import ADVICE, UserError, refused  # noqa: E402
 
+GROUPS = {  # of the commands, in `ich --help`
+    "Data": ("demo", "check", "prepare", "folds"),
+    "Models": ("pretrain", "cnn", "end_to_end", "sequence", "external", "smooth", "stack", "blend", "ablate"),
+    "Results": ("thresholds", "submit", "score", "explain", "report", "results"),
+    "New scans": ("predict",),
+    "Workspace": ("status", "verify", "clean"),
+}
+
+
+class Grouped(TyperGroup):
+    """The commands by group."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        width = max(map(len, self.commands))
+        for title, names in GROUPS.items():
+            with formatter.section(title):
+                limit = formatter.width - width - 6
+                rows = [(f"{name:{width}}", self.commands[name].get_short_help_str(limit)) for name in names]
+                formatter.write_dl(rows)
+
+
 app = typer.Typer(
     name="ich",
+    cls=Grouped,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Intracranial hemorrhage detection on head CT, from DICOM files to a Kaggle submission.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"ich {version('ich')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    asked: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options that need no command."""
+
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file, such as configs/demo.yaml")]
 Set = Annotated[
@@ -118,7 +161,15 @@ def _prepared(plan: Any) -> Any:
     return task
 
 
-_look("status", "ich.stages.status", "List all artifacts: done, stale (and why), missing, running or killed.")
+def status(recipe: RecipePath, overrides: Set = None) -> None:
+    """List all artifacts: done, stale (and why), missing, running or killed; and how to update them."""
+    from ich.stages import status as stage
+
+    words = [str(recipe), *(word for change in overrides or [] for word in ("--set", change))]
+    stage.run(_plan(recipe, overrides), shlex.join(words))
+
+
+command(status)
 _look(
     "verify",
     "ich.pipeline.verify",
@@ -200,12 +251,26 @@ def report(
 command(report)
 
 
+def results(
+    recipe: RecipePath,
+    seconds: Annotated[int | None, typer.Option(help="print this time too")] = None,
+    overrides: Set = None,
+) -> None:
+    """Print the file to submit and the page to open."""
+    from ich.stages import status as stage
+
+    stage.results(_plan(recipe, overrides), seconds)
+
+
+command(results)
+
+
 def predict(
     recipe: RecipePath,
     path: Annotated[
-        Path | None, typer.Argument(metavar="PATH", help="DICOM file, or folder of DICOM files at any depth")
+        Path | None, typer.Argument(metavar="PATH", help="DICOM file, .zip archive, or folder of both at any depth")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="CSV file to write")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="file to write: .csv, .parquet or .zip")] = None,
     overrides: Set = None,
     force: Force = False,
 ) -> None:
@@ -222,6 +287,14 @@ def predict(
 
 
 command(predict)
+
+
+def clean(yes: Annotated[bool, typer.Option("--yes", help="remove them")] = False) -> None:
+    """List the caches in input/cache that no recipe uses. With --yes, remove them."""
+    import_module("ich.stages.clean").run(Path.cwd(), yes=yes)
+
+
+command(clean)
 
 
 def ablate(recipe: RecipePath, overrides: Set = None) -> None:

@@ -1,19 +1,25 @@
 """The command line on the tiny recipe: interrupted, killed, run twice and run at once."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import make, plan_of
+from conftest import Clone, make, plan_of
+from ich.cli import GROUPS, app
+from ich.console import duration
 from ich.data.cache import HuCache
 from ich.pipeline.state import Plan
+from ich.stages import status
 from ich.store.locks import hold
+from ich.store.records import Record, write_record
 
 LAST = ("thresholds", "submit", "score")  # stages
 
@@ -129,3 +135,83 @@ def test_an_end_to_end_network_alone_has_a_page_without_maps(copy):
     assert "This recipe has no CNN, so there are no embeddings of slices" in page
     assert "No network of this recipe has a layer for Grad-CAM" in page
     assert "Grad-CAM for" not in page
+
+
+# ---- the end of a run
+
+
+def test_run_all_ends_with_the_submission_the_page_and_the_time(clone_copy):
+    folder = clone_copy.root / "submissions/tiny"
+    for words in ((), ("--quiet",)):
+        last = clone_copy.run_all(*words).splitlines()[-3:]
+        assert last[:2] == [f"Submit: {folder / 'submission.csv'}", f"Open:   {folder / 'report.html'}"]
+        assert re.fullmatch(r"Time:   \d+ s|Time:   \d min \d\d s", last[2])
+
+
+def test_results_that_are_missing_name_their_command(clone_copy):
+    for name in ("submission.json", "report.html"):
+        (clone_copy.root / "submissions/tiny" / name).unlink()
+    assert clone_copy.ich("results").split("\n")[1:3] == [
+        "Submit: not written yet, run `ich submit`",
+        "Open:   not written yet, run `ich report`",
+    ]
+    record = Record(clone_copy.root / "submissions/tiny/submission.json")
+    record.write("f", {})
+    assert "Submit: nothing, there is no test set" in clone_copy.ich("results")
+
+
+# ---- what is out of date
+
+
+def advice(clone: Clone, *changes: str) -> list[str]:
+    words = [word for change in changes for word in ("--set", change)]
+    return clone.ich("status", *words).partition("\n\n")[2].splitlines()[1:]
+
+
+def test_status_ends_with_the_command_and_the_time_of_what_is_out_of_date(clone_copy):
+    assert advice(clone_copy) == ["Nothing is out of date."]
+    assert advice(clone_copy, "report.studies=[nowhere]")[:2] == [
+        "Out of date: report",
+        "To make it:  ich report tests/tiny.yaml --set 'report.studies=[nowhere]'",
+    ]
+    out_of_date, command, time = advice(clone_copy, "stack.lgbm.num_iterations=7", "compute.processes=2")
+    assert out_of_date == "Out of date: stack (3), blend (3), thresholds, submit, score, explain, report"
+    changes = "--set stack.lgbm.num_iterations=7 --set compute.processes=2"
+    assert command == f"To make it:  bash run_all.sh tests/tiny.yaml {changes}"
+    plan = tiny(clone_copy)
+    parallel = {task.name: 2 if task.fold is not None else 1 for task in plan.all()}
+    stages = out_of_date.replace(",", "").split()
+    seconds = [plan.record_of(t)["seconds"] / parallel[t.name] for t in plan.all() if t.stage in stages]
+    assert time == f"Estimated time: {duration(sum(seconds))}, by recorded times"
+
+
+def test_the_time_of_a_task_without_a_record_is_that_of_similar_ones(clone_copy):
+    plan = tiny(clone_copy)
+    for fold, seconds in enumerate((100.0, 300.0)):
+        record = plan.fold("resnet", fold).record
+        write_record(record.path, {**(record.read() or {}), "seconds": seconds})
+        (clone_copy.root / f"oof/tiny/resnext/fold{fold}/run.json").unlink()
+    plan.forget()
+    tasks = list(plan.all())
+    assert status._estimate(plan, tasks, [plan.fold("resnext", 0)]) == (200.0, [])
+    (clone_copy.root / "submissions/tiny/report.run.json").unlink()
+    plan.forget()
+    assert status._estimate(plan, tasks, [plan.report, plan.fold("resnet", 1)]) == (300.0, ["report"])
+
+
+# ---- help
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_lists_each_command_once_by_group(finished, option):
+    said = finished.ich(option, recipe=None)
+    commands = [name.name for name in app.registered_commands]
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(map(str, commands))
+    for title, names in GROUPS.items():
+        (group,) = re.findall(rf"^{title}:\n((?:  .*\n)+)", said, re.MULTILINE)
+        assert [line.split()[0] for line in group.splitlines() if line[2] != " "] == list(names)
+    assert "--force" in finished.ich("cnn", option, recipe=None)
+
+
+def test_the_version_is_that_of_the_package(finished):
+    assert finished.ich("--version", recipe=None) == f"ich {version('ich')}\n"

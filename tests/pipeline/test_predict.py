@@ -3,11 +3,13 @@
 import io
 import json
 import shutil
+import zipfile
 from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 from scipy.special import expit, logit
 
@@ -24,6 +26,7 @@ from pipeline.test_submit import WEIGHTS, estimate_another_prevalence, submitted
 
 PROBABILITIES = [f"prob_{name}" for name in CLASSES]
 POSITIVES = [f"positive_{name}" for name in CLASSES]
+ADDED = ["sop_instance_uid", "path"]
 TEST = "input/tiny/stage_2_test"
 OTHER_BATCHES = 1e-4  # logits; in batches of another size, kernels may add up in another order
 PLAIN = ("blend.method=logits", "blend.calibration=none")
@@ -159,7 +162,7 @@ def study_files(root: Path) -> list[Path]:
 
 def test_the_table_has_study_and_series_ids_but_no_patient_id(trained, whole):
     table, slices = whole[0], slice_table(trained)
-    assert list(table.columns) == ["image_id", "study_id", "series_id", "index", *PROBABILITIES, *POSITIVES]
+    assert list(table.columns) == ["image_id", "study_id", "series_id", "index", *PROBABILITIES, *POSITIVES, *ADDED]
     same = ["image_id", "study_id", "series_id", "index"]
     pd.testing.assert_frame_equal(table[same], slices[same].reset_index(drop=True), check_dtype=False)
     assert not set(slices["patient_id"]) & set(table.astype(str).to_numpy().ravel())
@@ -191,15 +194,26 @@ def test_predictions_depend_on_neither_folders_nor_file_names(copy, tmp_path_fac
     said = capsys.readouterr().out
     assert "quarantined: notes.txt: this is not a DICOM file" in said
     assert "quarantined: A/broken.dcm: there are fewer pixels than the header requires" in said
+    listed = pd.read_csv(copy / "out.files.csv", keep_default_na=False).set_index("path")
+    assert list(listed.index) == sorted(path.relative_to(source).as_posix() for path in source.rglob("*.*"))
+    assert listed["status"].value_counts().to_dict() == {"scored": len(files), "quarantined": 2}
+    assert listed["reason"][["notes.txt", "A/broken.dcm"]].tolist() == ["not_dicom", "truncated"]
+    assert listed["detail"]["A/broken.dcm"].startswith("there are fewer pixels than the header requires")
+    headers = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    assert table["sop_instance_uid"].tolist() == [header.SOPInstanceUID for header in headers]
+    scored_files = listed.loc[table["path"]]
+    assert scored_files["sop_instance_uid"].tolist() == table["sop_instance_uid"].tolist()
+    assert scored_files["study_id"].unique().tolist() == [headers[0].StudyInstanceUID]
 
 
-def test_one_file_is_scored_like_a_folder_with_that_file(copy, tmp_path_factory, monkeypatch):
+def test_one_file_is_scored_like_a_folder_with_that_file(copy, tmp_path_factory, monkeypatch, capsys):
     file, between, one = study_files(copy)[0], tmp_path_factory.mktemp("between"), tmp_path_factory.mktemp("one")
     monkeypatch.setattr("tempfile.tempdir", str(between))
     shutil.copy(file, one / file.name)
     plan = plan_of(copy)
     alone = scored(plan, file)
     assert alone["image_id"].tolist() == [file.stem]
+    assert f"warning: 1 series with a single slice, such as {file.name}." in capsys.readouterr().out
     pd.testing.assert_frame_equal(alone, scored(plan, one))
     assert not list(between.glob("ich-*")), "the cache in between is removed"
 
@@ -210,12 +224,79 @@ def test_circular_links_are_read_once(tmp_path):
         (tmp_path / folder / "1.dcm").touch()
     (tmp_path / "disc/a/up").symlink_to(tmp_path / "disc")
     (tmp_path / "disc/b").symlink_to(tmp_path / "elsewhere")
-    assert predict._files(tmp_path / "disc") == (tmp_path / "disc", ["a/1.dcm", "b/1.dcm"])
+    assert predict._files(tmp_path / "disc") == (tmp_path / "disc", ["a/1.dcm", "b/1.dcm"], [])
 
 
 def test_without_thresholds_there_are_probabilities_alone(copy):
     (copy / "oof/parts/thresholds.run.json").unlink()
-    assert list(scored(plan_of(copy), study_files(copy)[0]).columns)[4:] == PROBABILITIES
+    assert list(scored(plan_of(copy), study_files(copy)[0]).columns)[4:] == [*PROBABILITIES, *ADDED]
+
+
+# ---- archives and other formats
+
+
+def zipped(path: Path, files: list[Path], **others: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in files:
+            archive.write(file, f"scan/{file.name}")
+        for name, content in others.items():
+            archive.writestr(f"../{name}", content)
+    return path
+
+
+def test_an_archive_is_scored_like_its_files(copy, tmp_path_factory):
+    files, source = study_files(copy), tmp_path_factory.mktemp("zipped")
+    for file in files:
+        shutil.copy(file, source)
+    expected = scored(plan_of(copy), source)
+    whole = scored(plan_of(copy), zipped(source / "a.ZIP", files, evil=b"x"))
+    pd.testing.assert_frame_equal(whole.drop(columns="path"), expected.drop(columns="path"))
+    assert whole["path"].tolist() == [f"a.ZIP!/scan/{file.name}" for file in files]
+    listed = pd.read_csv(copy / "out.files.csv").set_index("path")
+    assert listed["status"]["a.ZIP"] == "quarantined"
+    assert "../evil' is ignored: its name leads out of the archive" in listed["detail"]["a.ZIP"]
+    for file in source.glob("*.dcm"):
+        file.unlink()
+    (source / "b.zip").write_bytes(b"PK\x03\x04")
+    pd.testing.assert_frame_equal(scored(plan_of(copy), source), whole)
+    listed = pd.read_csv(copy / "out.files.csv").set_index("path")
+    assert "not a whole .zip archive" in listed["detail"]["b.zip"]
+    with pytest.raises(UserError, match=r"no files in this archive .*b\.zip: not a whole \.zip archive"):
+        scored(plan_of(copy), source / "b.zip")
+
+
+def test_the_suffix_of_the_output_is_its_format(copy, tmp_path):
+    plan, file = plan_of(copy), study_files(copy)[0].parent
+    out = tmp_path / "new"
+    for name in ("a.csv", "b.parquet", "c.zip"):
+        predict.run(plan, file, out / name)
+    names = ["a.csv", "a.files.csv", "a.studies.csv", "b.files.parquet", "b.parquet", "b.studies.parquet", "c.zip"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    with zipfile.ZipFile(out / "c.zip") as archive:
+        assert sorted(archive.namelist()) == ["c.csv", "c.files.csv", "c.studies.csv"]
+        for part in ("", ".files", ".studies"):
+            assert archive.read(f"c{part}.csv") == (out / f"a{part}.csv").read_bytes()
+            parquet = pd.read_parquet(out / f"b{part}.parquet")
+            assert parquet.to_csv(index=False) == (out / f"a{part}.csv").read_text()
+
+
+def test_the_study_table_has_the_maximum_of_its_slices(copy):
+    table = scored(plan_of(copy))
+    studies = pd.read_csv(copy / "out.studies.csv", dtype={"study_id": str}).set_index("study_id")
+    assert list(studies.columns) == ["series", "slices", *PROBABILITIES, *POSITIVES]
+    assert set(studies.index) == set(table["study_id"])
+    for study, part in table.groupby("study_id"):
+        assert studies["slices"][study] == len(part)
+        assert studies["series"][study] == part["series_id"].nunique()
+        assert (
+            studies.loc[study, [*PROBABILITIES, *POSITIVES]].tolist()
+            == part[[*PROBABILITIES, *POSITIVES]].max().tolist()
+        )
+
+
+def test_progress_is_in_slices(whole):
+    table, printed = whole
+    assert f"predict: ensemble: {len(table)} slices in " in printed
 
 
 # ---- refused
@@ -265,3 +346,8 @@ def test_a_folder_without_a_readable_slice_is_an_error(root, trained, tmp_path, 
     assert says in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out.csv").exists()
+    if files:
+        assert f"{tmp_path / 'out.files.csv'} lists all files" in str(error.value)
+        listed = pd.read_csv(tmp_path / "out.files.csv")
+        assert sorted(listed["path"]) == sorted(files)
+        assert set(listed["status"]) == {"quarantined"}

@@ -49,8 +49,9 @@ def made_evidence(never: Sequence[str] = ()) -> Evidence:
         z = 3 * whole[CLASSES].to_numpy() - 2 + noise
         p = {where: sigmoid(z[part.index]) for where, part in parts.items()}
         logits.append(z[parts["oof"].index])
-        evaluated[model] = evaluation.evaluate(rows, p, fold, CLASSES, [1, 1, 2], goals)
+        evaluated[model] = evaluation.evaluate(rows, p, fold, CLASSES, [1, 1, 2], goals, "f2")
     reliability, errors = evaluation.calibration(rows, p, CLASSES)
+    constant = evaluation.evaluate(rows, evaluation.baseline(rows), fold, CLASSES, [1, 1, 2], goals, "f2")
     models = {
         model: {"stage": MODELS[model], **evaluation.cells(one, evaluated["blend"], CLASSES)}
         for model, one in evaluated.items()
@@ -61,6 +62,8 @@ def made_evidence(never: Sequence[str] = ()) -> Evidence:
         "class_weights": dict(zip(CLASSES, (1, 1, 2), strict=True)),
         "rows": {where: some.counts(CLASSES) for where, some in rows.items()},
         "models": models,
+        "baseline": evaluation.cells(constant, constant, CLASSES),
+        "studies": evaluation.study_cells(rows, {**evaluated, "baseline": constant}, CLASSES),
         "one_fold": {"f2": 0.5},
         "submission": {"average": "micro", "f": {"value": 0.6, "low": 0.5, "high": 0.7}, "log_loss": 0.3},
         "calibration_error": errors,

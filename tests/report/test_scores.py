@@ -4,6 +4,8 @@ import pytest
 
 from ich.report import scores
 
+SPAN = {"": 0.8, "_low": 0.7, "_high": 0.9}
+
 
 def cell(value, low=None, high=None, **more):
     return {"value": value, "low": low, "high": high, **more}
@@ -27,12 +29,18 @@ def found(test: bool = True, auc=None) -> dict:
     }
     counts = {"slices": 2032, "patients": 75, "classes": {"bleed": {"positives": 9, "patients": 3, "prevalence": 0.1}}}
     sets = ["oof", "test"] if test else ["oof"]
+    constant = figures(cell(0.33, 0.3, 0.36), cell(0.5, 0.5, 0.5), cell(0.18, 0.15, 0.2))
+    study, guess = (dict.fromkeys(scores.STUDY_SCORES, one) for one in (cell(0.8, 0.7, 0.9), cell(0.5)))
+    per_study = {"blend": {**study, "classes": {"bleed": study}}, "baseline": {**guess, "classes": {"bleed": guess}}}
+    studies = {"studies": 80, "positives": {"bleed": 4}, "models": per_study}
     return {
         "metric": "f1",
         "level": 0.95,
         "class_weights": {"bleed": 1.0},
         "rows": dict.fromkeys(sets, counts),
         "models": {name: {"stage": stage, **dict.fromkeys(sets, one)} for name, (stage, one) in oof.items()},
+        "baseline": dict.fromkeys(sets, constant),
+        "studies": dict.fromkeys(sets, studies),
         "one_fold": {"f1": 0.6789} if test else {},
         "submission": {"average": "micro", "f": cell(0.8, 0.7, 0.9), "log_loss": 0.25} if test else {},
         "calibration_error": {where: {"bleed": 0.0123} for where in sets},
@@ -40,17 +48,27 @@ def found(test: bool = True, auc=None) -> dict:
 
 
 def test_models_are_listed_below_their_stages_and_in_sample_scores_out_of_fold_only():
-    table, test = scores.tables(found(), 200)
+    table, per_study, test, _ = scores.tables(found(), 200)
     assert table.title == "Out of fold: 2,032 slices of 75 patients"
-    assert [row[0] for row in table.rows] == ["cnn", "  resnet", "smooth", "blend"]
+    assert [row[0] for row in table.rows] == ["cnn", "  resnet", "smooth", "blend", "baseline", "  prevalence"]
     assert table.columns == ["", "log loss", "macro AUC", "macro F1", "F1 in-sample", "log loss minus the blend's"]
     spans = ["0.3000 0.2500-0.3500", "0.9000 0.8500-0.9500", "0.6000 0.5000-0.7000", "0.6500", "0.1000 0.0500-0.1500"]
     assert table.rows[1][1:] == spans
     assert table.rows[2][-1] == "0.0100 -0.0050 to 0.0200"
     assert table.rows[3][-1] == ""
+    assert table.rows[5][1:4] == ["0.3300 0.3000-0.3600", "0.5000 0.5000-0.5000", "0.1800 0.1500-0.2000"]
+    assert per_study.title == "Blend per study, out of fold: 80 studies of 75 patients"
+    assert per_study.columns == ["", "positive studies", "AUC", "sensitivity", "specificity"]
+    shown = "0.8000 0.7000-0.9000"
+    assert per_study.rows == [
+        ["bleed", "4", shown, shown, shown],
+        ["macro mean", "", shown, shown, shown],
+        ["baseline", "", "0.5000", "0.5000", "0.5000"],
+    ]
+    assert len(list(scores.tables({**found(), "studies": {}}, 200))) == 2, "no studies among single images"
     assert test.title.startswith("Hidden test solution")
     assert "F1 in-sample" not in test.columns
-    assert len(list(scores.tables(found(test=False), 200))) == 1
+    assert len(list(scores.tables(found(test=False), 200))) == 2
     weighted = {**found(), "class_weights": {"bleed": 1.0, "any": 2.0}}
     assert next(scores.tables(weighted, 200)).columns[1] == "weighted log loss"
 
@@ -94,10 +112,22 @@ def test_csv_lines_hold_scores_intervals_and_in_sample_scores():
     rows = [(line["model"], line["rows"]) for line in lines]
     assert rows[:3] == [("resnet", "oof"), ("resnet", "test"), ("smooth", "oof")]
     assert len({tuple(line) for line in lines}) == 1, "the same columns everywhere"
+    baseline = {"log_loss_baseline": 0.33, "auc_baseline": 0.5, "f1_baseline": 0.18, "f1_half_baseline": 0.18}
+    assert dict(list(lines[0].items())[-4:]) == baseline, "after the other columns"
     assert [lines[2][name] for name in ("log_loss", "log_loss_low", "log_loss_in_sample")] == [0.21, 0.15, 0.19]
     assert (lines[0]["f1_in_sample"], lines[0]["log_loss_in_sample"]) == (0.65, "")
     expected = {"model": "resnet", "rows": "oof", "class": "bleed", "positives": 9, "patients": 3}
     expected |= {"log_loss": 0.3, "log_loss_low": 0.25, "log_loss_high": 0.35}
     expected |= {"auc": 0.9, "auc_low": 0.85, "auc_high": 0.95}
     expected |= {"f1": 0.6, "f1_low": 0.5, "f1_high": 0.7, "f1_threshold": 0.25}
+    expected |= {"log_loss_baseline": 0.33, "auc_baseline": 0.5, "f1_baseline": 0.18}
     assert next(scores.lines_by_class(found())) == expected
+
+    expected = {"model": "blend", "rows": "oof", "class": "bleed", "studies": 80, "positives": 4}
+    expected |= {f"{score}{end}": value for score in scores.STUDY_SCORES for end, value in SPAN.items()}
+    lines = list(scores.lines_by_study(found()))
+    assert lines[0] == expected
+    assert lines[1] == {**expected, "class": "macro", "positives": ""}
+    assert [(line["model"], line["rows"]) for line in lines[1::2]] == [
+        (model, where) for where in ("oof", "test") for model in ("blend", "baseline")
+    ]

@@ -119,12 +119,18 @@ def test_tables_and_sentences_are_those_of_ich_score(sections):
 
 def test_tiles_show_the_scores_of_the_blend_with_their_intervals(sections):
     tiles = [tile for block in sections["summary"].blocks if isinstance(block, Tiles) for tile in block.tiles]
-    for where, three in (("oof", tiles[:3]), ("test", tiles[3:6])):
+    for where, three in (("oof", tiles[:3]), ("test", tiles[6:9])):
         for name, tile in zip(("log_loss", "auc", "f2"), three, strict=True):
             cell = EVIDENCE.scores["models"]["blend"][where][name]
             assert tile.value == f"{cell['value']:.4f}"
             assert f"{cell['low']:.4f}-{cell['high']:.4f}" in tile.note
-    assert [tile.value for tile in tiles[6:]] == ["0.6000", "0.3000"]
+            assert f"baseline {EVIDENCE.scores['baseline'][where][name]['value']:.4f}" in tile.note
+    assert [tile.value for tile in tiles[9:11]] == ["0.6000", "0.3000"]
+    for where, three in (("oof", tiles[3:6]), ("test", tiles[11:])):
+        cells = EVIDENCE.scores["studies"][where]["models"]["blend"]["classes"]["any"]
+        for (name, title), tile in zip(scores.STUDY_SCORES.items(), three, strict=True):
+            assert tile.label == f"{title} per study, any, {scores.PLACES[where]}"
+            assert tile.value == f"{cells[name]['value']:.4f}"
     assert "synthetic" in sections["summary"].lead
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import fbeta_score, roc_auc_score
+from sklearn.metrics import fbeta_score, log_loss, recall_score, roc_auc_score
 
 from ich.ensemble import thresholds
 from ich.ensemble.hierarchy import project_any
@@ -15,6 +15,7 @@ from ich.ensemble.predictions import logit_columns, sigmoid
 from ich.phantom.study import CLASSES
 from ich.pipeline.state import Plan
 from ich.recipe import Recipe
+from ich.report import evaluation
 from ich.stages import score
 from ich.store.atomic import write_json
 from report.made import slice_table
@@ -149,7 +150,7 @@ def test_in_sample_scores_and_warnings_of_folds_are_listed(plan):
 
 def test_files_have_the_printed_scores_and_a_second_run_the_same_bytes(plan, capsys):
     names = [path.name for path in plan.workspace.submissions.glob("*.[cj]s*") if "run" not in path.name]
-    assert len(names) == 5
+    assert len(names) == 6
     before = {name: (plan.workspace.submissions / name).read_bytes() for name in names}
     score.run(Plan(plan.recipe, plan.root))
     printed = capsys.readouterr().out
@@ -169,6 +170,66 @@ def test_files_have_the_printed_scores_and_a_second_run_the_same_bytes(plan, cap
         cells = models[row["model"]][row["rows"]]["classes"][row["class"]]
         assert row["f2_low"] == f"{cells['f2']['low']:.4f}"
         assert row["f2_threshold"] == f"{cells['thresholds']['f2']:.4f}"
+
+
+def test_the_baseline_predicts_the_prevalence(plan, capsys):
+    found, table = read(plan), slice_table((), CLASSES)
+    prevalence = table.loc[table["split"] == "train", list(CLASSES)].mean()
+    score.run(Plan(plan.recipe, plan.root))
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for where, split in (("oof", "train"), ("test", "test")):
+        y, cells = table.loc[table["split"] == split, list(CLASSES)], found["baseline"][where]
+        losses = [log_loss(y[name], np.full(len(y), prevalence[name]), labels=[0, 1]) for name in CLASSES]
+        assert cells["log_loss"]["value"] == pytest.approx(np.average(losses, weights=[1, 1, 1, 1, 1, 2]), abs=1e-6)
+        assert cells["auc"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+        every = fbeta_score(y, np.ones(y.shape), beta=2, average="macro")
+        assert cells["f2"]["value"] == pytest.approx(every, abs=1e-6), "the best decision without a model"
+        assert any(line[:2] == ["prevalence", f"{cells['log_loss']['value']:.4f}"] for line in printed)
+        by_class = read(plan, "scores_by_class.csv").query("rows == @where and model == 'lgbm'")
+        assert by_class["ap_baseline"].tolist() == pytest.approx(y.mean().tolist(), abs=6e-5)
+    scores = read(plan, "scores.csv").set_index("rows")
+    assert scores.loc["oof", "log_loss_baseline"].unique() == pytest.approx(
+        found["baseline"]["oof"]["log_loss"]["value"], abs=6e-5
+    )
+
+
+def test_scores_per_study_equal_those_of_scikit_learn(plan, capsys):
+    scores = read(plan, "scores_by_study.csv").set_index(["model", "rows", "class"])
+    studies = slice_table((), CLASSES).set_index("image_id")["study_id"]
+    score.run(Plan(plan.recipe, plan.root))
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for model in plan.models:
+        for where in ("oof", "test"):
+            y, p, folds = truth_and_probability(plan, model, where)
+            ids = pd.read_parquet(plan.workspace.model(model) / f"{where}.parquet")["image_id"]
+            decided, whole = (
+                np.zeros(y.shape, dtype=bool),
+                thresholds.tune(*truth_and_probability(plan, model, "oof")[:2], CLASSES, thresholds.Goal(2.0)),
+            )
+            for k in np.unique(folds):
+                cuts = (
+                    whole
+                    if where == "test"
+                    else thresholds.tune(y[folds != k], p[folds != k], CLASSES, thresholds.Goal(2.0))
+                )
+                decided[folds == k] = thresholds.apply(p[folds == k], [cuts.thresholds[c] for c in CLASSES])
+            y, p, decided = (pd.DataFrame(x).groupby(studies[ids].to_numpy()).max().to_numpy() for x in (y, p, decided))
+            means = scores.loc[model, where, "macro"]
+            assert means["auc"] == pytest.approx(roc_auc_score(y, p, average="macro"), abs=6e-5)
+            for c, name in enumerate(CLASSES):
+                row = scores.loc[model, where, name]
+                assert (row["studies"], row["positives"]) == (len(y), y[:, c].sum())
+                assert row["sensitivity"] == pytest.approx(recall_score(y[:, c], decided[:, c]), abs=6e-5)
+                assert row["specificity"] == pytest.approx(recall_score(y[:, c], decided[:, c], pos_label=0), abs=6e-5)
+                assert row["auc_low"] <= row["auc"] <= row["auc_high"]
+                shown = [f"{row[key]:.4f}" for key in ("auc", "sensitivity", "specificity")]
+                assert model != "blend" or any(line[:1] == [name] and set(shown) <= set(line) for line in printed)
+
+
+def test_single_images_have_no_scores_per_study():
+    table = slice_table((), CLASSES)
+    rows = {"oof": evaluation.Rows(table.assign(study_id=table["image_id"]), CLASSES)}
+    assert evaluation.study_cells(rows, {}, CLASSES) == {}
 
 
 def test_reliability_of_the_blend_per_class(plan):

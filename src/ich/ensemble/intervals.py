@@ -5,7 +5,9 @@ Tibshirani, "An introduction to the bootstrap", 1993, chapter 13).
 """
 
 from collections.abc import Mapping
+from copy import copy
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -31,9 +33,17 @@ class Bootstrap:
         for draw in self.counts:
             draw[:] = np.bincount(random.integers(g, size=g), minlength=g)
 
+    def of_rows(self, rows: NDArray[np.integer]) -> Self:
+        """The same draws for some of the rows."""
+        some = copy(self)
+        some.owner = self.owner[rows]
+        return some
+
     def sums(self, values: ArrayLike) -> NDArray[np.float64]:
         """Sum of `values` [n] over the rows of each draw [b]."""
-        of_patient = np.bincount(self.owner, weights=np.asarray(values, dtype=np.float64))
+        of_patient = np.bincount(
+            self.owner, weights=np.asarray(values, dtype=np.float64), minlength=self.counts.shape[1]
+        )
         # einsum, not BLAS, whose last bits depend on the number of threads
         return np.einsum("bg,g->b", self.counts, of_patient)
 

@@ -69,6 +69,27 @@ def all_scores(
     return found
 
 
+def study_scores(bootstrap: Bootstrap, y: NDArray, p: NDArray, positive: NDArray) -> dict[str, Score]:
+    """auc, sensitivity and specificity of studies, per class and as macro means.
+
+    y [s, c] of 0 and 1, p [s, c] probabilities, positive [s, c] decisions; the bootstrap draws the patients of the s
+    studies. A class with one label only has no AUC, and no sensitivity or no specificity; means exclude it.
+    """
+    labels, probabilities = metrics.checked_probabilities(y, p)
+    auc = [bootstrap.ranks(*pair)[0] for pair in zip(labels.T, probabilities.T, strict=True)]
+    found = {"auc": _with_macro(metrics.class_auc(labels, probabilities), np.stack(auc, axis=1))}
+    for name, known, right in (("sensitivity", labels, positive), ("specificity", 1 - labels, ~positive)):
+        counts = [(bootstrap.sums(k * r), bootstrap.sums(k)) for k, r in zip(known.T, right.T, strict=True)]
+        draws = np.stack([_share(*pair) for pair in counts], axis=1)
+        found[name] = _with_macro(_share((known * right).sum(axis=0), known.sum(axis=0)), draws)
+    return found
+
+
+def _share(part: NDArray, whole: NDArray) -> NDArray[np.float64]:
+    """part / whole, NaN for 0 / 0."""
+    return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
+
+
 def rounded(value: float) -> float | None:
     """The value as written to JSON: None for NaN."""
     return None if np.isnan(value) else round(float(value), DIGITS)

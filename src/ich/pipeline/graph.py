@@ -28,9 +28,9 @@ VERSIONS = {
     "blend": 3,
     "thresholds": 2,
     "submit": 1,
-    "score": 3,
+    "score": 4,
     "explain": 3,
-    "report": 3,
+    "report": 4,
     "predict": 1,
 }
 NOT_RAW = (
@@ -283,7 +283,7 @@ class Graph:
         upstream += tuple((self.assembled(m), ("oof.parquet", "test.parquet")) for m in self.models)
         upstream += ((self.thresholds, (self.workspace.thresholds.name,)),)
         settings = self.recipe.thresholds.model_dump(mode="json", include={"metric", "shrink"})
-        record = self._submission("scores.run.json", "scores_by_class", "confusion", "reliability")
+        record = self._submission("scores.run.json", "scores_by_class", "scores_by_study", "confusion", "reliability")
         return Task("score", "score", record, settings, upstream, self._raw("solution.csv"))
 
     @cached_property

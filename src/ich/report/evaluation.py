@@ -11,20 +11,34 @@ from numpy.typing import NDArray
 from ich.ensemble import metrics, thresholds
 from ich.ensemble.intervals import Bootstrap
 from ich.ensemble.reliability import expected_calibration_error, reliability
-from ich.ensemble.scoring import DIGITS, Decisions, Score, all_scores, rounded
+from ich.ensemble.scoring import DIGITS, Decisions, Score, all_scores, rounded, study_scores
 
 RESAMPLES = 1000  # of the bootstrap over patients
 ROWS = {"oof": "the labelled slices", "test": "the hidden solution"}
 
 
 class Rows:
-    """Labelled slices: `ids` [n], `labels` [n, c], the patient of each [n], and a bootstrap over these patients."""
+    """Labelled slices: `ids` [n], `labels` [n, c], patient and study number of each [n], and bootstraps over patients.
+
+    `bootstrap` has one row per slice, `study_bootstrap` one per study with the same draws.
+    """
 
     def __init__(self, table: pd.DataFrame, classes: Sequence[str]) -> None:
         self.ids = pd.Index(table["image_id"])
         self.labels = table[list(classes)].to_numpy("float64")
         self.patients = table["patient_id"].to_numpy()
+        self.study, _ = pd.factorize(table["study_id"])
         self.bootstrap = Bootstrap(self.patients, resamples=RESAMPLES)
+        self.study_bootstrap = self.bootstrap.of_rows(np.unique(self.study, return_index=True)[1])
+
+    def per_study(self, values: NDArray) -> NDArray:
+        """The maximum of values [n, c] over the slices of each study [s, c]."""
+        return pd.DataFrame(values).groupby(self.study).max().to_numpy()
+
+    @property
+    def has_studies(self) -> bool:
+        """False if each study is a single slice."""
+        return len(self.study_bootstrap.owner) < len(self.study)
 
     def counts(self, classes: Sequence[str]) -> dict[str, Any]:
         return {
@@ -43,12 +57,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One model: scores by set of rows, thresholds by metric and class, and rows of confusion.csv.
+    """One model: scores of slices and studies by set of rows, thresholds by metric and class, rows of confusion.csv.
 
     The thresholds are tuned on all out-of-fold rows; `in_sample` holds the scores on these rows.
     """
 
     scores: dict[str, dict[str, Score]]
+    studies: dict[str, dict[str, Score]]
     thresholds: dict[str, dict[str, float]]
     in_sample: dict[str, float]
     confusion: list[dict[str, Any]]
@@ -61,13 +76,16 @@ def evaluate(
     classes: Sequence[str],
     class_weights: Sequence[float],
     goals: Mapping[str, thresholds.Goal],
+    study_metric: str,
 ) -> Evaluated:
     """Score a model's probabilities [n, c] on "oof" and, if given, "test". fold [n]: of the out-of-fold rows.
 
     F-beta uses the thresholds of the other folds out of fold, and those of all out-of-fold rows on the test set. The
-    thresholds are exact optima, without Optuna, for every model.
+    thresholds are exact optima, without Optuna, for every model. A study has the maximum probability of its slices, and
+    is positive if one of them is by the thresholds for `study_metric`.
     """
     scores: dict[str, dict[str, Score]] = {}
+    studies: dict[str, dict[str, Score]] = {}
     cuts: dict[str, dict[str, float]] = {}
     in_sample: dict[str, float] = {}
     confusion: list[dict[str, Any]] = []
@@ -89,7 +107,9 @@ def evaluate(
                 line = {"rows": where, "thresholds": name, "class": label}
                 confusion.append(line | {key: column[c].item() for key, column in counts.items()})
         scores[where] = all_scores(some.bootstrap, some.labels, p, decisions, class_weights)
-    return Evaluated(scores, cuts, in_sample, confusion)
+        parts = (some.per_study(values) for values in (some.labels, p, decisions[study_metric].positive))
+        studies[where] = study_scores(some.study_bootstrap, *parts)
+    return Evaluated(scores, studies, cuts, in_sample, confusion)
 
 
 def cells(one: Evaluated, blend: Evaluated, classes: Sequence[str]) -> dict[str, Any]:
@@ -111,6 +131,32 @@ def cells(one: Evaluated, blend: Evaluated, classes: Sequence[str]) -> dict[str,
         }
         found[where] = overall
     return found
+
+
+def baseline(rows: Mapping[str, Rows]) -> dict[str, NDArray[np.float64]]:
+    """Probabilities [n, c] of a model that predicts the prevalence of the out-of-fold rows for each slice."""
+    prevalence = rows["oof"].labels.mean(axis=0)
+    return {where: np.full_like(some.labels, prevalence) for where, some in rows.items()}
+
+
+def study_cells(
+    rows: Mapping[str, Rows], models: Mapping[str, Evaluated], classes: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """The number of studies and the scores of each model per study, by set of rows, as in scores.json."""
+    return {
+        where: {
+            "studies": len(some.study_bootstrap.owner),
+            "positives": dict(zip(classes, some.per_study(some.labels).sum(axis=0).astype(int).tolist(), strict=True)),
+            "models": {model: _cells(one.studies[where], classes) for model, one in models.items()},
+        }
+        for where, some in rows.items()
+        if some.has_studies
+    }
+
+
+def _cells(scores: Mapping[str, Score], classes: Sequence[str]) -> dict[str, Any]:
+    by_class = {label: {name: score.cell(c) for name, score in scores.items()} for c, label in enumerate(classes)}
+    return {**{name: score.cell() for name, score in scores.items()}, "classes": by_class}
 
 
 def calibration(

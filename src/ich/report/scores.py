@@ -1,4 +1,4 @@
-"""scores.json for readers: one table per set of rows, their summary in sentences, and the rows of the CSV files."""
+"""scores.json for readers: tables per set of rows, their summary in sentences, and the rows of the CSV files."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,20 +8,28 @@ from ich.report.page.blocks import Table
 
 TITLES = {"oof": "Out of fold", "test": "Hidden test solution"}
 PLACES = {"oof": "out of fold", "test": "on the hidden test solution"}
+STUDY_SCORES = {"auc": "AUC", "sensitivity": "sensitivity", "specificity": "specificity"}
 Cell = Mapping[str, Any]
 
 
 def tables(found: Mapping[str, Any], width: int) -> Iterator[Table]:
-    """One table per set of rows, with the models by stage. Columns beyond `width` characters go to further tables."""
+    """Tables per set of rows: models by stage, then studies. Columns beyond `width` characters go to further tables."""
     for where, title in TITLES.items():
         if where not in found["rows"]:
             continue
         rows = found["rows"][where]
         size = f"{rows['slices']:,} slices of {rows['patients']:,} patients"
-        for part, columns in enumerate(_fitting(_columns(found, where), width)):
-            cells = [list(row) for row in zip(*(cells for _, cells in columns), strict=True)]
-            heading = f"{title}: {size if part == 0 else 'more columns'}"
-            yield Table(heading, [name for name, _ in columns], cells)
+        yield from _split(title, size, _columns(found, where), width)
+        if where in found["studies"]:
+            size = f"{found['studies'][where]['studies']:,} studies of {rows['patients']:,} patients"
+            yield from _split(f"Blend per study, {PLACES[where]}", size, _study_columns(found, where), width)
+
+
+def _split(title: str, size: str, columns: Sequence[tuple[str, list[str]]], width: int) -> Iterator[Table]:
+    """The columns as one table, or as several that fit the width."""
+    for part, group in enumerate(_fitting(columns, width)):
+        cells = [list(row) for row in zip(*(cells for _, cells in group), strict=True)]
+        yield Table(f"{title}: {size if part == 0 else 'more columns'}", [name for name, _ in group], cells)
 
 
 def sentences(found: Mapping[str, Any]) -> Iterator[str]:
@@ -33,6 +41,15 @@ def sentences(found: Mapping[str, Any]) -> Iterator[str]:
         f" {f} uses the thresholds of the other folds; in-sample, with thresholds tuned on the same rows, it is"
         " optimistic."
     )
+    yield (
+        "The baseline predicts the prevalence of each class for all slices. Its AUC is 0.5, and its thresholds make all"
+        " slices positive."
+    )
+    if found["studies"]:
+        yield (
+            "A study has the maximum probability of its slices, and is positive if one of them is. Its sensitivity and"
+            f" specificity use the thresholds for {f} of slices."
+        )
     if "test" in found["rows"]:
         yield (
             f"On the test solution, {f} uses the thresholds of all out-of-fold rows, and predictions are the mean over"
@@ -98,7 +115,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             line |= {score: _float(cell["value"]) for score, cell in cells.items()}
             line |= {f"{score}_{end}": _float(cell[end]) for score, cell in cells.items() for end in ("low", "high")}
             tuned = ("log_loss", "auc", *(score for score in cells if f"{score}_half" in cells))
-            yield line | {f"{score}_in_sample": cells[score].get("in_sample", "") for score in tuned}
+            line |= {f"{score}_in_sample": cells[score].get("in_sample", "") for score in tuned}
+            yield line | {f"{score}_baseline": _float(found["baseline"][where][score]["value"]) for score in cells}
 
 
 def lines_by_class(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -115,6 +133,20 @@ def lines_by_class(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                     elif not score.endswith("_half"):
                         line |= {score: _float(cell["value"])}
                         line |= {f"{score}_{end}": _float(cell[end]) for end in ("low", "high")}
+                constant = found["baseline"][where]["classes"][name]
+                yield line | {f"{score}_baseline": _float(constant[score]["value"]) for score in cells if score in line}
+
+
+def lines_by_study(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows of scores_by_study.csv, by model, set of rows and class; the mean over classes has the class "macro"."""
+    for where, of_rows in found["studies"].items():
+        for model, of_model in of_rows["models"].items():
+            for name, cells in {**of_model["classes"], "macro": of_model}.items():
+                line = {"model": model, "rows": where, "class": name, "studies": of_rows["studies"]}
+                line |= {"positives": of_rows["positives"].get(name, "")}
+                for score in STUDY_SCORES:
+                    line |= {score: _float(cells[score]["value"])}
+                    line |= {f"{score}_{end}": _float(cells[score][end]) for end in ("low", "high")}
                 yield line
 
 
@@ -139,10 +171,23 @@ def _columns(found: Mapping[str, Any], where: str) -> list[tuple[str, list[str]]
         row.append(number(cells[metric].get("in_sample")))
         row.append(span(cells["log_loss"]["minus_blend"]) if "minus_blend" in cells["log_loss"] else "")
         rows.append(row)
+    cells = found["baseline"][where]
+    rows.append(["baseline", *[""] * (len(titles) - 1)])
+    rows.append(["  prevalence", *(span(cells[key]) for key in ("log_loss", "auc", metric)), "", ""])
     columns = [(title, [row[i] for row in rows]) for i, title in enumerate(titles)]
     if where != "oof":
         del columns[-2]  # nothing is tuned on the test set
     return columns
+
+
+def _study_columns(found: Mapping[str, Any], where: str) -> list[tuple[str, list[str]]]:
+    """Title and cells of each column: the blend per class, the mean over classes, and that of the baseline."""
+    studies = found["studies"][where]
+    blend, constant = studies["models"]["blend"], studies["models"]["baseline"]
+    rows = {**blend["classes"], "macro mean": blend, "baseline": constant}
+    positives = [f"{n:,}" for n in studies["positives"].values()]
+    columns = [("", list(rows)), ("positive studies", [*positives, "", ""])]
+    return columns + [(title, [span(cells[key]) for cells in rows.values()]) for key, title in STUDY_SCORES.items()]
 
 
 def _fitting(columns: Sequence[tuple[str, list[str]]], width: int) -> Iterator[list[tuple[str, list[str]]]]:

@@ -1,11 +1,12 @@
 """`ich predict`: score DICOM files with the trained ensemble.
 
 Per fold, all models that the blend needs predict by `Fitted.predict`, as in training. The mean over folds gets the
-thresholds and the prevalence of the submission.
+thresholds and the prevalence of the submission. Three tables are written: slices, files and studies.
 """
 
+import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,12 +16,12 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from ich.console import progress, say, table
+from ich.console import progress, say, table, warn
 from ich.data import cache
 from ich.data.competitions import Raw
 from ich.data.competitions.cq500 import scan_of
-from ich.data.dicom import Reason
-from ich.data.files import below, image_ids
+from ich.data.dicom import Geometry, Reason, Unreadable
+from ich.data.files import INSIDE, BadArchive, below, image_ids, members
 from ich.data.slice_table import Quarantined, read_geometries, slice_table
 from ich.ensemble import thresholds
 from ich.ensemble.final import final_probabilities
@@ -31,28 +32,42 @@ from ich.models.table import read_parquet, series_codes
 from ich.pipeline.graph import Task
 from ich.pipeline.runner import load_fitted
 from ich.pipeline.state import Made, Plan
-from ich.store.atomic import read_json, write_text
+from ich.store.atomic import atomic, read_json, write_text
 from ich.store.records import Record
 
 LISTED = 20  # quarantined files that are listed
 
 
 def run(plan: Plan, source: Path, out: Path) -> None:
-    """Score `source`, a DICOM file or a folder of such files at any depth, and write the table `out`."""
+    """Score the DICOM files of `source` and write the table `out`, with those of files and studies next to it.
+
+    source: a DICOM file, a .zip archive, or a folder of both at any depth. out: .csv, .parquet, or .zip of CSV files.
+    """
     plan.require(_task(plan, out))
     for name in needed(plan):
         if not plan.settings_of(name).scores_new_scans:
             raise UserError(f"{name} cannot score new scans. Remove it from blend.inputs")
     if out.is_dir():
         raise UserError(f"{out} is a folder. Give a file name, such as {out / 'out.csv'}")
-    root, names = _files(source)
+    root, names, refused = _files(source)
     with TemporaryDirectory(prefix="ich-predict-") as folder:
-        table, quarantined = _read(plan, source, root, names, Path(folder))
-        logits = ensemble_logits(plan, table, cache.HuCache.open(Path(folder), table))
-    scored = _scored(plan, table, logits)
-    write_text(out, scored.to_csv(index=False))
-    _show(scored, quarantined, _classes(plan))
-    say(f"\npredict: wrote {out}, {len(scored)} slices, {len(quarantined)} files quarantined")
+        slices, quarantined, headers = _read(plan, source, root, names, Path(folder))
+        quarantined += refused
+        files = _file_table(headers, slices, quarantined)
+        if slices.empty:
+            path, first = out.with_suffix(".files.csv"), quarantined[0]
+            write_text(path, files.to_csv(index=False))
+            why = f"{first.path}: {_why(first)}"
+            raise UserError(f"{source}: no readable slice in {len(files)} files; {why}. {path} lists all files")
+        _warn_of_single_slices(slices, plan.record_of(plan.prepared)["values"])
+        logits = ensemble_logits(plan, slices, cache.HuCache.open(Path(folder), slices))
+    scored = _scored(plan, slices, logits)
+    studies = _study_table(scored)
+    uids = {path: header.instance_uid for path, header in headers.items() if isinstance(header, Geometry)}
+    scored = scored.assign(sop_instance_uid=slices["path"].map(uids), path=slices["path"])
+    written = _write(out, {"files": files, "studies": studies, "": scored})
+    _show(studies, quarantined, _classes(plan))
+    say(f"\npredict: wrote {', '.join(written)}: {len(scored)} slices, {len(quarantined)} files quarantined")
 
 
 def run_outside(plan: Plan, *, force: bool = False) -> None:
@@ -94,29 +109,47 @@ def _classes(plan: Plan) -> list[str]:
 # ---- the slices
 
 
-def _files(source: Path) -> tuple[Path, list[str]]:
-    """Return a folder and the sorted relative paths of its files. Links are followed, and each folder is read once."""
-    if source.is_file():
-        return source.parent, [source.name]
-    if not source.is_dir():
+def _files(source: Path) -> tuple[Path, list[str], list[Quarantined]]:
+    """Return a folder, the relative paths of its files and members of archives, sorted, and the refused members.
+
+    Links are followed, and each folder is read once.
+    """
+    if not source.exists():
         raise UserError(f"{source}: no such file or folder")
     try:
-        found = below(source)
+        root, found = (source.parent, [source.name]) if source.is_file() else (source, below(source))
     except OSError as error:
         raise UserError(f"{error.filename}: cannot read the folder ({error.strerror})") from None
     except ValueError as error:
         raise UserError(str(error)) from None
-    if not found:
-        raise UserError(f"{source}: no files in this folder")
-    return source, found
+    names: list[str] = []
+    refused: list[tuple[str, str]] = []
+    for name in found:
+        if not name.lower().endswith(".zip"):
+            names.append(name)
+            continue
+        try:
+            inside, faults = members(root / name)
+        except BadArchive as error:
+            inside, faults = [], [str(error)]
+        names += [f"{name}{INSIDE}{member}" for member in inside]
+        refused += [(name, fault) for fault in faults]
+    if not names:
+        why = f" ({refused[0][1]})" if refused else ""
+        raise UserError(f"{source}: no files in this {'folder' if source.is_dir() else 'archive'}{why}")
+    return root, sorted(names), [Quarantined(name, "test", name, "unreadable", fault) for name, fault in refused]
 
 
 def _read(
     plan: Plan, source: Path, root: Path, names: Sequence[str], folder: Path
-) -> tuple[pd.DataFrame, list[Quarantined]]:
-    """Write a HU cache to `folder`, as `ich prepare` does; return its slice table and the quarantined files."""
+) -> tuple[pd.DataFrame, list[Quarantined], dict[str, Geometry | Unreadable]]:
+    """Write a HU cache to `folder`, as `ich prepare` does; return its slice table, the quarantined files, and headers.
+
+    The slice table is empty if no file is readable.
+    """
     image, classes, values = plan.recipe.image, _classes(plan), plan.record_of(plan.prepared)["values"]
-    files = pd.DataFrame({"image_id": image_ids(names), "split": "test", "path": list(names)})
+    ids = image_ids([name.replace(INSIDE, "/") for name in names])
+    files = pd.DataFrame({"image_id": ids, "split": "test", "path": list(names)})
     labels = pd.DataFrame({"image_id": pd.Series(dtype="str")} | {name: pd.Series(dtype="float") for name in classes})
     with progress("predict: headers", len(names), "files") as advance:
         geometries = read_geometries(root, names, plan.cores, advance, values)
@@ -129,10 +162,7 @@ def _read(
             pixels = cache.ImageFormat(image.size, image.crop, values)
             slices, unread, _ = cache.write_shards(folder, slices, root, pixels, plan.cores, advance)
         quarantined += unread
-    if slices.empty:
-        first = quarantined[0]
-        raise UserError(f"{source}: no readable slice in {len(names)} files; {first.path}: {_why(first)}")
-    return slices.assign(series=series_codes(slices)), quarantined
+    return slices.assign(series=series_codes(slices)), quarantined, dict(zip(names, geometries, strict=True))
 
 
 def _why(item: Quarantined) -> str:
@@ -147,8 +177,8 @@ def ensemble_logits(plan: Plan, table: pd.DataFrame, images: cache.HuCache) -> N
     torch.set_num_threads(plan.recipe.compute.threads)
     values = plan.record_of(plan.prepared)["values"]
     slices = Slices(table, np.arange(len(table)), _classes(plan), images, values)
-    models, folds = needed(plan), []
-    with progress("predict: ensemble", len(slices) * len(models) * len(plan.fold_numbers)) as advance:
+    models, folds, done = needed(plan), [], 0
+    with progress("predict: ensemble", len(slices)) as work:
         for fold in plan.fold_numbers:
             found: dict[str, Predictions] = {}
             for name in models:  # each after its inputs
@@ -156,7 +186,8 @@ def ensemble_logits(plan: Plan, table: pd.DataFrame, images: cache.HuCache) -> N
                 fitted = load_fitted(plan, name, fold)
                 inputs = {other: found[other] for other in plan.recipe.inputs_of(name)}
                 found[name] = fitted.predict(replace(slices, workers=getattr(settings, "workers", 0)), inputs)
-                advance(len(slices))
+                done += 1
+                work.at(len(slices) * done // (len(models) * len(plan.fold_numbers)))
             folds.append(found["blend"].logits)
     return np.asarray(np.mean(folds, axis=0, dtype=np.float64))
 
@@ -169,7 +200,7 @@ def needed(plan: Plan) -> list[str]:
     return [name for name in plan.models if name in wanted]
 
 
-# ---- the table
+# ---- the tables
 
 
 def _scored(plan: Plan, slices: pd.DataFrame, logits: NDArray) -> pd.DataFrame:
@@ -190,16 +221,84 @@ def _scored(plan: Plan, slices: pd.DataFrame, logits: NDArray) -> pd.DataFrame:
     return scored
 
 
-def _show(scored: pd.DataFrame, quarantined: Sequence[Quarantined], classes: Sequence[str]) -> None:
+def _file_table(
+    headers: Mapping[str, Geometry | Unreadable], slices: pd.DataFrame, quarantined: Sequence[Quarantined]
+) -> pd.DataFrame:
+    """Return one row per file and refused member of an archive, sorted by path.
+
+    status: scored, quarantined, or partly scored if frames of a multi-frame file are quarantined.
+    """
+    counts, refused = slices["path"].value_counts(), {item.path: item for item in reversed(quarantined)}
+    rows: list[dict[str, object]] = []
+    for path, header in headers.items():
+        ids = vars(header) if isinstance(header, Geometry) else {}
+        rows.append(_file_row(path, int(counts.get(path, 0)), refused.get(path), ids))
+    rows += [_file_row(item.path, 0, item, {}) for item in quarantined if item.path not in headers]
+    return pd.DataFrame(rows).sort_values("path", kind="stable", ignore_index=True)
+
+
+def _file_row(path: str, scored: int, refused: Quarantined | None, ids: Mapping[str, object]) -> dict[str, object]:
+    status = "quarantined" if not scored else "scored" if refused is None else "partly scored"
+    reason, detail = ("", "") if refused is None else (refused.reason, _why(refused))
+    found = {"path": path, "status": status, "reason": reason, "detail": detail, "slices": scored}
+    names = {"sop_instance_uid": "instance_uid", "study_id": "study_id", "series_id": "series_id"}
+    return found | {name: ids.get(key, "") for name, key in names.items()}
+
+
+def _study_table(scored: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per study: series, slices, and the maximum of each prob_<class> and positive_<class>."""
+    studies = scored.groupby("study_id", sort=False)
+    counts = pd.DataFrame({"series": studies["series_id"].nunique(), "slices": studies.size()})
+    largest = studies[[name for name in map(str, scored) if name.startswith(("prob_", "positive_"))]].max()
+    return counts.join(largest).reset_index()
+
+
+def _write(out: Path, tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Write the tables as `out` (the name ""), and as out.<name>.csv next to it. Return the paths.
+
+    They are Parquet if `out` is a .parquet file, and CSV otherwise. A .zip archive holds all of them.
+    """
+    suffix = out.suffix.lower()
+    texts = {name: table.to_csv(index=False) for name, table in tables.items() if suffix != ".parquet"}
+    if suffix == ".zip":
+        with atomic(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+            for name, text in texts.items():
+                member = Path(out.stem).with_suffix(f".{name}.csv" if name else ".csv")
+                archive.writestr(zipfile.ZipInfo(str(member)), text, zipfile.ZIP_DEFLATED)
+        return [str(out)]
+    paths = {name: out.with_suffix(f".{name}{out.suffix or '.csv'}") if name else out for name in tables}
+    for name, path in paths.items():
+        if suffix == ".parquet":
+            with atomic(path) as temporary:
+                tables[name].to_parquet(temporary, index=False)
+        else:
+            write_text(path, texts[name])
+    return [str(path) for path in reversed(paths.values())]
+
+
+# ---- messages
+
+
+def _warn_of_single_slices(slices: pd.DataFrame, values: str) -> None:
+    """Warn of series of one slice, unless each image is a series of its own, as in training."""
+    alone = slices[slices["n_slices"] == 1]
+    if values == "hu" and len(alone):
+        first = alone.iloc[0]
+        warn(
+            f"{len(alone)} series with a single slice, such as {first['path']}. Slices without neighbours get less"
+            " accurate scores. Use a PATH with the whole series"
+        )
+
+
+def _show(studies: pd.DataFrame, quarantined: Sequence[Quarantined], classes: Sequence[str]) -> None:
     for item in quarantined[:LISTED]:
         say(f"quarantined: {item.path}: {_why(item)}", always=True)
     if len(quarantined) > LISTED:
         rest = Counter(item.reason for item in quarantined[LISTED:])
         say(f"quarantined: also {', '.join(f'{n} x {reason}' for reason, n in sorted(rest.items()))}", always=True)
-    studies = scored.groupby("study_id", sort=False)
-    largest = studies[[f"prob_{name}" for name in classes]].max()
+    largest = studies[[f"prob_{name}" for name in classes]].to_numpy()
     rows = [
         [str(study), str(count), *(f"{p:.3f}" for p in values)]
-        for study, count, values in zip(largest.index, studies.size(), largest.to_numpy(), strict=True)
+        for study, count, values in zip(studies["study_id"], studies["slices"], largest, strict=True)
     ]
     table(["study", "slices", *classes], rows, "Maximum probability per study")

@@ -1,4 +1,7 @@
-"""`ich score`: score all models with confidence intervals, out-of-fold and on the test set if there is a solution."""
+"""`ich score`: score all models with confidence intervals, out-of-fold and on the test set if there is a solution.
+
+The baseline predicts the prevalence of each class. Studies are scored by the maximum of their slices.
+"""
 
 import shutil
 import textwrap
@@ -35,7 +38,8 @@ def run(plan: Plan, *, force: bool = False) -> None:
     say("", always=True)
     for line in (*scores.sentences(found), *(f"warning: {warning}" for warning in found["warnings"])):
         say(textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False), always=True)
-    say(f"\nscore: wrote {path} and scores, scores_by_class, confusion and reliability.csv", always=True)
+    written = ", ".join(name for name in plan.files_of(plan.score) if name != path.name)
+    say(f"\nscore: wrote {path} and {written}", always=True)
 
 
 def _scores(plan: Plan) -> Made:
@@ -54,9 +58,10 @@ def _scores(plan: Plan) -> Made:
 
     evaluated: dict[str, Evaluated] = {}
     for model in plan.models:
-        evaluated[model] = evaluation.evaluate(rows, probability(model), fold, classes, weights, goals)
+        evaluated[model] = evaluation.evaluate(rows, probability(model), fold, classes, weights, goals, settings.metric)
         evaluated[model].in_sample.update(_in_sample(plan, model))
     blend = evaluated["blend"]
+    constant = evaluation.evaluate(rows, evaluation.baseline(rows), fold, classes, weights, goals, settings.metric)
     curves, errors = evaluation.calibration(rows, probability("blend"), classes)
     found = {
         "recipe": plan.recipe.name,
@@ -69,6 +74,8 @@ def _scores(plan: Plan) -> Made:
             model: {"stage": plan.settings_of(model).stage, **evaluation.cells(one, blend, classes)}
             for model, one in evaluated.items()
         },
+        "baseline": evaluation.cells(constant, constant, classes),
+        "studies": evaluation.study_cells(rows, {**evaluated, "baseline": constant}, classes),
         "one_fold": _one_fold(plan, slices, rows["test"], blend.thresholds[settings.metric]) if "test" in rows else {},
         "submission": _submission(plan, slices, rows["test"]) if "test" in rows else {},
         "calibration_error": errors,
@@ -81,6 +88,8 @@ def _scores(plan: Plan) -> Made:
         "confusion.csv": [{"model": model} | line for model, one in evaluated.items() for line in one.confusion],
         "reliability.csv": curves,
     }
+    if found["studies"]:
+        tables["scores_by_study.csv"] = list(scores.lines_by_study(found))
     for name, lines in tables.items():
         rounded_lines = [{k: f"{v:.4f}" if isinstance(v, float) else v for k, v in line.items()} for line in lines]
         write_csv(folder / name, rounded_lines)
@@ -94,7 +103,7 @@ def _rows(plan: Plan, slices: SliceTable) -> dict[str, Rows]:
     if solution is None:
         return found
     key = "image_id" if "image_id" in solution else "study_id"
-    test = slices.table.iloc[slices.test_rows][list(dict.fromkeys(["image_id", "patient_id", key]))]
+    test = slices.table.iloc[slices.test_rows][list(dict.fromkeys(["image_id", "patient_id", "study_id", key]))]
     known: pd.DataFrame = test.merge(solution, on=key, validate="many_to_one")
     return found | {"test": Rows(known, slices.classes)} if len(known) else found
 

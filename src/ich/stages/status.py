@@ -1,18 +1,84 @@
-"""`ich status`: the state of all artifacts of a recipe."""
+"""`ich status`: the state of all artifacts of a recipe. `ich results`: its files for the user."""
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 
-from ich.console import say, table
+from ich.console import duration, say, table
+from ich.pipeline.graph import Task
 from ich.pipeline.state import Plan
 
 
-def run(plan: Plan) -> None:
-    rows: list[list[str]] = []
+def run(plan: Plan, words: str) -> None:
+    """Print the state of all artifacts and how to make those that are out of date.
+
+    words: the recipe and the --set options, as typed.
+    """
+    tasks, rows, todo = list(plan.all()), list[list[str]](), list[Task]()
     counts: Counter[str] = Counter()
-    for task in plan.all():
+    for task in tasks:
         state = plan.standing(task)
         seconds = plan.record_of(task).get("seconds")
         rows.append([task.name, state.kind, "" if seconds is None else f"{seconds:.1f}", state.why])
         counts[state.kind] += 1
+        todo += [] if state.done else [task]
     table(["artifact", "state", "seconds", "why"], rows, always=True)
     say("\n" + ", ".join(f"{count} {kind}" for kind, count in counts.items()), always=True)
+    for line in _advice(plan, tasks, todo, words):
+        say(line, always=True)
+
+
+def _advice(plan: Plan, tasks: Sequence[Task], todo: Sequence[Task], words: str) -> Iterator[str]:
+    """Yield what is out of date, the command that makes it, and the estimated time."""
+    if not todo:
+        yield "Nothing is out of date."
+        return
+    stages = Counter(task.stage for task in todo)
+    yield f"Out of date: {', '.join(f'{stage} ({n})' if n > 1 else stage for stage, n in stages.items())}"
+    every = len(stages) > 1 and plan.recipe.competition.trained_by is None
+    command = f"bash run_all.sh {words}" if every else " && ".join(f"ich {stage} {words}" for stage in stages)
+    yield f"To make it:  {command}"
+    seconds, unknown = _estimate(plan, tasks, todo)
+    if len(unknown) == len(stages):
+        yield "Estimated time: unknown, none of these stages has run yet"
+    else:
+        more = f", without {', '.join(unknown)}, which have not run yet" if unknown else ""
+        yield f"Estimated time: {duration(seconds)}, by recorded times{more}"
+
+
+def _estimate(plan: Plan, tasks: Sequence[Task], todo: Sequence[Task]) -> tuple[float, list[str]]:
+    """Return the seconds to make the tasks, with folds in parallel, and the stages without a recorded time.
+
+    A task takes its recorded time, else the mean of similar `tasks`: other folds of the model, or models of the stage.
+    """
+    known: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    for task in (*tasks, plan.prepared):
+        if (seconds := plan.record_of(task).get("seconds")) is not None:
+            for key in _similar(task):
+                known[key].append(seconds)
+    total, unknown = 0.0, dict[str, None]()
+    folds = Counter(task.stage for task in todo if task.fold is not None)
+    for task in todo:
+        times = next((known[key] for key in _similar(task) if key in known), None)
+        if times is None:
+            unknown[task.stage] = None
+        else:
+            parallel = 1 if task.fold is None else min(plan.processes, folds[task.stage])
+            total += sum(times) / len(times) / parallel
+    return total, list(unknown)
+
+
+def _similar(task: Task) -> list[tuple[str, ...]]:
+    """Return keys of a task, the most specific first. Folds, their in-sample predictions and tables are not similar."""
+    part = "/" * task.name.count("/")
+    return [(task.name,), (task.stage, task.model, part), (task.stage, part)]
+
+
+def results(plan: Plan, seconds: int | None) -> None:
+    """Print the file to submit, the page to open and the time of `run_all.sh`."""
+    record, folder = plan.record_of(plan.submit), plan.workspace.submissions
+    submission, page = folder / "submission.csv", folder / "report.html"
+    none = "nothing, there is no test set" if record and not record["files"] else "not written yet, run `ich submit`"
+    say(f"\nSubmit: {submission if submission.name in record.get('files', {}) else none}", always=True)
+    say(f"Open:   {page if page.is_file() else 'not written yet, run `ich report`'}", always=True)
+    if seconds is not None:
+        say(f"Time:   {duration(seconds)}", always=True)

@@ -69,10 +69,11 @@ def _tiles(evidence: Evidence) -> Iterator[Tiles]:
 
     for where in found["rows"]:
         cells, place = found["models"]["blend"][where], scores.PLACES[where]
+        constant = {key: scores.number(found["baseline"][where][key]["value"]) for key in ("log_loss", "auc", metric)}
         tiles = [
-            tile(f"log loss, {place}", cells["log_loss"], "lower is better"),
-            tile(f"macro AUC, {place}", cells["auc"], "0.5 is chance, 1 is perfect"),
-            tile(f"macro {metric.upper()}, {place}", cells[metric], "1 is perfect"),
+            tile(f"log loss, {place}", cells["log_loss"], f"lower is better, baseline {constant['log_loss']}"),
+            tile(f"macro AUC, {place}", cells["auc"], f"1 is perfect, baseline {constant['auc']}"),
+            tile(f"macro {metric.upper()}, {place}", cells[metric], f"1 is perfect, baseline {constant[metric]}"),
         ]
         if where == "test":
             submitted = found["submission"]
@@ -80,6 +81,12 @@ def _tiles(evidence: Evidence) -> Iterator[Tiles]:
             tiles.append(tile(title, submitted["f"], "by the submitted thresholds"))
             tiles.append(Tile("log loss, as submitted", scores.number(submitted["log_loss"]), "lower is better"))
         yield Tiles(tiles)
+        if where in found["studies"]:
+            cells = found["studies"][where]["models"]["blend"]
+            name = "any" if "any" in cells["classes"] else "macro"
+            cells = cells["classes"].get(name, cells)
+            titles = ((f"{title} per study, {name}, {place}", key) for key, title in scores.STUDY_SCORES.items())
+            yield Tiles([tile(title, cells[key], "1 is perfect") for title, key in titles])
 
 
 def _reading(evidence: Evidence) -> list[str]:
