@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import make, plan_of
+from conftest import ROOT, make, plan_of
+from ich import cli
 from ich.data.cache import HuCache
+from ich.errors import UserError
 from ich.pipeline.state import Plan
 from ich.store.locks import hold
 
@@ -129,3 +131,32 @@ def test_an_end_to_end_network_alone_has_a_page_without_maps(copy):
     assert "This recipe has no CNN, so there are no embeddings of slices" in page
     assert "No network of this recipe has a layer for Grad-CAM" in page
     assert "Grad-CAM for" not in page
+
+
+def test_a_wrong_working_folder_is_an_error(tmp_path, monkeypatch, capsys):
+    recipe = ROOT / "configs" / "demo.yaml"
+    for folder in (tmp_path, ROOT / "configs"):
+        monkeypatch.chdir(folder)
+        with pytest.raises(UserError) as error:
+            cli._plan(recipe, None)
+        assert str(error.value) == f"{folder} has no folder input. Run the command in the repository: cd {ROOT}"
+    (tmp_path / "input").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert cli._plan(recipe, None).root == tmp_path
+    monkeypatch.chdir(ROOT)
+    assert cli._plan(recipe, None).root == ROOT
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "says"),
+    [
+        ("thresholds", ("--metric", "f1"), "thresholds: to keep this change, write `metric: f1` under `thresholds` in"),
+        ("smooth", ("--set", "smooth.gauss.widths=[5]"), "smooth: to keep this change, write `widths: [5]` under"),
+        ("blend", ("--set", "blend.inputs=null"), "blend: to keep this change, remove `inputs` under `blend` in"),
+    ],
+)
+def test_an_overridden_setting_ends_with_the_line_that_keeps_it(clone_copy, command, arguments, says):
+    for _ in range(2):  # made, and up to date
+        assert clone_copy.ich(command, *arguments).splitlines()[-1].startswith(says)
+    assert "to keep" not in clone_copy.ich("smooth", "--set", "thresholds.metric=f1")
+    assert "to keep" not in clone_copy.ich("smooth")

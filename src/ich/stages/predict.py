@@ -31,7 +31,7 @@ from ich.models.table import read_parquet, series_codes
 from ich.pipeline.graph import Task
 from ich.pipeline.runner import load_fitted
 from ich.pipeline.state import Made, Plan
-from ich.store.atomic import read_json, write_text
+from ich.store.atomic import read_json, require_writable, write_text
 from ich.store.records import Record
 
 LISTED = 20  # quarantined files that are listed
@@ -39,12 +39,11 @@ LISTED = 20  # quarantined files that are listed
 
 def run(plan: Plan, source: Path, out: Path) -> None:
     """Score `source`, a DICOM file or a folder of such files at any depth, and write the table `out`."""
+    require_writable(out)
     plan.require(_task(plan, out))
     for name in needed(plan):
         if not plan.settings_of(name).scores_new_scans:
             raise UserError(f"{name} cannot score new scans. Remove it from blend.inputs")
-    if out.is_dir():
-        raise UserError(f"{out} is a folder. Give a file name, such as {out / 'out.csv'}")
     root, names = _files(source)
     with TemporaryDirectory(prefix="ich-predict-") as folder:
         table, quarantined = _read(plan, source, root, names, Path(folder))
