@@ -1,7 +1,5 @@
 """Build every network of a recipe once, before anything is trained: a misspelt backbone must not cost hours."""
 
-from typing import Any
-
 from ich.models.registry import build
 from ich.models.slices import Shape
 from ich.pipeline.state import Plan
@@ -17,7 +15,7 @@ def untrainable(plan: Plan, classes: int, values: str) -> dict[str, str]:
     recipe, shape = plan.recipe, Shape(classes, values, plan.recipe.image.size)
     sizes, found = dict[str, int](), dict[str, str]()
     for name in (*recipe.pretrain, *recipe.models):
-        settings: Any = plan.settings_of(name)
+        settings = plan.settings_of(name)
         if not isinstance(settings, Training) or not sizes.keys() >= set(settings.input_models(recipe)):
             continue
         folds = (None,) if name in recipe.pretrain else plan.fold_numbers
