@@ -44,7 +44,7 @@ OWNERS = {
     "plotly": {"report/page/document.py"},
     "joblib": {"processes.py"},
     "filelock": {"store/locks.py"},
-    "safetensors": {"models/network.py", "networks/cnn.py"},
+    "safetensors": {"models/network.py"},
     "accelerate": {"training/trackers.py"},
 }
 HEAVY = {"torch", "timm", "numpy", "pandas", "sklearn", "lightgbm", "optuna", "pydicom", "cv2", "albumentations"}

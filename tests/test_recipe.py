@@ -25,10 +25,13 @@ def demo():
     [
         ("cnn.resnet.epoch=3", "cnn.resnet.epoch is not a setting. Did you mean epochs?"),
         ("sequence.bigru.inputs=[resnt]", "sequence.bigru.inputs: unknown name 'resnt'. Did you mean resnet?"),
-        ("cnn.resnet.epochs=0", "cnn.resnet.epochs: must be greater than 0 (got 0)"),
+        ("cnn.resnet.epochs=0", "cnn.resnet.epochs: must be an integer > 0 (got 0)"),
         ("cnn.resnet.loss.gamma_neg=0.5", "cnn.resnet.loss.gamma_neg: must be 0 or at least 1, not 0.5"),
-        ("name=../x", "name: String should match pattern"),
-        ("competition.format=rsna", "competition.format: must be 'rsna2019'"),
+        ("name=../x", "name: must be at most 64 lower-case letters, digits and _ (got '../x')"),
+        (
+            "competition.format=rsna",
+            "competition.format: must be rsna2019, ntu_dlmi, unibuc, folder or cq500 (got 'rsna')",
+        ),
         ("cnn.a/b.backbone=resnet18", "model name 'a/b'"),
         ("stack.resnet.neighbours=1", "model name 'resnet' is used twice"),
         ("pretrain.blend.backbone=resnet18", "model name 'blend'"),
@@ -36,7 +39,7 @@ def demo():
         ("cnn.resnet.start=simclr", "cnn.resnet.start: unknown name 'simclr'. Choose from none"),
         ("folds.by=slice", "folds.by: slice allows cnn models only"),
         ("image.crop=edges", "cnn.resnext.input: neighbours requires image.crop"),
-        ("blend.metric=auc", "blend.metric: String should match pattern"),
+        ("blend.metric=auc", "blend.metric: must be log_loss, f1, f2, f0.5, ... (got 'auc')"),
         ("blend.metric=f0.0", "blend.metric: beta must be positive; use f0.5, f1, f2"),
         ("thresholds={average: samples, prevalence: apply}", "prevalence: not defined for average: samples"),
         ("smooth.gauss.inputs=[bigru, nobody]", "smooth.gauss.inputs: unknown name 'nobody'"),
@@ -78,6 +81,91 @@ def test_settings_that_exclude_each_other_are_an_error_with_their_key(demo, over
         load(demo, [JOINT, ABLATION, *overrides])
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+MISTAKES = {  # a recipe on top of configs/demo.yaml, and its message
+    "cnn: {resnet: {lr: 0.001}}": "cnn.resnet.lr is not a setting. Did you mean learning_rate?",
+    "cnn: {resnet: {epoch: 3}}": "cnn.resnet.epoch is not a setting. Did you mean epochs?",
+    "cnn: {resnet: {model: resnet18}}": "cnn.resnet.model is not a setting. Did you mean backbone?",
+    "cnn: {resnet: {gamma: 2}}": "cnn.resnet.gamma is not a setting. Did you mean cnn.resnet.loss.gamma?",
+    "cnn: {resnet: {size: 256}}": "cnn.resnet.size is not a setting. Did you mean demo.size or image.size?",
+    "epochs: 3": "epochs is not a setting."
+    " Did you mean pretrain.NAME.epochs or cnn.NAME.epochs or end_to_end.NAME.epochs?",
+    "threshold: {metric: f1}": "threshold is not a setting. Did you mean thresholds?",
+    "folds: {k: 5}": "folds.k is not a setting. Did you mean n?",
+    "cnn: {rsnet: {epochs: 3}}": "cnn.rsnet.backbone is required. Did you mean cnn.resnet?",
+    "sequence: {bigr: {hidden: 8}}": "sequence.bigr.inputs is required. Did you mean sequence.bigru?",
+    "cnn: {backbone: resnet18}": "cnn.backbone: the name of the model is missing. Did you mean cnn.NAME.backbone?",
+    "cnn: resnet18": "cnn: must be {NAME: {backbone: text, ...}} (got 'resnet18')",
+    "cnn: {50: {backbone: resnet50}}": 'cnn: quote the name: "50"',
+    "folds: 5": "folds: must be {n: 5, ...} (got 5)",
+    "cnn: {resnet: {loss: focal}}": "cnn.resnet.loss: must be {name: bce, ...} (got 'focal')",
+    "cnn: {resnet: {loss: {name: foccal}}}": "cnn.resnet.loss.name: must be bce, focal or asymmetric (got 'foccal')."
+    " Did you mean focal?",
+    "cnn: {resnet: {epochs: ten}}": "cnn.resnet.epochs: must be an integer > 0 (got 'ten')",
+    "cnn: {resnet: {dropout: 1}}": "cnn.resnet.dropout: must be a number >= 0 and < 1 (got 1)",
+    "cnn: {resnet: {max_grad_norm: None}}": "cnn.resnet.max_grad_norm: must be a number > 0 or null (got 'None')."
+    " Did you mean null?",
+    "cnn: {resnet: {pretrained: imagenet}}": "cnn.resnet.pretrained: must be true or false (got 'imagenet')",
+    "cnn: {resnet: {windows: [[40]]}}": "cnn.resnet.windows.0: must be [a number, a number > 0] (got [40])",
+    "cnn: {resnet: {windows: []}}": "cnn.resnet.windows: must not be empty",
+    "stack: {lgbm: {inputs: resnet}}": "stack.lgbm.inputs: must be [text, ...] or all (got 'resnet')."
+    " Did you mean [resnet]?",
+    "stack: {lgbm: {inputs: [resnt]}}": "stack.lgbm.inputs: unknown name 'resnt'. Did you mean resnet?"
+    " Choose from resnet, resnext, seresnet, densenet, bigru, bilstm, gauss",
+    "thresholds: {min_recall: 95}": "thresholds.min_recall: must be a number >= 0 and <= 1"
+    " or {NAME: a number >= 0 and <= 1} or null (got 95)",
+    "thresholds: {metric: auc}": "thresholds.metric: must be f1, f2, f0.5, ... (got 'auc')",
+    "name: My recipe": "name: must be at most 64 lower-case letters, digits and _ (got 'My recipe')",
+    "competition: {format: rsna}": "competition.format: must be rsna2019, ntu_dlmi, unibuc, folder or cq500"
+    " (got 'rsna'). Did you mean rsna2019?",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), MISTAKES.items())
+def test_a_common_mistake_has_a_message_in_plain_words(tmp_path, demo, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"base: {demo}\n{text}\n")
+    with pytest.raises(RecipeError) as error:
+        load(path)
+    assert str(error.value) == f"{path}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cnn:\n\tresnet: {}\n", "in line 2: found character '\\t' that cannot start any token; indent with spaces"),
+        ("name: mine: yours\n", "in line 1: mapping values are not allowed here; write a space after each colon"),
+        ("name: mine\ncnn: [a\n", "in line 3: expected ',' or ']', but got '<stream end>'; close the bracket"),
+        ("cnn:\n  a: {}\n b: {}\n", "in line 3: expected <block end>, but found"),
+    ],
+)
+def test_invalid_yaml_is_an_error_with_its_line_and_the_remedy(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as error:
+        load(path)
+    assert str(error.value).startswith(f"{path}: invalid YAML {message}")
+
+
+def test_a_recipe_without_content_is_an_error(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\ncnn:\n  resnet:\n")
+    with pytest.raises(RecipeError) as error:
+        load(path)
+    required = [
+        f"{path}: competition is required",
+        f"{path}: cnn.resnet: must be {{backbone: text, ...}} (got nothing)",
+    ]
+    assert str(error.value).splitlines() == required
+
+
+def test_metrics_may_be_written_in_capitals(demo):
+    stop = "cnn.resnet.early_stopping={metric: AUC}"
+    recipe = load(demo, ["thresholds.metric=F0.5", "blend.metric=F2", stop, ABLATION.replace("f2", "F2")])
+    assert (recipe.thresholds.metric, recipe.thresholds.beta, recipe.blend.metric) == ("f0.5", 0.5, "f2")
+    assert recipe.cnn["resnet"].early_stopping.metric == "auc"
+    assert recipe.ablation.metric == "f2"
 
 
 def test_valid_combinations_load(demo):
@@ -191,8 +279,31 @@ def test_a_base_is_merged(tmp_path, demo):
     assert recipe.sequence == {}
 
 
+def test_a_base_may_have_a_base(tmp_path, demo):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "small.yaml").write_text(f"base: {demo}\nfolds: {{n: 2}}\ncnn: {{resnet: {{epochs: 2}}}}\n")
+    (tmp_path / "other.yaml").write_text("base: deep/small.yaml\ncnn: {resnet: {epochs: 4}}\nsequence: null\n")
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: other.yaml\nname: mine\nblend: null\n")
+    recipe = load(path)
+    assert (recipe.name, recipe.folds.n, recipe.cnn["resnet"].epochs, recipe.sequence) == ("mine", 2, 4, {})
+
+
+def test_bases_in_a_circle_or_missing_are_an_error(tmp_path):
+    for name, base in (("a", "b"), ("b", "./c"), ("c", "a"), ("self", "self"), ("lost", "abc")):
+        (tmp_path / f"{name}.yaml").write_text(f"base: {base}.yaml\n")
+    for name, last, base in (("a", "c", "a.yaml"), ("self", "self", "self.yaml")):
+        with pytest.raises(RecipeError) as error:
+            load(tmp_path / f"{name}.yaml")
+        said = f"{tmp_path / last}.yaml: base: {base} starts from this recipe; a recipe cannot be its own base"
+        assert str(error.value) == said
+    with pytest.raises(RecipeError) as error:
+        load(tmp_path / "lost.yaml")
+    assert f"{tmp_path}/lost.yaml: base: {tmp_path}/abc.yaml: no such file." in str(error.value)
+
+
 def test_a_missing_recipe_is_an_error_with_the_existing_ones(demo):
-    with pytest.raises(RecipeError, match=r"dem\.yaml: no such file. Choose from .*demo\.yaml"):
+    with pytest.raises(RecipeError, match=r"dem\.yaml: no such file. Did you mean .*configs/demo\.yaml?"):
         load(demo.with_name("dem.yaml"))
 
 
@@ -202,3 +313,36 @@ def test_a_malformed_recipe_is_an_error(tmp_path, text):
     path.write_text(text)
     with pytest.raises(RecipeError, match=r"bad\.yaml"):
         load(path)
+
+
+def test_a_folder_a_short_name_or_another_working_folder_has_a_helpful_message(tmp_path, monkeypatch):
+    for given, says in (
+        ("demo", "demo: no such file. Did you mean configs/demo.yaml?"),
+        ("configs/demo.yml", "configs/demo.yml: no such file. Did you mean configs/demo.yaml?"),
+        ("configs/rsna.yaml", "configs/rsna.yaml: no such file. Did you mean configs/rsna2019.yaml?"),
+        ("configs", "configs: is a folder, not a recipe. Choose from configs/cq500.yaml, configs/demo.yaml, "),
+    ):
+        monkeypatch.chdir(ROOT)
+        with pytest.raises(RecipeError) as error:
+            load(given)
+        assert str(error.value).startswith(says)
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(RecipeError) as error:
+            load(given)
+        assert str(error.value) == f"{given}: no such file in {tmp_path}. Run the command in the repository: cd {ROOT}"
+
+
+NAMES = {"cnn": "resnet", "sequence": "bigru", "smooth": "gauss", "stack": "lgbm"}
+PARTS = ("competition", "image", "folds", "cnn", "sequence", "smooth", "stack", "blend", "thresholds", "compute")
+
+
+@pytest.mark.parametrize("section", PARTS)
+def test_no_value_of_a_setting_has_an_error_without_a_message(demo, section):
+    name = NAMES.get(section)
+    place = f"{section}.{name}" if name else section
+    settings = getattr(load(demo), section)
+    keys = type(settings[name] if name else settings).model_fields
+    for value in ("x", "-1", "1e400", "true", "[]", "[[]]", "[x, 1]", "{}", "{x: {}}", "{1: 1}"):
+        with pytest.raises(RecipeError) as error:
+            load(demo, [f"{place}.{key}={value}" for key in keys])
+        assert all(line.startswith(f"{demo}: ") for line in str(error.value).splitlines())

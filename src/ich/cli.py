@@ -106,7 +106,35 @@ def _plan(recipe: Path, overrides: list[str] | None) -> Any:
     from ich.pipeline.state import Plan
     from ich.recipe import load
 
-    return Plan(load(recipe, overrides or []), Path.cwd())
+    return Plan(load(recipe, overrides or []), _root(recipe))
+
+
+def _root(recipe: Path) -> Path:
+    """Return the working folder, which holds input, folds, oof and submissions.
+
+    Raises UserError if it has no input and is not the repository that the recipe is in.
+    """
+    from ich.recipe.loading import REPOSITORY
+
+    here = Path.cwd()
+    inside = (REPOSITORY / "run_all.sh").is_file() and REPOSITORY in recipe.resolve().parents
+    if inside and here != REPOSITORY and not (here / "input").is_dir():
+        raise UserError(f"{here} has no folder input. Run the command in the repository: cd {REPOSITORY}")
+    return here
+
+
+def _say_how_to_keep(recipe: Path, stage: str, overrides: list[str] | None) -> None:
+    """Print the lines of the recipe that keep those overrides that change the settings of a stage."""
+    sections, lines = ("image", "competition") if stage == "prepare" else (stage,), list[str]()
+    for assignment in overrides or []:
+        key, _, value = assignment.partition("=")
+        section, _, last = key.rpartition(".")
+        if key.partition(".")[0] in sections:
+            what = f"remove `{last}`" if value in ("", "null") else f"write `{last}: {value}`"
+            lines.append(f"{what} under `{section}`" if section else what)
+    if lines:
+        said = ", ".join(lines)
+        console.say(f"{stage}: to keep this change, {said} in {recipe}. Other commands read only the recipe")
 
 
 def _stage(name: str, text: str, task: Callable[[Any], Any] | None = None) -> None:
@@ -122,6 +150,7 @@ def _stage(name: str, text: str, task: Callable[[Any], Any] | None = None) -> No
             console.say(f"{name}: up to date, {known.folder}")
         else:
             import_module(f"ich.stages.{name}").run(plan, force=force)
+        _say_how_to_keep(recipe, name, overrides)
 
     command(run, name, text)
 
@@ -149,6 +178,7 @@ def _models(stage: str, text: str) -> None:
             run_stage(plan, stage, model=model, fold=fold, force=force)
         elif tasks:
             console.say(f"{stage}: up to date, {len(tasks)} {'models' if stage == 'pretrain' else 'folds'}")
+        _say_how_to_keep(recipe, stage, overrides)
 
     command(run, stage, text)
 
@@ -208,12 +238,14 @@ def thresholds(
         raise UserError("--out requires --table; the thresholds of a recipe are in oof/<recipe>/thresholds.json")
     options = {"metric": metric, "trials": trials}
     given = [f"thresholds.{key}={value}" for key, value in options.items() if value is not None]
+    changes = [*(overrides or []), *given]
     if (recipe is None) == (table is None):
         raise UserError("give either RECIPE or --table FILE (.parquet or .csv)")
     if recipe is not None:
-        stage.run(_plan(recipe, [*(overrides or []), *given]), force=force)
+        stage.run(_plan(recipe, changes), force=force)
+        _say_how_to_keep(recipe, "thresholds", changes)
     elif table is not None:
-        stage.run_on_table(table, table_thresholds([*(overrides or []), *given]), out)
+        stage.run_on_table(table, table_thresholds(changes), out)
 
 
 command(thresholds)
@@ -301,7 +333,7 @@ def ablate(recipe: RecipePath, overrides: Set = None) -> None:
     """Train the systems of a recipe's ablation with several seeds and compare them in a table."""
     from ich.stages import ablate as stage
 
-    stage.run(recipe, overrides or [], Path.cwd())
+    stage.run(recipe, overrides or [], _root(recipe))
 
 
 command(ablate)

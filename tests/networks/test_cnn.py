@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ich.networks.cnn import Cnn, CnnSpec
+from ich.networks.cnn import Cnn, CnnSpec, sized, try_network
 from ich.networks.layers import start_from_prevalence
 from ich.networks.losses import Loss
 
@@ -177,3 +177,64 @@ def test_the_gradient_of_a_kernel_beyond_the_map_is_zero():
         assert gradient.isfinite().all()
         gradient[..., 1, 1] = 0
         assert not gradient.any()
+
+
+@pytest.mark.parametrize("name", DEMO)
+def test_a_network_is_tried_without_its_weights(name: str, monkeypatch: pytest.MonkeyPatch):
+    devices: list[str] = []
+    embed = Cnn._embeddings
+    monkeypatch.setattr(Cnn, "_embeddings", lambda self, x: (devices.append(x.device.type), embed(self, x))[1])
+    assert try_network(DEMO[name], 96) == net(DEMO[name]).embedding_size
+    assert devices == ["meta"]
+
+
+TRANSFORMERS = {
+    "vit_tiny_patch16_224": {"embed_dim": 24, "depth": 2, "num_heads": 2},
+    "swin_tiny_patch4_window7_224": {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]},
+    "maxvit_tiny_tf_224": {},
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_a_backbone_of_fixed_size_gets_the_size_of_the_images(name: str):
+    kwargs = sized(name, TRANSFORMERS[name], 96)
+    assert kwargs == {"img_size": 96, **TRANSFORMERS[name]}
+    assert try_network(CnnSpec(name, 3, 6, kwargs), 96) > 0
+    with pytest.raises(ValueError, match=f"{name} with .* cannot read images of 80 x 80 pixels"):
+        try_network(CnnSpec(name, 3, 6, {"img_size": 96, **TRANSFORMERS[name]}), 80)
+    assert sized(name, {"img_size": 128}, 96) == {"img_size": 128}, "as the user wants it"
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "densenet121", "resnet18.no_such_tag", "no_such_backbone"])
+def test_other_backbones_take_images_of_any_size(name: str):
+    assert sized(name, {"a": 1}, 96) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"kwargs": {"channels": [8, 8], "stem_width": 8}},
+            "resnet10t with .*channels.* cannot read images of 64 x 64 pixels: AttributeError",
+        ),
+        ({"kwargs": {"block_args": {"attn_layer": "sse"}}}, "cannot build backbone resnet10t with .*sse"),
+        ({"backbone": "resnet18.no_such_tag", "kwargs": {}}, "cannot build backbone .*no_such_tag"),
+    ],
+)
+def test_arguments_that_timm_rejects_are_an_error(change, message):
+    with pytest.raises(ValueError, match=message) as error:
+        try_network(replace(SMALL, **change), 64)
+    assert "\n" not in str(error.value)
+
+
+def test_pretrained_weights_without_internet_name_the_setting(monkeypatch: pytest.MonkeyPatch):
+    def offline(*_: object, **__: object) -> None:
+        raise ConnectionError("no route to the Hub\nin two lines")
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", offline)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_url", offline)
+    with pytest.raises(
+        ValueError, match=r"weights of resnet18: ConnectionError.*use weights: FILE\.safetensors"
+    ) as error:
+        try_network(CnnSpec("resnet18", 3, 6, pretrained=True), 64)
+    assert "\n" not in str(error.value)

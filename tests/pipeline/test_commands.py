@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import Clone, make, plan_of
+from conftest import ROOT, Clone, make, plan_of
+from ich import cli
 from ich.cli import GROUPS, app
 from ich.console import duration
 from ich.data.cache import HuCache
+from ich.errors import UserError
 from ich.pipeline.state import Plan
 from ich.stages import status
 from ich.store.locks import hold
@@ -215,3 +217,32 @@ def test_help_lists_each_command_once_by_group(finished, option):
 
 def test_the_version_is_that_of_the_package(finished):
     assert finished.ich("--version", recipe=None) == f"ich {version('ich')}\n"
+
+
+def test_a_wrong_working_folder_is_an_error(tmp_path, monkeypatch, capsys):
+    recipe = ROOT / "configs" / "demo.yaml"
+    for folder in (tmp_path, ROOT / "configs"):
+        monkeypatch.chdir(folder)
+        with pytest.raises(UserError) as error:
+            cli._plan(recipe, None)
+        assert str(error.value) == f"{folder} has no folder input. Run the command in the repository: cd {ROOT}"
+    (tmp_path / "input").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert cli._plan(recipe, None).root == tmp_path
+    monkeypatch.chdir(ROOT)
+    assert cli._plan(recipe, None).root == ROOT
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "says"),
+    [
+        ("thresholds", ("--metric", "f1"), "thresholds: to keep this change, write `metric: f1` under `thresholds` in"),
+        ("smooth", ("--set", "smooth.gauss.widths=[5]"), "smooth: to keep this change, write `widths: [5]` under"),
+        ("blend", ("--set", "blend.inputs=null"), "blend: to keep this change, remove `inputs` under `blend` in"),
+    ],
+)
+def test_an_overridden_setting_ends_with_the_line_that_keeps_it(clone_copy, command, arguments, says):
+    for _ in range(2):  # made, and up to date
+        assert clone_copy.ich(command, *arguments).splitlines()[-1].startswith(says)
+    assert "to keep" not in clone_copy.ich("smooth", "--set", "thresholds.metric=f1")
+    assert "to keep" not in clone_copy.ich("smooth")

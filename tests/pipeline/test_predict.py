@@ -325,6 +325,14 @@ def test_a_missing_fold_is_an_error_with_a_remedy(copy):
     assert not (copy / "out.csv").exists()
 
 
+@pytest.mark.parametrize("out", ["", "file/out.csv"])
+def test_the_output_path_is_tested_before_the_work(trained, tmp_path, monkeypatch, out):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("ich.stages.predict._files", lambda _: pytest.fail("read the scans first"))
+    with pytest.raises(UserError, match=r"(is a folder|is a file, not a folder)\. Give (the|another) path"):
+        predict.run(plan_of(trained), trained / TEST, tmp_path / out)
+
+
 @pytest.mark.parametrize(
     ("files", "says"),
     [

@@ -16,6 +16,7 @@ from ich.models.smooth import FittedSmooth
 from ich.pipeline import runner
 from ich.pipeline.graph import CHECKPOINT, Task
 from ich.pipeline.state import Busy, Plan
+from ich.pipeline.trial import untrainable
 from ich.store.locks import hold
 from ich.training import fit as training
 from ich.training.checkpoint import TrainingState
@@ -264,3 +265,51 @@ def test_a_damaged_model_is_refused_with_a_remedy(copy):
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(UserError, match=r"stack/lgbm/fold1/model_any.txt was changed. Run `ich stack`"):
         runner.load_fitted(plan, "lgbm", 1)
+
+
+# ---- networks that cannot be trained
+
+VIT = "{backbone: vit_tiny_patch16_224, kwargs: {embed_dim: 24, depth: 1, num_heads: 2}, epochs: 1, batch_size: 16}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["end_to_end.joint.start=null", "end_to_end.joint.backbone=resnet_10"], ["end_to_end.joint: timm "]),
+        (["cnn.other={backbone: resnet18, weights: no.safetensors}"], ["cnn.other: no weights at no.safetensors"]),
+        (
+            ["cnn.odd={backbone: resnet10t, kwargs: {widht: 3}}", "pretrain.odd_too={backbone: resnet_10}"],
+            ["pretrain.odd_too: timm ", "cnn.odd: backbone resnet10t does not take"],
+        ),
+        (
+            [
+                "cnn.odd={backbone: vit_tiny_patch16_224, kwargs: {embed_dim: 9, depth: 1, num_heads: 3}}",
+                "sequence.lr={head: sdl, inputs: [odd]}",
+            ],
+            ["sequence.lr: a bidirectional gru cannot add to 9 features"],
+        ),
+    ],
+)
+def test_all_networks_are_tried_before_one_is_trained(copy, monkeypatch, changes, says):
+    monkeypatch.setattr("ich.models.network.fit", lambda *_: pytest.fail("a network was trained"))
+    with pytest.raises(UserError) as error:
+        make(plan_of(copy, *changes), "cnn", model="resnet", fold=0, force=True)
+    lines = str(error.value).splitlines()
+    assert len(lines) == len(says)
+    assert all(line.startswith(start) for line, start in zip(lines, says, strict=True))
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_weights_of_trained_models_are_not_loaded_again(trained, monkeypatch, done):
+    plan, pretrained = plan_of(trained, "cnn.resnet.pretrained=true"), list[bool]()
+    monkeypatch.setattr(plan, "finished", lambda _: done)
+    monkeypatch.setattr("ich.models.images.try_network", lambda spec, _: pretrained.append(spec.pretrained) or 8)
+    assert not untrainable(plan, 6, "hu")
+    assert pretrained == [False, not done, False, False, False], "simclr, resnet, resnext, small, joint"
+
+
+def test_a_transformer_is_trained_at_the_size_of_the_images(copy):
+    plan = plan_of(copy, f"cnn.vit={VIT}")
+    make(plan, "cnn", model="vit", fold=0)
+    fitted = runner.load_fitted(plan, "vit", 0)
+    assert fitted.spec["network"]["kwargs"]["img_size"] == plan.recipe.image.size

@@ -264,3 +264,11 @@ def test_exclude_overlap_drops_training_studies(competition, capsys):
     hu = HuCache.open(without.prepare().folder, left)
     assert len(hu) == 13
     assert hu[:].std() > 0
+
+
+def test_a_network_that_cannot_be_trained_is_an_error(competition):
+    code, found = competition.check("cnn.net.backbone=resnet10", "cnn.deep={backbone: resnet18, kwargs: {widht: 2}}")
+    rows = found[found["rule"] == "network"].set_index("name")["detail"]
+    assert (code, list(rows.index)) == (2, ["cnn.net", "cnn.deep"])
+    assert "Did you mean resnet10t" in rows["cnn.net"]
+    assert "does not take" in rows["cnn.deep"]

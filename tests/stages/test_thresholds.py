@@ -105,6 +105,40 @@ def test_without_out_the_json_is_printed(tmp_path, capsys):
     assert set(json.loads(capsys.readouterr().out)["thresholds"]) == set(CLASSES)
 
 
+def test_a_class_without_probabilities_is_a_warning(tmp_path, capsys):
+    table = brought().assign(site="a", age=[40, 50] * 150)
+    lost = table.drop(columns="prob_epidural").assign(empty=np.nan)
+    found = tuned(tmp_path, lost, "table.csv")
+    assert list(found["thresholds"]) == ["any"]
+    named = [warning for warning in found["warnings"] if "no column prob_" in warning]
+    assert named == [
+        "column epidural holds 0 and 1, but there is no column prob_epidural: if it is a class, it is missing from the"
+        " score. Add its probabilities."
+    ]
+    assert f"warning: {named[0]}" in capsys.readouterr().out
+    assert tuned(tmp_path, lost.astype({"epidural": bool}))["warnings"] == found["warnings"]
+    assert not [warning for warning in tuned(tmp_path, table)["warnings"] if "no column prob_" in warning]
+    with pytest.raises(UserError, match="no column any"):
+        tuned(tmp_path, table.drop(columns="any"))
+    (tmp_path / "table.csv").write_text(table.to_csv())  # with an index, whose column has no name
+    run_on_table(tmp_path / "table.csv", Thresholds(trials=5), None)
+
+
+@pytest.mark.parametrize(
+    ("out", "says"),
+    [
+        ("", "is a folder. Give the path of a file in it"),
+        ("file/thresholds.json", "a parent of this path is a file, not a folder. Give another path"),
+        ("/proc/thresholds.json", "Check the permissions|Rerun|No such file"),
+    ],
+)
+def test_the_output_path_is_tested_before_the_work(tmp_path, monkeypatch, out, says):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("ich.stages.thresholds.tuned", lambda *_, **__: pytest.fail("tuned first"))
+    with pytest.raises(UserError, match=says):
+        run_on_table(written(tmp_path, brought()), Thresholds(trials=5), tmp_path / out)
+
+
 def spoilt(column, row, value):
     table = brought()
     table[column] = table[column].astype(object)

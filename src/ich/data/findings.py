@@ -25,6 +25,7 @@ RULES: Mapping[str, Rule] = {
     "nothing_to_read": Rule("error", "see the quarantined files; is competition.root correct?"),
     "duplicate_id": Rule("error", "keep one of the files; prepare stops here"),
     "study_of_two_patients": Rule("error", "correct PatientID or StudyInstanceUID; folds stop here"),
+    "network": Rule("error", "correct this model in the recipe: it cannot be trained"),
     "folds": Rule("error", "`ich folds --force` makes new folds; all models are then trained again"),
     "label_without_file": Rule("warning", "download it again, or ignore it: it is not used in training"),
     "test_image_without_file": Rule("warning", "download it again, or ignore it: it gets the training prevalence"),
@@ -79,8 +80,8 @@ def layout(text: str) -> pd.DataFrame:
     return findings("layout", [name if colon else ""], [rest if colon else text], [row[1] if row else ""])
 
 
-DETAILED = ("layout", "value_out_of_place", "nothing_to_read", "folds", "quarantined", "study_lengths", "prevalence")
-DETAILED += ("fold_prevalence", "note")  # details are printed too
+DETAILED = ("layout", "value_out_of_place", "nothing_to_read", "network", "folds", "quarantined", "study_lengths")
+DETAILED += ("prevalence", "fold_prevalence", "note")  # details are printed too
 WIDTH = 64  # of the last two columns on the screen, and of names
 
 

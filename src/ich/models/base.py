@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ich.errors import UserError
 from ich.models.data import FoldData
-from ich.models.slices import Predictions, Slices
+from ich.models.slices import Predictions, Shape, Slices
 from ich.store.atomic import write_json
 from ich.training.run import Run
 
@@ -74,3 +74,10 @@ class Model(ABC):
     @abstractmethod
     def fit(self, data: FoldData, run: Run) -> Fitted:
         """Fit the training rows of a fold. A network resumes from the checkpoint of the run."""
+
+    def try_network(self, shape: Shape, inputs: Mapping[str, int]) -> int:
+        """Build the network once, without data, and return the size of its embeddings; 0 if it has none.
+
+        inputs: the sizes of the embeddings of its inputs. Raises ValueError if the network cannot be trained.
+        """
+        return 0

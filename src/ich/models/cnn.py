@@ -16,9 +16,10 @@ from ich.models.images import (
     saved_windowing,
     slice_dataset,
     training_dataset,
+    try_backbone,
 )
 from ich.models.network import FittedNetwork, fit_on_labels, new_backbone
-from ich.models.slices import Predictions, Slices
+from ich.models.slices import Predictions, Shape, Slices
 from ich.networks.cnn import Cnn as Network
 from ich.networks.cnn import CnnSpec
 from ich.training.run import Run
@@ -27,10 +28,13 @@ from ich.training.run import Run
 class Cnn(Model):
     def fit(self, data: FoldData, run: Run) -> "FittedCnn":
         images = training_dataset(data, "train", run.seed)
-        network, spec = image_spec(self.settings, data, dropout=self.settings.dropout)
+        network, spec = image_spec(self.settings, data.shape, dropout=self.settings.dropout)
         fitted = FittedCnn(spec, run.name, network=new_backbone(network, data, run))
         fit_on_labels(fitted, image_loader(images, self.settings, "slices"), data, run)
         return fitted
+
+    def try_network(self, shape: Shape, inputs: Mapping[str, int]) -> int:
+        return try_backbone(self.settings, shape)
 
 
 @dataclass

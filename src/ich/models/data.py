@@ -16,7 +16,7 @@ from ich.ensemble.alignment import into_space_of
 from ich.errors import UserError
 from ich.models.artifacts import read_predictions
 from ich.models.inputs import input_splits
-from ich.models.slices import Predictions, Slices
+from ich.models.slices import Predictions, Shape, Slices
 from ich.models.table import SliceTable
 from ich.recipe import Recipe
 from ich.store.hashes import seed_of
@@ -52,6 +52,10 @@ class FoldData:
         images = HuCache.open(cache, table.table) if settings.reads_images else None
         rows = {"all": np.arange(len(table.table))} if fold is None else _splits(table, settings, fold)
         return cls(recipe, workspace, model, fold, settings, table, images, rows, cache)
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(len(self.table.classes), self.table.values, self.recipe.image.size)
 
     def slices(self, split: str) -> Slices:
         workers = getattr(self.settings, "workers", 0)

@@ -17,14 +17,15 @@ from ich.models.images import (
     series_dataset,
     slice_dataset,
     training_dataset,
+    try_backbone,
 )
 from ich.models.network import FittedNetwork, fit_on_labels, new_backbone
 from ich.models.sequence import head_spec
-from ich.models.slices import Predictions, Slices
+from ich.models.slices import Predictions, Shape, Slices
 from ich.networks.cnn import Cnn, CnnSpec
 from ich.networks.cnn_lstm import EndToEnd as Network
 from ich.networks.layers import HeadSpec
-from ich.networks.sequence import build_head
+from ich.networks.sequence import build_head, try_head
 from ich.training.run import Run
 
 
@@ -32,7 +33,7 @@ class EndToEnd(Model):
     def fit(self, data: FoldData, run: Run) -> "FittedEndToEnd":
         settings = self.settings
         series = series_dataset(data.slices("train"), training_dataset(data, "train", run.seed))
-        network, spec = image_spec(settings, data)
+        network, spec = image_spec(settings, data.shape)
         cnn = new_backbone(network, data, run)
         spec["head"] = asdict(head_spec(settings, cnn.embedding_size, len(data.table.classes)))
         spec["chunk"] = settings.chunk
@@ -40,6 +41,11 @@ class EndToEnd(Model):
         fitted = FittedEndToEnd(spec, run.name, network=_joined(cnn, spec))
         fit_on_labels(fitted, image_loader(series, settings, "series"), data, run)
         return fitted
+
+    def try_network(self, shape: Shape, inputs: Mapping[str, int]) -> int:
+        size = try_backbone(self.settings, shape)
+        try_head(head_spec(self.settings, size, shape.classes))
+        return size
 
 
 def _joined(cnn: Cnn, spec: Mapping[str, Any]) -> Network:

@@ -16,8 +16,8 @@ from ich.data.series_images import SeriesImages
 from ich.data.windowing import Window, Windowing, neighbour_rows
 from ich.models.data import FoldData
 from ich.models.network import FittedNetwork
-from ich.models.slices import Slices, geometry
-from ich.networks.cnn import CnnSpec
+from ich.models.slices import Shape, Slices, geometry
+from ich.networks.cnn import CnnSpec, sized, try_network
 from ich.recipe import Backbone
 from ich.training.device import loader_workers
 from ich.training.fit import Loader
@@ -37,11 +37,18 @@ def saved_windowing(spec: Mapping[str, Any]) -> Windowing:
     return Windowing(**{**spec["view"], "windows": tuple(Window(**window) for window in spec["view"]["windows"])})
 
 
-def image_spec(settings: Backbone, data: FoldData, *, dropout: float = 0.0) -> tuple[CnnSpec, dict[str, Any]]:
+def image_spec(settings: Backbone, shape: Shape, *, dropout: float = 0.0) -> tuple[CnnSpec, dict[str, Any]]:
     """The spec of the Cnn to train, and the spec of the fitted model, which rebuilds it without initial weights."""
-    view = windowing(settings, data.table.values)
-    shape = settings.model_dump(include={"backbone", "kwargs", "pretrained", "weights"})
-    network = CnnSpec(in_channels=view.channels, classes=len(data.table.classes), dropout=dropout, **shape)
+    view = windowing(settings, shape.values)
+    network = CnnSpec(
+        settings.backbone,
+        view.channels,
+        shape.classes,
+        sized(settings.backbone, settings.kwargs, shape.size),
+        dropout,
+        settings.pretrained,
+        settings.weights,
+    )
     saved = {
         "network": {**asdict(network), "pretrained": False, "weights": None},
         "view": asdict(view),
@@ -49,6 +56,11 @@ def image_spec(settings: Backbone, data: FoldData, *, dropout: float = 0.0) -> t
         "precision": settings.precision,
     }
     return network, saved
+
+
+def try_backbone(settings: Backbone, shape: Shape) -> int:
+    """Build the Cnn of a model once; return the size of its embeddings. Raises ValueError if it cannot be trained."""
+    return try_network(image_spec(settings, shape)[0], shape.size)
 
 
 def training_dataset(data: FoldData, split: str, seed: int, *, labels: bool = True) -> SliceDataset:

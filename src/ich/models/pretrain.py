@@ -13,9 +13,9 @@ from torch import nn
 from ich.data.datasets import TwoViews
 from ich.models.base import Model
 from ich.models.data import FoldData
-from ich.models.images import image_loader, image_spec, training_dataset
+from ich.models.images import image_loader, image_spec, training_dataset, try_backbone
 from ich.models.network import FittedNetwork, fit_settings, new_backbone
-from ich.models.slices import Predictions, Slices
+from ich.models.slices import Predictions, Shape, Slices
 from ich.networks.cnn import Cnn, CnnSpec
 from ich.networks.losses import nt_xent
 from ich.networks.simclr import SimClr as Network
@@ -27,7 +27,7 @@ class SimClr(Model):
     def fit(self, data: FoldData, run: Run) -> "FittedSimClr":
         settings = self.settings
         views = TwoViews(training_dataset(data, "all", run.seed, labels=False))
-        network, spec = image_spec(settings, data)
+        network, spec = image_spec(settings, data.shape)
         fitted = FittedSimClr(spec, run.name, network=Network(new_backbone(network, data, run)))
         fitted.notes["slices"] = len(views)
 
@@ -37,6 +37,9 @@ class SimClr(Model):
         loader = image_loader(views, settings, "slices")
         fitted.history = fit(fitted.network, loader, loss_of, fit_settings(settings), run)
         return fitted
+
+    def try_network(self, shape: Shape, inputs: Mapping[str, int]) -> int:
+        return try_backbone(self.settings, shape)
 
 
 @dataclass

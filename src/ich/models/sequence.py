@@ -14,9 +14,9 @@ from ich.errors import UserError
 from ich.models.base import Model
 from ich.models.data import FoldData
 from ich.models.network import FittedNetwork, fit_on_labels
-from ich.models.slices import Predictions, Slices, geometry
+from ich.models.slices import Predictions, Shape, Slices, geometry
 from ich.networks.layers import HeadSpec
-from ich.networks.sequence import build_head
+from ich.networks.sequence import build_head, try_head
 from ich.recipe import Head
 from ich.training.device import default_device
 from ich.training.fit import Loader
@@ -50,6 +50,11 @@ class Sequence(Model):
 
         fit_on_labels(fitted, Loader(epoch, -(-len(series) // size), len(series), "series"), data, run)
         return fitted
+
+    def try_network(self, shape: Shape, inputs: Mapping[str, int]) -> int:
+        width = sum(inputs[name] for name in self.settings.inputs)
+        try_head(head_spec(self.settings, width, shape.classes))
+        return 0
 
 
 def head_spec(settings: Head, features: int, classes: int) -> HeadSpec:

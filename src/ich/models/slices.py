@@ -25,6 +25,15 @@ class Predictions:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """What networks are built for: the number of classes, hu or grey values, and pixels per side of the images."""
+
+    classes: int
+    values: str
+    size: int
+
+
+@dataclass(frozen=True)
 class Slices:
     """Slices to predict: `rows` of a slice table, whole series together and in order.
 

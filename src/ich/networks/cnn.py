@@ -3,14 +3,13 @@
 import difflib
 import sys
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ich.networks.layers import Classifier
@@ -166,6 +165,40 @@ class Cnn(nn.Module):
             ) from None
 
 
+def sized(backbone: str, kwargs: dict[str, Any], size: int) -> dict[str, Any]:
+    """Add img_size to the arguments of a backbone for images of one size, such as ViT or Swin."""
+    try:
+        config = timm.get_pretrained_cfg(backbone)
+    except RuntimeError:  # an unknown tag, which `Cnn` refuses
+        return kwargs
+    return {"img_size": size, **kwargs} if config is not None and config.fixed_input_size else kwargs
+
+
+def try_network(spec: CnnSpec, size: int) -> int:
+    """Build a Cnn, embed one image of `size` pixels per side and return the size of the embedding.
+
+    This needs neither time nor memory on torch's meta device, which has shapes only. Backbones that compute with values
+    there, and initial weights, need a CPU. Raises ValueError if it cannot be built or cannot read such images.
+    """
+    if not spec.pretrained and spec.weights is None:
+        with suppress(Exception), torch.device("meta"):
+            return _embedded(Cnn(spec), size)
+    return _embedded(Cnn(spec), size)
+
+
+@torch.inference_mode()
+def _embedded(network: Cnn, size: int) -> int:
+    spec = network.spec
+    try:
+        shape = network.eval()._embeddings(torch.zeros(1, spec.in_channels, size, size)).shape
+    except Exception as error:  # timm asserts, and torch raises RuntimeError
+        what = f"{spec.backbone} with {spec.kwargs or 'no kwargs'}"
+        raise ValueError(f"{what} cannot read images of {size} x {size} pixels: {_brief(error)}") from error
+    if shape != (1, network.embedding_size):
+        raise ValueError(f"{spec.backbone} has embeddings {list(shape)} instead of [1, {network.embedding_size}]")
+    return network.embedding_size
+
+
 def _backbone(spec: CnnSpec) -> Any:
     if spec.backbone.partition(".")[0] not in timm.list_models():
         close = difflib.get_close_matches(spec.backbone, timm.list_models(), n=5)
@@ -189,13 +222,23 @@ def _backbone(spec: CnnSpec) -> Any:
         )
     except TypeError as error:
         raise ValueError(f"backbone {spec.backbone} does not take {spec.kwargs}: {error}") from error
-    except (SafetensorError, OSError, RuntimeError) as error:  # no connection, or the weights do not fit
-        raise ValueError(f"cannot load the weights of {spec.backbone}: {' '.join(str(error).split())[:200]}") from error
+    except Exception as error:  # kwargs are free, and the errors of timm and its downloads have no common base
+        why = _brief(error)
+        if overlay is not None:
+            raise ValueError(f"cannot load the weights {spec.weights} into {spec.backbone}: {why}") from error
+        if spec.pretrained:
+            advice = "Without internet, use weights: FILE.safetensors, or pretrained: false"
+            raise ValueError(f"cannot get the pretrained weights of {spec.backbone}: {why}. {advice}") from error
+        raise ValueError(f"cannot build backbone {spec.backbone} with {spec.kwargs or 'no kwargs'}: {why}") from error
     if isinstance(network, timm.models.VGG):
         # without its layers of 4096 units, the embedding is the mean of 512 maps (docs/background/seeds.md, SDL + LRNN)
         network.pre_logits = nn.Identity()
         network.head_hidden_size = network.num_features
     return network
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _tuples(value: Any) -> Any:

@@ -23,6 +23,12 @@ def build_head(spec: HeadSpec) -> nn.Module:
     return StackedHead(spec) if spec.name in ("plain", "shortcut") else SliceLabelHead(spec)
 
 
+def try_head(spec: HeadSpec) -> None:
+    """Build a head without memory for its weights. Raises ValueError if that is not possible."""
+    with torch.device("meta"):
+        build_head(spec)
+
+
 class ResidualHead(nn.Module):
     """base + linear(bidirectional RNN of [LayerNorm(features), base, geometry]).
 

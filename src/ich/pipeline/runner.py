@@ -15,6 +15,7 @@ from ich.models.registry import build, load
 from ich.models.table import SliceTable, read_parquet
 from ich.pipeline.graph import WEIGHTS, Task
 from ich.pipeline.state import Busy, Made, Plan
+from ich.pipeline.trial import untrainable
 from ich.processes import run_parallel
 from ich.recipe import Recipe
 from ich.store.atomic import atomic
@@ -68,6 +69,12 @@ def _make_parallel(plan: Plan, todo: list[Task], force: bool) -> Iterator[tuple[
     if todo[0].fold is None:  # one network for all folds may use every core
         processes, threads = 1, plan.cores
     advice = "with fewer processes (--set compute.processes=1) or a smaller batch_size"
+    if plan.settings_of(todo[0].model).reads_images and not _in_sample(todo[0]):
+        record = plan.record_of(plan.prepared)
+        trial = (plan, len(record["classes"]), record["values"])
+        (found,) = run_parallel(untrainable, [trial], processes, threads=threads, advice=advice)
+        if found:
+            raise UserError("\n".join(f"{where}: {why}" for where, why in found.items()))
     detail(f"{todo[0].stage}: {len(todo)} tasks, {processes} in parallel, {threads} CPU threads each")
     jobs = ((plan.recipe, plan.root, task.model, task.fold, _in_sample(task), force) for task in todo)
     by_label = {_label(task): task for task in todo}

@@ -1,4 +1,4 @@
-"""Read a recipe: YAML with a one-level `base:` and overrides. Each error is one line with a suggestion."""
+"""Read a recipe: YAML, its bases and overrides. Each error is one line with a suggestion."""
 
 import re
 from pathlib import Path
@@ -8,10 +8,19 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ich.errors import UserError
-from ich.recipe.models import meant
+from ich.recipe.messages import explain
+from ich.recipe.models import closest
 from ich.recipe.types import Recipe, Thresholds
 
 Model = TypeVar("Model", bound=BaseModel)
+REPOSITORY = Path(__file__).resolve().parents[3]  # unless the package is installed without it
+YAML_ADVICE = {  # by the start of a problem of PyYAML
+    "found character '\\t'": "indent with spaces, not with tabs",
+    "mapping values are not allowed": "write a space after each colon, and quote text that has a colon",
+    "could not find expected ':'": "write a space after each colon",
+    "expected ',' or": "close the bracket",
+    "expected <block end>": "check the indentation",
+}
 
 
 class RecipeError(UserError):
@@ -57,17 +66,53 @@ _Loader.add_implicit_resolver(
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.is_dir() or not path.exists():
+        raise RecipeError(_not_a_file(path))
     try:
         with path.open(encoding="utf-8") as file:
             value = yaml.load(file, _Loader)
-    except FileNotFoundError:
-        near = ", ".join(sorted(str(p) for p in path.parent.glob("*.yaml"))) or "no recipe in that folder"
-        raise RecipeError(f"{path}: no such file. Choose from {near}") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise RecipeError(f"{path}: invalid YAML: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"{path}: invalid YAML{_problem(error)}") from None
     if not isinstance(value, dict):
         raise RecipeError(f"{path}: must be a mapping of keys, not {type(value).__name__}")
     return value
+
+
+def _problem(error: Exception) -> str:
+    """Say where YAML is invalid, why, and what to write."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return f": {' '.join(str(error).split())}"
+    problem = " ".join(str(error.problem).split())
+    advice = next((f"; {text}" for start, text in YAML_ADVICE.items() if problem.startswith(start)), "")
+    return f" in line {error.problem_mark.line + 1}: {problem}{advice}"
+
+
+def _not_a_file(path: Path) -> str:
+    """Say what to type instead of the path of a recipe that is not a file."""
+    folder = path if path.is_dir() else path.parent
+    own = set(folder.glob("*.yaml"))
+    known = sorted(own if own and path.is_dir() else {*own, *Path("configs").rglob("*.yaml")})
+    what = f"{path}: {'is a folder, not a recipe' if path.is_dir() else 'no such file'}"
+    if not known and (REPOSITORY / "run_all.sh").is_file():
+        return f"{what} in {Path.cwd()}. Run the command in the repository: cd {REPOSITORY}"
+    near = closest(path.stem, [one.stem for one in known])
+    if near is not None:
+        return f"{what}. Did you mean {next(one for one in known if one.stem == near)}?"
+    return f"{what}. Choose from {', '.join(map(str, known)) or 'none: there is no recipe in that folder'}"
+
+
+def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a recipe, merged into its base, which may have a base itself. above: the recipes that start from it."""
+    values = _read(path)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    below, chain = path.parent / str(base), (*above, path)
+    if below.is_dir() or not below.exists():
+        raise RecipeError(f"{path}: base: {_not_a_file(below)}")
+    if below.resolve() in [one.resolve() for one in chain]:
+        raise RecipeError(f"{path}: base: {base} starts from this recipe; a recipe cannot be its own base")
+    return _merge(_with_bases(below, chain), values)
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +140,7 @@ def _override(values: dict[str, Any], assignment: str) -> None:
     try:
         value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise RecipeError(f"--set {assignment}: invalid YAML: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"--set {assignment}: invalid YAML{_problem(error)}") from None
     if value is None:
         values.pop(last, None)
     else:
@@ -103,15 +148,9 @@ def _override(values: dict[str, Any], assignment: str) -> None:
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe, its `base:` and overrides. Raises RecipeError with one line per error."""
+    """Read a recipe, its bases and overrides. Raises RecipeError with one line per error."""
     path = Path(path)
-    values = _read(path)
-    base = values.pop("base", None)
-    if base is not None:
-        below = _read(path.parent / str(base))
-        if "base" in below:
-            raise RecipeError(f"{path.parent / str(base)}: a base must not have a base itself")
-        values = _merge(below, values)
+    values = _with_bases(path)
     for assignment in overrides:
         _override(values, assignment)
     return _checked(Recipe, values, f"{path}: ")
@@ -134,35 +173,4 @@ def _checked(model: type[Model], values: dict[str, Any], where: str) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise RecipeError("\n".join(where + _explain(model, fault) for fault in error.errors())) from None
-
-
-def _explain(model: type[BaseModel], fault: Any) -> str:
-    """Format an error of pydantic as `key: what is wrong`."""
-    where = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        known = _settings_at(model, fault["loc"][:-1])
-        hint = meant(str(fault["loc"][-1]), known)
-        return f"{where} is not a setting{hint if hint != '.' else '. Choose from ' + ', '.join(known)}"
-    text = (
-        fault["msg"]
-        .removeprefix("Value error, ")
-        .replace("Input should ", "must ")
-        .partition(", unable")[0]
-        .partition(" or instance")[0]
-    )
-    text = text.replace("Field required", "is required").replace("must be a valid ", "must be of type ")
-    got = "" if fault["type"] in ("missing", "value_error") else f" (got {fault['input']!r})"
-    return f"{where}: {text}{got}" if where else f"{text}{got}"
-
-
-def _settings_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """Settings of the section at `location`."""
-    schema = model.model_json_schema()
-    section = schema
-    for part in location:
-        section = section["properties"][part] if "properties" in section else section["additionalProperties"]
-        options = [section, *section.get("anyOf", [])]  # an optional section is a reference or null
-        reference = next((one["$ref"] for one in options if "$ref" in one), None)
-        section = section if reference is None else schema["$defs"][reference.removeprefix("#/$defs/")]
-    return list(section["properties"])
+        raise RecipeError("\n".join(where + line for line in explain(model, values, error.errors()))) from None

@@ -6,12 +6,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    StringConstraints,
     field_validator,
     model_validator,
 )
@@ -46,6 +48,10 @@ Epochs = Annotated[PositiveInt, Field(description="passes over the training rows
 BatchSize = Annotated[PositiveInt, Field(description="slices, or series for sequence and end_to_end, per batch")]
 LearningRate = Annotated[PositiveFloat, Field(description="peak learning rate")]
 Seed = Annotated[int, Field(description="seed of all random numbers")]
+Metric = Annotated[
+    Literal["f1", "f2", "auc", "log_loss"],
+    BeforeValidator(lambda name: name.lower() if isinstance(name, str) else name),
+]
 
 
 class Loss(Strict):
@@ -113,9 +119,7 @@ class Training(Strict):
 class EarlyStopping(Strict):
     """Keep the best epoch. With split: fold the score of the fold is optimistic, which its record warns of."""
 
-    metric: Literal["f1", "f2", "auc", "log_loss"] = Field(
-        default="log_loss", description="f1 and f2: macro mean at the best threshold of each class"
-    )
+    metric: Metric = Field(default="log_loss", description="f1 and f2: macro mean at the best threshold of each class")
     patience: PositiveInt | None = Field(default=None, description="epochs without improvement; null: run all epochs")
     split: Literal["inner", "fold"] = Field(
         default="inner", description="inner: held-out training patients; fold: the validation fold"
@@ -140,7 +144,9 @@ class Backbone(Training):
     fingerprint_ignores: ClassVar[frozenset[str]] = frozenset({"workers"})
 
     backbone: str = Field(description="name of a timm model")
-    kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of timm.create_model")
+    kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of timm.create_model; img_size is that of the images"
+    )
     pretrained: bool = Field(default=False, description="ImageNet weights, downloaded unless `weights` is given")
     weights: str | None = Field(default=None, description=".safetensors file of timm weights, for offline machines")
     input: Literal["windows", "neighbours"] = Field(
@@ -322,7 +328,9 @@ def _has_beta(metric: str) -> str:
     return metric
 
 
-FScore = Annotated[str, Field(pattern=r"^f\d+(\.\d+)?$"), AfterValidator(_has_beta)]  # f and beta
+F_SCORE = r"^[fF]\d+(\.\d+)?$"  # f and beta
+BLEND_METRIC = r"^(log_loss|[fF]\d+(\.\d+)?)$"
+FScore = Annotated[str, StringConstraints(pattern=F_SCORE, to_lower=True), AfterValidator(_has_beta)]
 
 
 class Blend(Model):
@@ -338,7 +346,7 @@ class Blend(Model):
         description="mean of logits, probabilities or ranks; greedy: forward selection (Caruana); weights: non-negative"
         " weights of the logits; auto: the first of these that no later one significantly beats in cross-fitting",
     )
-    metric: Annotated[str, Field(pattern=r"^(log_loss|f\d+(\.\d+)?)$"), AfterValidator(_has_beta)] = Field(
+    metric: Annotated[str, StringConstraints(pattern=BLEND_METRIC, to_lower=True), AfterValidator(_has_beta)] = Field(
         default="log_loss", description="metric of weights and of the choice of method: log_loss, f1, f2, ..."
     )
     calibration: Literal["auto", "none", "temperature", "platt", "beta", "isotonic"] = Field(
@@ -351,7 +359,12 @@ class Blend(Model):
         return tuple(name for name in recipe.models if name != "blend") if self.inputs == "all" else self.inputs
 
 
+def closest(word: str, known: list[str]) -> str | None:
+    """Return the known word that is most similar to `word`, or None."""
+    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.5)), None)
+
+
 def meant(word: str, known: list[str]) -> str:
     """Return `. Did you mean <the closest known word>?`, or a full stop."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f". Did you mean {close[0]}?" if close else "."
+    close = closest(word, known)
+    return f". Did you mean {close}?" if close else "."

@@ -14,6 +14,7 @@ from ich.recipe.models import (
     EndToEnd,
     External,
     FScore,
+    Metric,
     Model,
     Pretrain,
     Seed,
@@ -118,7 +119,7 @@ class Ablation(Strict):
     """Systems that `ich ablate` compares, and their published order."""
 
     seeds: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1, description="seeds of the folds and all models")
-    metric: Literal["f1", "f2", "auc", "log_loss"] = Field(description="metric of the published scores")
+    metric: Metric = Field(description="metric of the published scores")
     variants: dict[str, tuple[str, ...]] = Field(default_factory=dict, description="overrides, as for --set: key=value")
     systems: dict[str, System] = Field(min_length=1, description="rows of the table, by title")
     orders: tuple[tuple[str, str], ...] = Field(default=(), description="pairs of titles, the better one first")

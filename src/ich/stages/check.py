@@ -14,6 +14,7 @@ from ich.data import checks, examine, findings, rules, slice_table
 from ich.data.competitions import ADAPTERS, LayoutError, Raw
 from ich.pipeline.graph import NOT_RAW
 from ich.pipeline.state import Plan
+from ich.pipeline.trial import untrainable
 from ich.store.atomic import write_text
 from ich.store.paths import listing
 
@@ -41,6 +42,9 @@ def _findings(plan: Plan) -> Iterator[pd.DataFrame]:
     except LayoutError as error:
         yield findings.layout(str(error))
         return
+    if plan.recipe.competition.trained_by is None:
+        faults = untrainable(plan, len(raw.classes), raw.values)
+        yield findings.findings("network", faults, list(faults.values()))
     key = slice_table.ID_OF[raw.level]
     yield findings.findings("note", raw.notes)
     yield checks.misfits(raw.labels, rules.label_table(raw.labels, list(raw.classes), key), "labels")

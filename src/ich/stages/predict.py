@@ -32,7 +32,7 @@ from ich.models.table import read_parquet, series_codes
 from ich.pipeline.graph import Task
 from ich.pipeline.runner import load_fitted
 from ich.pipeline.state import Made, Plan
-from ich.store.atomic import atomic, read_json, write_text
+from ich.store.atomic import atomic, read_json, require_writable, write_text
 from ich.store.records import Record
 
 LISTED = 20  # quarantined files that are listed
@@ -43,12 +43,11 @@ def run(plan: Plan, source: Path, out: Path) -> None:
 
     source: a DICOM file, a .zip archive, or a folder of both at any depth. out: .csv, .parquet, or .zip of CSV files.
     """
+    require_writable(out)
     plan.require(_task(plan, out))
     for name in needed(plan):
         if not plan.settings_of(name).scores_new_scans:
             raise UserError(f"{name} cannot score new scans. Remove it from blend.inputs")
-    if out.is_dir():
-        raise UserError(f"{out} is a folder. Give a file name, such as {out / 'out.csv'}")
     root, names, refused = _files(source)
     with TemporaryDirectory(prefix="ich-predict-") as folder:
         slices, quarantined, headers = _read(plan, source, root, names, Path(folder))

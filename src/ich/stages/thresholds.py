@@ -21,7 +21,7 @@ from ich.models.table import SliceTable
 from ich.pipeline.state import Made, Plan
 from ich.recipe import Thresholds
 from ich.report import thresholds as report
-from ich.store.atomic import read_json, write_json
+from ich.store.atomic import read_json, require_writable, write_json
 
 
 def run(plan: Plan, *, force: bool = False) -> None:
@@ -138,6 +138,8 @@ def tuned(
 
 def run_on_table(source: Path, settings: Thresholds, out: Path | None) -> None:
     """Tune on a table with the columns <class> (0/1), prob_<class> and optionally fold and patient_id."""
+    if out is not None:
+        require_writable(out)
     try:
         given = user_table.read(source)
         found = tuned(
@@ -149,6 +151,11 @@ def run_on_table(source: Path, settings: Thresholds, out: Path | None) -> None:
         found["warnings"].append("no column fold with several values: no cross-fitted score.")
     elif given.patients is not None and (torn := user_table.in_two_folds(given.fold, given.patients)):
         found["warnings"].append(f"{torn} patients are in more than one fold: the cross-fitted score is optimistic.")
+    for name in given.unused:
+        found["warnings"].append(
+            f"column {name} holds 0 and 1, but there is no column prob_{name}: if it is a class, it is missing from the"
+            " score. Add its probabilities."
+        )
     if given.patients is None:
         found["warnings"].append("no column patient_id: intervals treat rows as independent and may be too narrow.")
     if out is not None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ich.errors import refused
+from ich.errors import UserError, refused
 
 
 @contextmanager
@@ -70,6 +70,20 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary)
+
+
+def require_writable(path: Path) -> None:
+    """Raise UserError unless a file can be written at `path`, which is left as it is. For use before long work."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder. Give the path of a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+            pass
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{path}: a parent of this path is a file, not a folder. Give another path") from None
+    except OSError as error:
+        raise refused(path, error) from error
 
 
 def _fsync(path: Path) -> None:

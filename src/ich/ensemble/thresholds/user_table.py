@@ -21,6 +21,8 @@ class UserTable:
     probabilities: NDArray[np.float64]
     fold: NDArray | None
     patients: NDArray | None
+    unused: tuple[str, ...]
+    """Columns of 0 and 1 without a column prob_<name>: perhaps forgotten classes."""
 
 
 def read(source: Path) -> UserTable:
@@ -43,14 +45,14 @@ def read(source: Path) -> UserTable:
     if missing:
         raise ValueError(f"no column {missing[0]}; a table needs <class> (0 or 1) and prob_<class> for each class")
     known = [name for name in ("fold", "patient_id") if name in header]
-    wanted = [*classes, *(f"prob_{name}" for name in classes), *known]
     with _readable():
         if is_csv:  # in one piece, for one type per column
-            rows = pd.read_csv(source, usecols=wanted, low_memory=False)
+            rows = pd.read_csv(source, low_memory=False)
         else:  # without the index that pandas may have stored
-            rows = pyarrow.parquet.read_table(source, columns=wanted).to_pandas(ignore_metadata=True)
+            rows = pyarrow.parquet.read_table(source).to_pandas(ignore_metadata=True)
     if rows.empty:
         raise ValueError("the table has no rows")
+    others = [name for name in rows if name not in (*classes, *known) and not str(name).startswith("prob_")]
     for name in known:
         empty = np.flatnonzero(rows[name].isna())
         if len(empty):
@@ -61,7 +63,13 @@ def read(source: Path) -> UserTable:
         _numbers(rows, [f"prob_{name}" for name in classes]),
         rows["fold"].to_numpy() if "fold" in known and rows["fold"].nunique() > 1 else None,
         rows["patient_id"].to_numpy() if "patient_id" in known else None,
+        tuple(str(name) for name in others if _is_binary(rows[name])),
     )
+
+
+def _is_binary(column: pd.Series) -> bool:
+    values = column.dropna()
+    return pd.api.types.is_numeric_dtype(column) and len(values) > 0 and bool(values.isin([0, 1]).all())
 
 
 def in_two_folds(fold: NDArray, patients: NDArray) -> int:
