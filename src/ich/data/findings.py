@@ -23,8 +23,10 @@ RULES: Mapping[str, Rule] = {
     "layout": Rule("error", "fix this first; the remaining checks need it"),
     "value_out_of_place": Rule("error", "correct the row, or write the table again"),
     "nothing_to_read": Rule("error", "see the quarantined files; is competition.root correct?"),
+    "no_labels": Rule("error", "prepare stops here; the files are checked all the same"),
     "duplicate_id": Rule("error", "keep one of the files; prepare stops here"),
     "study_of_two_patients": Rule("error", "correct PatientID or StudyInstanceUID; folds stop here"),
+    "too_few_patients": Rule("error", "folds stop here"),
     "folds": Rule("error", "`ich folds --force` makes new folds; all models are then trained again"),
     "label_without_file": Rule("warning", "download it again, or ignore it: it is not used in training"),
     "test_image_without_file": Rule("warning", "download it again, or ignore it: it gets the training prevalence"),
@@ -34,6 +36,9 @@ RULES: Mapping[str, Rule] = {
     "quarantined": Rule("warning", "see docs/reference/quarantine.md for each reason; these files are ignored"),
     "duplicate_uid": Rule("warning", "keep one of the files: a SOPInstanceUID belongs to one slice"),
     "duplicate_pixels": Rule("warning", "inspect them: copies count twice, and across splits they leak"),
+    "no_patient_id": Rule(
+        "warning", "add a column patient_id to labels.csv: each counts as a patient, and scores may leak"
+    ),
     "patient_in_train_and_test": Rule("warning", "competition.exclude_overlap: true excludes them from training"),
     "class_without_positives": Rule("warning", "add positives or drop the class: it cannot be learnt"),
     "class_without_negatives": Rule("warning", "add negatives or drop the class: it cannot be learnt"),
@@ -80,7 +85,7 @@ def layout(text: str) -> pd.DataFrame:
 
 
 DETAILED = ("layout", "value_out_of_place", "nothing_to_read", "folds", "quarantined", "study_lengths", "prevalence")
-DETAILED += ("fold_prevalence", "note")  # details are printed too
+DETAILED += ("fold_prevalence", "note", "too_few_patients")  # details are printed too
 WIDTH = 64  # of the last two columns on the screen, and of names
 
 
