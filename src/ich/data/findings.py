@@ -85,7 +85,7 @@ def layout(text: str) -> pd.DataFrame:
 
 
 DETAILED = ("layout", "value_out_of_place", "nothing_to_read", "folds", "quarantined", "study_lengths", "prevalence")
-DETAILED += ("fold_prevalence", "note", "too_few_patients")  # details are printed too
+DETAILED += ("fold_prevalence", "note", "no_labels", "too_few_patients")  # details are printed too
 WIDTH = 64  # of the last two columns on the screen, and of names
 
 
@@ -99,7 +99,7 @@ def summary(found: pd.DataFrame, examples: int = 3) -> list[list[str]]:
         detailed = name in DETAILED
         shown = part if detailed and rule.severity == "info" else part.head(examples)
         complete = name == "layout"  # one line, to be copied
-        words = shown["name"] if complete else shown["name"].map(_shortened)
+        words = shown["name"] if complete or name == "note" else shown["name"].map(_shortened)
         words += (": " + shown["detail"]).where(detailed & (shown["detail"] != ""), "")
         text = ("; " if detailed else ", ").join([*words, *["..."] * (len(shown) < len(part))])
         lines = [[text], [rule.advice]] if complete else [wrap(text, WIDTH), wrap(rule.advice, WIDTH)]

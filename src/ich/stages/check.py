@@ -43,7 +43,9 @@ def _findings(plan: Plan) -> Iterator[pd.DataFrame]:
         return
     key = slice_table.ID_OF[raw.level]
     yield findings.findings("note", raw.notes)
-    yield findings.findings("no_labels", filter(None, [raw.no_labels]))
+    if raw.no_labels:
+        name, _, why = raw.no_labels.partition(": ")
+        yield findings.findings("no_labels", [name], why)
     yield checks.misfits(raw.labels, rules.label_table(raw.labels, list(raw.classes), key), "labels")
     yield checks.extra_files(listing(root, NOT_RAW), [*raw.files["path"], raw.template])
     yield checks.duplicates("duplicate_id", raw.files, "image_id")

@@ -103,7 +103,7 @@ def _walk(head: bytes, place: int, end: int, explicit: bool, header: PlainHeader
             elif code not in SHORT:
                 raise Unusual
         place = begin + length
-        if tag <= last or length & 1:
+        if tag <= last:
             raise Unusual
         last = tag
         vrs = vrs_of(tag)
