@@ -243,6 +243,13 @@ def test_unusual_elements_are_left_to_pydicom(tmp_path, monkeypatch, added, expl
     assert not compared(tmp_path / "a.dcm", monkeypatch)[0]
 
 
+@pytest.mark.parametrize("explicit", [True, False])
+def test_an_odd_length_needs_no_pydicom(tmp_path, monkeypatch, explicit):
+    header = sorted([*SCANNED, (0x00081030, "LO", b"odd")])
+    (tmp_path / "a.dcm").write_bytes(file_of(header, bytes(2 * ROWS * COLUMNS), explicit))
+    assert compared(tmp_path / "a.dcm", monkeypatch)[0]
+
+
 def test_the_vr_of_the_pixels_has_the_outcome_of_pydicom(tmp_path, monkeypatch):
     for vr in ("OB", "UN", "LT", "ZZ"):
         (tmp_path / "a.dcm").write_bytes(file_of(SCANNED, bytes(2 * ROWS * COLUMNS), True, pixel_vr=vr))
