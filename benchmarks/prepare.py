@@ -1,13 +1,15 @@
 """`ich prepare` on one core, against reading and copying the files' bytes, and against a plain script.
 
-The files are those of the synthetic competition: uncompressed, 512 x 512, in both encodings and both pixel types of
-RSNA 2019. Ours is the whole stage: headers, slice table, pixels, head crop, resize, cache, hashes and records.
+The files are those of the synthetic competition: uncompressed, 512 x 512, in both encodings, both pixel types and both
+kinds of file meta information of RSNA 2019. Ours is the whole stage: headers, slice table, pixels, head crop, resize,
+cache, hashes and records. Reading to Hounsfield units is also timed for each kind of file.
 """
 
 import contextlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -17,6 +19,7 @@ import pydicom
 from benchmarks.harness import Result, compare
 from benchmarks.workspace import ich
 from ich.cli import app
+from ich.data import dicom
 
 SIZE = 256
 WINDOWS = ((40, 80), (80, 200), (600, 2800))  # level and width of brain, subdural and bone
@@ -50,6 +53,10 @@ def run(*, quick: bool) -> Iterator[Result]:
             os.sync()  # only pages that are on the disk can be dropped
             ways.pop("a plain script")
             yield compare("prepare, cold", ways, unit="slices", count=len(paths), before=lambda: drop(paths))
+        for kind, some in kinds(paths).items():
+            readers = {"ours": read_units, "reading and copying": read_and_copy, "pydicom": read_by_pydicom}
+            ways = {name: partial(reader, some) for name, reader in readers.items()}
+            yield compare(f"reading, {kind}", ways, unit="slices", count=len(some), rounds=rounds)
     cv2.setNumThreads(threads)
 
 
@@ -58,6 +65,27 @@ def drop(paths: Sequence[Path]) -> None:
     for path in paths:
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def kinds(paths: Sequence[Path]) -> dict[str, list[Path]]:
+    """The files by their kind of file meta information."""
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        with path.open("rb") as file:
+            full = file.read(136)[132:] == b"\2\0\0\0"
+        found.setdefault("with group length" if full else "without group length", []).append(path)
+    return found
+
+
+def read_units(paths: Sequence[Path]) -> None:
+    for path in paths:
+        dicom.hounsfield(path)
+
+
+def read_by_pydicom(paths: Sequence[Path]) -> None:
+    for path in paths:
+        dataset = pydicom.dcmread(path)
+        np.clip(dataset.pixel_array * dataset.RescaleSlope + dataset.RescaleIntercept, dicom.HU_LOW, dicom.HU_HIGH)
 
 
 def read_and_copy(paths: Sequence[Path]) -> None:

@@ -220,7 +220,7 @@ def test_hostile_scans_and_archives_are_quarantined_and_write_nothing(finished, 
     rows = [f"{path.stem},1" for path in sorted(plan.raw_root.glob("*.dcm"))]
     (plan.raw_root / "labels.csv").write_text("\n".join(["image_id,bleed", *rows]) + "\n")
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
-    assert check.run(plan) == 1  # warnings
+    assert check.run(plan) == 2  # one labelled patient cannot fill the folds
     prepare.run(plan)
     table = pd.read_parquet(plan.prepared.folder / "slices.parquet")
     assert table["image_id"].tolist() == ["fields"]

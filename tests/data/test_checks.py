@@ -97,11 +97,6 @@ def test_an_unlabelled_study_is_one_finding():
     assert kinds(found) == {"unlabelled_study"}
 
 
-def test_a_training_set_without_labels_is_an_error():
-    found = checks.coverage(slices(bleed=np.nan), CLASSES, ["e", "f"])
-    assert [name for name, _ in of("nothing_to_read", found)] == ["train"]
-
-
 # ---- duplicates
 
 

@@ -89,8 +89,8 @@ def test_labels_are_the_majority_of_three_readers(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["CQ500-CT-7," + ",".join("2" + "0" * 17)], r"reads\.csv: .* \(row 2: '2'\); .* 'R1:ICH'"),
-        (["CQ500-CT-7," + ",".join("0" * 17)], r"row 2: ''\); expected in column 'R3:SAH'"),
+        (["CQ500-CT-7," + ",".join("2" + "0" * 17)], r"reads\.csv: row 2: '2'; .* 'R1:ICH'"),
+        (["CQ500-CT-7," + ",".join("0" * 17)], r"row 2: ''; expected in column 'R3:SAH'"),
         (["patient7," + ",".join("0" * 18)], "expected a name CQ500-CT-<number>"),
         (["CQ500-CT-7," + ",".join("0" * 18)] * 2, "expected each scan once"),
     ],

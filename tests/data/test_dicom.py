@@ -273,8 +273,11 @@ def test_units_are_computed_from_the_stored_bits(values, bits, signed, slope, in
 @pytest.mark.parametrize(
     ("elements", "reason"),
     [
-        ({"PatientID": ""}, Reason.NO_IDENTITY),
+        ({"PatientID": ""}, None),
+        ({"PatientID": None}, None),
+        ({"PatientID": "a\0\x10\0\x30"}, Reason.NO_IDENTITY),
         ({"StudyInstanceUID": None}, Reason.NO_IDENTITY),
+        ({"SeriesInstanceUID": ""}, Reason.NO_IDENTITY),
         ({"Modality": "MR"}, Reason.NOT_CT_SLICE),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, Reason.NOT_CT_SLICE),
         ({"Rows": 0}, Reason.BAD_SIZE),
@@ -288,7 +291,8 @@ def test_units_are_computed_from_the_stored_bits(values, bits, signed, slope, in
         ({"SamplesPerPixel": 3}, Reason.NOT_CT_SLICE),
         ({"NumberOfFrames": 2}, Reason.TRUNCATED),
         ({"NumberOfFrames": 10**9}, Reason.BAD_SIZE),
-        ({"BitsAllocated": 32}, Reason.BAD_SIZE),
+        ({"BitsAllocated": 32}, Reason.TRUNCATED),
+        ({"BitsAllocated": 64}, Reason.BAD_SIZE),
         ({"PixelRepresentation": 7}, Reason.BAD_SIZE),
         ({"Modality": None, "SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, Reason.NOT_CT_SLICE),
         ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, Reason.NOT_CT_SLICE),
@@ -300,6 +304,53 @@ def test_units_are_computed_from_the_stored_bits(values, bits, signed, slope, in
 )
 def test_an_unusable_element_is_refused_with_its_reason(path, elements, reason):
     assert refusal(edited(path, **elements)) == reason
+
+
+def test_32_bits_have_the_units_of_pydicom(path):
+    stored = np.array([[-2000, 40, 70000], [1, -5, 3000]], dtype="<i4")
+    bits = {"BitsAllocated": 32, "BitsStored": 32, "HighBit": 31, "PixelData": stored.tobytes()}
+    assert dicom.hounsfield(edited(path, SIGNED, **bits)).tolist() == [[-1024, -984, 3071], [-1023, -1024, 1976]]
+    dataset = pydicom.dcmread(path)
+    expected = dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
+    assert (dicom.hounsfield(path) == np.clip(expected, -1024, 3071)).all()
+    edited(path, **bits | {"PixelData": stored.view("<u4").tobytes()})  # unsigned
+    assert dicom.hounsfield(path).tolist() == [[3071, -984, 3071], [-1023, 3071, 1976]]
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+@pytest.mark.parametrize("short", [True, False])
+def test_a_file_without_preamble_is_read(path, explicit, short):
+    dicom.write(path, STORED, replace(HEADER, explicit_vr=explicit, short_meta=short))
+    whole, expected = path.read_bytes(), dicom.geometry(path)
+    data_set = whole.index(b"\x08\0\x16\0" if not short else b"\x08\0\x18\0")
+    for start in (128, 132, data_set):  # DICM, the file meta information, the data set alone
+        path.write_bytes(whole[start:])
+        assert dicom.geometry(path) == expected
+        assert dicom.hounsfield(path).tolist() == HU
+        path.write_bytes(whole[start:-1])
+        assert refusal(path) == Reason.TRUNCATED
+    for start in (1, 64, 127, 129, 133, data_set + 1):
+        path.write_bytes(whole[start:])
+        assert refusal(path) == Reason.NOT_DICOM
+
+
+def test_a_big_endian_file_without_preamble_is_read(path):
+    dicom.write(path, STORED, replace(HEADER, explicit_vr=True))
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+    dataset.PixelData = STORED.astype(">u2").tobytes()
+    pydicom.dcmwrite(path, dataset, little_endian=False, implicit_vr=False)
+    whole = path.read_bytes()
+    for start in (132, whole.index(b"\0\x08\0\x16")):
+        path.write_bytes(whole[start:])
+        assert dicom.hounsfield(path).tolist() == HU
+
+
+def test_a_huge_file_without_preamble_is_refused(path, monkeypatch):
+    monkeypatch.setattr(parsed, "MAX_INFLATED", 200)
+    dicom.write(path, STORED, HEADER)
+    path.write_bytes(path.read_bytes()[128:])
+    assert refusal(path) == Reason.BAD_SIZE
 
 
 def test_a_truncated_file_is_refused_by_its_header(path):

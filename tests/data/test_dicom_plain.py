@@ -3,6 +3,7 @@
 import struct
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -89,12 +90,17 @@ def file_of(
     syntax: bytes | None = None,
     lengths: dict[int, int] | None = None,
     pixel_vr: str = "OW",
+    first_meta: int = 0,
 ) -> bytes:
-    """A DICOM file. lengths: wrong lengths, by number of the element in the header."""
+    """A DICOM file.
+
+    lengths: wrong lengths, by number of the element in the header. first_meta: the first element of group 2.
+    """
     meta = [(0x00020001, "OB", b"\0\1"), (0x00020002, "UI", b"1.2.840.10008.5.1.4.1.1.2\0")]
     meta += [(0x00020003, "UI", b"1.2.3.4\0"), (0x00020010, "UI", SYNTAXES[explicit] if syntax is None else syntax)]
-    data = b"".join(encoded(one, True) for one in meta)
-    data = encoded((0x00020000, "UL", struct.pack("<L", len(data))), True) + data
+    data = b"".join(encoded(one, True) for one in meta if one[0] & 0xFFFF >= first_meta)
+    if first_meta == 0:
+        data = encoded((0x00020000, "UL", struct.pack("<L", len(data))), True) + data
     data += b"".join(encoded(one, explicit, (lengths or {}).get(i)) for i, one in enumerate(header))
     return bytes(128) + b"DICM" + data + encoded((0x7FE00010, pixel_vr, pixels), explicit)
 
@@ -104,7 +110,7 @@ def changed(rng: np.random.Generator) -> bytes:
     header, lengths, syntax, kept = list(SCANNED), {}, None, None
     kind = VRS[rng.integers(len(VRS))] if rng.random() < 0.1 else "OW"
     explicit, pixels = bool(rng.integers(2)), rng.integers(0, 256, 2 * ROWS * COLUMNS, dtype=np.uint8).tobytes()
-    bytes_changed = 0
+    bytes_changed, first_meta = 0, int(rng.choice([0, 0, 1, 2, 2, 3, 16]))
     for _ in range(rng.integers(1, 4)):
         at = int(rng.integers(len(header)))
         tag, vr, value = header[at]
@@ -136,7 +142,7 @@ def changed(rng: np.random.Generator) -> bytes:
                 bytes_changed += int(rng.integers(1, 4))
             case _:
                 kept = rng.random()
-    data = bytearray(file_of(header, pixels, explicit, syntax, lengths, kind))
+    data = bytearray(file_of(header, pixels, explicit, syntax, lengths, kind, first_meta))
     for _ in range(bytes_changed):
         data[rng.integers(128, len(data) - len(pixels))] = rng.integers(256)
     return bytes(data if kept is None else data[: int(kept * len(data))])
@@ -190,9 +196,18 @@ def test_a_scanners_file_needs_no_pydicom(tmp_path, monkeypatch, explicit):
 
 def test_a_written_slice_needs_no_pydicom(tmp_path, monkeypatch):
     stored = np.random.default_rng(1).integers(0, 4096, (ROWS, COLUMNS)).astype(np.int16)
-    for explicit in (True, False):
-        dicom.write(tmp_path / "a.dcm", stored, replace(plain_slice.HEADER, explicit_vr=explicit))
+    for explicit, short in product((True, False), repeat=2):
+        dicom.write(tmp_path / "a.dcm", stored, replace(plain_slice.HEADER, explicit_vr=explicit, short_meta=short))
         assert compared(tmp_path / "a.dcm", monkeypatch)[0]
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 3, 16])
+def test_file_meta_information_begins_with_length_version_or_sop_class(tmp_path, monkeypatch, first):
+    whole = file_of(SCANNED, bytes(2 * ROWS * COLUMNS), False, first_meta=first)
+    (tmp_path / "a.dcm").write_bytes(whole)
+    assert compared(tmp_path / "a.dcm", monkeypatch)[0] == (first < 3)
+    (tmp_path / "b.dcm").write_bytes(whole[:136] + b"ZZ" + whole[138:])
+    assert not compared(tmp_path / "b.dcm", monkeypatch)[0]
 
 
 def test_pydicoms_files_and_truncated_files_have_the_outcome_of_pydicom(tmp_path, monkeypatch):
@@ -226,6 +241,13 @@ def test_unusual_elements_are_left_to_pydicom(tmp_path, monkeypatch, added, expl
     header.insert(sum(one[0] < added[0] for one in header), added)
     (tmp_path / "a.dcm").write_bytes(file_of(header, bytes(2 * ROWS * COLUMNS), explicit))
     assert not compared(tmp_path / "a.dcm", monkeypatch)[0]
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_an_odd_length_needs_no_pydicom(tmp_path, monkeypatch, explicit):
+    header = sorted([*SCANNED, (0x00081030, "LO", b"odd")])
+    (tmp_path / "a.dcm").write_bytes(file_of(header, bytes(2 * ROWS * COLUMNS), explicit))
+    assert compared(tmp_path / "a.dcm", monkeypatch)[0]
 
 
 def test_the_vr_of_the_pixels_has_the_outcome_of_pydicom(tmp_path, monkeypatch):

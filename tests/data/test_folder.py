@@ -1,12 +1,15 @@
 import stat
 import zipfile
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from ich.data import files
+from ich.data import dicom, files, slice_table
 from ich.data.competitions import folder
 from ich.data.competitions.layout import LayoutError
 from ich.data.dicom import Unreadable
+from plain_slice import HEADER
 
 
 @pytest.fixture
@@ -52,8 +55,8 @@ def test_labels_of_studies_are_noted_as_weak(root):
     ("lines", "message"),
     [
         (["image_id,any", "a/1,2"], r"labels\.csv: row 2: '2'; expected in column 'any'"),
-        (["image_id,any", "a/1"], r"row 2: ''"),
-        (["image_id,any", "a/1,1", "a/1,1"], r"row 3: 'a/1'\); expected each image_id once"),
+        (["image_id,any", "a/1,1", "2,0", "b/1,yes"], r"row 4: 'yes'; expected in column 'any' 0, 1 or nothing"),
+        (["image_id,any", "a/1,1", "a/1,1"], r"row 3: 'a/1'; expected each image_id once"),
         (["name,any", "a/1,1"], "no column image_id or study_id; it has 'name', 'any'"),
         (["image_id", "a/1"], "add one column per class"),
         (["image_id,../x", "a/1,1"], r"'\.\./x' cannot be a class"),
@@ -61,6 +64,7 @@ def test_labels_of_studies_are_noted_as_weak(root):
         (["image_id,any,split", "a/1,1,valid"], "expected split train or test"),
         (["image_id,any", "z,1"], r"none of its 1 images has a file; .* 'z', .* 'a/1' \(a/1\.dcm\)"),
         (["image_id,any"], "it has no rows"),
+        (["StudyInstanceUID,study_id,any", "1,1,1"], "columns 'StudyInstanceUID', 'study_id' are the same; remove one"),
     ],
 )
 def test_a_fault_in_the_labels_is_one_line(root, lines, message):
@@ -70,12 +74,115 @@ def test_a_fault_in_the_labels_is_one_line(root, lines, message):
     assert "\n" not in str(error.value)
 
 
-def test_missing_labels_and_missing_scans_are_errors(tmp_path):
-    with pytest.raises(LayoutError, match=r"labels\.csv: no such file"):
-        folder.raw(tmp_path)
+def test_missing_scans_are_an_error(tmp_path):
     labels(tmp_path, "image_id,any", "a,1")
     with pytest.raises(LayoutError, match="no DICOM file at any depth"):
         folder.raw(tmp_path)
+
+
+def test_scans_without_labels_have_no_classes(root):
+    (root / "labels.csv").unlink()
+    raw = folder.raw(root)
+    assert (len(raw.files), dict(raw.classes), len(raw.labels)) == (4, {}, 0)
+    assert "labels.csv: no such file; write one row per image or study" in raw.no_labels
+    (root / "labels.xlsx").write_bytes(b"PK\3\4")
+    assert "labels.xlsx: this is an Excel file; save it as labels.csv" in folder.raw(root).no_labels
+
+
+@pytest.mark.parametrize("start", [b"PK\3\4\x14\0", b"\xd0\xcf\x11\xe0\xa1\xb1"])
+def test_an_excel_file_is_recognised(root, start):
+    (root / "labels.csv").write_bytes(start + bytes(600))
+    with pytest.raises(LayoutError, match=r"labels\.csv: this is an Excel file; save it as CSV"):
+        folder.raw(root)
+
+
+ROWS = [("image_id", "any", "subdural"), ("a/1", "1", "0"), ("2", "0", ""), ("b/1", "", "1")]
+FORMS = {
+    "comma": (",", "utf-8", {}),
+    "semicolon": (";", "utf-8-sig", {}),
+    "tab": ("\t", "utf-16", {}),
+    "big-endian": (";", "utf-16-be", {"image_id": "\ufeffimage_id"}),
+    "decimal comma": (";", "cp1252", {"1": "1,0", "0": "0,00"}),
+    "quoted decimal comma": (",", "utf-8", {"1": '"1,0"', "0": '"0,0"'}),
+    "decimal point": (",", "utf-8", {"1": "1.0", "0": " 0.0 "}),
+    "words": (",", "utf-8", {"1": "True", "0": "FALSE", "": "NaN"}),
+    "R": (",", "utf-8", {"1": "TRUE", "": "NA", "a/1": '"a/1"'}),
+    "Windows": (";", "utf-8", {"b/1": "b/1.dcm"}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_labels_are_read_as_people_write_them(root, form):
+    separator, encoding, words = FORMS[form]
+    end = "\r\n" if form == "Windows" else "\n"
+    lines = [separator.join(words.get(cell, cell) for cell in row) for row in ROWS]
+    (root / "labels.csv").write_bytes((end.join(lines) + end).encode(encoding))
+    raw = folder.raw(root)
+    assert list(raw.classes) == ["any", "subdural"]
+    found = raw.labels.set_index("image_id")
+    np.testing.assert_array_equal(found.loc[["a/1", "2", "b/1"]], [[1, 0], [0, np.nan], [np.nan, 1]])
+    assert found.dtypes.tolist() == ["float32"] * 2
+    assert folder.solution(root).values.tolist() == [["a/1", 1, 0]], "of complete labels"
+
+
+def test_other_columns_are_listed_and_ignored(root):
+    header = ";image_id;StudyInstanceUID;Größe in cm;any;age;comment;empty;reads"
+    rows = ["0;a/1;1.2;170;1;61;links;;1", "1;2;1.2;171;0;1;;;0", "2;b/1;1.3;;1;70;1;;0"]
+    (root / "labels.csv").write_bytes("\r\n".join([header, *rows]).encode("cp1252"))
+    raw = folder.raw(root)
+    assert list(raw.classes) == ["any", "reads"]
+    assert "labels.csv: ignored columns: study_id, Größe in cm, age, comment, empty" in raw.notes
+
+
+def scan(path, image, study, patient):
+    header = replace(HEADER, image_id=image, study_id=study, series_id=study, patient_id=patient)
+    path.parent.mkdir(exist_ok=True)
+    dicom.write(path, np.zeros((4, 4), np.int16), header)
+
+
+def table_of(root):
+    raw = folder.raw(root)
+    geometries = slice_table.read_geometries(root, raw.files["path"].tolist(), 1, lambda _: None)
+    return slice_table.slice_table(raw, geometries)[0].set_index("image_id")
+
+
+def test_labels_by_the_uids_of_dicom(tmp_path):
+    for name, image in {"a/1": "1.2.1", "a/2": "1.2.2", "b/1": "1.2.3", "b/2": "1.2.3"}.items():
+        scan(tmp_path / f"{name}.dcm", image, "1.2", "p")
+    labels(tmp_path, "SOPInstanceUID,StudyInstanceUID,any", "1.2.1,1.2,1", "1.2.3,1.2,0", "1.2.9,1.2,1")
+    assert table_of(tmp_path)["any"].dropna().to_dict() == {"a/1": 1, "b/1": 0, "b/2": 0}
+    raw = folder.raw(tmp_path)
+    assert raw.labels["image_id"].tolist() == ["1.2.9", "a/1", "b/1", "b/2"]
+    labels(tmp_path, "SOPInstanceUID,any", "1.2.8,1", "1.2.9,1")
+    with pytest.raises(LayoutError, match=r"none of its 2 .* is '1\.2\.8', but that of a/1\.dcm is '1\.2\.1'"):
+        folder.raw(tmp_path)
+    labels(tmp_path, "studyinstanceuid,any", "1.2,1")
+    assert (table_of(tmp_path)["any"] == 1).all()
+
+
+def test_the_patient_is_that_of_the_labels_then_of_the_header_then_the_study(tmp_path):
+    for name, study, patient in [
+        ("1", "1.1", ""),
+        ("2", "1.1", ""),
+        ("3", "1.2", "ANON"),
+        ("4", "1.2", ""),
+        ("5", "1.3", "ANON"),
+        ("6", "1.3", "ANON"),
+    ]:
+        scan(tmp_path / f"{name}.dcm", name, study, patient)
+    labels(tmp_path, "image_id,any", "1,1")
+    assert table_of(tmp_path)["patient_id"].to_dict() == {
+        "1": "1.1",
+        "2": "1.1",
+        "3": "ANON",
+        "4": "ANON",
+        "5": "ANON",
+        "6": "ANON",
+    }
+    labels(tmp_path, "image_id,any,PatientID", "1,1,", "4,1,x", "5,1, y ")
+    assert table_of(tmp_path)["patient_id"].tolist() == ["1.1", "1.1", "x", "x", "y", "y"]
+    labels(tmp_path, "study_id,patient_id,any", "1.1,x,1", "1.3,x,0")
+    assert table_of(tmp_path)["patient_id"].tolist() == ["x", "x", "ANON", "ANON", "x", "x"]
 
 
 @pytest.fixture

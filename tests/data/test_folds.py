@@ -74,6 +74,15 @@ def test_fewer_patients_or_slices_than_folds_are_rejected():
         folds.assign_slices(competition(5, 2).iloc[:2], CLASSES, 3, seed=7)
 
 
+def test_the_same_patient_in_all_studies_is_rejected_with_advice_that_helps():
+    table = competition(1, 6)
+    with pytest.raises(ValueError, match="studies have the same PatientID; add a column patient_id to labels"):
+        folds.assign(table.assign(patient_id="ANON"), CLASSES, 2, seed=7)
+    with pytest.raises(ValueError, match="1 labelled patients cannot fill 2 folds; label studies of more patients"):
+        folds.assign(table[table["study_id"] == "p0s0"], CLASSES, 2, seed=7)
+    assert not folds.too_few_patients(table.assign(patient_id=table["study_id"]), 6)
+
+
 def test_a_study_with_two_patients_is_rejected():
     table = competition(5, 10)
     table.loc[0, "patient_id"] = "p9"

@@ -10,6 +10,8 @@ import pydicom
 import pytest
 
 from ich.data import dicom
+from ich.data.dicom import plain
+from ich.phantom import competition
 from ich.phantom.competition import write_competition, wrong_labels
 from ich.phantom.study import CLASSES, make_study
 
@@ -101,6 +103,17 @@ def test_files_have_both_pixel_formats_and_both_transfer_syntaxes(written):
         assert header.SOPInstanceUID == path.stem
     assert formats == {(12, 0, True), (16, 1, False)}
     assert len(syntaxes) == 2
+
+
+def test_implicit_files_of_real_size_have_the_short_meta_information_of_rsna(tmp_path, monkeypatch):
+    monkeypatch.setattr(competition, "REAL_SIZE", 32)
+    write_competition(tmp_path, train_studies=6, test_studies=1, slices=4, size=32, seed=0)
+    kinds = set()
+    for path in tmp_path.rglob("*.dcm"):
+        meta = pydicom.dcmread(path, stop_before_pixels=True).file_meta
+        kinds.add((meta.TransferSyntaxUID.is_implicit_VR, "FileMetaInformationGroupLength" in meta))
+        assert plain.read(path.read_bytes()[: plain.HEAD]) is not None
+    assert kinds == {(True, False), (False, True)}
 
 
 def test_files_contain_hounsfield_units_and_positions(written):

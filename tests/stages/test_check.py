@@ -1,7 +1,9 @@
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from ich.data.competitions.rsna2019 import CLASSES
 from ich.errors import UserError
 from ich.pipeline.state import Plan
 from ich.recipe import load
-from ich.stages import check, prepare
+from ich.stages import check, folds, prepare
 from plain_slice import HEADER
 
 ALL, NONE = "111111", "000000"
@@ -235,6 +237,108 @@ def test_a_fold_table_is_checked(competition):
     path.write_text("")
     code, found = competition.check()
     assert (code, complaints(found)) == (2, {"folds"})
+
+
+# ---- own scans
+
+
+class OwnScans:
+    """Studies s0, s1, ... of three slices each, in format folder; labels.csv has labels of studies."""
+
+    def __init__(self, root: Path, patients: Sequence[str]) -> None:
+        self.root, self.raw = root, root / "input" / "own"
+        self.raw.mkdir(parents=True)
+        for k, patient in enumerate(patients):
+            for z in range(3):
+                header = replace(HEADER, image_id=f"{k}{z}", patient_id=patient, study_id=f"s{k}", series_id=f"s{k}")
+                image = np.random.default_rng((k, z)).integers(-1000, 1000, (32, 32)).astype(np.int16)
+                dicom.write(self.raw / f"{k}{z}.dcm", image, replace(header, position=(0.0, 0.0, 5.0 * z)))
+        self.labels("study_id,any", *(f"s{k},{k % 2}" for k in range(len(patients))))
+        (root / "own.yaml").write_text(
+            RECIPE.replace("small", "own", 1).replace(
+                "format: rsna2019, root: input/small", "format: folder, root: input/own"
+            )
+        )
+
+    def labels(self, *lines: str) -> None:
+        (self.raw / "labels.csv").write_text("\n".join(lines) + "\n")
+
+    def plan(self) -> Plan:
+        return Plan(load(self.root / "own.yaml"), self.root)
+
+    def check(self) -> tuple[int, pd.DataFrame]:
+        code = check.run(self.plan())
+        return code, pd.read_csv(self.root / "submissions/own/check.csv", dtype=str, keep_default_na=False)
+
+    def folds(self) -> pd.DataFrame:
+        prepare.run(self.plan())
+        folds.run(self.plan())
+        return pd.read_csv(self.root / "folds/own.csv", dtype=str)
+
+
+@pytest.fixture
+def alone(monkeypatch) -> None:
+    monkeypatch.setattr(Plan, "cores", 1)
+
+
+@pytest.mark.usefixtures("alone")
+def test_studies_without_patient_id_count_as_patients_with_one_warning(tmp_path, capsys):
+    own = OwnScans(tmp_path, ["", "", "", "p"])
+    code, found = own.check()
+    assert (code, complaints(found)) == (1, {"no_patient_id"})
+    assert found.loc[found["rule"] == "no_patient_id", "name"].tolist() == ["s0", "s1", "s2"]
+    capsys.readouterr()
+    assert own.folds()["patient_id"].tolist() == ["s0", "s1", "s2", "p"]
+    out = capsys.readouterr().out
+    assert out.count("warning") == out.count("warning: 3 of 4 labelled studies have no PatientID") == 1
+    assert "leakage" in out
+
+    own.labels("study_id,patient_id,any", "s0,A,0", "s1,A,1", "s2,B,0", "s3,B,1")
+    table = own.folds().set_index("study_id")
+    assert table["patient_id"].tolist() == ["A", "A", "B", "B"]
+    assert table["fold"]["s0"] == table["fold"]["s1"] != table["fold"]["s2"] == table["fold"]["s3"]
+    assert "warning" not in capsys.readouterr().out
+    code, found = own.check()
+    assert (code, complaints(found)) == (0, set())
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_same_patient_in_all_scans_is_an_error_with_a_remedy(tmp_path):
+    own = OwnScans(tmp_path, ["ANON"] * 4)
+    code, found = own.check()
+    assert (code, complaints(found)) == (2, {"too_few_patients"})
+    remedy = "all 4 labelled studies have the same PatientID; add a column patient_id to labels.csv"
+    assert remedy in found.loc[found["rule"] == "too_few_patients", "detail"].iloc[0]
+    with pytest.raises(UserError, match=remedy) as stopped:
+        own.folds()
+    assert "--force" not in str(stopped.value)
+
+
+@pytest.mark.usefixtures("alone")
+def test_scans_without_labels_are_checked_and_not_prepared(tmp_path):
+    own = OwnScans(tmp_path, ["p", "q"])
+    (own.raw / "labels.csv").unlink()
+    (own.raw / "00.dcm").write_text("damaged")
+    code, found = own.check()
+    assert (code, complaints(found)) == (2, {"no_labels", "quarantined"})
+    assert {"study_lengths", "unlabelled_study"} <= set(found["rule"])
+    with pytest.raises(UserError, match=r"labels\.csv: no such file; write one row per image or study"):
+        prepare.run(own.plan())
+
+
+@pytest.mark.usefixtures("alone")
+def test_ids_that_match_nothing_are_shown_in_both_spellings(tmp_path):
+    own = OwnScans(tmp_path, ["p", "q"])
+    own.labels("study_id,any", "S 0,1", "S 1,0")
+    both = r"first label is of StudyInstanceUID 'S 0', but 00\.dcm is of StudyInstanceUID 's0'"
+    code, found = own.check()
+    assert code == 2
+    assert re.search(both, found.loc[found["rule"] == "nothing_to_read", "detail"].iloc[0])
+    with pytest.raises(UserError, match=both):
+        prepare.run(own.plan())
+    own.labels("study_id,any", "s0,", "s1,")
+    with pytest.raises(UserError, match="no readable training slice has a label for each class"):
+        prepare.run(own.plan())
 
 
 # ---- patients of the test set in the training set

@@ -388,5 +388,5 @@ def test_a_missing_or_empty_folder_is_an_error(tmp_path, name):
     with pytest.raises(UserError, match=r"no such folder\. See input/README\.md"):
         prepare.run(plan)
     plan.raw_root.mkdir(parents=True)
-    with pytest.raises(UserError, match=f"input/{name}.*(no label table|no such file)"):
+    with pytest.raises(UserError, match=f"input/{name}.*(no label table|no DICOM file)"):
         prepare.run(Plan(plan.recipe, tmp_path))

@@ -78,15 +78,12 @@ def coverage(
     missing = table[list(classes)].isna()
     bare = missing.all(axis=1).groupby(table["study_id"]).transform("all")  # no label in the study
     unlisted = table.loc[test & ~table["image_id"].isin(test_ids), "path"] if test_ids else []
-    parts = [
+    return joined(
         findings("nothing_to_read", [s for s in splits if not (table["split"] == s).any()], "no readable slice"),
         findings("file_without_label", table.loc[train & missing.any(axis=1) & ~bare, "path"]),
         findings("unlabelled_study", table.loc[train & bare, "study_id"].unique()),
         findings("test_file_not_asked_for", unlisted),
-    ]
-    if train.any() and missing[train].any(axis=1).all():
-        parts.append(findings("nothing_to_read", ["train"], "no readable slice has a label"))
-    return joined(*parts)
+    )
 
 
 # ---- duplicates
@@ -132,6 +129,12 @@ def patients(table: pd.DataFrame, *, excluded: bool) -> pd.DataFrame:
         findings("overlap_left_out" if excluded else "patient_in_train_and_test", both.index, detail),
         findings("study_of_two_patients", owners.index, owners["min"] + ", " + owners["max"]),
     )
+
+
+def patients_for_folds(table: pd.DataFrame, classes: Sequence[str], n: int) -> pd.DataFrame:
+    """Check that the labelled patients can fill `n` folds."""
+    fault = folding.too_few_patients(folding.labelled_slices(table, classes), n)
+    return findings("too_few_patients", ["training set"] if fault else [], fault)
 
 
 def prevalence(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:

@@ -23,9 +23,11 @@ RULES: Mapping[str, Rule] = {
     "layout": Rule("error", "fix this first; the remaining checks need it"),
     "value_out_of_place": Rule("error", "correct the row, or write the table again"),
     "nothing_to_read": Rule("error", "see the quarantined files; is competition.root correct?"),
+    "no_labels": Rule("error", "prepare stops here; the files are checked all the same"),
     "duplicate_id": Rule("error", "keep one of the files; prepare stops here"),
     "study_of_two_patients": Rule("error", "correct PatientID or StudyInstanceUID; folds stop here"),
     "network": Rule("error", "correct this model in the recipe: it cannot be trained"),
+    "too_few_patients": Rule("error", "folds stop here"),
     "folds": Rule("error", "`ich folds --force` makes new folds; all models are then trained again"),
     "label_without_file": Rule("warning", "download it again, or ignore it: it is not used in training"),
     "test_image_without_file": Rule("warning", "download it again, or ignore it: it gets the training prevalence"),
@@ -35,6 +37,9 @@ RULES: Mapping[str, Rule] = {
     "quarantined": Rule("warning", "see docs/reference/quarantine.md for each reason; these files are ignored"),
     "duplicate_uid": Rule("warning", "keep one of the files: a SOPInstanceUID belongs to one slice"),
     "duplicate_pixels": Rule("warning", "inspect them: copies count twice, and across splits they leak"),
+    "no_patient_id": Rule(
+        "warning", "add a column patient_id to labels.csv: each counts as a patient, and scores may leak"
+    ),
     "patient_in_train_and_test": Rule("warning", "competition.exclude_overlap: true excludes them from training"),
     "class_without_positives": Rule("warning", "add positives or drop the class: it cannot be learnt"),
     "class_without_negatives": Rule("warning", "add negatives or drop the class: it cannot be learnt"),
@@ -80,8 +85,8 @@ def layout(text: str) -> pd.DataFrame:
     return findings("layout", [name if colon else ""], [rest if colon else text], [row[1] if row else ""])
 
 
-DETAILED = ("layout", "value_out_of_place", "nothing_to_read", "network", "folds", "quarantined", "study_lengths")
-DETAILED += ("prevalence", "fold_prevalence", "note")  # details are printed too
+DETAILED = ("layout", "value_out_of_place", "nothing_to_read", "no_labels", "too_few_patients", "network", "folds")
+DETAILED += ("quarantined", "study_lengths", "prevalence", "fold_prevalence", "note")  # details are printed too
 WIDTH = 64  # of the last two columns on the screen, and of names
 
 
@@ -95,7 +100,7 @@ def summary(found: pd.DataFrame, examples: int = 3) -> list[list[str]]:
         detailed = name in DETAILED
         shown = part if detailed and rule.severity == "info" else part.head(examples)
         complete = name == "layout"  # one line, to be copied
-        words = shown["name"] if complete else shown["name"].map(_shortened)
+        words = shown["name"] if complete or name == "note" else shown["name"].map(_shortened)
         words += (": " + shown["detail"]).where(detailed & (shown["detail"] != ""), "")
         text = ("; " if detailed else ", ").join([*words, *["..."] * (len(shown) < len(part))])
         lines = [[text], [rule.advice]] if complete else [wrap(text, WIDTH), wrap(rule.advice, WIDTH)]

@@ -32,8 +32,8 @@ def assign(table: pd.DataFrame, classes: list[str], n: int, seed: int) -> pd.Dat
     if (owners > 1).any():
         raise ValueError(f"study {owners.index[owners > 1][0]} belongs to two patients")
     slices = labelled.groupby("patient_id", sort=True)[classes].sum()
-    if len(slices) < n:
-        raise ValueError(f"{len(slices)} labelled patients cannot fill {n} folds; set folds.n to {max(len(slices), 2)}")
+    if fault := too_few_patients(labelled, n):
+        raise ValueError(fault)
     size = labelled.groupby("patient_id", sort=True).size()
     by_slice, by_patient = np.column_stack([slices, size]), np.column_stack([slices > 0, np.ones(len(slices))])
     load = np.hstack([SLICES_OVER_PATIENTS * _shares(by_slice), _shares(by_patient)])
@@ -116,6 +116,23 @@ def fold_of(assigned: pd.DataFrame, labelled: pd.DataFrame) -> pd.Series:
     key = rules.fold_key(assigned)
     fold = assigned.drop_duplicates(key).set_index(key)["fold"].astype("float64")
     return pd.Series(labelled[key].map(fold).to_numpy(), index=labelled["image_id"], dtype="float64")
+
+
+def too_few_patients(labelled: pd.DataFrame, n: int) -> str:
+    """Why the labelled slices cannot fill `n` folds, and what to do; empty if they can."""
+    patients, studies = labelled["patient_id"].nunique(), labelled["study_id"].nunique()
+    if patients >= n:
+        return ""
+    if patients == 1 and studies > 1:
+        remedy = "add a column patient_id to labels.csv, or set one PatientID per patient in the files"
+        return f"all {studies} labelled studies have the same PatientID; {remedy}"
+    remedy = f"set folds.n to {patients}" if patients > 1 else "label studies of more patients"
+    return f"{patients} labelled patients cannot fill {n} folds; {remedy}"
+
+
+def unknown_patients(table: pd.DataFrame) -> list[str]:
+    """The studies without PatientID, each of which counts as a patient of its own."""
+    return table.loc[table["patient_id"] == table["study_id"], "study_id"].unique().tolist()
 
 
 def missing_classes(folds: pd.DataFrame, classes: list[str], n: int) -> list[tuple[int, str]]:

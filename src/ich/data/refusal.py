@@ -12,7 +12,7 @@ class Reason(StrEnum):
     UNREADABLE = "the file cannot be opened"
     NOT_DICOM = "this is not a DICOM file, or its header is damaged"
     NOT_CT_SLICE = "this is not a CT slice (another modality, a localizer or a screen shot)"
-    NO_IDENTITY = "patient, study or series identifier is missing"
+    NO_IDENTITY = "study or series identifier is missing"
     BAD_SIZE = "rows, columns, frames or bits are missing or impossible"
     BAD_RESCALE = "slope or intercept is not a usable number"
     NOT_HOUNSFIELD = "its values are not Hounsfield units"

@@ -78,7 +78,8 @@ def slice_table(raw: Raw, geometries: Sequence[Geometry | Unreadable]) -> tuple[
     row_spacing, column_spacing (mm), one float32 column per class (NaN: unlabelled), frame, path. Each frame of a
     multi-frame file is a slice with image_id `<file>#<frame>`, counted from 0. The slices of a series are adjacent and
     sorted by position; if any of them has no position, by instance number. Slices at the same position are sorted by
-    acquisition, instance number and image id. The label of a study is given to each of its slices.
+    acquisition, instance number and image id. The label of a study is given to each of its slices. A study of an
+    unknown patient is a patient of its own.
     """
     classes = list(raw.classes)
     refused = {i: g for i, g in enumerate(geometries) if isinstance(g, Unreadable)}
@@ -97,6 +98,7 @@ def slice_table(raw: Raw, geometries: Sequence[Geometry | Unreadable]) -> tuple[
     if table["image_id"].duplicated().any():
         twice = table.loc[table["image_id"].duplicated(), "image_id"].iloc[0]
         raise ValueError(f"image {twice} is in two folders; keep one of its files")
+    table["patient_id"] = _patients(raw, table)
     table[classes] = table[classes].astype("float32")
     table.loc[table["study_id"].isin(raw.test_studies), "split"] = "test"
     table.loc[table["split"] == "test", classes] = np.nan
@@ -104,6 +106,21 @@ def slice_table(raw: Raw, geometries: Sequence[Geometry | Unreadable]) -> tuple[
     columns = ["image_id", "patient_id", "study_id", "series_id", "position", "index", "n_slices", "split"]
     columns += ["tilt", "row_spacing", "column_spacing", *classes, "frame", "path"]
     return table[columns], quarantine_list(raw.files, refused) + _without_file(raw, table)
+
+
+def _patients(raw: Raw, table: pd.DataFrame) -> pd.Series:
+    """The patient of each slice, from the label table or PatientID, of this or another slice of its study."""
+    sources = [table["patient_id"].where(table["patient_id"] != "")]
+    if raw.patients:
+        sources.append(table[ID_OF[raw.level]].map(raw.patients).astype("str"))
+    patients = table["study_id"]
+    for source in sources:  # the later ones have priority
+        if source.isna().any():
+            of_study = source.groupby(table["study_id"]).transform("first")
+            patients = source.fillna(of_study).fillna(patients)
+        else:
+            patients = source
+    return patients
 
 
 def _in_order(table: pd.DataFrame) -> pd.DataFrame:
@@ -116,6 +133,21 @@ def _in_order(table: pd.DataFrame) -> pd.DataFrame:
     )
     keys = ["is_test", "study_id", "series_id", "order", "acquisition", "instance", "image_id"]
     return with_indices(table.sort_values(keys, ignore_index=True, kind="stable"))
+
+
+def without_labels(raw: Raw, table: pd.DataFrame) -> str:
+    """Why no training slice has a label for each class; empty if one has."""
+    train, key = table[table["split"] == "train"], ID_OF[raw.level]
+    if train[list(raw.classes)].notna().all(axis=1).any():
+        return ""
+    ids = raw.labels[key]
+    if ids.empty or train[key].isin(ids).any():
+        return "no readable training slice has a label for each class"
+    what = {"image_id": "image", "study_id": "StudyInstanceUID"}[key]
+    return (
+        f"no readable training slice has a label. The first label is of {what} {ids.iloc[0]!r}, but"
+        f" {train['path'].iloc[0]} is of {what} {train[key].iloc[0]!r}"
+    )
 
 
 def apply_selection(table: pd.DataFrame, selection: Selection) -> tuple[pd.DataFrame, list[Quarantined]]:

@@ -23,7 +23,7 @@ def hounsfield(stored: np.ndarray, scale: Scale, *, in_place: bool = False) -> n
 
     The photometric interpretation applies after this transformation and does not change units (PS3.3, C.11.1).
 
-    stored: integers of 1 or 2 bytes, in any byte order.
+    stored: integers of 1, 2 or 4 bytes, in any byte order.
     in_place: reuse the memory of `stored` for the result.
     """
     stored = _significant(stored.astype(stored.dtype.newbyteorder("="), copy=not in_place), scale)

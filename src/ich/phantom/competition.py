@@ -19,6 +19,7 @@ from ich.phantom.masks import add_mask
 from ich.phantom.study import CLASSES, LABELS, make_study, stream
 from ich.processes import run_parallel
 
+REAL_SIZE = 512  # rows of RSNA 2019; files of this size have its two kinds of file meta information
 LARGE = 1000  # with more training studies, prevalence is that of RSNA 2019 and there is no quota
 REAL_RATE, DEMO_RATE = 0.39, 0.62  # share of the patients with a bleed
 QUOTA = (0.13, 0.26, 0.22, 0.25, 0.27)  # minimum share of a small competition's patients, per subtype
@@ -112,6 +113,7 @@ def _write_study(
             window_center=(30.0,) if scan.signed else (36.0, 36.0),
             window_width=(80.0,) if scan.signed else (80.0, 80.0),
             explicit_vr=scan.explicit_vr,
+            short_meta=size == REAL_SIZE and not scan.explicit_vr,
         )
         values = hu.astype(np.int32) - int(scan.intercept)
         stored = values.astype(np.int16) if scan.signed else np.clip(values, 0, 4095).astype(np.uint16)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pandas as pd
 
 from ich.console import progress, say, table
-from ich.data import checks, examine, findings, rules, slice_table
+from ich.data import checks, examine, findings, folds, rules, slice_table
 from ich.data.competitions import ADAPTERS, LayoutError, Raw
 from ich.pipeline.graph import NOT_RAW
 from ich.pipeline.state import Plan
@@ -47,6 +47,9 @@ def _findings(plan: Plan) -> Iterator[pd.DataFrame]:
         yield findings.findings("network", faults, list(faults.values()))
     key = slice_table.ID_OF[raw.level]
     yield findings.findings("note", raw.notes)
+    if raw.no_labels:
+        name, _, why = raw.no_labels.partition(": ")
+        yield findings.findings("no_labels", [name], why)
     yield checks.misfits(raw.labels, rules.label_table(raw.labels, list(raw.classes), key), "labels")
     yield checks.extra_files(listing(root, NOT_RAW), [*raw.files["path"], raw.template])
     yield checks.duplicates("duplicate_id", raw.files, "image_id")
@@ -75,16 +78,23 @@ def _of_slices(plan: Plan, raw: Raw) -> Iterator[pd.DataFrame]:
     yield checks.coverage(slices, classes, raw.test_ids, ["train"] * (not outside) + ["test"] * bool(tested))
     if slices.empty:
         return
+    if (slices["split"] == "train").any() and (why := slice_table.without_labels(raw, slices)):
+        yield findings.findings("nothing_to_read", ["train"], why)
     yield checks.duplicate_images(slices, classes)
     left_out = plan.recipe.competition.exclude_overlap
     yield checks.patients(slices, excluded=left_out)
-    if raw.values == "hu":  # images have neither a study nor a position
+    if raw.values == "hu":  # images have neither a patient nor a study nor a position
+        yield findings.findings("no_patient_id", folds.unknown_patients(slices))
         yield checks.lengths(slices)
         yield checks.positions(slices)
         yield checks.mixtures(slices)
     if left_out:
         slices, _ = slice_table.without_overlap(slices)
+    if not classes:
+        return
     yield checks.prevalence(slices, classes)
+    if not outside and plan.recipe.folds.by == "patient":
+        yield checks.patients_for_folds(slices, classes, plan.recipe.folds.n)
     path = plan.workspace.folds
     if not outside and path.is_file():
         try:

@@ -34,6 +34,9 @@ def _divide(plan: Plan, force: bool) -> Made:
     by_slice = settings.by == "slice"
     try:
         assigned = (folds.assign_slices if by_slice else folds.assign)(slices, classes, settings.n, settings.seed)
+    except ValueError as error:
+        raise UserError(f"{plan.raw_root}: {error}") from None
+    try:
         text = assigned.to_csv(index=False).encode()
         same = plan.record_of(plan.folds).get("settings", plan.folds.settings) == plan.folds.settings
         kept = _kept(plan, labelled, text) if same and not force and not by_slice else None
@@ -49,6 +52,12 @@ def _divide(plan: Plan, force: bool) -> Made:
     warnings = [f"fold {k} has no study with {c}" for k, c in folds.missing_classes(assigned, classes, settings.n)]
     if by_slice:
         warnings.append("folds are random over slices: every out-of-fold score is optimistic")
+    elif plan.record_of(plan.prepared)["values"] == "hu" and (alone := folds.unknown_patients(labelled)):
+        warnings.append(
+            f"{len(alone)} of {len(assigned)} labelled studies have no PatientID: each counts as a patient of its own."
+            " Studies of one patient may be in several folds, and every score is then too optimistic (leakage)."
+            " Add a column patient_id to labels.csv"
+        )
     return {path.name: path}, {
         "studies": assigned.groupby("fold")["study_id"].nunique().tolist(),
         "slices": joined.groupby("fold").size().tolist(),

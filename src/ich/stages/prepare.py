@@ -46,6 +46,8 @@ def _name_unfinished(plan: Plan, task: Task) -> None:
 def _prepare(plan: Plan, folder: Path, fingerprint: str, force: bool) -> Made:
     recipe, root = plan.recipe, plan.raw_root
     raw = ADAPTERS[recipe.competition.format].raw(root)
+    if raw.no_labels:
+        raise UserError(raw.no_labels)
     with progress("prepare: headers", len(raw.files), "files") as advance:
         geometries = slice_table.read_geometries(root, raw.files["path"].tolist(), plan.cores, advance, raw.values)
     try:
@@ -93,12 +95,8 @@ def _refuse_empty(plan: Plan, raw: Raw, table: pd.DataFrame, quarantined: Sequen
         if wanted and not (table["split"] == split).any():
             said = next((f"{q.path}: {q.reason}" for q in quarantined if q.split == split and q.path), "no file")
             raise UserError(f"{plan.raw_root}: no readable slice in the {split} set ({said})")
-    if not outside and not table.loc[table["split"] == "train", list(raw.classes)].notna().all(axis=1).any():
-        named = next((q.image_id for q in quarantined if q.reason == "label_without_file"), "none")
-        raise UserError(
-            f"{plan.raw_root}: no readable training slice has a label. The labels have id {named}, the files have"
-            f" image {table['image_id'].iloc[0]} of study {table['study_id'].iloc[0]}"
-        )
+    if not outside and (why := slice_table.without_labels(raw, table)):
+        raise UserError(f"{plan.raw_root}: {why}")
 
 
 def _remarks(table: pd.DataFrame) -> list[str]:

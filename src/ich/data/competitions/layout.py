@@ -1,8 +1,9 @@
 """The common form of all competition formats, and helpers to read tables and folders into it."""
 
+import codecs
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ import pandas as pd
 from ich.data import files
 from ich.errors import UserError
 
+EXCEL = (b"PK\3\4", b"\xd0\xcf\x11\xe0")  # the first bytes of .xlsx and .xls
 SUBTYPES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
 
 
@@ -38,9 +40,11 @@ class Raw:
     classes: weight of each class in the competition's log loss.
     template: path of the sample submission, relative to the competition's root; empty where there is none.
     notes: what was dropped or repaired while reading.
+    no_labels: why there are no labels, and what to do; empty if there are some.
     values: hu: DICOM files with Hounsfield units; grey: PNG images with grey values 0..255, each a study of its own.
     level: labels are of slices or of studies. Those of a study are given to each of its slices: weak labels.
     test_studies: studies in the test set, wherever their files are.
+    patients: the patient by image_id or study_id, as `labels`; of others, PatientID.
     select: selects slices by their headers, where not all are used.
     """
 
@@ -53,6 +57,8 @@ class Raw:
     values: Literal["hu", "grey"] = "hu"
     level: Literal["slice", "study"] = "slice"
     test_studies: frozenset[str] = frozenset()
+    patients: Mapping[str, str] = field(default_factory=dict)
+    no_labels: str = ""
     select: Callable[[pd.DataFrame], Selection] | None = None
 
 
@@ -110,14 +116,31 @@ def refuse_same_id(table: pd.DataFrame) -> None:
 # ---- tables
 
 
-def read_text(path: Path, *, header: bool = True) -> pd.DataFrame:
+def dialect(path: Path) -> tuple[str, str]:
+    """Separator and encoding of a CSV that a spreadsheet or a script wrote. Raises LayoutError for an Excel file."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise LayoutError(f"{path}: cannot be read ({error.strerror})") from None
+    if data.startswith(EXCEL):
+        raise LayoutError(f"{path}: this is an Excel file; save it as CSV")
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        first = data.decode(encoding).partition("\n")[0]
+    except UnicodeDecodeError:
+        first, encoding = data.decode("cp1252", errors="replace").partition("\n")[0], "cp1252"
+    return max(",;\t", key=first.count), encoding
+
+
+def read_text(path: Path, *, header: bool = True, separator: str = ",", encoding: str = "utf-8-sig") -> pd.DataFrame:
     """A CSV as text. Row r of an editor has index r - 2, with and without a header."""
     try:
         table = pd.read_csv(
             path,
+            sep=separator,
             dtype=str,
             keep_default_na=False,
-            encoding="utf-8-sig",
+            encoding=encoding,
             header=0 if header else None,
             index_col=False,
             skip_blank_lines=False,

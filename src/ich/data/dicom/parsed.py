@@ -1,6 +1,7 @@
 """DICOM headers of every kind, also damaged ones, parsed by pydicom."""
 
 import contextlib
+import re
 import struct
 import warnings
 import zlib
@@ -21,6 +22,8 @@ from ich.data.refusal import Reason, Unreadable
 
 Stream = FileIO | BufferedReader | BytesIO
 MAX_INFLATED = 1 << 29  # bytes of a deflated file
+# The beginning of files without preamble: the prefix, or an element of group 2 or 8, in either byte order.
+BARE = re.compile(rb"DICM[\2\x08]\0|[\2\x08]\0.\0|\0\x08\0.", re.DOTALL)
 # RSNA's identifiers are not valid UIDs; pydicom would warn for each of 870,000 files.
 settings.reading_validation_mode = IGNORE
 
@@ -30,10 +33,10 @@ def opened(path: Path) -> Iterator[tuple[Dataset, Stream]]:
     """The header of a file, and the stream at the element of the pixels. Raises Unreadable and pydicom's errors."""
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _limit_inflation(file)
-        dataset = pydicom.dcmread(file, stop_before_pixels=True)
+        stream = _with_preamble(file)
+        _limit_inflation(stream)
+        dataset = pydicom.dcmread(stream, stop_before_pixels=True)
         inflated: Any = dataset.buffer  # a deflated file, which pydicom inflates into memory
-        stream: Stream = file
         if inflated is not None:
             stream = BytesIO(inflated.getvalue())
             stream.seek(inflated.tell())
@@ -45,9 +48,21 @@ def syntax(dataset: Dataset) -> str:
     return str(getattr(dataset.file_meta, "TransferSyntaxUID", ImplicitVRLittleEndian))
 
 
-def _limit_inflation(file: BufferedReader) -> None:
+def _with_preamble(file: BufferedReader) -> BufferedReader | BytesIO:
+    """The file; or a copy with preamble and prefix, of a file that lacks them. Raises Unreadable for a huge one."""
+    head = file.peek(132)
+    if head[128:132] == b"DICM" or not BARE.match(head):
+        return file
+    content = file.read(MAX_INFLATED + 1)
+    if len(content) > MAX_INFLATED:
+        raise Unreadable(Reason.BAD_SIZE, f"a file without preamble of more than {MAX_INFLATED} bytes")
+    return BytesIO(bytes(128) + (b"" if content.startswith(b"DICM") else b"DICM") + content)
+
+
+def _limit_inflation(file: BufferedReader | BytesIO) -> None:
     """Raise Unreadable for a deflate bomb, before pydicom allocates memory for it."""
-    head = file.peek(1024)
+    head = file.read(1024)
+    file.seek(0)
     if DEFLATED not in head or len(head) < 144:
         return
     file.seek(144 + struct.unpack_from("<L", head, 140)[0])

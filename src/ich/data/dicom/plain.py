@@ -23,7 +23,8 @@ from ich.data.dicom.elements import (
 HEAD = 1 << 14  # bytes read of a file; longer headers are left to pydicom. Shorter than 0x4141: no length is a VR, "AA"
 META_END, FIRST, PIXELS_BEGIN, PIXELS = 0x00030000, 0x00080000, 0x7FE00008, 0x7FE00010
 SYNTAX, CHARACTER_SET = 0x00020010, 0x00080005
-GROUP_LENGTH = b"\2\0\0\0UL\4\0"  # begins the file meta information
+# First element of the file meta information: group length, version, or SOP class as in half of the files of RSNA 2019.
+FIRST_META = (b"\2\0\0\0UL\4\0", b"\2\0\1\0OB", b"\2\0\2\0UI")
 EXPLICIT = {b"1.2.840.10008.1.2\0": False, b"1.2.840.10008.1.2.1\0": True}  # transfer syntax: is the VR explicit?
 ASCII = (b"", b"ISO_IR 6", b"ISO_IR 100", b"ISO_IR 192")  # character sets that contain ASCII
 
@@ -60,7 +61,7 @@ class Pixels(NamedTuple):
 
 def read(head: bytes) -> tuple[PlainHeader, Pixels] | None:
     """The header of a file that begins with these bytes; None where pydicom has to read it."""
-    if head[128:140] != b"DICM" + GROUP_LENGTH or DEFLATED in head:
+    if head[128:132] != b"DICM" or not head.startswith(FIRST_META, 132) or DEFLATED in head:
         return None
     header = PlainHeader()
     try:
@@ -102,7 +103,7 @@ def _walk(head: bytes, place: int, end: int, explicit: bool, header: PlainHeader
             elif code not in SHORT:
                 raise Unusual
         place = begin + length
-        if tag <= last or length & 1:
+        if tag <= last:
             raise Unusual
         last = tag
         vrs = vrs_of(tag)

@@ -35,7 +35,9 @@ MAX_PIXELS = 1 << 30  # of all frames: 4,096 slices of 512 x 512
 MAX_POSITION = 1e5  # mm; no scanner is a hundred metres long
 CT_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.2{suffix}" for suffix in ("", ".1", ".2"))
 NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"}
-STORED = {(bits, little): np.dtype(f"{'<' if little else '>'}u{bits // 8}") for bits in (8, 16) for little in (0, 1)}
+STORED = {
+    (bits, little): np.dtype(f"{'<' if little else '>'}u{bits // 8}") for bits in (8, 16, 32) for little in (0, 1)
+}
 OTHER_IMAGES = ("LOCALIZER", "SCOUT", "TOPOGRAM", "SCREEN SAVE")  # in ImageType
 OTHER_UNITS = ("OD", "MGML", "Z_EFF", "ED", "EDW", "PCT")  # RescaleType: density, iodine, effective atomic number, ...
 
@@ -44,7 +46,7 @@ OTHER_UNITS = ("OD", "MGML", "Z_EFF", "ED", "EDW", "PCT")  # RescaleType: densit
 class Geometry:
     """Identity and position of one slice, from its header."""
 
-    patient_id: str
+    patient_id: str  # empty where the file was anonymised
     study_id: str
     series_id: str
     position: float | None  # mm along the slice normal
@@ -153,7 +155,7 @@ def _validated(header: Header, stream: parsed.Stream, pixels: Pixels | None = No
     _require_ct(header)
     rows, columns, allocated = (integer(header, k) for k in ("Rows", "Columns", "BitsAllocated"))
     frames, bits = integer(header, "NumberOfFrames", 1), integer(header, "BitsStored")
-    if not (0 < rows <= MAX_SIDE and 0 < columns <= MAX_SIDE) or allocated not in (8, 16):
+    if not (0 < rows <= MAX_SIDE and 0 < columns <= MAX_SIDE) or allocated not in (8, 16, 32):
         raise Unreadable(Reason.BAD_SIZE, f"{rows} x {columns}, {allocated} bits")
     if not 1 <= bits <= allocated:
         raise Unreadable(Reason.BAD_SIZE, f"{bits} bits stored in {allocated}")
@@ -169,6 +171,8 @@ def _validated(header: Header, stream: parsed.Stream, pixels: Pixels | None = No
     size = stream.seek(0, os.SEEK_END)
     found: list[list[fragments.Fragment]] = []
     if pixels.syntax in decoders.SYNTAXES:
+        if allocated == 32:
+            raise Unreadable(Reason.BAD_SIZE, "32 bits, compressed")
         if pixels.length is not None:
             raise Unreadable(Reason.NOT_DECODED, "compressed pixels that are not in fragments")
         stream.seek(pixels.offset)
@@ -209,7 +213,7 @@ def _refuse_localizer(image_type: str) -> None:
 def _geometry(file: CtFile, frame: int) -> Geometry:
     header = file.header
     identity = [identifier(header, k) for k in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")]
-    if not all(identity):
+    if not all(identity if text(header, "PatientID") else identity[1:]):
         raise Unreadable(Reason.NO_IDENTITY)
     _scale(header, frame)
     _refuse_localizer(text(frame_item(header, "FrameType", frame), "FrameType"))

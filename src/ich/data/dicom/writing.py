@@ -30,6 +30,8 @@ class SliceHeader:
     window_center: tuple[float, ...]
     window_width: tuple[float, ...]
     explicit_vr: bool
+    short_meta: bool = False
+    """file meta information without length and version, and no SOP class: as half of the files of RSNA 2019"""
 
 
 def write(path: Path, stored: np.ndarray, header: SliceHeader) -> None:
@@ -40,8 +42,11 @@ def write(path: Path, stored: np.ndarray, header: SliceHeader) -> None:
     meta.TransferSyntaxUID = ExplicitVRLittleEndian if header.explicit_vr else ImplicitVRLittleEndian
     meta.ImplementationClassUID = UID("1.2.3.4")
     slice_ = Dataset()
-    slice_.file_meta = meta
-    slice_.SOPClassUID = CTImageStorage
+    slice_.file_meta, slice_.preamble = meta, bytes(128)
+    if header.short_meta:
+        meta.ImplementationVersionName = "RSNA Challenge 2019"
+    else:
+        slice_.SOPClassUID = CTImageStorage
     slice_.SOPInstanceUID = header.image_id
     slice_.Modality = "CT"
     slice_.PatientID = header.patient_id
@@ -65,5 +70,5 @@ def write(path: Path, stored: np.ndarray, header: SliceHeader) -> None:
     slice_.PixelData = np.ascontiguousarray(stored, dtype="<i2" if header.signed else "<u2").tobytes()
     slice_["PixelData"].VR = "OW"
     file = io.BytesIO()
-    slice_.save_as(file, enforce_file_format=True)
+    slice_.save_as(file, enforce_file_format=not header.short_meta)
     path.write_bytes(file.getvalue())  # pydicom would hide the errno of a system error
