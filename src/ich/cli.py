@@ -106,19 +106,18 @@ def _plan(recipe: Path, overrides: list[str] | None) -> Any:
     from ich.pipeline.state import Plan
     from ich.recipe import load
 
-    return Plan(load(recipe, overrides or []), _root(recipe))
+    return Plan(load(recipe, overrides or []), _root())
 
 
-def _root(recipe: Path) -> Path:
+def _root() -> Path:
     """Return the working folder, which holds input, folds, oof and submissions.
 
-    Raises UserError if it has no input and is not the repository that the recipe is in.
+    Raises UserError in a subfolder of the repository, unless it is such a folder too.
     """
     from ich.recipe.loading import REPOSITORY
 
     here = Path.cwd()
-    inside = (REPOSITORY / "run_all.sh").is_file() and REPOSITORY in recipe.resolve().parents
-    if inside and here != REPOSITORY and not (here / "input").is_dir():
+    if (REPOSITORY / "run_all.sh").is_file() and REPOSITORY in here.parents and not (here / "input").is_dir():
         raise UserError(f"{here} has no folder input. Run the command in the repository: cd {REPOSITORY}")
     return here
 
@@ -333,7 +332,7 @@ def ablate(recipe: RecipePath, overrides: Set = None) -> None:
     """Train the systems of a recipe's ablation with several seeds and compare them in a table."""
     from ich.stages import ablate as stage
 
-    stage.run(recipe, overrides or [], _root(recipe))
+    stage.run(recipe, overrides or [], _root())
 
 
 command(ablate)

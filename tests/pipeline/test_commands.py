@@ -35,13 +35,16 @@ def same_but_records(before: dict, after: dict) -> bool:
     return all(after[path][1] == before[path][1] for path in kept)
 
 
-def test_run_all_on_a_finished_workspace_writes_nothing(clone_copy):
+def test_run_all_on_a_finished_workspace_writes_nothing_and_ends_with_the_results(clone_copy):
     before = clone_copy.files()
     states = clone_copy.states()
     assert set(states.values()) == {"done"}
     assert set(states) == {task.name for task in tiny(clone_copy).all()}
-    clone_copy.run_all()
+    last = clone_copy.run_all("--quiet").splitlines()[-3:]
     assert clone_copy.files() == before
+    folder = clone_copy.root / "submissions/tiny"
+    assert last[:2] == [f"Submit: {folder / 'submission.csv'}", f"Open:   {folder / 'report.html'}"]
+    assert re.fullmatch(r"Time:   \d+ s|Time:   \d min \d\d s", last[2])
 
 
 def test_the_slice_table_has_one_row_per_cached_slice(finished):
@@ -142,14 +145,6 @@ def test_an_end_to_end_network_alone_has_a_page_without_maps(copy):
 # ---- the end of a run
 
 
-def test_run_all_ends_with_the_submission_the_page_and_the_time(clone_copy):
-    folder = clone_copy.root / "submissions/tiny"
-    for words in ((), ("--quiet",)):
-        last = clone_copy.run_all(*words).splitlines()[-3:]
-        assert last[:2] == [f"Submit: {folder / 'submission.csv'}", f"Open:   {folder / 'report.html'}"]
-        assert re.fullmatch(r"Time:   \d+ s|Time:   \d min \d\d s", last[2])
-
-
 def test_results_that_are_missing_name_their_command(clone_copy):
     for name in ("submission.json", "report.html"):
         (clone_copy.root / "submissions/tiny" / name).unlink()
@@ -219,18 +214,15 @@ def test_the_version_is_that_of_the_package(finished):
     assert finished.ich("--version", recipe=None) == f"ich {version('ich')}\n"
 
 
-def test_a_wrong_working_folder_is_an_error(tmp_path, monkeypatch, capsys):
+def test_a_subfolder_of_the_repository_is_no_working_folder(tmp_path, monkeypatch):
     recipe = ROOT / "configs" / "demo.yaml"
-    for folder in (tmp_path, ROOT / "configs"):
+    monkeypatch.chdir(ROOT / "configs")
+    with pytest.raises(UserError) as error:
+        cli._plan(recipe, None)
+    assert str(error.value) == f"{ROOT / 'configs'} has no folder input. Run the command in the repository: cd {ROOT}"
+    for folder in (tmp_path, ROOT):
         monkeypatch.chdir(folder)
-        with pytest.raises(UserError) as error:
-            cli._plan(recipe, None)
-        assert str(error.value) == f"{folder} has no folder input. Run the command in the repository: cd {ROOT}"
-    (tmp_path / "input").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert cli._plan(recipe, None).root == tmp_path
-    monkeypatch.chdir(ROOT)
-    assert cli._plan(recipe, None).root == ROOT
+        assert cli._plan(recipe, None).root == folder
 
 
 @pytest.mark.parametrize(
