@@ -16,7 +16,7 @@ from ich.models.smooth import FittedSmooth
 from ich.pipeline import runner
 from ich.pipeline.graph import CHECKPOINT, Task
 from ich.pipeline.state import Busy, Plan
-from ich.pipeline.trial import untrainable
+from ich.pipeline.untrainable import untrainable
 from ich.store.locks import hold
 from ich.training import fit as training
 from ich.training.checkpoint import TrainingState

@@ -33,12 +33,8 @@ VERSIONS = {
     "report": 4,
     "predict": 1,
 }
-NOT_RAW = (
-    "run.json",
-    "solution.csv",
-    "mislabelled.csv",
-    "masks.npz",
-)  # files in the raw folder that training does not read
+# files in the raw folder that training does not read
+NOT_RAW = ("run.json", "solution.csv", "mislabelled.csv", "masks.npz")
 PREDICTED = ("valid.parquet", "test.parquet")
 SHARDS = "hu-*.npy"  # pixels of the Hounsfield cache
 SLICES = "slices.parquet"  # its slice table

@@ -15,7 +15,7 @@ from ich.models.registry import build, load
 from ich.models.table import SliceTable, read_parquet
 from ich.pipeline.graph import WEIGHTS, Task
 from ich.pipeline.state import Busy, Made, Plan
-from ich.pipeline.trial import untrainable
+from ich.pipeline.untrainable import untrainable
 from ich.processes import run_parallel
 from ich.recipe import Recipe
 from ich.store.atomic import atomic
@@ -71,8 +71,8 @@ def _make_parallel(plan: Plan, todo: list[Task], force: bool) -> Iterator[tuple[
     advice = "with fewer processes (--set compute.processes=1) or a smaller batch_size"
     if plan.settings_of(todo[0].model).reads_images and not _in_sample(todo[0]):
         record = plan.record_of(plan.prepared)
-        trial = (plan, len(record["classes"]), record["values"])
-        (found,) = run_parallel(untrainable, [trial], processes, threads=threads, advice=advice)
+        arguments = (plan, len(record["classes"]), record["values"])
+        (found,) = run_parallel(untrainable, [arguments], processes, threads=threads, advice=advice)
         if found:
             raise UserError("\n".join(f"{where}: {why}" for where, why in found.items()))
     detail(f"{todo[0].stage}: {len(todo)} tasks, {processes} in parallel, {threads} CPU threads each")

@@ -4,7 +4,8 @@
 """
 
 from ich.recipe.loading import RecipeError, load, table_thresholds
-from ich.recipe.models import BETAS, Backbone, Blend, Cnn, Head, Model, Smooth, Stack, Training, beta_of
+from ich.recipe.models import BETAS, Backbone, Blend, Cnn, Head, Model, Smooth, Stack, beta_of
+from ich.recipe.training import Training
 from ich.recipe.types import SECTIONS, Ablation, Recipe, Thresholds
 
 __all__ = [

@@ -84,9 +84,9 @@ def _must(root: Schema, values: Any, place: Place, fault: Mapping[str, Any]) -> 
     if fault["type"] == "too_short":
         return "must not be empty"
     value = reduce(lambda part, key: part[key], place, values)
-    wanted = "a finite number" if fault["type"] == "finite_number" else _wanted(root, schema)
+    expected = "a finite number" if fault["type"] == "finite_number" else wanted(root, schema)
     got = "nothing" if value is None else reprlib.repr(value)
-    return f"must be {wanted} (got {got}){_instead(schema, value)}"
+    return f"must be {expected} (got {got}){_instead(schema, value)}"
 
 
 def _dotted(place: Sequence[Any]) -> str:
@@ -119,21 +119,21 @@ def _resolved(root: Schema, schema: Schema) -> Schema:
     return root["$defs"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
 
 
-def _wanted(root: Schema, schema: Schema) -> str:
-    """Return what a value must be, in the notation of YAML."""
+def wanted(root: Schema, schema: Schema) -> str:
+    """Return what a value of this JSON schema must be, in the notation of YAML."""
     if "anyOf" in schema:
-        return " or ".join(_wanted(root, one) for one in schema["anyOf"])
+        return " or ".join(wanted(root, one) for one in schema["anyOf"])
     schema = _resolved(root, schema)
     if "properties" in schema:
         key = (schema.get("required") or list(schema["properties"]))[0]
         first = schema["properties"][key]
-        example = first.get("default", first.get("enum", [_wanted(root, first)])[0])
+        example = first.get("default", first.get("enum", [wanted(root, first)])[0])
         return f"{{{key}: {example}, ...}}"
     if isinstance(schema.get("additionalProperties"), dict):
-        return f"{{NAME: {_wanted(root, schema['additionalProperties'])}}}"
+        return f"{{NAME: {wanted(root, schema['additionalProperties'])}}}"
     if "prefixItems" in schema:
-        return f"[{', '.join(_wanted(root, one) for one in schema['prefixItems'])}]"
-    return f"[{_wanted(root, schema['items'])}, ...]" if "items" in schema else _wanted_value(schema)
+        return f"[{', '.join(wanted(root, one) for one in schema['prefixItems'])}]"
+    return f"[{wanted(root, schema['items'])}, ...]" if "items" in schema else _wanted_value(schema)
 
 
 def _wanted_value(schema: Schema) -> str:

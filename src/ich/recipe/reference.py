@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ich.recipe.messages import wanted
 from ich.recipe.types import Recipe
 
 SCHEMA, PAGE = Path("configs/recipe.schema.json"), Path("docs/reference/settings.md")
@@ -87,25 +88,12 @@ def _table(title: str, definition: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-LIMITS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-
-
 def _type(value: dict[str, Any]) -> str:
-    """Return the type of a setting in words."""
-    if "$ref" in value:
-        name = value["$ref"].rpartition("/")[2]
-        return f"[{name}](#{name.lower()})"
-    if "anyOf" in value:
-        return " or ".join(_type(part) for part in value["anyOf"])
-    if "enum" in value or "const" in value:
-        return ", ".join(f"`{choice}`" for choice in value.get("enum", [value.get("const")]))
-    if "prefixItems" in value:
-        return "[" + ", ".join(_type(part) for part in value["prefixItems"]) + "]"
-    name, inner = str(value["type"]), value.get("items") or value.get("additionalProperties")
-    if isinstance(inner, dict):
-        return f"{'list of' if name == 'array' else 'mapping to'} {_type(inner)}"
-    limits = [f"{words} {value[key]:g}" for key, words in LIMITS.items() if key in value]
-    return ", ".join(["mapping" if name == "object" else name, *limits])
+    """Return the type of a setting: links to tables of settings, or words."""
+    if not (names := _references(value)):
+        return wanted({}, value)
+    links = [f"[{name}](#{name.lower()})" for name in names]
+    return " or ".join([*links, *(["null"] if {"type": "null"} in value.get("anyOf", []) else [])])
 
 
 def _references(value: Any) -> list[str]:

@@ -14,17 +14,15 @@ from ich.recipe.models import (
     EndToEnd,
     External,
     FScore,
-    Metric,
     Model,
     Pretrain,
-    Seed,
     Sequence,
     Smooth,
     Stack,
-    Strict,
     beta_of,
     meant,
 )
+from ich.recipe.training import Metric, Seed, Strict
 
 Share = Annotated[float, Field(ge=0, le=1)]
 NAME = r"^[a-z0-9][a-z0-9_]{0,63}$"  # names become folder names, so they are kept plain

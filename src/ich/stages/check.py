@@ -14,7 +14,7 @@ from ich.data import checks, examine, findings, folds, rules, slice_table
 from ich.data.competitions import ADAPTERS, LayoutError, Raw
 from ich.pipeline.graph import NOT_RAW
 from ich.pipeline.state import Plan
-from ich.pipeline.trial import untrainable
+from ich.pipeline.untrainable import untrainable
 from ich.store.atomic import write_text
 from ich.store.paths import listing
 
