@@ -124,15 +124,16 @@ def _root() -> Path:
 
 def _say_how_to_keep(recipe: Path, stage: str, overrides: list[str] | None) -> None:
     """Print the lines of the recipe that keep those overrides that change the settings of a stage."""
-    sections, lines = ("image", "competition") if stage == "prepare" else (stage,), list[str]()
+    sections, changes = ("image", "competition") if stage == "prepare" else (stage,), dict[tuple[str, str], list[str]]()
     for assignment in overrides or []:
         key, _, value = assignment.partition("=")
         section, _, last = key.rpartition(".")
         if key.partition(".")[0] in sections:
-            what = f"remove `{last}`" if value in ("", "null") else f"write `{last}: {value}`"
-            lines.append(f"{what} under `{section}`" if section else what)
-    if lines:
-        said = ", ".join(lines)
+            verb, what = ("remove", f"`{last}`") if value in ("", "null") else ("write", f"`{last}: {value}`")
+            place = f" under `{section}`" if section else ""
+            changes.setdefault((verb, place), []).append(what)
+    if changes:
+        said = ", ".join(f"{verb} {' and '.join(what)}{place}" for (verb, place), what in changes.items())
         console.say(f"{stage}: to keep this change, {said} in {recipe}. Other commands read only the recipe")
 
 

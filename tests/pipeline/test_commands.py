@@ -228,7 +228,11 @@ def test_a_subfolder_of_the_repository_is_no_working_folder(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("command", "arguments", "says"),
     [
-        ("thresholds", ("--metric", "f1"), "thresholds: to keep this change, write `metric: f1` under `thresholds` in"),
+        (
+            "thresholds",
+            ("--metric", "f1", "--trials", "9"),
+            "thresholds: to keep this change, write `metric: f1` and `trials: 9` under `thresholds` in",
+        ),
         ("smooth", ("--set", "smooth.gauss.widths=[5]"), "smooth: to keep this change, write `widths: [5]` under"),
         ("blend", ("--set", "blend.inputs=null"), "blend: to keep this change, remove `inputs` under `blend` in"),
     ],
