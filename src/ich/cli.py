@@ -192,7 +192,7 @@ def _prepared(plan: Any) -> Any:
 
 
 def status(recipe: RecipePath, overrides: Set = None) -> None:
-    """List all artifacts: done, stale (and why), missing, running or killed; and how to update them."""
+    """List the state of all artifacts and how to update them."""
     from ich.stages import status as stage
 
     words = [str(recipe), *(word for change in overrides or [] for word in ("--set", change))]
@@ -207,13 +207,13 @@ _look(
 )
 _look("check", "ich.stages.check", "Check all raw files and tables. Exit code: 0 clean, 1 warnings, 2 errors.")
 _stage("demo", "Write the synthetic competition.")
-_stage("prepare", "Read the raw files into the Hounsfield cache, the slice table and the quarantine list.", _prepared)
-_stage("folds", "Split the patients into folds that are balanced over the classes.")
+_stage("prepare", "Read the raw files into a cache of Hounsfield units.", _prepared)
+_stage("folds", "Split the patients into folds with balanced classes.")
 _models("pretrain", "Pretrain backbones by SimCLR on all slices, without labels.")
-_models("cnn", "Stage 1: train CNNs on single slices; write logits and embeddings.")
-_models("end_to_end", "Train a CNN and a recurrent head as one network on whole studies.")
-_models("sequence", "Stage 2: train LSTMs and GRUs over the slices of each study.")
-_models("external", "Import predictions made elsewhere, such as a teammate's, joined by image id.")
+_models("cnn", "Stage 1: train CNNs on single slices.")
+_models("end_to_end", "Train CNNs with a recurrent head on whole studies.")
+_models("sequence", "Stage 2: train LSTMs and GRUs over each study.")
+_models("external", "Import predictions made elsewhere, joined by image id.")
 _models("smooth", "Smooth the mean logit of the inputs along the study.")
 _models("stack", "Fit LightGBM on the out-of-fold logits of the inputs.")
 _models("blend", "Combine the models into one calibrated prediction.")
@@ -253,14 +253,17 @@ _stage("submit", "Write the submission in the format of the competition.")
 
 
 def score(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
-    """Score all models with 95 % confidence intervals, out-of-fold and on the test set if there is a solution."""
+    """Score all models, with 95 % confidence intervals.
+
+    Out of fold, and on the test set if there is a solution.
+    """
     plan = _plan(recipe, overrides)
     outside = plan.recipe.competition.trained_by is not None
     import_module(f"ich.stages.{'score_outside' if outside else 'score'}").run(plan, force=force)
 
 
 command(score)
-_stage("explain", "Compute Grad-CAM maps, the embedding map and suspicious labels.", lambda plan: plan.explain)
+_stage("explain", "Compute Grad-CAM, embedding map and suspicious labels.", lambda plan: plan.explain)
 
 
 def report(
@@ -271,7 +274,7 @@ def report(
     overrides: Set = None,
     force: Force = False,
 ) -> None:
-    """Write the report page: scores, plots, errors and a study viewer."""
+    """Write the report: scores, plots, errors, study viewer."""
     given = [f"report.studies={json.dumps(study)}"] if study else []
     plan = _plan(recipe, [*(overrides or []), *given])
     if force or not plan.finished(plan.report):
@@ -330,7 +333,7 @@ command(clean)
 
 
 def ablate(recipe: RecipePath, overrides: Set = None) -> None:
-    """Train the systems of a recipe's ablation with several seeds and compare them in a table."""
+    """Compare variants of a recipe over several seeds."""
     from ich.stages import ablate as stage
 
     stage.run(recipe, overrides or [], _root())

@@ -207,6 +207,7 @@ def test_help_lists_each_command_once_by_group(finished, option):
     for title, names in GROUPS.items():
         (group,) = re.findall(rf"^{title}:\n((?:  .*\n)+)", said, re.MULTILINE)
         assert [line.split()[0] for line in group.splitlines() if line[2] != " "] == list(names)
+        assert "..." not in group  # every text fits a terminal of 80 columns
     assert "--force" in finished.ich("cnn", option, recipe=None)
 
 

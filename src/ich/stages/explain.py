@@ -44,7 +44,7 @@ def run(plan: Plan, *, force: bool = False) -> None:
         ]
         title = "Pointing game: share of Grad-CAM maxima inside the bleed, mean over models"
         table(["class", "slices", *RATES], rows, title)
-    say(f"\nexplain: {'wrote' if made else 'done'}, {folder}")
+    say(f"\nexplain: {'wrote' if made else 'up to date,'} {folder}")
 
 
 def _read(path: Path) -> list[dict[str, str]]:

@@ -32,7 +32,7 @@ BRAIN = Windowing("windows", (Window(40.0, 80.0),))
 def run(plan: Plan, *, force: bool = False) -> None:
     made = plan.make(plan.report, lambda _: _report(plan), force=force)
     path = plan.workspace.submissions / "report.html"
-    say(f"report: {'wrote' if made else 'done'}, {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    say(f"report: {'wrote' if made else 'up to date,'} {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 def _report(plan: Plan) -> Made:
