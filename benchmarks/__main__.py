@@ -1,12 +1,12 @@
 """`python -m benchmarks [TOPIC ...]`: time this repository against the machine's limits and against common code.
 
 Each topic prints its table, saves it as JSON with the machine and the versions in benchmarks/results, and updates the
-tables of docs/background/performance.md.
+tables of docs/background/performance.md. Only `python -m benchmarks.gpu` uses a GPU.
 """
 
 import argparse
+import os
 from importlib import import_module
-from pathlib import Path
 
 from benchmarks import harness
 from ich.console import set_level
@@ -21,6 +21,8 @@ TOPICS = {
     "memory": "peak memory of each stage by number of slices, with the embedding widths of configs/rsna2019.yaml",
     "demo": "`run_all.sh` on the demo by stage; starting, and rerunning it when all is up to date",
 }  # module -> what it measures
+SHOWN = {**TOPICS, "gpu": "`python -m benchmarks.gpu`: networks on a GPU, against the same steps on one batch there"}
+RESULTS = harness.ROOT / "benchmarks" / "results"
 
 
 def main() -> None:
@@ -35,7 +37,7 @@ def main() -> None:
     if unknown := [topic for topic in given.topics if topic not in TOPICS]:
         parser.error(f"no topic {', '.join(unknown)}; choose from {', '.join(TOPICS)}")
     set_level("quiet")
-    results = Path(__file__).parent / "results"
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     for topic in given.topics or TOPICS:
         print(f"{topic}: {TOPICS[topic]}", flush=True)
         found = list(import_module(f"benchmarks.{topic}").run(quick=given.quick))
@@ -44,8 +46,13 @@ def main() -> None:
             if one.get("notes"):
                 print(f"{one['name']}: {one['notes']}", flush=True)
         if not given.quick:
-            print(f"-> {harness.save(results, topic, found)}", flush=True)
-            harness.update(harness.ROOT / "docs" / "background" / "performance.md", harness.document(results, TOPICS))
+            harness.save(RESULTS / f"{topic}.json", found)
+            write_tables()
+
+
+def write_tables() -> None:
+    """Update docs/background/performance.md from the saved results."""
+    harness.update(harness.ROOT / "docs" / "background" / "performance.md", harness.document(RESULTS, SHOWN))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,23 @@ def compare(
     """
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(-warm_up, rounds):
-        for way in list(ways)[:: 1 if number % 2 == 0 else -1]:
+        for way in in_turn(ways, number):
             before()
             started = clock()
             ways[way]()
             if number >= 0:
-                seconds[way].append(float(f"{clock() - started:.5g}"))
+                seconds[way].append(rounded(clock() - started))
     return {"name": name, "unit": unit, "count": count, "seconds": seconds}
+
+
+def in_turn(ways: Iterable[str], number: int) -> list[str]:
+    """The order of the ways in a round."""
+    return list(ways)[:: 1 if number % 2 == 0 else -1]
+
+
+def rounded(value: float) -> float:
+    """Five significant digits."""
+    return float(f"{value:.5g}")
 
 
 def usage(name: str, measured: Mapping[int, tuple[float, float]]) -> Result:
@@ -111,37 +121,35 @@ def machine() -> dict[str, Any]:
     """Hardware and versions, on which the results depend, but nothing that identifies the machine."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    installed = {one.name: one.version for one in distributions()}
     return {
         "cpu": models[0] if models else platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": {name: installed[name] for name in LIBRARIES if name in installed},
     }
 
 
-def save(folder: Path, topic: str, results: Sequence[Result]) -> Path:
-    """Write <topic>.json, or <topic>_gpu.json on a GPU, with the date and the machine."""
-    found = {"measured": time.strftime("%Y-%m-%d"), "results": list(results), "machine": machine()}
-    path = folder / f"{topic}{'_gpu' if found['machine']['gpu'] else ''}.json"
-    folder.mkdir(parents=True, exist_ok=True)
+def save(path: Path, results: Sequence[Result], **more: Any) -> None:
+    """Write the results with the date and the machine."""
+    found = {"measured": time.strftime("%Y-%m-%d"), "results": list(results), "machine": machine(), **more}
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=2) + "\n")
-    return path
 
 
 def document(folder: Path, topics: Mapping[str, str]) -> str:
     """One table per saved topic as Markdown, then the machines they were measured on."""
-    stems = [f"{topic}{device}" for topic in topics for device in ("", "_gpu")]
-    found = {s: json.loads((folder / f"{s}.json").read_text()) for s in stems if (folder / f"{s}.json").is_file()}
-    parts = [f"**{s}**: {topics[s.removesuffix('_gpu')]}\n\n{table(one['results'])}" for s, one in found.items()]
+    found = {t: json.loads((folder / f"{t}.json").read_text()) for t in topics if (folder / f"{t}.json").is_file()}
+    parts = [f"**{topic}**: {topics[topic]}\n\n{table(one['results'])}" for topic, one in found.items()]
     machines: dict[str, list[str]] = {}
-    for stem, one in found.items():
+    for topic, one in found.items():
         about = one["machine"]
         versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
         hardware = f"{about['cpu']}, {about['cores']} cores{', ' + about['gpu'] if about['gpu'] else ''}"
         where = f"{one['measured']}: {hardware}; Python {about['python']}, {versions}"
-        machines.setdefault(where, []).append(stem)
-    parts += [f"Measured on {where} ({', '.join(stems)})." for where, stems in machines.items()]
+        machines.setdefault(where, []).append(topic)
+    parts += [f"Measured on {where} ({', '.join(measured)})." for where, measured in machines.items()]
     return "".join(f"{part}\n\n" for part in parts) or "\n"
 
 
@@ -152,7 +160,7 @@ def update(path: Path, text: str) -> None:
 
 def table(results: Iterable[Result]) -> str:
     """The results of one topic as a Markdown table."""
-    comparisons = [one for one in results if "unit" in one]
+    comparisons = [one for one in results if "slices" not in one]
     usages = [one for one in results if "slices" in one]
     lines: list[str] = []
     if comparisons:
@@ -164,14 +172,20 @@ def table(results: Iterable[Result]) -> str:
 
 
 def _ratios(one: Result) -> Iterator[str]:
-    """One row per other way: rates, or the seconds of a single run, and the ratio of our rate to the other's."""
-    (_, ours), *others = one["seconds"].items()
+    """One row per other way: both medians, and the ratio of our rate to the other's, or of its memory to ours."""
+    (_, ours), *others = one["mib" if "mib" in one else "seconds"].items()
     for other, theirs in others:
         ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-        medians = [statistics.median(seconds) for seconds in (ours, theirs)]
-        a, b = (f"{s:.2g} s" if one["count"] == 1 else f"{shown(one['count'] / s)} {one['unit']}/s" for s in medians)
+        a, b = (_amount(one, statistics.median(values)) for values in (ours, theirs))
         range_ = f"{statistics.median(ratios):.3g}, {min(ratios):.3g} to {max(ratios):.3g}"
         yield f"| {one['name']} / {other} | {a} | {b} | {range_} |"
+
+
+def _amount(one: Result, median: float) -> str:
+    """MiB, a rate, or the seconds of a single run."""
+    if "mib" in one:
+        return f"{median:,.0f} MiB"
+    return f"{median:.2g} s" if one["count"] == 1 else f"{shown(one['count'] / median)} {one['unit']}/s"
 
 
 def shown(rate: float) -> str:

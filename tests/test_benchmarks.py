@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import harness, prepare, sequence, stacker, thresholds, workspace
+from benchmarks import gpu, harness, prepare, sequence, stacker, thresholds, workspace
 from ich.cli import app
 from ich.console import set_level
 from ich.data.series import series_batch
@@ -66,7 +66,8 @@ def test_memory_at_several_sizes_is_extrapolated_along_the_last_two():
 
 
 def test_saved_results_hold_versions_and_nothing_that_identifies_the_machine(tmp_path):
-    text = harness.save(tmp_path / "results", "training", [COMPARISON]).read_text()
+    harness.save(tmp_path / "results" / "training.json", [COMPARISON])
+    text = (tmp_path / "results" / "training.json").read_text()
     found = json.loads(text)
     assert found["results"] == [COMPARISON]
     assert set(found["machine"]) == {"cpu", "cores", "gpu", "python", "versions"}
@@ -155,6 +156,63 @@ def test_the_plain_network_has_the_same_outputs(cell):
     assert torch.equal(targets[mask > 0], batch.targets)
 
 
+# ---- the script for a GPU
+
+
+@pytest.mark.usefixtures("one_core")
+def test_the_script_for_a_gpu_runs_on_a_cpu(tmp_path, monkeypatch, capsys):
+    (tmp_path / "test_one.py").write_text("def test_one(): pass")
+    monkeypatch.setattr(gpu, "TESTS", str(tmp_path / "test_one.py"))
+    monkeypatch.setattr(gpu, "SKIPPED", 1)
+    monkeypatch.setattr(gpu, "PROBED", 1)
+    monkeypatch.setattr(gpu, "write_tables", lambda: pytest.fail("the documentation has been changed"))
+    monkeypatch.setattr(sys, "argv", ["gpu", "--quick", "--out", str(tmp_path / "gpu.json")])
+    assert gpu.main() == 0
+    set_level("normal")
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert [one["name"].partition(",")[0] for one in found["results"]] == ["fit", "fit", "loader", "prediction"]
+    assert all(s > 0 for one in found["results"] for way in one["seconds"].values() for s in way)
+    assert len(found["results"][0]["seconds"]["ours"]) == gpu.QUICK_ROUNDS
+    assert found["tests"]["exit_code"] == 0
+    assert found["tests"]["summary"].startswith("1 passed")
+    assert found["left_out"] == {}
+    assert "/ bare forward |" in capsys.readouterr().out
+
+
+def test_the_clock_starts_after_the_first_steps(monkeypatch):
+    done = list[int]()
+    monkeypatch.setattr(gpu, "now", lambda: len(done))
+    assert gpu.steps(lambda: done.append(1), 4) == 4
+    assert len(done) == gpu.SKIPPED + 4
+
+
+def test_rounds_end_with_the_time_and_a_failed_topic_is_left_out(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])
+
+    def topic(seconds):
+        return SimpleNamespace(seconds=seconds, measure=lambda: now.__setitem__(0, now[0] + seconds))
+
+    def fails():
+        raise torch.OutOfMemoryError("out of memory\nThe allocator's table")
+
+    builders = {"slow": lambda: topic(40), "fails": fails, "quick": lambda: topic(10)}
+    found, left_out = gpu.conduct(builders, 5, ends=155)
+    assert (now[0], found.keys()) == (150, {"slow", "quick"})
+    shorter = "2 of 5 rounds, because the time is up"
+    assert left_out == {"fails": "out of memory", "slow": shorter, "quick": shorter}
+
+
+def test_results_are_ratios_to_the_last_way():
+    ways = dict.fromkeys(("fit", "loader", "bare step"), lambda: 0.0)
+    found = [{"fit": (2.0, 300.0), "loader": (1.25, 0.0), "bare step": (1.0, 200.0)}]
+    assert harness.table(gpu.Topic("net", "slices", 10, ways, found).results()).splitlines()[2:] == [
+        "| fit, net / bare step | 5 slices/s | 10 slices/s | 0.5, 0.5 to 0.5 |",
+        "| peak memory of fit, net / bare step | 300 MiB | 200 MiB | 0.667, 0.667 to 0.667 |",
+        "| loader, net / bare step | 8 slices/s | 10 slices/s | 0.8, 0.8 to 0.8 |",
+    ]
+
+
 # ---- the command
 
 
@@ -185,4 +243,4 @@ def test_the_docs_have_the_tables_of_the_saved_results():
     page = (ROOT / "docs" / "background" / "performance.md").read_text()
     shown = re.search(r"<!-- results -->\n(.*)<!-- end -->", page, re.DOTALL)
     assert shown is not None
-    assert shown[1] == harness.document(ROOT / "benchmarks" / "results", command.TOPICS)
+    assert shown[1] == harness.document(command.RESULTS, command.SHOWN)

@@ -37,3 +37,18 @@ def test_predictions_are_in_the_order_of_their_rows():
 def test_a_wrong_number_of_slices_is_an_error(n, message):
     with pytest.raises(ValueError, match=message):
         predict(nn.Linear(4, 2), batches(0), n)
+
+
+class MovesWeights(nn.Linear):
+    """Replaces its weights when it is moved, as an RNN on a GPU does."""
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self.weight.data = self.weight.data.clone()
+        return self
+
+
+def test_a_network_can_be_trained_after_a_prediction():
+    network = MovesWeights(4, 2)
+    predict(network, batches(0), 32, "fp32")
+    network(torch.ones(1, 4, requires_grad=True)).sum().backward()

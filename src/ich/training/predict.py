@@ -12,7 +12,6 @@ from ich.training.memory import memory_errors
 
 
 @deterministic()
-@torch.inference_mode()
 def predict(
     network: nn.Module,
     batches: Iterable[Any],
@@ -26,7 +25,7 @@ def predict(
     called after each batch of k slices. Raises ValueError if the batches do not hold n slices.
     """
     device = default_device()
-    network.to(device).eval()
+    network.to(device).eval()  # before inference mode, in which cuDNN's RNNs get weights that cannot be trained further
     embed: Any = getattr(network, "embed", None)
     arrays: dict[str, np.ndarray] = {}
     filled, arriving = 0, dict[str, Callable[[], Tensor]]()
@@ -42,7 +41,7 @@ def predict(
             array = arrays.setdefault(name, np.empty((n, *column.shape[1:]), column.dtype))
             array[start:filled] = column
 
-    with memory_errors("prediction"), autocast(precision, device):
+    with memory_errors("prediction"), torch.inference_mode(), autocast(precision, device):
         for batch in batches:
             there = to_device(batch, device)
             if embed is None:
