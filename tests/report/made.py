@@ -74,7 +74,7 @@ def made_evidence(never: Sequence[str] = ()) -> Evidence:
     tuned |= {"score_cross_fitted": None, "recall_cross_fitted": None, "warnings": []}
     fitted = {"combination": {"method": "weights", "weights": WEIGHTS}, "calibration": {"method": "platt"}}
     blend = {"inputs": list(MODELS)[:-1], "classes": dict.fromkeys(CLASSES, fitted)}
-    decided = thresholds.tune(rows["oof"].labels, p["oof"], CLASSES, goals["f2"], fold=fold).decided
+    cross_fitted = thresholds.tune(rows["oof"].labels, p["oof"], CLASSES, goals["f2"], fold=fold).cross_fitted
     suspicious = parts["oof"].iloc[[5, 6, 50, 199]][["image_id", "study_id"]]
     suspicious = suspicious.assign(rank=range(1, 5), suspicion=2.0, **{"class": "any"})
     mapped = table.assign(group="no bleed", place=(table["index"] + 0.5) / 10, x=np.arange(300) % 17, y=table["index"])
@@ -92,7 +92,7 @@ def made_evidence(never: Sequence[str] = ()) -> Evidence:
         test_probability=p["test"],
         scores=scores,
         tuned=tuned,
-        decided=decided,
+        cross_fitted=cross_fitted,
         beta=2.0,
         reliability=pd.DataFrame(reliability),
         blends=[blend] * 3,

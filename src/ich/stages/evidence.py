@@ -37,7 +37,7 @@ def read_evidence(plan: Plan) -> Evidence:
     goal = thresholds.Goal(settings.beta, "macro", shrink=settings.shrink)
     fold = slices.table["fold"].to_numpy()[rows].astype("int64")
     tuned = thresholds.tune(slices.labels[rows].astype("float64"), probability, classes, goal, fold=fold)
-    assert tuned.decided is not None, "folds are given"
+    assert tuned.cross_fitted is not None, "folds are given"
     suspicious = _explained(plan, "suspicious_labels.csv")
     assert suspicious is not None, "`ich explain` always writes it"
     return Evidence(
@@ -53,7 +53,7 @@ def read_evidence(plan: Plan) -> Evidence:
         test_probability=sigmoid(logits("blend", "test", slices.test_rows)),
         scores=scores,
         tuned=read_json(plan.workspace.thresholds),
-        decided=tuned.decided,
+        cross_fitted=tuned.cross_fitted,
         beta=settings.beta,
         reliability=_table(submissions / "reliability.csv"),
         blends=[read_json(plan.workspace.fold("blend", k) / "blend.json") for k in plan.fold_numbers],

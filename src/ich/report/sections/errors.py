@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import isnan
 
 import numpy as np
@@ -10,8 +9,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ich.report.evidence import Evidence
-from ich.report.page.blocks import Block, Case, Cases, Image, Notes, Panels, Section, Strip
+from ich.report.page.blocks import Block, Case, Cases, Image, Notes, Panels, Section
 from ich.report.page.images import overlaid, png, resized
+from ich.report.sections.cards import Found, card
 from ich.report.sections.viewer import Study
 
 SHOWN, PER_CLASS, SUSPECTS = 6, 2, 8  # errors per kind, of these per class, and suspicious labels
@@ -29,17 +29,6 @@ CONTRADICTION = {  # by the label and by those of its neighbours
     (False, 1): "Labelled 0 between labels 1: the label may be wrong.",
     (False, 0): "Labelled 0 like its neighbours: a look-alike, or a bleed without a label.",
 }
-
-
-@dataclass(frozen=True)
-class Found:
-    """A slice to show: its place in `evidence.rows`, its row and those of its neighbours, the class, and the reason."""
-
-    place: int
-    row: int
-    beside: list[int]
-    class_number: int
-    reason: str
 
 
 def select_slices(evidence: Evidence) -> dict[str, list[Found]]:
@@ -140,13 +129,9 @@ def _case(
     studies: Mapping[str, Study],
 ) -> Case:
     c, name = one.class_number, evidence.classes[one.class_number]
-    here, label = evidence.table.iloc[one.row], int(evidence.labels[one.place, c])
-    p, cut = float(evidence.probability[one.place, c]), float(evidence.tuned["thresholds"][name])
-    where = f"Study {here['study_id']}, slice {here['index'] + 1} of {here['n_slices']}"
-    lines = [
-        f"{where if evidence.has_studies else here['image_id']}, fold {evidence.folds[one.place]}.",
-        f"Label {label}, probability {p:.4f}, threshold {cut:.4f}.",
-    ]
+    label, p = int(evidence.labels[one.place, c]), float(evidence.probability[one.place, c])
+    cut = float(evidence.tuned["thresholds"][name])
+    lines = [f"Label {label}, probability {p:.4f}, threshold {cut:.4f}."]
     if len(one.beside) > 1:
         beside = {row: evidence.all_labels[row, c] for row in one.beside if row != one.row}
         words = [
@@ -157,14 +142,6 @@ def _case(
         lines.append(interpretation(label == 1, p >= cut, 1 in beside.values(), 0 in beside.values()))
     outcome = {(1, False): "false negative", (0, True): "false positive", (1, True): "true positive"}
     title = f"{name}: {outcome.get((label, p >= cut), 'true negative')}, probability {p:.2f}, label {label}"
-    places = np.flatnonzero(evidence.series[evidence.rows] == evidence.series[one.row])
-    strip = Strip(
-        name,
-        evidence.probability[places, c].tolist(),
-        [int(label) for label in evidence.labels[places, c]],
-        int(np.flatnonzero(places == one.place)[0]),
-        cut,
-    )
     images = [resized(grey) for grey in greys]
     captions = [
         "this slice" if row == one.row else f"slice {'before' if row < one.row else 'after'}" for row in one.beside
@@ -173,9 +150,7 @@ def _case(
     if cam is not None:
         alt = f"Grad-CAM for {name} over this slice: bright where a region raises the score"
         shown.append(Image(png(overlaid(images[one.beside.index(one.row)], cam[c])), alt, f"Grad-CAM for {name}"))
-    study = studies.get(here["study_id"])
-    at = [] if study is None else np.flatnonzero(study.rows == one.row).tolist()
-    return Case(title, [*lines, one.reason], shown, strip, here["study_id"] if at else "", at[0] if at else 0)
+    return card(evidence, one, title, lines, shown, cut, studies)
 
 
 def interpretation(labelled: bool, predicted: bool, beside_1: bool, beside_0: bool) -> str:

@@ -1,7 +1,7 @@
 """Summary: the scores of the ensemble and their certainty, all warnings, and the data of the evaluation."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -16,7 +16,8 @@ FEW = 200  # patients; with fewer, the intervals are wide
 WARNING = "warning: "
 
 
-def section(evidence: Evidence) -> Section:
+def section(evidence: Evidence, examples: Sequence[Block]) -> Section:
+    """Make the section with the cards of the examples below the plot of the scores."""
     found = evidence.scores
     tables = list(scores.tables(found, WIDE))
     warnings = list(_warnings(evidence))
@@ -25,6 +26,7 @@ def section(evidence: Evidence) -> Section:
         tuned += [table, Notes(notes)]
     blocks: list[Block] = [
         _scores(evidence),
+        *examples,
         *_tiles(evidence),
         Notes(_reading(evidence)),
         Notes(warnings, "warning") if warnings else Notes(["No stage of this run has a warning."]),
