@@ -1,6 +1,5 @@
 """Read the results of a finished recipe for its report page."""
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,11 +82,8 @@ def _explained(plan: Plan, name: str) -> pd.DataFrame | None:
 
 
 def _training(plan: Plan, model: str) -> Training:
-    histories = {}
-    for k in plan.fold_numbers:
-        path = plan.workspace.fold(model, k) / "history.csv"
-        with parsing(path), path.open(encoding="utf-8", newline="") as file:
-            histories[k] = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    folders = {k: plan.workspace.fold(model, k) for k in plan.fold_numbers}
+    histories: Any = {k: _table(folder / "history.csv").to_dict("records") for k, folder in folders.items()}
     settings: Any = plan.settings_of(model)
     stop = settings.early_stopping
     if stop is None:

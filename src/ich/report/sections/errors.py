@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
 from math import isnan
 
 import numpy as np
@@ -83,12 +84,9 @@ def section(
     greys: windowed slices [k, S, S] of `beside`, per card in order; maps: Grad-CAM [c, h, w] of the slice itself.
     """
     panels: dict[str, list[Block]] = {}
-    number = 0
+    images = zip(greys, maps or repeat(None), strict=False)
     for kind, ones in found.items():
-        cases: list[Case] = []
-        for one in ones:
-            cases.append(_case(evidence, one, greys[number], None if maps is None else maps[number], studies))
-            number += 1
+        cases = [_case(evidence, one, *next(images), studies) for one in ones]
         panels[kind] = [Notes(_selection(evidence, kind, len(ones))), Cases(cases)]
     lead = "CT slices in the brain window (level 40, width 80 HU). " if evidence.values == "hu" else ""
     lead += (

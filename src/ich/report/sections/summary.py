@@ -18,20 +18,16 @@ WARNING = "warning: "
 
 def section(evidence: Evidence, examples: Sequence[Block]) -> Section:
     """Make the section with the cards of the examples below the plot of the scores."""
-    found = evidence.scores
-    tables = list(scores.tables(found, WIDE))
     warnings = list(_warnings(evidence))
-    tuned: list[Block] = []
-    for table, notes in thresholds.parts(evidence.tuned):
-        tuned += [table, Notes(notes)]
+    tuned = [block for table, notes in thresholds.parts(evidence.tuned) for block in (table, Notes(notes))]
     blocks: list[Block] = [
         _scores(evidence),
         *examples,
         *_tiles(evidence),
         Notes(_reading(evidence)),
         Notes(warnings, "warning") if warnings else Notes(["No stage of this run has a warning."]),
-        *tables,
-        Notes(list(scores.sentences(found))),
+        *scores.tables(evidence.scores, WIDE),
+        Notes(list(scores.sentences(evidence.scores))),
         Details("Classes", list(_classes(evidence))),
         Details("Folds", _folds(evidence)),
         Details("Quarantined files", _quarantined(evidence)),
