@@ -80,7 +80,6 @@ def made_evidence(never: Sequence[str] = ()) -> Evidence:
     mapped = table.assign(group="no bleed", place=(table["index"] + 0.5) / 10, x=np.arange(300) % 17, y=table["index"])
     mapped["fold"] = ["test" if np.isnan(k) else f"{k:.0f}" for k in mapped["fold"]]
     return Evidence(
-        name="made",
         settings={"name": "made", "folds": {"seed": 7}, "cnn": {"resnet": {"seed": 3}}},
         synthetic=True,
         folds_by_slice=False,

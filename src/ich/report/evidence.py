@@ -37,7 +37,6 @@ class Artifact:
 class Evidence:
     """N slices, of which n are labelled and in a fold; c classes."""
 
-    name: str
     settings: Mapping[str, Any]
     """The whole recipe."""
     synthetic: bool

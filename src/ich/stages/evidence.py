@@ -40,7 +40,6 @@ def read_evidence(plan: Plan) -> Evidence:
     suspicious = _explained(plan, "suspicious_labels.csv")
     assert suspicious is not None, "`ich explain` always writes it"
     return Evidence(
-        name=recipe.name,
         settings=recipe.model_dump(mode="json"),
         synthetic=recipe.demo is not None,
         folds_by_slice=recipe.folds.by == "slice",

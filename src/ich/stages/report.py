@@ -75,7 +75,9 @@ def _report(plan: Plan) -> Made:
         errors.section(evidence, found, greys[len(bleeds) :], card_maps, studies),
         provenance.section(evidence),
     ]
-    page = Page(f"Intracranial hemorrhage: {evidence.name}", "Scores, errors and provenance of the ensemble.", sections)
+    page = Page(
+        f"Intracranial hemorrhage: {plan.recipe.name}", "Scores, errors and provenance of the ensemble.", sections
+    )
     path = plan.workspace.submissions / "report.html"
     write_text(path, document.render(page))
     return {path.name: path}, {}
