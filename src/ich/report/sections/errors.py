@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import repeat
 from math import isnan
 
@@ -10,9 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ich.report.evidence import Evidence
-from ich.report.page.blocks import Block, Case, Cases, Image, Notes, Panels, Section
+from ich.report.page.blocks import Block, Case, Cases, Image, Notes, Panels, Section, Strip
 from ich.report.page.images import overlaid, png, resized
-from ich.report.sections.cards import Found, card
 from ich.report.sections.viewer import Study
 
 SHOWN, PER_CLASS, SUSPECTS = 6, 2, 8  # errors per kind, of these per class, and suspicious labels
@@ -30,6 +30,17 @@ CONTRADICTION = {  # by the label and by those of its neighbours
     (False, 1): "Labelled 0 between labels 1: the label may be wrong.",
     (False, 0): "Labelled 0 like its neighbours: a look-alike, or a bleed without a label.",
 }
+
+
+@dataclass(frozen=True)
+class Found:
+    """A slice to show: its place in `evidence.rows`, the rows of its images, the class, and the reason."""
+
+    place: int
+    row: int
+    beside: list[int]
+    class_number: int
+    reason: str
 
 
 def select_slices(evidence: Evidence) -> dict[str, list[Found]]:
@@ -149,6 +160,32 @@ def _case(
         alt = f"Grad-CAM for {name} over this slice: bright where a region raises the score"
         shown.append(Image(png(overlaid(images[one.beside.index(one.row)], cam[c])), alt, f"Grad-CAM for {name}"))
     return card(evidence, one, title, lines, shown, cut, studies)
+
+
+def card(
+    evidence: Evidence,
+    one: Found,
+    title: str,
+    lines: Sequence[str],
+    images: Sequence[Image],
+    threshold: float,
+    studies: Mapping[str, Study],
+) -> Case:
+    """Make a card with the place of the slice as its first line, and the strip of the class along the series."""
+    here, c = evidence.table.iloc[one.row], one.class_number
+    where = f"Study {here['study_id']}, slice {here['index'] + 1} of {here['n_slices']}"
+    first = f"{where if evidence.has_studies else here['image_id']}, fold {evidence.folds[one.place]}."
+    places = np.flatnonzero(evidence.series[evidence.rows] == evidence.series[one.row])
+    strip = Strip(
+        evidence.classes[c],
+        evidence.probability[places, c].tolist(),
+        [int(label) for label in evidence.labels[places, c]],
+        int(np.flatnonzero(places == one.place)[0]),
+        threshold,
+    )
+    study = studies.get(here["study_id"])
+    at = [] if study is None else np.flatnonzero(study.rows == one.row).tolist()
+    return Case(title, [first, *lines, one.reason], images, strip, here["study_id"] if at else "", at[0] if at else 0)
 
 
 def interpretation(labelled: bool, predicted: bool, beside_1: bool, beside_0: bool) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ich.report.evidence import Evidence
 from ich.report.page.blocks import Block, Case, Cases, Image, Notes
 from ich.report.page.images import png
-from ich.report.sections.cards import Found, card
+from ich.report.sections.errors import Found, card
 from ich.report.sections.viewer import Study
 
 KINDS = {
