@@ -33,7 +33,7 @@ def run(plan: Plan, *, force: bool = False) -> None:
     table(columns, suspects.to_numpy().tolist(), "Labels that are most likely wrong")
     if (folder / "label_audit.csv").is_file():
         audit = _read(folder / "label_audit.csv")
-        table(list(audit), audit.to_numpy().tolist(), "Wrong labels found by each rule")
+        table(audit.columns.tolist(), audit.to_numpy().tolist(), "Wrong labels found by each rule")
     if (folder / "pointing_game.csv").is_file():
         played = pd.read_csv(folder / "pointing_game.csv", dtype={"class": str}).groupby("class", sort=False)
         means = played[list(RATES)].mean()

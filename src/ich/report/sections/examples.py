@@ -31,9 +31,8 @@ def select_examples(evidence: Evidence) -> dict[str, Found]:
     study = evidence.table["study_id"].to_numpy()[evidence.rows[place]]
     bleeds = pd.DataFrame({"place": place, "class": c, "study": study, "p": p, "decided": decided})
     of_study = bleeds.groupby(["study", "class"])["decided"]
-    for name, count in {"found": "sum", "labelled": "size", "share": "mean"}.items():
-        bleeds[name] = of_study.transform(count)
-    bleeds = bleeds.sort_values("p", ascending=False, kind="stable")
+    bleeds = bleeds.assign(found=of_study.transform("sum"), labelled=of_study.transform("size"))
+    bleeds = bleeds.assign(share=bleeds["found"] / bleeds["labelled"]).sort_values("p", ascending=False, kind="stable")
     missed = bleeds[~bleeds["decided"]].drop_duplicates(["study", "class"])
     missed = missed.sort_values(["share", "labelled", "p"], ascending=[True, False, True])
     examples: dict[str, Found] = {}
