@@ -109,11 +109,12 @@ def full_page(evil: str = EVIL, image: str = IMAGE, long: str = LONG) -> str:
     }
     details = Details(evil, [Code(evil + "\n" + long), chart("roc", by_group)])
     viewer = [Viewer(viewer_data(evil, image)), Notes([evil, image, long]), Notes([evil], "warning")]
+    beside = Cases([case("unknown", 0)] * 2, beside=True)
     sections = [
         Section("summary", f"Summary {evil}", [Tiles([Tile(evil, "0.9", image), Tile(long, long)])], f"Lead {image}"),
         Section("studies", "Viewer", viewer),
         Section("per-class", "Per class", [Panels("classes", classes)]),
-        Section("errors", "Errors", [Cases([case("turned", 2), case("unknown", 0)]), Cases([])]),
+        Section("errors", "Errors", [Cases([case("turned", 2), case("unknown", 0)]), beside, Cases([])]),
         Section("provenance", "Provenance", [Table("", [], []), Table("", ["a"], []), details]),
         Section("empty", "Nothing", []),
     ]

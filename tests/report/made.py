@@ -74,13 +74,12 @@ def made_evidence(never: Sequence[str] = ()) -> Evidence:
     tuned |= {"score_cross_fitted": None, "recall_cross_fitted": None, "warnings": []}
     fitted = {"combination": {"method": "weights", "weights": WEIGHTS}, "calibration": {"method": "platt"}}
     blend = {"inputs": list(MODELS)[:-1], "classes": dict.fromkeys(CLASSES, fitted)}
-    decided = thresholds.tune(rows["oof"].labels, p["oof"], CLASSES, goals["f2"], fold=fold).decided
+    cross_fitted = thresholds.tune(rows["oof"].labels, p["oof"], CLASSES, goals["f2"], fold=fold).cross_fitted
     suspicious = parts["oof"].iloc[[5, 6, 50, 199]][["image_id", "study_id"]]
     suspicious = suspicious.assign(rank=range(1, 5), suspicion=2.0, **{"class": "any"})
     mapped = table.assign(group="no bleed", place=(table["index"] + 0.5) / 10, x=np.arange(300) % 17, y=table["index"])
     mapped["fold"] = ["test" if np.isnan(k) else f"{k:.0f}" for k in mapped["fold"]]
     return Evidence(
-        name="made",
         settings={"name": "made", "folds": {"seed": 7}, "cnn": {"resnet": {"seed": 3}}},
         synthetic=True,
         folds_by_slice=False,
@@ -92,7 +91,7 @@ def made_evidence(never: Sequence[str] = ()) -> Evidence:
         test_probability=p["test"],
         scores=scores,
         tuned=tuned,
-        decided=decided,
+        cross_fitted=cross_fitted,
         beta=2.0,
         reliability=pd.DataFrame(reliability),
         blends=[blend] * 3,

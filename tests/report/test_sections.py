@@ -17,7 +17,7 @@ from ich.report.evidence import Evidence
 from ich.report.page.blocks import Block, Cases, Chart, Code, Details, Notes, Page, Panels, Section, Table, Tiles
 from ich.report.page.document import render
 from ich.report.scores import bracketed, number, span
-from ich.report.sections import embeddings, errors, models, per_class, provenance, summary, viewer
+from ich.report.sections import embeddings, errors, examples, models, per_class, provenance, summary, viewer
 from report.made import CLASSES, CUT, MODELS, WEIGHTS, made_evidence
 
 EVIDENCE = made_evidence(never=["epidural"])
@@ -48,11 +48,18 @@ def errors_section(evidence) -> Section:
     return errors.section(evidence, found, greys, [maps_of(1)[0]] * len(cards), viewer.select_studies(evidence))
 
 
+def example_blocks(evidence) -> list[Block]:
+    found, wrong = examples.select_examples(evidence), errors.select_slices(evidence)["False negatives"]
+    greys = [np.zeros((1, 8, 8), np.uint8)] * len(found)
+    return examples.blocks(evidence, found, greys, viewer.select_studies(evidence), wrong)
+
+
 @pytest.fixture(scope="module")
 def sections() -> dict[str, Section]:
-    plain = (summary, per_class, models, embeddings, provenance)
+    plain = (per_class, models, embeddings, provenance)
     shown, _ = viewer_section(EVIDENCE, list(viewer.select_studies(EVIDENCE).values()))
-    made = [shown, errors_section(EVIDENCE), *(one.section(EVIDENCE) for one in plain)]
+    opening = summary.section(EVIDENCE, example_blocks(EVIDENCE))
+    made = [shown, errors_section(EVIDENCE), opening, *(one.section(EVIDENCE) for one in plain)]
     return {section.id: section for section in made}
 
 
@@ -140,7 +147,8 @@ def test_the_summary_lists_every_warning_with_shared_patients_first():
     shift = {"train": 0.2, "test": 0.4, "estimated": 0.4, "low": 0.3, "high": 0.5, "threshold": 0.1, "warning": "moved"}
     tuned = {**EVIDENCE.tuned, "warnings": ["no positive row"]}
     tuned["prevalence"] = {"applied": False, "classes": {"any": shift}}
-    said = lines_of(summary.section(replace(alarming, table=table, tuned=tuned, warnings=["folds: few"])), "warning")
+    alarming = replace(alarming, table=table, tuned=tuned, warnings=["folds: few"])
+    said = lines_of(summary.section(alarming, []), "warning")
     assert said[0].startswith("2 patients are in both the training and the test set (p0, p3)")
     assert said[1].startswith("epidural: no labelled slice is positive")
     assert {"resnet: its epochs were chosen on the fold", "folds: few", "thresholds: no positive row"} <= set(said)
@@ -148,11 +156,50 @@ def test_the_summary_lists_every_warning_with_shared_patients_first():
     assert any(line.startswith("2 of 200 training slices lack a label") for line in said)
     calm = made_evidence()
     calm = replace(calm, scores={**calm.scores, "warnings": []})
-    assert "No stage of this run has a warning." in lines_of(summary.section(calm), "text")
+    assert "No stage of this run has a warning." in lines_of(summary.section(calm, []), "text")
+
+
+def decided_at(threshold: float, classes: Sequence[str] = CLASSES) -> Evidence:
+    """Labels 1 of s0 have probability 0.2, of s1 0.3, of s6 0.9, of others 0.5, growing along the study; 0 has 0.1."""
+    level = {"s0": 0.2, "s1": 0.3, "s6": 0.9}
+    rows = EVIDENCE.table.iloc[EVIDENCE.rows]
+    p = rows["study_id"].map(level).fillna(0.5) + 0.001 * rows["index"]
+    p = np.where(rows[list(classes)] == 1, p.to_numpy()[:, None], 0.1)
+    return replace(EVIDENCE, classes=list(classes), probability=p, cross_fitted=np.full(p.shape, threshold))
+
+
+@pytest.mark.parametrize(("classes", "missed"), [(CLASSES, "s1"), (CLASSES[:2], "s0")])
+def test_the_largest_of_the_missed_bleeds_and_the_most_probable_found_one_are_shown(classes, missed):
+    evidence = decided_at(0.4, classes)
+    found = examples.select_examples(evidence)
+    name = classes[-1]
+    for (kind, one), study in zip(found.items(), ("s6", missed), strict=True):
+        rows = EVIDENCE.table.query(f"study_id == {study!r} and {name} == 1")
+        assert (one.row, evidence.classes[one.class_number]) == (rows.index[-1], name), kind
+        hits = len(rows) if kind == "Found" else 0
+        assert one.reason.endswith(f"{hits} of {len(rows)} slices labelled {name} are found in this study.")
+    cards, notes = examples.blocks(evidence, found, [np.zeros((1, 8, 8), np.uint8)] * 2, {}, [found["Missed"]])
+    subtype = "any" if missed == "s1" else "intraparenchymal"  # s1 has no subtype
+    assert [case.title for case in cards.cases] == ["Found: intraparenchymal", f"Missed: {subtype}"]
+    assert [case.section for case in cards.cases] == ["", "errors"]
+    assert f"{name}: probability 0.9" in cards.cases[0].lines[1]
+    assert "threshold of the other folds 0.4000" in cards.cases[1].lines[1]
+    assert cards.cases[1].images[0].alt == f"Slice labelled {subtype}, missed by the blend"
+    assert notes.lines == []
+
+
+@pytest.mark.parametrize(("threshold", "kind", "missing"), [(0.0, "Found", "missed"), (2.0, "Missed", "found")])
+def test_the_page_says_that_no_bleed_is_found_or_missed(threshold, kind, missing):
+    evidence = replace(decided_at(threshold), values="grey")
+    cards, notes = example_blocks(evidence)
+    (case,) = cards.cases
+    assert case.title.startswith(kind)
+    assert case.images[0].caption == ""
+    assert notes.lines == [f"No labelled bleed is {missing} out of fold."]
 
 
 def test_folds_and_quarantined_files_are_counted():
-    section = summary.section(replace(EVIDENCE, quarantined=["not_dicom", "label_without_file", "not_dicom"]))
+    section = summary.section(replace(EVIDENCE, quarantined=["not_dicom", "label_without_file", "not_dicom"]), [])
     assert table_of(section, "3 files") == {"label without file": ["1"], "not dicom": ["2"]}
     for fold, cells in table_of(section, "Slices per fold").items():
         rows = EVIDENCE.table[EVIDENCE.table["fold"] == int(fold)]

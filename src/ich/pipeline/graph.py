@@ -30,7 +30,7 @@ VERSIONS = {
     "submit": 1,
     "score": 4,
     "explain": 3,
-    "report": 4,
+    "report": 5,
     "predict": 1,
 }
 # files in the raw folder that training does not read

@@ -31,9 +31,7 @@ def coordinates(embeddings: NDArray[np.floating], seed: int) -> NDArray[np.float
 
 def sample_rows(n: int, most: int, seed: int) -> NDArray[np.int64]:
     """Ascending row numbers below n: all of them, or a random sample of `most`."""
-    if n <= most:
-        return np.arange(n, dtype=np.int64)
-    return np.sort(np.random.default_rng(seed).choice(n, most, replace=False)).astype(np.int64)
+    return np.sort(np.random.default_rng(seed).choice(n, min(n, most), replace=False)).astype(np.int64)
 
 
 def mixed(

@@ -116,20 +116,14 @@ def cells(one: Evaluated, blend: Evaluated, classes: Sequence[str]) -> dict[str,
     """The scores of a model as in scores.json, with the difference to the blend unless it is the blend."""
     found: dict[str, Any] = {}
     for where, scores in one.scores.items():
-        overall: dict[str, Any] = {name: score.cell() for name, score in scores.items()}
-        for name, cell in overall.items():
+        overall = found[where] = _cells(scores, classes)
+        for name, score in scores.items():
             if where == "oof" and name in one.in_sample:
-                cell["in_sample"] = rounded(one.in_sample[name])
+                overall[name]["in_sample"] = rounded(one.in_sample[name])
             if one is not blend:
-                cell["minus_blend"] = scores[name].minus(blend.scores[where][name])
-        overall["classes"] = {
-            label: {
-                **{name: score.cell(c) for name, score in scores.items()},
-                "thresholds": {metric: rounded(cuts[label]) for metric, cuts in one.thresholds.items()},
-            }
-            for c, label in enumerate(classes)
-        }
-        found[where] = overall
+                overall[name]["minus_blend"] = score.minus(blend.scores[where][name])
+        for label, of_class in overall["classes"].items():
+            of_class["thresholds"] = {metric: rounded(cuts[label]) for metric, cuts in one.thresholds.items()}
     return found
 
 

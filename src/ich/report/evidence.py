@@ -37,7 +37,6 @@ class Artifact:
 class Evidence:
     """N slices, of which n are labelled and in a fold; c classes."""
 
-    name: str
     settings: Mapping[str, Any]
     """The whole recipe."""
     synthetic: bool
@@ -56,8 +55,8 @@ class Evidence:
     """scores.json"""
     tuned: Mapping[str, Any]
     """thresholds.json"""
-    decided: NDArray[np.bool_]
-    """Decisions [n, c] by the thresholds of the other folds."""
+    cross_fitted: NDArray[np.float64]
+    """Thresholds [n, c] of the other folds."""
     beta: float
     """Of the F-beta that the recipe tunes."""
     reliability: pd.DataFrame
@@ -107,6 +106,11 @@ class Evidence:
     def folds(self) -> NDArray[np.int64]:
         """[n] of the labelled slices."""
         return self.table["fold"].to_numpy()[self.rows].astype("int64")
+
+    @cached_property
+    def decided(self) -> NDArray[np.bool_]:
+        """Decisions [n, c] by the thresholds of the other folds."""
+        return self.probability >= self.cross_fitted
 
     @property
     def fold_numbers(self) -> range:

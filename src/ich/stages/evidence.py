@@ -1,6 +1,5 @@
 """Read the results of a finished recipe for its report page."""
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,11 +36,10 @@ def read_evidence(plan: Plan) -> Evidence:
     goal = thresholds.Goal(settings.beta, "macro", shrink=settings.shrink)
     fold = slices.table["fold"].to_numpy()[rows].astype("int64")
     tuned = thresholds.tune(slices.labels[rows].astype("float64"), probability, classes, goal, fold=fold)
-    assert tuned.decided is not None, "folds are given"
+    assert tuned.cross_fitted is not None, "folds are given"
     suspicious = _explained(plan, "suspicious_labels.csv")
     assert suspicious is not None, "`ich explain` always writes it"
     return Evidence(
-        name=recipe.name,
         settings=recipe.model_dump(mode="json"),
         synthetic=recipe.demo is not None,
         folds_by_slice=recipe.folds.by == "slice",
@@ -53,7 +51,7 @@ def read_evidence(plan: Plan) -> Evidence:
         test_probability=sigmoid(logits("blend", "test", slices.test_rows)),
         scores=scores,
         tuned=read_json(plan.workspace.thresholds),
-        decided=tuned.decided,
+        cross_fitted=tuned.cross_fitted,
         beta=settings.beta,
         reliability=_table(submissions / "reliability.csv"),
         blends=[read_json(plan.workspace.fold("blend", k) / "blend.json") for k in plan.fold_numbers],
@@ -83,11 +81,8 @@ def _explained(plan: Plan, name: str) -> pd.DataFrame | None:
 
 
 def _training(plan: Plan, model: str) -> Training:
-    histories = {}
-    for k in plan.fold_numbers:
-        path = plan.workspace.fold(model, k) / "history.csv"
-        with parsing(path), path.open(encoding="utf-8", newline="") as file:
-            histories[k] = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    folders = {k: plan.workspace.fold(model, k) for k in plan.fold_numbers}
+    histories: Any = {k: _table(folder / "history.csv").to_dict("records") for k, folder in folders.items()}
     settings: Any = plan.settings_of(model)
     stop = settings.early_stopping
     if stop is None:

@@ -4,7 +4,6 @@ Maps are of validation rows, by the network that did not see them. The pointing 
 labels need known bleeds and wrong labels, as in a synthetic competition.
 """
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +29,11 @@ def run(plan: Plan, *, force: bool = False) -> None:
     made = plan.make(plan.explain, lambda _: _explained(plan), force=force)
     folder = plan.explain.folder
     columns = ["rank", "image_id", "index", "class", "label", "probability", "pattern", "suspicion"]
-    suspects = [[row[c] for c in columns] for row in _read(folder / "suspicious_labels.csv")[:PRINTED]]
-    table(columns, suspects, "Labels that are most likely wrong")
+    suspects = _read(folder / "suspicious_labels.csv")[columns].head(PRINTED)
+    table(columns, suspects.to_numpy().tolist(), "Labels that are most likely wrong")
     if (folder / "label_audit.csv").is_file():
         audit = _read(folder / "label_audit.csv")
-        table(list(audit[0]), [list(row.values()) for row in audit], "Wrong labels found by each rule")
+        table(audit.columns.tolist(), audit.to_numpy().tolist(), "Wrong labels found by each rule")
     if (folder / "pointing_game.csv").is_file():
         played = pd.read_csv(folder / "pointing_game.csv", dtype={"class": str}).groupby("class", sort=False)
         means = played[list(RATES)].mean()
@@ -47,9 +46,8 @@ def run(plan: Plan, *, force: bool = False) -> None:
     say(f"\nexplain: {'wrote' if made else 'up to date,'} {folder}")
 
 
-def _read(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def _read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
 def _explained(plan: Plan) -> Made:
@@ -75,7 +73,7 @@ def _audit(plan: Plan, slices: SliceTable) -> dict[str, Path]:
     files = write_table(folder / "suspicious_labels.csv", suspects)
     if not (plan.raw_root / "mislabelled.csv").is_file():
         return files
-    listed = {row["ID"] for row in _read(plan.raw_root / "mislabelled.csv")}
+    listed = set(_read(plan.raw_root / "mislabelled.csv")["ID"])
     wrong = np.array([[f"{image}_{name}" in listed for name in classes] for image in slices.ids(rows)])
     series, index = labelled["series"].to_numpy(), labelled["index"].to_numpy()
     odds = label_audit.suspicion(labels, probability, series, index)

@@ -18,7 +18,7 @@ from ich.models.table import SliceTable
 from ich.pipeline.state import Made, Plan
 from ich.report.page import document
 from ich.report.page.blocks import Page
-from ich.report.sections import embeddings, errors, models, per_class, provenance, summary, viewer
+from ich.report.sections import embeddings, errors, examples, models, per_class, provenance, summary, viewer
 from ich.report.sections.viewer import Images
 from ich.stages.evidence import read_evidence
 from ich.stages.maps import cams
@@ -42,6 +42,7 @@ def _report(plan: Plan) -> Made:
     evidence = read_evidence(plan)
     studies = viewer.select_studies(evidence, plan.recipe.report.studies)
     found = errors.select_slices(evidence)
+    bleeds = examples.select_examples(evidence)
     cards = [one for kind in found.values() for one in kind]
 
     study_maps, card_maps = None, None
@@ -54,25 +55,29 @@ def _report(plan: Plan) -> Made:
 
     images, greys = [], []
     view = BRAIN if evidence.values == "hu" else Windowing("grey")
-    with progress("report: images", len(studies) + len(cards), "series") as advance:
+    shown = [*bleeds.values(), *cards]
+    with progress("report: images", len(studies) + len(shown), "series") as advance:
         for study in studies.values():
             images.append(images_of_series(plan, slices, study.rows))
             advance(1)
-        for one in cards:
+        for one in shown:
             values = images_of_series(plan, slices, np.array(one.beside)).values
             greys.append(render(values[:, None], view)[..., 0])
             advance(1)
 
+    top = examples.blocks(evidence, bleeds, greys[: len(bleeds)], studies, found["False negatives"])
     sections = [
-        summary.section(evidence),
+        summary.section(evidence, top),
         viewer.section(evidence, list(studies.values()), images, study_maps),
         per_class.section(evidence),
         models.section(evidence),
         embeddings.section(evidence),
-        errors.section(evidence, found, greys, card_maps, studies),
+        errors.section(evidence, found, greys[len(bleeds) :], card_maps, studies),
         provenance.section(evidence),
     ]
-    page = Page(f"Intracranial hemorrhage: {evidence.name}", "Scores, errors and provenance of the ensemble.", sections)
+    page = Page(
+        f"Intracranial hemorrhage: {plan.recipe.name}", "Scores, errors and provenance of the ensemble.", sections
+    )
     path = plan.workspace.submissions / "report.html"
     write_text(path, document.render(page))
     return {path.name: path}, {}

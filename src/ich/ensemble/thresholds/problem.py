@@ -86,14 +86,13 @@ class Problem:
         recall = [self.goal.recall(c) for c in range(len(self.classes))]
         return SampleF(y, p, self.goal.beta, self.goal.zero_division, recall)
 
-    def cross_fitted(self, fold: NDArray) -> NDArray[np.bool_]:
-        """Decisions [n, c] of each fold's rows with the exact thresholds of the other folds."""
-        decided = np.zeros(self.y.shape, dtype=bool)
+    def cross_fitted(self, fold: NDArray) -> NDArray[np.float64]:
+        """Thresholds [n, c] of each row: the exact ones of the folds that it is not in."""
+        found = np.empty(self.y.shape)
         for number in np.unique(fold):
             here = fold == number
-            thresholds, _ = self.best(self.steps(kept=~here), ~here)
-            decided[here] = self.p[here] >= thresholds
-        return decided
+            found[here], _ = self.best(self.steps(kept=~here), ~here)
+        return found
 
     def warnings(self, thresholds: Sequence[float]) -> list[str]:
         found = []

@@ -18,16 +18,17 @@ DRAWS = 1000  # of single rows
 class Tuned:
     """Thresholds by class and their scores.
 
-    score: in-sample F-beta. score_cross_fitted: F-beta of `decided` [n, c], each fold by the exact thresholds of the
-    other folds; None without folds. exact: the highest value of the goal on these rows (samples: that coordinate ascent
-    reaches), and its thresholds. gap: exact minus the value that the search reached. With shrink > 0, exact and gap are
-    of F-beta with shrunk labels. warnings: sentences for the user.
+    score: in-sample F-beta. score_cross_fitted: F-beta of `decided` [n, c] by `cross_fitted`, the exact thresholds
+    [n, c] of the other folds; None without folds. exact: the highest value of the goal on these rows (samples: that
+    coordinate ascent reaches), and its thresholds. gap: exact minus the value that the search reached. With shrink > 0,
+    exact and gap are of F-beta with shrunk labels. warnings: sentences for the user.
     """
 
     thresholds: dict[str, float]
     score: float
     score_cross_fitted: float | None
     decided: NDArray[np.bool_] | None = field(compare=False)
+    cross_fitted: NDArray[np.float64] | None = field(compare=False)
     exact: float
     thresholds_exact: dict[str, float]
     gap: float
@@ -52,7 +53,8 @@ def tune(
     steps = problem.steps()
     exact_thresholds, best = problem.best(steps)
     thresholds, found = search(problem, steps) if search else (exact_thresholds, best)
-    decided = None if fold is None else problem.cross_fitted(np.asarray(fold))
+    cross_fitted = None if fold is None else problem.cross_fitted(np.asarray(fold))
+    decided = None if cross_fitted is None else problem.p >= cross_fitted
 
     def score(decisions: NDArray[np.bool_]) -> float:
         return f_beta(problem.y, decisions, goal.beta, goal.average, goal.zero_division)
@@ -62,6 +64,7 @@ def tune(
         score(problem.p >= thresholds),
         None if decided is None else score(decided),
         decided,
+        cross_fitted,
         best,
         dict(zip(classes, exact_thresholds, strict=True)),
         best - found,

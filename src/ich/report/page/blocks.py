@@ -101,7 +101,10 @@ class Strip:
 
 @dataclass(frozen=True)
 class Case:
-    """A slice with its images and one class along its study; `study` and `index` are its place in the viewer."""
+    """A slice with its images and one class along its study; `study` and `index` are its place in the viewer.
+
+    section: the id of a section that also shows the study, if the viewer does not.
+    """
 
     title: str
     lines: Sequence[str]
@@ -109,11 +112,15 @@ class Case:
     strip: Strip
     study: str
     index: int
+    section: str = ""
 
 
 @dataclass(frozen=True)
 class Cases:
+    """Cards one below the other, or beside each other on wide screens."""
+
     cases: Sequence[Case]
+    beside: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from math import isnan
 
 import numpy as np
@@ -33,7 +34,7 @@ CONTRADICTION = {  # by the label and by those of its neighbours
 
 @dataclass(frozen=True)
 class Found:
-    """A slice to show: its place in `evidence.rows`, its row and those of its neighbours, the class, and the reason."""
+    """A slice to show: its place in `evidence.rows`, the rows of its images, the class, and the reason."""
 
     place: int
     row: int
@@ -94,12 +95,9 @@ def section(
     greys: windowed slices [k, S, S] of `beside`, per card in order; maps: Grad-CAM [c, h, w] of the slice itself.
     """
     panels: dict[str, list[Block]] = {}
-    number = 0
+    images = zip(greys, maps or repeat(None), strict=False)
     for kind, ones in found.items():
-        cases: list[Case] = []
-        for one in ones:
-            cases.append(_case(evidence, one, greys[number], None if maps is None else maps[number], studies))
-            number += 1
+        cases = [_case(evidence, one, *next(images), studies) for one in ones]
         panels[kind] = [Notes(_selection(evidence, kind, len(ones))), Cases(cases)]
     lead = "CT slices in the brain window (level 40, width 80 HU). " if evidence.values == "hu" else ""
     lead += (
@@ -140,13 +138,9 @@ def _case(
     studies: Mapping[str, Study],
 ) -> Case:
     c, name = one.class_number, evidence.classes[one.class_number]
-    here, label = evidence.table.iloc[one.row], int(evidence.labels[one.place, c])
-    p, cut = float(evidence.probability[one.place, c]), float(evidence.tuned["thresholds"][name])
-    where = f"Study {here['study_id']}, slice {here['index'] + 1} of {here['n_slices']}"
-    lines = [
-        f"{where if evidence.has_studies else here['image_id']}, fold {evidence.folds[one.place]}.",
-        f"Label {label}, probability {p:.4f}, threshold {cut:.4f}.",
-    ]
+    label, p = int(evidence.labels[one.place, c]), float(evidence.probability[one.place, c])
+    cut = float(evidence.tuned["thresholds"][name])
+    lines = [f"Label {label}, probability {p:.4f}, threshold {cut:.4f}."]
     if len(one.beside) > 1:
         beside = {row: evidence.all_labels[row, c] for row in one.beside if row != one.row}
         words = [
@@ -157,14 +151,6 @@ def _case(
         lines.append(interpretation(label == 1, p >= cut, 1 in beside.values(), 0 in beside.values()))
     outcome = {(1, False): "false negative", (0, True): "false positive", (1, True): "true positive"}
     title = f"{name}: {outcome.get((label, p >= cut), 'true negative')}, probability {p:.2f}, label {label}"
-    places = np.flatnonzero(evidence.series[evidence.rows] == evidence.series[one.row])
-    strip = Strip(
-        name,
-        evidence.probability[places, c].tolist(),
-        [int(label) for label in evidence.labels[places, c]],
-        int(np.flatnonzero(places == one.place)[0]),
-        cut,
-    )
     images = [resized(grey) for grey in greys]
     captions = [
         "this slice" if row == one.row else f"slice {'before' if row < one.row else 'after'}" for row in one.beside
@@ -173,9 +159,33 @@ def _case(
     if cam is not None:
         alt = f"Grad-CAM for {name} over this slice: bright where a region raises the score"
         shown.append(Image(png(overlaid(images[one.beside.index(one.row)], cam[c])), alt, f"Grad-CAM for {name}"))
+    return card(evidence, one, title, lines, shown, cut, studies)
+
+
+def card(
+    evidence: Evidence,
+    one: Found,
+    title: str,
+    lines: Sequence[str],
+    images: Sequence[Image],
+    threshold: float,
+    studies: Mapping[str, Study],
+) -> Case:
+    """Make a card with the place of the slice as its first line, and the strip of the class along the series."""
+    here, c = evidence.table.iloc[one.row], one.class_number
+    where = f"Study {here['study_id']}, slice {here['index'] + 1} of {here['n_slices']}"
+    first = f"{where if evidence.has_studies else here['image_id']}, fold {evidence.folds[one.place]}."
+    places = np.flatnonzero(evidence.series[evidence.rows] == evidence.series[one.row])
+    strip = Strip(
+        evidence.classes[c],
+        evidence.probability[places, c].tolist(),
+        [int(label) for label in evidence.labels[places, c]],
+        int(np.flatnonzero(places == one.place)[0]),
+        threshold,
+    )
     study = studies.get(here["study_id"])
     at = [] if study is None else np.flatnonzero(study.rows == one.row).tolist()
-    return Case(title, [*lines, one.reason], shown, strip, here["study_id"] if at else "", at[0] if at else 0)
+    return Case(title, [first, *lines, one.reason], images, strip, here["study_id"] if at else "", at[0] if at else 0)
 
 
 def interpretation(labelled: bool, predicted: bool, beside_1: bool, beside_0: bool) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ich.ensemble.metrics import class_auc, class_average_precision, confusion, f_from_counts, operating_points
+from ich.ensemble.metrics import class_auc, class_average_precision, confusion, f_beta, operating_points
 from ich.report.evidence import Evidence
 from ich.report.page import charts, curves
 from ich.report.page.blocks import Block, Chart, Notes, Panels, Section, Table
@@ -69,43 +69,41 @@ def _curves(evidence: Evidence, c: int) -> list[Chart]:
     def drawn(curve: Callable[..., curves.Points]) -> charts.Curves:
         return charts.Curves(curve(*pooled), [curve(*one) for one in by_fold])
 
-    def per_fold(title: str, score: Callable[[NDArray[np.bool_]], float]) -> str:
-        values = [number(score(rows)) if both else "-" for rows, both in zip(folds, has_both, strict=True)]
+    def per_fold(title: str, score: Callable[..., Any], predicted: NDArray) -> str:
+        values = [
+            number(np.asarray(score(y[rows, None], predicted[rows, None])).item()) if both else "-"
+            for rows, both in zip(folds, has_both, strict=True)
+        ]
         return f"{title} per fold: {', '.join(values)}."
 
-    def auc(rows: NDArray[np.bool_]) -> float:
-        return float(class_auc(y[rows, None], p[rows, None])[0])
-
-    def average_precision(rows: NDArray[np.bool_]) -> float:
-        return float(class_average_precision(y[rows, None], p[rows, None])[0])
-
-    def f(rows: NDArray[np.bool_] | slice, positive: NDArray[np.bool_]) -> float:
-        return float(f_from_counts(y[rows][positive].sum(), positive.sum(), y[rows].sum(), evidence.beta))
-
-    metric, cut = scores["metric"], evidence.tuned["thresholds"][name]
-    title, in_sample = metric.upper(), f(slice(None), p >= cut)
-    cross_fitted = per_fold(f"Cross-fitted {title}", lambda rows: f(rows, decided[rows]))
+    metric, cut, f = (
+        scores["metric"],
+        evidence.tuned["thresholds"][name],
+        partial(f_beta, beta=evidence.beta, average="macro"),
+    )
+    title, in_sample = metric.upper(), f(y[:, None], p[:, None] >= cut)
     f_points = drawn(partial(curves.f_by_threshold, beta=evidence.beta))
     error = number(scores["calibration_error"]["oof"][name])
     return [
         Chart(
             f"roc-{c}",
             f"ROC curve, AUC {bracketed(cells['auc'])}",
-            f"The AUC is the probability that a positive slice ranks above a negative one. {per_fold('AUC', auc)}",
+            "The AUC is the probability that a positive slice ranks above a negative one."
+            f" {per_fold('AUC', class_auc, p)}",
             charts.roc(drawn(curves.roc)),
         ),
         Chart(
             f"precision-recall-{c}",
             f"Precision and recall, AP {bracketed(cells['ap'])}",
             "Precision depends on the prevalence (dashed line: chance)."
-            f" {per_fold('Average precision', average_precision)}",
+            f" {per_fold('Average precision', class_average_precision, p)}",
             charts.precision_recall(drawn(curves.precision_recall), float(y.mean())),
         ),
         Chart(
             f"threshold-{c}",
             f"{title} by threshold, cross-fitted {bracketed(cells[metric])}",
             f"The tuned threshold is {number(cut)}, with an optimistic in-sample {title} of {number(in_sample)}."
-            f" {cross_fitted}",
+            f" {per_fold(f'Cross-fitted {title}', f, decided)}",
             charts.f_by_threshold(f_points, title, cut, in_sample, cells[metric]),
         ),
         Chart(

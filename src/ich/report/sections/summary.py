@@ -1,7 +1,7 @@
 """Summary: the scores of the ensemble and their certainty, all warnings, and the data of the evaluation."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -16,20 +16,18 @@ FEW = 200  # patients; with fewer, the intervals are wide
 WARNING = "warning: "
 
 
-def section(evidence: Evidence) -> Section:
-    found = evidence.scores
-    tables = list(scores.tables(found, WIDE))
+def section(evidence: Evidence, examples: Sequence[Block]) -> Section:
+    """Make the section with the cards of the examples below the plot of the scores."""
     warnings = list(_warnings(evidence))
-    tuned: list[Block] = []
-    for table, notes in thresholds.parts(evidence.tuned):
-        tuned += [table, Notes(notes)]
+    tuned = [block for table, notes in thresholds.parts(evidence.tuned) for block in (table, Notes(notes))]
     blocks: list[Block] = [
         _scores(evidence),
+        *examples,
         *_tiles(evidence),
         Notes(_reading(evidence)),
         Notes(warnings, "warning") if warnings else Notes(["No stage of this run has a warning."]),
-        *tables,
-        Notes(list(scores.sentences(found))),
+        *scores.tables(evidence.scores, WIDE),
+        Notes(list(scores.sentences(evidence.scores))),
         Details("Classes", list(_classes(evidence))),
         Details("Folds", _folds(evidence)),
         Details("Quarantined files", _quarantined(evidence)),
