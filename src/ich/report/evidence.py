@@ -39,7 +39,7 @@ class Evidence:
 
     name: str
     settings: Mapping[str, Any]
-    """The whole recipe."""
+    """The recipe; for own scans without competition.root."""
     synthetic: bool
     folds_by_slice: bool
     table: pd.DataFrame
@@ -78,6 +78,8 @@ class Evidence:
     warnings: Sequence[str]
     """Warnings of the stages, besides those in `scores` and `tuned`."""
     artifacts: Sequence[Artifact]
+    privacy: Sequence[str] = ()
+    """Sentences about ids and about text in the pixels."""
 
     @cached_property
     def all_labels(self) -> NDArray[np.float64]:
