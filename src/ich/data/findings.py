@@ -40,7 +40,7 @@ RULES: Mapping[str, Rule] = {
     "no_patient_id": Rule(
         "warning", "add a column patient_id to labels.csv: each counts as a patient, and scores may leak"
     ),
-    "burned_in": Rule("warning", "inspect them: the pixels may show the patient's name, also on the report page"),
+    "burned_in": Rule("warning", "inspect them: the pixels may show the patient's name"),
     "patient_in_train_and_test": Rule("warning", "competition.exclude_overlap: true excludes them from training"),
     "class_without_positives": Rule("warning", "add positives or drop the class: it cannot be learnt"),
     "class_without_negatives": Rule("warning", "add negatives or drop the class: it cannot be learnt"),
@@ -86,9 +86,8 @@ def layout(text: str) -> pd.DataFrame:
     return findings("layout", [name if colon else ""], [rest if colon else text], [row[1] if row else ""])
 
 
-# details are printed too
 DETAILED = ("layout", "value_out_of_place", "nothing_to_read", "no_labels", "too_few_patients", "network", "folds")
-DETAILED += ("quarantined", "burned_in", "study_lengths", "prevalence", "fold_prevalence", "note")
+DETAILED += ("quarantined", "study_lengths", "prevalence", "fold_prevalence", "note")  # details are printed too
 WIDTH = 64  # of the last two columns on the screen, and of names
 
 
