@@ -244,6 +244,27 @@ def test_unusual_elements_are_left_to_pydicom(tmp_path, monkeypatch, added, expl
 
 
 @pytest.mark.parametrize("explicit", [True, False])
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ((0x00280301, "CS", b"YES "), "BurnedInAnnotation is YES"),
+        ((0x00280301, "CS", b"NO"), ""),
+        ((0x00080016, "UI", b"1.2.840.10008.5.1.4.1.1.7\0"), "Secondary Capture"),
+        ((0x00080016, "UI", b"1.2.840.10008.5.1.4.1.1.7.3\0"), "Secondary Capture"),
+        ((0x00080016, "UI", b"1.2.840.10008.5.1.4.1.1.77.1.4\0"), ""),
+        ((0x00080008, "CS", b"DERIVED\\SECONDARY\\AXIAL"), ""),  # reformatted slices
+    ],
+    ids=lambda case: str(case[2]) if isinstance(case, tuple) else None,
+)
+def test_text_in_the_pixels_is_declared_in_the_header(tmp_path, monkeypatch, changed, expected, explicit):
+    header = sorted([one for one in SCANNED if one[0] != changed[0]] + [changed])
+    (tmp_path / "a.dcm").write_bytes(file_of(header, bytes(2 * ROWS * COLUMNS), explicit))
+    is_plain, (geometry, _) = compared(tmp_path / "a.dcm", monkeypatch)
+    assert is_plain
+    assert f"burned_in={expected!r}," in str(geometry)
+
+
+@pytest.mark.parametrize("explicit", [True, False])
 def test_an_odd_length_needs_no_pydicom(tmp_path, monkeypatch, explicit):
     header = sorted([*SCANNED, (0x00081030, "LO", b"odd")])
     (tmp_path / "a.dcm").write_bytes(file_of(header, bytes(2 * ROWS * COLUMNS), explicit))

@@ -8,6 +8,7 @@ from scipy.special import expit
 from ich.errors import UserError
 from ich.models.data import FoldData
 from ich.models.external import External, FittedExternal
+from ich.models.pseudonyms import Pseudonyms
 from ich.models.slices import Slices
 from ich.models.table import SliceTable
 from ich.recipe.models import External as Settings
@@ -24,7 +25,7 @@ def slices() -> SliceTable:
     table["fold"] = [0.0] * 4 + [1.0] * 4 + [np.nan] * 4
     table[CLASSES] = np.nan
     table.loc[:7, CLASSES] = [0.0, 1.0]
-    return SliceTable(table, CLASSES, [1.0, 1.0], "hu")
+    return SliceTable(table, CLASSES, [1.0, 1.0], "hu", Pseudonyms())
 
 
 @pytest.fixture

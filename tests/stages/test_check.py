@@ -15,6 +15,7 @@ from ich.data import dicom
 from ich.data.cache import HuCache
 from ich.data.competitions.rsna2019 import CLASSES
 from ich.errors import UserError
+from ich.models.table import SliceTable, read_folds
 from ich.pipeline.state import Plan
 from ich.recipe import load
 from ich.stages import check, folds, prepare
@@ -273,7 +274,9 @@ class OwnScans:
     def folds(self) -> pd.DataFrame:
         prepare.run(self.plan())
         folds.run(self.plan())
-        return pd.read_csv(self.root / "folds/own.csv", dtype=str)
+        workspace, cache = self.plan().workspace, self.plan().prepared.folder
+        slices = SliceTable.read(workspace, cache)
+        return read_folds(workspace.folds, slices.pseudonyms, slices.table).sort_values("study_id", ignore_index=True)
 
 
 @pytest.fixture

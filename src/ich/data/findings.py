@@ -40,6 +40,7 @@ RULES: Mapping[str, Rule] = {
     "no_patient_id": Rule(
         "warning", "add a column patient_id to labels.csv: each counts as a patient, and scores may leak"
     ),
+    "burned_in": Rule("warning", "inspect them: the pixels may show the patient's name"),
     "patient_in_train_and_test": Rule("warning", "competition.exclude_overlap: true excludes them from training"),
     "class_without_positives": Rule("warning", "add positives or drop the class: it cannot be learnt"),
     "class_without_negatives": Rule("warning", "add negatives or drop the class: it cannot be learnt"),

@@ -1,5 +1,6 @@
 """The slice table: one row per readable slice; and the quarantine list of the other files."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,18 @@ def read_each(
 
 def _read_chunk(read: Callable[[Path, str], Result], paths: Sequence[Path], values: str) -> list[Result]:
     return [read(path, values) for path in paths]
+
+
+def burned_in(geometries: Sequence[Geometry | Unreadable]) -> str:
+    """A sentence about the files whose pixels may show text; empty if there are none."""
+    counts = Counter(g.burned_in for g in geometries if isinstance(g, Geometry) and g.burned_in)
+    if not counts:
+        return ""
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(counts.items()))
+    return (
+        f"The pixels of {counts.total()} files may show text such as the patient's name ({reasons}). Inspect them"
+        " before you share images"
+    )
 
 
 # ---- the table

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ich.ensemble import metrics
 from ich.ensemble.predictions import sigmoid
 from ich.errors import UserError, parsing
+from ich.models.pseudonyms import KINDS, Pseudonyms
 from ich.store.paths import Workspace
 from ich.store.records import Record
 
@@ -36,6 +37,7 @@ class SliceTable:
     """Weights of the classes in the competition's log loss."""
     values: str
     """hu | grey: what the cache holds"""
+    pseudonyms: Pseudonyms
 
     @classmethod
     def read(cls, workspace: Workspace, cache: Path) -> Self:
@@ -43,15 +45,21 @@ class SliceTable:
         if record is None:
             raise UserError(f"{cache / 'run.json'}: this cache is not complete; run `ich prepare`")
         table = read_parquet(cache / "slices.parquet").assign(fold=math.nan)
+        pseudonyms = Pseudonyms.of(workspace, record["settings"]["competition"]["format"])
         if workspace.folds.is_file():  # pre-training needs no folds
             with parsing(workspace.folds, FOLDS_REMEDY):
-                folds = pd.read_csv(workspace.folds, dtype={"image_id": str, "study_id": str, "patient_id": str})
+                folds = read_folds(workspace.folds, pseudonyms, table)
                 key = "image_id" if "image_id" in folds else "study_id"  # folds.by slice or patient
                 fold = folds.set_index(key)["fold"]
                 table["fold"] = table[key].map(fold).where(table["split"] == "train")
+            if pseudonyms.file is not None and table["fold"].isna().all():
+                raise UserError(
+                    f"{workspace.folds}: none of its pseudonyms is of {pseudonyms.file}. Restore the key with which"
+                    " they were made, or run `ich folds --force` to make new folds"
+                )
         with parsing(cache / "slices.parquet"):
             table["series"] = series_codes(table)
-        return cls(table, record["classes"], record["class_weights"], record["values"])
+        return cls(table, record["classes"], record["class_weights"], record["values"], pseudonyms)
 
     @cached_property
     def labels(self) -> NDArray[np.float32]:
@@ -89,6 +97,11 @@ class SliceTable:
         """Metrics for a run record; the AUC is None if no class has both labels."""
         auc = metrics.macro(metrics.class_auc(self.labels[rows], logits))
         return {"weighted_log_loss": self.log_loss(rows, logits), "macro_auc": None if math.isnan(auc) else auc}
+
+
+def read_folds(path: Path, pseudonyms: Pseudonyms, slices: pd.DataFrame) -> pd.DataFrame:
+    """Read a fold file. Its pseudonyms are replaced by the ids of the slices."""
+    return pseudonyms.revealed(pd.read_csv(path, dtype=dict.fromkeys(KINDS, str)), slices)
 
 
 def series_codes(table: pd.DataFrame) -> pd.Series:

@@ -17,7 +17,7 @@ from ich.store.records import Record, read_record
 VERSIONS = {
     "demo": 2,
     "prepare": 2,
-    "folds": 1,
+    "folds": 2,
     "pretrain": 2,
     "cnn": 2,
     "end_to_end": 2,
@@ -29,8 +29,8 @@ VERSIONS = {
     "thresholds": 2,
     "submit": 1,
     "score": 4,
-    "explain": 3,
-    "report": 5,
+    "explain": 4,
+    "report": 6,
     "predict": 1,
 }
 # files in the raw folder that training does not read

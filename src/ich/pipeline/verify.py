@@ -22,7 +22,8 @@ from ich.data.folds import fold_of
 from ich.ensemble import invariants
 from ich.ensemble.final import final_probabilities
 from ich.ensemble.predictions import aligned
-from ich.models.table import FOLDS_REMEDY, read_parquet
+from ich.models.pseudonyms import Pseudonyms
+from ich.models.table import FOLDS_REMEDY, read_folds, read_parquet
 from ich.pipeline.graph import Task
 from ich.pipeline.state import Plan
 from ich.store.atomic import read_json
@@ -210,7 +211,8 @@ class _Rules:
 
     @cached_property
     def assigned(self) -> pd.DataFrame:
-        return pd.read_csv(self.plan.workspace.folds, dtype={"image_id": str, "study_id": str, "patient_id": str})
+        pseudonyms = Pseudonyms.of(self.plan.workspace, self.plan.recipe.competition.format)
+        return read_folds(self.plan.workspace.folds, pseudonyms, self.slices)
 
     @cached_property
     def fold_of(self) -> pd.Series:

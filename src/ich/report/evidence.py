@@ -38,7 +38,7 @@ class Evidence:
     """N slices, of which n are labelled and in a fold; c classes."""
 
     settings: Mapping[str, Any]
-    """The whole recipe."""
+    """The recipe; for own scans without competition.root."""
     synthetic: bool
     folds_by_slice: bool
     table: pd.DataFrame
@@ -77,6 +77,8 @@ class Evidence:
     warnings: Sequence[str]
     """Warnings of the stages, besides those in `scores` and `tuned`."""
     artifacts: Sequence[Artifact]
+    privacy: Sequence[str] = ()
+    """Sentences about ids and about text in the pixels."""
 
     @cached_property
     def all_labels(self) -> NDArray[np.float64]:

@@ -12,6 +12,8 @@ import pandas as pd
 from ich.console import progress, say, table
 from ich.data import checks, examine, findings, folds, rules, slice_table
 from ich.data.competitions import ADAPTERS, LayoutError, Raw
+from ich.data.dicom import Geometry
+from ich.models.pseudonyms import Pseudonyms
 from ich.pipeline.graph import NOT_RAW
 from ich.pipeline.state import Plan
 from ich.pipeline.untrainable import untrainable
@@ -69,6 +71,9 @@ def _of_slices(plan: Plan, raw: Raw) -> Iterator[pd.DataFrame]:
         slices, others = slice_table.apply_selection(slices, selection)
         refused += others
         yield findings.findings("note", selection.notes)
+    headers = [(path, header) for path, (header, _) in zip(paths, examined, strict=True)]
+    marked = {path: header.burned_in for path, header in headers if isinstance(header, Geometry) and header.burned_in}
+    yield findings.findings("burned_in", marked, list(marked.values()))
     yield checks.misfits(slices, rules.slice_values(slices, classes), "slices")
     slices, unread = examine.with_images(slices, paths, examined)
     # an outside validation has no training set, and the test set may be absent
@@ -102,4 +107,6 @@ def _of_slices(plan: Plan, raw: Raw) -> Iterator[pd.DataFrame]:
         except ValueError as error:
             yield findings.findings("folds", [path.name], [f"malformed CSV ({' '.join(str(error).split())})"])
             return
+        pseudonyms = Pseudonyms.of(plan.workspace, plan.recipe.competition.format)
+        assigned = pseudonyms.revealed(assigned, slices)
         yield checks.folds(assigned, slices, classes, plan.recipe.folds.n, path.name)

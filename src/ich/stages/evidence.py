@@ -1,6 +1,8 @@
 """Read the results of a finished recipe for its report page."""
 
-from collections.abc import Iterator
+import csv
+import difflib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pandas as pd
 
 from ich.ensemble import thresholds
 from ich.ensemble.predictions import sigmoid
-from ich.errors import parsing
+from ich.errors import UserError, parsing
 from ich.models.artifacts import read_logits
 from ich.models.table import SliceTable
 from ich.pipeline.graph import VERSIONS, Task
@@ -25,6 +27,10 @@ ASSEMBLED = ("oof.parquet", "test.parquet")
 def read_evidence(plan: Plan) -> Evidence:
     slices = SliceTable.read(plan.workspace, plan.prepared.folder)
     recipe, submissions = plan.recipe, plan.workspace.submissions
+    shown = recipe.model_dump(mode="json")
+    shown["report"]["studies"] = list(named_studies(recipe.report.studies, slices))
+    if slices.pseudonyms.file is not None:
+        del shown["competition"]["root"]
     rows, classes = slices.labelled.nonzero()[0], slices.classes
     scores, settings = read_json(submissions / "scores.json"), recipe.thresholds
 
@@ -40,10 +46,10 @@ def read_evidence(plan: Plan) -> Evidence:
     suspicious = _explained(plan, "suspicious_labels.csv")
     assert suspicious is not None, "`ich explain` always writes it"
     return Evidence(
-        settings=recipe.model_dump(mode="json"),
+        settings=shown,
         synthetic=recipe.demo is not None,
         folds_by_slice=recipe.folds.by == "slice",
-        table=slices.table,
+        table=slices.pseudonyms.hidden(slices.table),
         classes=classes,
         class_weights=slices.class_weights,
         values=slices.values,
@@ -65,7 +71,20 @@ def read_evidence(plan: Plan) -> Evidence:
         quarantined=_table(plan.prepared.folder / "quarantine.csv")["reason"].tolist(),
         warnings=list(_warnings(plan)),
         artifacts=list(_artifacts(plan)),
+        privacy=list(_privacy(plan, slices)),
     )
+
+
+def named_studies(studies: Sequence[str], slices: SliceTable) -> Iterator[str]:
+    """Yield the ids on the page of studies that are named by id or by pseudonym."""
+    shown = {study: slices.pseudonyms.of_id("study_id", study) for study in slices.table["study_id"].unique()}
+    shown |= {pseudonym: pseudonym for pseudonym in shown.values()}
+    for study in studies:
+        if study not in shown:
+            near = difflib.get_close_matches(study, shown, n=3)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise UserError(f"report.studies: study {study} has no readable slice.{hint}")
+        yield shown[study]
 
 
 def _table(path: Path) -> pd.DataFrame:
@@ -96,6 +115,15 @@ def _warnings(plan: Plan) -> Iterator[str]:
     filled = plan.record_of(plan.submit).get("filled_with_prior", 0)
     if filled:
         yield f"{filled} test images could not be read; they were submitted with the training prevalence"
+
+
+def _privacy(plan: Plan, slices: SliceTable) -> Iterator[str]:
+    if slices.pseudonyms.file is not None:
+        yield (
+            f"Ids of patients, studies, series and images are pseudonyms. input/private/{plan.recipe.name}.csv, which"
+            " must not be shared, lists them."
+        )
+    yield from filter(None, [plan.record_of(plan.prepared).get("burned_in")])
 
 
 def _artifacts(plan: Plan) -> Iterator[Artifact]:

@@ -70,7 +70,7 @@ def _audit(plan: Plan, slices: SliceTable) -> dict[str, Path]:
     labelled, labels = slices.table.iloc[rows], slices.labels[rows]
     probability = sigmoid(read_logits(plan.workspace.model("blend") / "oof.parquet", slices.ids(rows), classes))
     suspects = label_audit.rank_labels(labelled, classes, probability, SUSPECTS)
-    files = write_table(folder / "suspicious_labels.csv", suspects)
+    files = write_table(folder / "suspicious_labels.csv", slices.pseudonyms.hidden(suspects))
     if not (plan.raw_root / "mislabelled.csv").is_file():
         return files
     listed = set(_read(plan.raw_root / "mislabelled.csv")["ID"])
@@ -111,7 +111,8 @@ def _embedding_map(plan: Plan, slices: SliceTable, model: str) -> dict[str, Path
     place = ((shown["index"] + 0.5) / shown["n_slices"]).to_numpy()
     folds = [TEST if np.isnan(k) else f"{k:.0f}" for k in shown["fold"]]
     mapped = shown[["image_id", "study_id", "index"]].assign(place=place, fold=folds, group=group)
-    files = write_table(folder / "embedding_map.csv", mapped.assign(x=points[:, 0], y=points[:, 1]))
+    mapped = slices.pseudonyms.hidden(mapped).assign(x=points[:, 0], y=points[:, 1])
+    files = write_table(folder / "embedding_map.csv", mapped)
 
     points, group, place = points[valid], group[valid], place[valid]
     names = [NO_BLEED, *subtypes, *(name for name in (NO_SUBTYPE, SEVERAL) if name in group)]

@@ -1,4 +1,4 @@
-"""`ich folds`: split patients into folds; folds/<recipe>.csv is written once and kept.
+"""`ich folds`: split patients into folds; folds/<recipe>.csv is written once and kept, with pseudonyms for own scans.
 
 With folds.by: slice the file has one row per slice and the folds are random, which leaks.
 """
@@ -8,7 +8,8 @@ import pandas as pd
 from ich.console import say, table, warn
 from ich.data import folds, rules
 from ich.errors import UserError, parsing
-from ich.models.table import FOLDS_REMEDY, read_parquet
+from ich.models.pseudonyms import Pseudonyms
+from ich.models.table import FOLDS_REMEDY, read_folds, read_parquet
 from ich.pipeline.state import Made, Plan
 from ich.store.atomic import write_bytes
 from ich.store.hashes import sha256_file
@@ -36,16 +37,18 @@ def _divide(plan: Plan, force: bool) -> Made:
         assigned = (folds.assign_slices if by_slice else folds.assign)(slices, classes, settings.n, settings.seed)
     except ValueError as error:
         raise UserError(f"{plan.raw_root}: {error}") from None
+    pseudonyms = Pseudonyms.of(plan.workspace, plan.recipe.competition.format)
+    pseudonyms.write_list(plan.workspace.private / f"{plan.recipe.name}.csv", slices)
     try:
-        text = assigned.to_csv(index=False).encode()
+        text = _text(assigned, pseudonyms)
         same = plan.record_of(plan.folds).get("settings", plan.folds.settings) == plan.folds.settings
-        kept = _kept(plan, labelled, text) if same and not force and not by_slice else None
+        kept = _kept(plan, labelled, pseudonyms, text) if same and not force and not by_slice else None
     except (ValueError, KeyError) as error:
         raise UserError(f"{path}: {error}. Run `ich folds --force` to make new folds") from None
-    if kept is None:
-        write_bytes(path, text)
-    else:
+    if kept is not None:
         assigned = kept
+    if kept is None or pseudonyms.file is not None:  # a kept file may have ids
+        write_bytes(path, _text(assigned, pseudonyms))
     key = rules.fold_key(assigned)
     joined = labelled.merge(assigned[[key, "fold"]], on=key, validate="many_to_one")
     counts = joined.groupby("fold")[classes].sum().astype(int)
@@ -66,7 +69,11 @@ def _divide(plan: Plan, force: bool) -> Made:
     }
 
 
-def _kept(plan: Plan, labelled: pd.DataFrame, written_now: bytes) -> pd.DataFrame | None:
+def _text(assigned: pd.DataFrame, pseudonyms: Pseudonyms) -> bytes:
+    return pseudonyms.hidden(assigned).sort_values(rules.fold_key(assigned)).to_csv(index=False).encode()
+
+
+def _kept(plan: Plan, labelled: pd.DataFrame, pseudonyms: Pseudonyms, written_now: bytes) -> pd.DataFrame | None:
     """Return the existing fold file, since new folds would make scores incomparable. None: write it again.
 
     Raises ValueError for a file that does not fit the studies, unless `ich folds` wrote it.
@@ -83,7 +90,7 @@ def _kept(plan: Plan, labelled: pd.DataFrame, written_now: bytes) -> pd.DataFram
             " `ich folds --force` to make new folds"
         )
     with parsing(path, FOLDS_REMEDY):
-        assigned = pd.read_csv(path, dtype={"study_id": str, "patient_id": str})
+        assigned = read_folds(path, pseudonyms, labelled)
     try:
         rules.require(rules.folds(assigned, labelled, plan.recipe.folds.n), assigned, "study_id")
     except (ValueError, KeyError) as error:

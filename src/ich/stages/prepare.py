@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ich.console import progress, say
+from ich.console import progress, say, warn
 from ich.data import cache, rules, slice_table
 from ich.data.competitions import ADAPTERS, Raw
 from ich.data.slice_table import Quarantined
@@ -31,6 +31,8 @@ def run(plan: Plan, *, force: bool = False) -> None:
         f"prepare: {'wrote' if made else 'up to date,'} {record['slices']} slices in {task.folder},"
         f" {record['quarantined']} quarantined"
     )
+    if burned_in := record.get("burned_in"):
+        warn(burned_in)
     for remark in record["notes"]:
         say(f"  {remark}")
 
@@ -82,6 +84,7 @@ def _prepare(plan: Plan, folder: Path, fingerprint: str, force: bool) -> Made:
 
     files = [*sorted(path.name for path in folder.glob("hu-*.npy")), "slices.parquet", "quarantine.csv"]
     found = {"slices": len(table), "quarantined": len(quarantined), "template": raw.template, "values": raw.values}
+    found |= {"burned_in": slice_table.burned_in(geometries)}
     found |= {"classes": list(raw.classes), "class_weights": list(raw.classes.values())}
     remarks += [*filter(None, [left_out]), *_remarks(table), *_reasons(quarantined)]
     return {name: folder / name for name in files}, {**found, "notes": remarks}

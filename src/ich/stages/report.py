@@ -1,6 +1,5 @@
 """`ich report`: one HTML page with all results of a recipe and a study viewer."""
 
-import difflib
 from itertools import groupby
 
 import cv2
@@ -13,7 +12,6 @@ from ich.data import cache
 from ich.data.cache import HuCache
 from ich.data.crop import AIR, resized
 from ich.data.windowing import Window, Windowing, render
-from ich.errors import UserError
 from ich.models.table import SliceTable
 from ich.pipeline.state import Made, Plan
 from ich.report.page import document
@@ -38,9 +36,8 @@ def run(plan: Plan, *, force: bool = False) -> None:
 def _report(plan: Plan) -> Made:
     torch.set_num_threads(plan.recipe.compute.threads)
     slices = SliceTable.read(plan.workspace, plan.prepared.folder)
-    _check_named(plan, slices)
     evidence = read_evidence(plan)
-    studies = viewer.select_studies(evidence, plan.recipe.report.studies)
+    studies = viewer.select_studies(evidence, evidence.settings["report"]["studies"])
     found = errors.select_slices(evidence)
     bleeds = examples.select_examples(evidence)
     cards = [one for kind in found.values() for one in kind]
@@ -81,15 +78,6 @@ def _report(plan: Plan) -> Made:
     path = plan.workspace.submissions / "report.html"
     write_text(path, document.render(page))
     return {path.name: path}, {}
-
-
-def _check_named(plan: Plan, slices: SliceTable) -> None:
-    known = slices.table["study_id"].unique().tolist()
-    for study in plan.recipe.report.studies:
-        if study not in known:
-            near = difflib.get_close_matches(study, known, n=3)
-            hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            raise UserError(f"report.studies: study {study} has no readable slice.{hint}")
 
 
 def images_of_series(plan: Plan, slices: SliceTable, rows: np.ndarray) -> Images:

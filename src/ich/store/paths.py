@@ -52,6 +52,11 @@ class Workspace:
         return self.cache_root / key
 
     @property
+    def private(self) -> Path:
+        """Folder of the secret of pseudonyms and of the lists of real ids."""
+        return self.root / "input" / "private"
+
+    @property
     def folds(self) -> Path:
         return self.root / "folds" / f"{self.recipe}.csv"
 

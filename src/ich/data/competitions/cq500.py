@@ -18,6 +18,7 @@ from ich.data.competitions.layout import SUBTYPES, LayoutError, Raw, Selection
 from ich.data.dicom import Reason
 
 SUBMITS = "probabilities"
+PUBLIC_IDS = True
 CLASSES = (*SUBTYPES, "any")
 FINDINGS = {
     "ICH": "any",

@@ -18,6 +18,7 @@ from ich.data.competitions import layout
 from ich.data.competitions.layout import LayoutError, Raw
 
 SUBMITS = "probabilities"
+PUBLIC_IDS = False
 LABELS = "labels.csv"
 CLASS_NAME = re.compile(r"^[A-Za-z][A-Za-z0-9_]{0,63}$")  # also the name of columns and files
 IDENTIFIERS = ("image_id", "study_id", "patient_id", "series_id", "split")

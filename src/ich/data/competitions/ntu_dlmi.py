@@ -11,6 +11,7 @@ from ich.data.competitions import layout
 from ich.data.competitions.layout import SUBTYPES, LayoutError, Raw
 
 SUBMITS = "decisions"  # scored by F1 one year, F2 another
+PUBLIC_IDS = True
 SAMPLES = ("sample_submission.csv", "sampleSubmission.csv", "sample.csv")
 LABELS = ("train.csv", "train1.csv", "train_labels.csv", "labels.csv", "label.csv")
 

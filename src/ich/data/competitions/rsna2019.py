@@ -11,6 +11,7 @@ from ich.data.competitions.layout import SUBTYPES, LayoutError, Raw
 CLASSES = (*SUBTYPES, "any")
 CLASS_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 2.0)  # of the competition's weighted log loss
 SUBMITS = "probabilities"
+PUBLIC_IDS = True
 STAGES = ("stage_2", "stage_1")
 
 

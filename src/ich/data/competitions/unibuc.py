@@ -13,6 +13,7 @@ from ich.data.competitions.layout import LayoutError, Raw
 
 CLASS = "hemorrhage"
 SUBMITS = "decisions"  # scored by F1
+PUBLIC_IDS = True
 SAMPLES = ("sample_submission.txt", "sample_submission.csv")
 LABELS = (("train_labels.txt", "train_labels.csv"), ("validation_labels.txt", "validation_labels.csv"))
 

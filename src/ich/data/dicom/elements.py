@@ -11,7 +11,7 @@ from ich.data.refusal import Reason, Unreadable, exhausted
 
 # The elements that are read, by the encoding of their values.
 TEXTS = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "Modality", "ImageType")
-TEXTS += ("FrameType", "PhotometricInterpretation", "RescaleType")
+TEXTS += ("FrameType", "PhotometricInterpretation", "RescaleType", "BurnedInAnnotation")
 DECIMALS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
 DECIMALS += ("InstanceNumber", "AcquisitionNumber", "NumberOfFrames")  # numbers as text
 SHORTS = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation")

@@ -34,6 +34,7 @@ MAX_SIDE = 4096  # pixels; a larger claim is damage
 MAX_PIXELS = 1 << 30  # of all frames: 4,096 slices of 512 x 512
 MAX_POSITION = 1e5  # mm; no scanner is a hundred metres long
 CT_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.2{suffix}" for suffix in ("", ".1", ".2"))
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7."  # with a dot appended; also its multi-frame variants
 NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"}
 STORED = {
     (bits, little): np.dtype(f"{'<' if little else '>'}u{bits // 8}") for bits in (8, 16, 32) for little in (0, 1)
@@ -58,6 +59,7 @@ class Geometry:
     instance_uid: str = ""  # SOPInstanceUID
     rows: int = 0  # pixels; 0 where unknown
     columns: int = 0
+    burned_in: str = ""  # why the pixels may show text, such as the patient's name
     frame: int = 0  # of a multi-frame file, from 0
     further: tuple["Geometry", ...] = ()  # the other frames, in that of the first
 
@@ -236,8 +238,16 @@ def _geometry(file: CtFile, frame: int) -> Geometry:
         instance_uid=identifier(header, "SOPInstanceUID"),
         rows=file.rows,
         columns=file.columns,
+        burned_in=_burned_in(header),
         frame=frame,
     )
+
+
+def _burned_in(header: Header) -> str:
+    """Why the pixels may show text; empty if nothing says so. (PS3.3, C.7.6.1.1.1 and A.8)"""
+    if text(header, "BurnedInAnnotation").upper() == "YES":
+        return "BurnedInAnnotation is YES"
+    return "Secondary Capture" if f"{text(header, 'SOPClassUID')}.".startswith(SECONDARY_CAPTURE) else ""
 
 
 def _normal(axes: tuple[float, ...] | None) -> tuple[float, float, float]:

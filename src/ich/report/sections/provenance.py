@@ -27,6 +27,7 @@ def section(evidence: Evidence) -> Section:
     versions = [[library, ", ".join(numbers)] for library, numbers in libraries.items()]
     settings = {key: value for key, value in evidence.settings.items() if key != "ablation"}
     blocks = [
+        *([Notes(list(evidence.privacy))] if evidence.privacy else []),
         _effort(evidence.artifacts),
         Details("Recipe, with all defaults", [Code(recipe)]),
         Details("Hashes", [Table("SHA-256 of the files", ["artifact", "file", "SHA-256"], files), Notes([records])]),
