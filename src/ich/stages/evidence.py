@@ -1,6 +1,5 @@
 """Read the results of a finished recipe for its report page."""
 
-import csv
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
