@@ -181,6 +181,44 @@ def test_large_files_are_hashed_again_only_if_size_or_time_changed(tmp_path, mon
     assert record.damage(value, "big", on_read=lambda _: None) == "was changed"
 
 
+@pytest.mark.parametrize("moved", range(4))
+def test_complete_files_replace_the_old_ones_together(tmp_path, monkeypatch, moved):
+    """A kill after any number of moves: the next call completes them."""
+    record = Record(tmp_path / "fold0" / "run.json", staged=True)
+
+    def written(text: str) -> None:
+        record.work.mkdir(parents=True)
+        for name in ("a", "b", "checkpoint.bin"):
+            (record.work / name).write_text(text)
+        record.write(text, {name: record.work / name for name in ("a", "b")})
+
+    def content() -> dict[str, str]:
+        return {path.name: path.read_text() for path in record.path.parent.iterdir() if path.name != "run.json"}
+
+    written("old")
+    assert content() == {"a": "old", "b": "old"}
+    replace, moves = Path.replace, 0
+
+    def killed(source: Path, target: Path) -> Path:
+        nonlocal moves
+        moves += source.parent == record.work and source.name[0] != "."
+        if moves > moved:
+            raise KeyboardInterrupt
+        return replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        patch.setattr("shutil.rmtree", lambda _: killed(record.work / "end", tmp_path))
+        written("new")
+    record.publish()
+    record.discard()  # nothing is left but `unfinished` if the record was moved
+    assert content() == {"a": "new", "b": "new"}
+    found = record.read()
+    assert found is not None
+    assert found["fingerprint"] == "new"
+    assert record.damaged(found) is None
+
+
 LEFT = (
     ".fold0.x.tmp",
     ".fold01.x.tmp",

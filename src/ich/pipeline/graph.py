@@ -61,6 +61,7 @@ class Task:
 
     @property
     def folder(self) -> Path:
+        """Folder of the finished files; they are written in `record.work`."""
         return self.record.path.parent
 
 
@@ -177,7 +178,7 @@ class Graph:
             upstream = (*self._folds_and_slices, *upstream, *self._inputs(model, fold))
             files += PREDICTED
             files += ("valid_embeddings.npy", "test_embeddings.npy") if settings.writes_embeddings else ()
-        record = Record(folder / "run.json")
+        record = Record(folder / "run.json", staged=True)
         return Task(name, settings.stage, record, values, upstream, sources, model, fold, files)
 
     def start_of(self, model: str, fold: int | None) -> Task | None:

@@ -106,7 +106,7 @@ class Plan(Graph):
         if state.done or who is None:
             return state
         after = "will restart"
-        if (task.folder / CHECKPOINT).is_file():
+        if (task.record.work / CHECKPOINT).is_file():
             after = "will resume after the last finished epoch"
         elif any(task.folder.glob("hu-*.json")):
             after = "will resume after the finished shards"
@@ -120,8 +120,8 @@ class Plan(Graph):
     # ---- making
 
     def finished(self, task: Task) -> bool:
-        """Return whether the task is done and no checkpoint or shard note of a killed run remains."""
-        left = (task.folder / CHECKPOINT).is_file() or any(task.folder.glob("hu-*.json"))
+        """Return whether the task is done and no unfinished files or shard notes of a killed run remain."""
+        left = (task.record.staged and task.record.work.exists()) or any(task.folder.glob("hu-*.json"))
         return self.state(task).done and not left
 
     def all_finished(self, tasks: list[Task]) -> bool:
@@ -157,13 +157,14 @@ class Plan(Graph):
             say(f"{task.name}: waiting for {who}")
 
         with hold(task.record.lock, on_wait=wait_or_leave):
+            task.record.publish()  # a kill may have come in between
             self.forget()
             state = self.state(task)
             making = force or not state.done
             if making:
                 detail(f"{task.name}: started, {'--force' if state.done else _reason(state)}")
                 self._make(task, function)
-            (task.folder / CHECKPOINT).unlink(missing_ok=True)  # only now: a kill before the record must not lose it
+            task.record.discard()  # of a killed run with other settings, or with --force
         self.forget()
         return making
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ich.store.atomic import json_text, write_bytes, write_text
+from ich.store.atomic import fsync, json_text, write_bytes, write_text
 from ich.store.hashes import digest, sha256_bytes, sha256_file
 
 # Above this total size, files with unchanged sizes and modification times count as unchanged: hashing the cache of
@@ -57,6 +57,7 @@ class Record:
 
     path: Path
     also: tuple[str, ...] = ()  # further stems of its files, in a folder that several records share
+    staged: bool = False  # its files are written to `work`, and replace the old ones when all are complete
 
     @property
     def stem(self) -> str:
@@ -74,11 +75,19 @@ class Record:
             return folder.parent / ".locks" / f"{folder.name}.lock"
         return folder / ".locks" / f"{self.stem}.lock"
 
+    @property
+    def work(self) -> Path:
+        """Folder in which the files are written."""
+        return self.path.parent / "unfinished" if self.staged else self.path.parent
+
     def leftovers(self) -> list[Path]:
         """Temporary files and folders of killed processes, or of one that is running."""
         folder = self.path.parent
         if self.of_folder:
-            places = [(folder.parent, f".{glob.escape(folder.name)}."), (folder, ".")]
+            places = [
+                (folder.parent, f".{glob.escape(folder.name)}."),
+                *((place, ".") for place in {folder, self.work}),
+            ]
         else:
             places = [(folder, f".{glob.escape(stem)}.") for stem in (self.stem, *self.also)]
         return [path for place, start in places for path in place.glob(f"{start}*") if path.suffix in (".tmp", ".old")]
@@ -90,6 +99,25 @@ class Record:
                 path.rename(self.path.parent)
             else:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def publish(self) -> None:
+        """Move complete files from `work` over the old ones, the record last. Resumes a killed call. Requires the lock."""
+        record = Record(self.work / self.path.name).read() if self.staged else None
+        if record is None:
+            return
+        folder = self.path.parent
+        for path in self.work.iterdir():
+            if path.name in record["files"]:
+                path.replace(folder / path.name)
+        fsync(folder)
+        (self.work / self.path.name).replace(self.path)
+        fsync(folder)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove `work` of a killed process. Requires the lock."""
+        if self.staged and self.work.exists():
+            shutil.rmtree(self.work)
 
     def read(self) -> dict[str, Any] | None:
         """Return the record, or None if it is missing, damaged or malformed."""
@@ -104,7 +132,9 @@ class Record:
         large = sum(stat.st_size for stat in stats.values()) > TRUST_STAMP_ABOVE
         hashes = {name: sha256_file(files[name]) for name in stats}
         stamps = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items() if large}
-        write_record(self.path, {"fingerprint": fingerprint, "files": hashes, "stamps": stamps, **more})
+        record = {"fingerprint": fingerprint, "files": hashes, "stamps": stamps, **more}
+        write_record(self.work / self.path.name, record)
+        self.publish()
 
     def damaged(self, record: Mapping[str, Any]) -> str | None:
         """Return the first damaged file as `<name> is missing` or `<name> was changed`, or None."""
