@@ -3,7 +3,7 @@
 import os
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.metadata import version
@@ -21,6 +21,9 @@ from ich.store.records import read_record, write_record
 NVIDIA = Path("/proc/driver/nvidia/gpus")  # one folder per GPU; importing torch takes seconds
 LIBRARIES = ("torch", "timm", "albumentations", "lightgbm", "optuna", "numpy", "pandas", "scikit-learn", "pydicom")
 Made = tuple[Mapping[str, Path], Mapping[str, Any]]  # files by name, and further entries of the record
+
+
+Change = tuple[str, Any, Any]  # dotted key of a setting, its old value and its new one
 
 
 class Busy(UserError):
@@ -83,15 +86,21 @@ class Plan(Graph):
         return State("stale", damaged) if damaged else State("done")
 
     def _difference(self, task: Task, record: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-        was, now = record.get("settings", {}), task.settings
-        for key in sorted({*was, *now}):
-            if was.get(key) != now.get(key):
-                return f"{key} was {was.get(key)}, is {now.get(key)}"
+        for key, was, now in differences(record.get("settings", {}), task.settings):
+            return f"{key} was {was}, is {now}"
         was = record.get("inputs", {})
         for name in sorted({*was, *inputs}):
             if was.get(name) != inputs.get(name):
                 return f"{name} was {'removed' if name not in inputs else 'changed'}"
         return "made by another version of ich"
+
+    def changed_settings(self, task: Task) -> list[Change]:
+        """Return the changed settings of a task that would be up to date with the old ones."""
+        record, now = self.record_of(task), self.inputs(task)
+        was, inputs = record.get("settings", {}), record.get("inputs", {})
+        kept = record.get("fingerprint") == digest([VERSIONS[task.stage], was, inputs])
+        kept &= all(now.get(name, sha256) == sha256 for name, sha256 in inputs.items())
+        return [*differences(was, task.settings)] if kept else []
 
     def running(self, task: Task) -> bool:
         """Return whether a process is making the task now. A dead process holds no lock."""
@@ -209,6 +218,16 @@ class Plan(Graph):
         """Number of parallel folds: compute.processes, else one with a GPU and one per core without."""
         default = 1 if NVIDIA.is_dir() and any(NVIDIA.iterdir()) else max(1, self.cores // self.recipe.compute.threads)
         return self.recipe.compute.processes or default
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[Change]:
+    """Yield the changes of settings, in the order of their keys. A key that is missing has the value None."""
+    for key in sorted({*was, *now}):
+        old, new = was.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key}", old, new
 
 
 def _reason(state: State) -> str:

@@ -101,7 +101,10 @@ class Record:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def publish(self) -> None:
-        """Move complete files from `work` over the old ones, the record last. Resumes a killed call. Requires the lock."""
+        """Replace the old files by complete ones from `work`, the record last. Requires the lock.
+
+        A call after a kill completes it.
+        """
         record = Record(self.work / self.path.name).read() if self.staged else None
         if record is None:
             return
