@@ -17,7 +17,7 @@ from ich.models.artifacts import write_array
 from ich.store import records
 from ich.store.atomic import atomic, atomic_folder, read_json, write_json
 from ich.store.hashes import digest
-from ich.store.paths import listing
+from ich.store.raw import BLOCK, listing, samples
 from ich.store.records import Record, read_hashed, read_record, write_hashed, write_record
 
 # ---- atomic writes
@@ -264,6 +264,34 @@ def test_a_sweep_restores_a_folder_that_a_killed_process_had_moved(tmp_path):
 
 
 # ---- listings
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "place", "differs"),
+    [
+        ("a.dcm", 9 * BLOCK, 0, True),
+        ("a.dcm", 9 * BLOCK, 4 * BLOCK + BLOCK // 2, True),
+        ("a.dcm", 9 * BLOCK, -1, True),
+        ("a.dcm", 9 * BLOCK, 2 * BLOCK, False),  # between the blocks
+        ("a.dcm", 2 * BLOCK, BLOCK + 1, True),
+        ("labels.csv", 9 * BLOCK, 2 * BLOCK, True),
+    ],
+)
+def test_a_sample_is_of_three_blocks_and_of_small_files_and_tables_as_a_whole(tmp_path, name, size, place, differs):
+    found = []
+    for changed in (b"a", b"b"):
+        content = bytearray(size)
+        content[place] = changed[0]
+        (tmp_path / name).write_bytes(content)
+        found += dict(samples(tmp_path, [name])).values()
+    assert len(found[0]) == 32
+    assert (found[0] != found[1]) == differs
+
+
+def test_pipes_and_broken_links_have_no_sample(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    assert dict(samples(tmp_path, ["pipe", "nowhere"])) == {"pipe": "", "nowhere": ""}
 
 
 def test_a_listing_ends_despite_circular_and_broken_links(tmp_path):

@@ -14,6 +14,7 @@ from ich.console import detail, duration, say
 from ich.errors import UserError
 from ich.pipeline.graph import CHECKPOINT, VERSIONS, Graph, Task
 from ich.recipe import Recipe
+from ich.store import raw
 from ich.store.hashes import digest, sha256_file
 from ich.store.locks import held, hold, owner
 from ich.store.records import read_record, write_record
@@ -74,7 +75,7 @@ class Plan(Graph):
             if task.record.path.is_file():
                 return State("stale", f"{task.record.path.name} is damaged or of an earlier version")
             if task.stage == "prepare" and self.workspace.cache_pointer.is_file():
-                return State("stale", "the raw files or the image settings have changed")
+                return State("stale", self._raw_difference())
             return State("missing")
         for upstream, _ in task.upstream:
             if not self.state(upstream).done:
@@ -93,6 +94,17 @@ class Plan(Graph):
             if was.get(name) != inputs.get(name):
                 return f"{name} was {'removed' if name not in inputs else 'changed'}"
         return "made by another version of ich"
+
+    def _raw_difference(self) -> str:
+        """Say what has changed since the latest `ich prepare`."""
+        pointer = read_record(self.workspace.cache_pointer) or {}
+        for key, was, now in differences(pointer.get("settings", {}), self.image_settings):
+            return f"{key} was {was}, is {now}"
+        was, now = raw.identity(self.known_raw_files()), raw.identity(self.raw_files)
+        for path in sorted({*was, *now}) if was and now else ():
+            if was.get(path) != now.get(path):
+                return f"{path} {'is new' if path not in was else 'was changed' if path in now else 'was removed'}"
+        return "the raw files have changed, or the cache is missing"
 
     def changed_settings(self, task: Task) -> list[Change]:
         """Return the changed settings of a task that would be up to date with the old ones."""
@@ -129,9 +141,9 @@ class Plan(Graph):
     # ---- making
 
     def finished(self, task: Task) -> bool:
-        """Return whether the task is done and no unfinished files or shard notes of a killed run remain."""
+        """Return whether the task is done, without unfinished files, shard notes or outdated stamps to tidy."""
         left = (task.record.staged and task.record.work.exists()) or any(task.folder.glob("hu-*.json"))
-        return self.state(task).done and not left
+        return self.state(task).done and not left and not task.record.outdated_stamps(self.record_of(task))
 
     def all_finished(self, tasks: list[Task]) -> bool:
         """Return whether the tasks of a stage are finished and their tables are assembled."""
@@ -173,6 +185,8 @@ class Plan(Graph):
             if making:
                 detail(f"{task.name}: started, {'--force' if state.done else _reason(state)}")
                 self._make(task, function)
+            elif task.record.outdated_stamps(self.record_of(task)):
+                task.record.restamp()
             task.record.discard()  # of a killed run with other settings, or with --force
         self.forget()
         return making
@@ -204,6 +218,9 @@ class Plan(Graph):
         pointer = {"key": prepared.folder.name, "settings": self.image_settings}
         if read_record(self.workspace.cache_pointer) != pointer:
             write_record(self.workspace.cache_pointer, pointer)
+        if self.known_raw_files() != self.raw_files:
+            root = self.recipe.competition.root
+            raw.write_files(self.workspace.raw_files(root), root, self.raw_files)
         self.__dict__.pop("prepared", None)
 
     # ---- this machine

@@ -1,4 +1,4 @@
-"""`ich status`: the state of all artifacts of a recipe. `ich changes`: what other settings made. `ich results`: its files."""
+"""`ich status`: the state of all artifacts of a recipe. `ich changes`: what other settings made. Its files."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence

@@ -51,6 +51,11 @@ def _header(fingerprint: str, payload: bytes) -> bytes:
     return json.dumps({"fingerprint": fingerprint, "sha256": sha256_bytes(payload)}).encode() + b"\n"
 
 
+def _stamp(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
 @dataclass(frozen=True)
 class Record:
     """Run record of one artifact: of its whole folder if it is named run.json, otherwise of files in that folder."""
@@ -131,13 +136,22 @@ class Record:
         return value if all(isinstance(value.get(key, {}), dict) for key in objects) else None
 
     def write(self, fingerprint: str, files: Mapping[str, Path], **more: Any) -> None:
-        stats = {name: path.stat() for name, path in sorted(files.items())}
-        large = sum(stat.st_size for stat in stats.values()) > TRUST_STAMP_ABOVE
-        hashes = {name: sha256_file(files[name]) for name in stats}
-        stamps = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items() if large}
+        large = sum(path.stat().st_size for path in files.values()) > TRUST_STAMP_ABOVE
+        hashes = {name: sha256_file(path) for name, path in sorted(files.items())}
+        stamps = {name: _stamp(path) for name, path in sorted(files.items()) if large}
         record = {"fingerprint": fingerprint, "files": hashes, "stamps": stamps, **more}
         write_record(self.work / self.path.name, record)
         self.publish()
+
+    def outdated_stamps(self, record: Mapping[str, Any]) -> bool:
+        """Return whether large files have other modification times, as in a copy, and so are hashed at each use."""
+        return any(stamp != _stamp(self.path.parent / name) for name, stamp in record.get("stamps", {}).items())
+
+    def restamp(self) -> None:
+        """Record the modification times of large files whose hashes have just been compared. Requires the lock."""
+        record = self.read() or {}
+        stamps = {name: _stamp(self.path.parent / name) for name in record["stamps"]}
+        write_record(self.path, {**record, "stamps": stamps})
 
     def damaged(self, record: Mapping[str, Any]) -> str | None:
         """Return the first damaged file as `<name> is missing` or `<name> was changed`, or None."""
@@ -148,7 +162,6 @@ class Record:
         path = self.path.parent / name
         if not path.is_file():
             return "is missing"
-        stat = path.stat()
-        if on_read is None and record.get("stamps", {}).get(name) == [stat.st_size, stat.st_mtime_ns]:
+        if on_read is None and record.get("stamps", {}).get(name) == _stamp(path):
             return None
         return None if sha256_file(path, on_read) == record["files"][name] else "was changed"
