@@ -127,9 +127,8 @@ def _say_how_to_keep(recipe: Path, stage: str, overrides: list[str] | None) -> N
     from ich.recipe import how_to_write
 
     sections = ("image", "competition") if stage == "prepare" else (stage,)
-    changes = [
-        one.partition("=")[::2] for one in overrides or [] if one.partition("=")[0].partition(".")[0] in sections
-    ]
+    given = (one.partition("=") for one in overrides or [])
+    changes = [(key, value) for key, _, value in given if key.partition(".")[0] in sections]
     if changes:
         said = how_to_write(changes)
         console.say(f"{stage}: to keep this change, {said} in {recipe}. Other commands read only the recipe")
