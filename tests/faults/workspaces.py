@@ -76,9 +76,9 @@ def records(root: Path) -> dict[str, Stamp]:
 
 
 def rewritten(stood: Mapping[str, Stamp], root: Path) -> list[str]:
-    """Return finished records that were rewritten. Records of shards are removed when the cache is complete."""
+    """Return finished records that were rewritten. Those of shards and unfinished folds are removed in the end."""
     now = records(root)
-    kept = {name: stamp for name, stamp in stood.items() if not Path(name).name.startswith("hu-")}
+    kept = {name: stamp for name, stamp in stood.items() if "/hu-" not in name and "/unfinished/" not in name}
     return [f"{name} was finished and was rewritten" for name, stamp in kept.items() if now.get(name) != stamp]
 
 
