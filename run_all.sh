@@ -8,6 +8,7 @@ source ./setup.sh requirements.txt
 
 [[ "${1:--}" != -* ]] || set -- configs/demo.yaml "$@"
 
+ich changes    "$@"    # warns of what will be made again because the recipe has changed
 ich demo       "$@"    # only if the recipe has a synthetic competition
 ich prepare    "$@"
 ich folds      "$@"

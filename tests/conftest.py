@@ -95,7 +95,7 @@ def cloned(root: Path) -> Clone:
 
 
 def copied(source: Path, target: Path) -> Path:
-    """Copy a workspace. Modification times are kept: they identify the raw data."""
+    """Copy a workspace with its modification times."""
     subprocess.run(["cp", "-a", f"{source}/.", str(target)], check=True)
     return target
 

@@ -24,7 +24,7 @@ GROUPS = {  # of the commands, in `ich --help`
     "Models": ("pretrain", "cnn", "end_to_end", "sequence", "external", "smooth", "stack", "blend", "ablate"),
     "Results": ("thresholds", "submit", "score", "explain", "report", "results"),
     "New scans": ("predict",),
-    "Workspace": ("status", "verify", "clean"),
+    "Workspace": ("changes", "status", "verify", "clean"),
 }
 
 
@@ -124,16 +124,13 @@ def _root() -> Path:
 
 def _say_how_to_keep(recipe: Path, stage: str, overrides: list[str] | None) -> None:
     """Print the lines of the recipe that keep those overrides that change the settings of a stage."""
-    sections, changes = ("image", "competition") if stage == "prepare" else (stage,), dict[tuple[str, str], list[str]]()
-    for assignment in overrides or []:
-        key, _, value = assignment.partition("=")
-        section, _, last = key.rpartition(".")
-        if key.partition(".")[0] in sections:
-            verb, what = ("remove", f"`{last}`") if value in ("", "null") else ("write", f"`{last}: {value}`")
-            place = f" under `{section}`" if section else ""
-            changes.setdefault((verb, place), []).append(what)
+    from ich.recipe import how_to_write
+
+    sections = ("image", "competition") if stage == "prepare" else (stage,)
+    given = (one.partition("=") for one in overrides or [])
+    changes = [(key, value) for key, _, value in given if key.partition(".")[0] in sections]
     if changes:
-        said = ", ".join(f"{verb} {' and '.join(what)}{place}" for (verb, place), what in changes.items())
+        said = how_to_write(changes)
         console.say(f"{stage}: to keep this change, {said} in {recipe}. Other commands read only the recipe")
 
 
@@ -200,6 +197,16 @@ def status(recipe: RecipePath, overrides: Set = None) -> None:
 
 
 command(status)
+
+
+def changes(recipe: RecipePath, overrides: Set = None) -> None:
+    """Warn of models and thresholds that were made with other settings, and say how to keep them."""
+    from ich.stages import status as stage
+
+    stage.changes(_plan(recipe, overrides), "" if overrides else str(recipe))
+
+
+command(changes)
 _look(
     "verify",
     "ich.pipeline.verify",

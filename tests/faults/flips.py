@@ -64,7 +64,7 @@ class Targets:
 def targets(finished: Path, folder: Path) -> Targets:
     """Kill a training and a preparation in copies of the finished workspace."""
     training, preparing = copied(finished, folder / "killed_training"), copied(finished, folder / "killed_prepare")
-    checkpoint = f"oof/tiny/resnet/fold0/{CHECKPOINT}"
+    checkpoint = f"oof/tiny/resnet/fold0/unfinished/{CHECKPOINT}"
     (training / "oof/tiny/resnet/fold0/run.json").unlink()
     _kill_when(training, RESUMED["checkpoint"], (training / checkpoint).is_file)
     cache = plan_of(preparing).prepared.folder

@@ -32,7 +32,7 @@ def refit(plan: Plan, model: str, fold: int = 0) -> tuple[dict[str, bytes], dict
     """Fit one fold again without its checkpoint: its files, and its record without the metrics."""
     task = plan.fold(model, None if model in plan.recipe.pretrain else fold)
     files, record = runner.make_fold(plan, task, "fingerprint")
-    (task.folder / CHECKPOINT).unlink(missing_ok=True)
+    (task.record.work / CHECKPOINT).unlink(missing_ok=True)
     kept = {key: value for key, value in record.items() if key != "metrics"}
     return {name: path.read_bytes() for name, path in files.items()}, kept
 

@@ -196,6 +196,36 @@ def test_the_time_of_a_task_without_a_record_is_that_of_similar_ones(clone_copy)
     assert status._estimate(plan, tasks, [plan.report, plan.fold("resnet", 1)]) == (300.0, ["report"])
 
 
+# ---- what other settings made
+
+
+def test_run_all_begins_with_what_other_settings_made(clone_copy):
+    """As after `ich cnn --set ...` and `ich thresholds --metric f1`."""
+    lines = (clone_copy.root / "run_all.sh").read_text().splitlines()
+    assert next(line.split()[1] for line in lines if line.startswith("ich ")) == "changes"
+    assert clone_copy.ich("changes") == ""
+    changes = ("cnn.resnext.learning_rate=0.01", "cnn.resnext.loss.name=focal", "thresholds.metric=f1")
+    plan = tiny(clone_copy, *changes)
+    made = [plan.fold("resnext", 0), plan.fold("resnext", 1), plan.thresholds]
+    for task in made:
+        record = task.record.read() or {}
+        settings = {"fingerprint": plan._fingerprint(task, record["inputs"]), "settings": dict(task.settings)}
+        write_record(task.record.path, {**record, **settings})
+    assert clone_copy.ich("changes", "--quiet").splitlines() == [
+        "warning: cnn.resnext: learning_rate was 0.01, is 0.003, loss.name was focal, is bce. 2 folds will be made"
+        " again. To avoid this, write `learning_rate: 0.01` under `cnn.resnext`, write `name: focal` under"
+        " `cnn.resnext.loss` in tests/tiny.yaml",
+        "warning: thresholds: metric was f1, is f2. thresholds will be made again. To avoid this, write `metric: f1`"
+        " under `thresholds` in tests/tiny.yaml",
+    ]
+    words = [word for change in changes for word in ("--set", change)]
+    assert clone_copy.ich("changes", *words) == "", "the recipe has the settings that made them"
+    said = clone_copy.ich("changes", *words, "--set", "thresholds.trials=21")
+    assert said == "warning: thresholds: trials was 20, is 21. thresholds will be made again\n", "--set is as intended"
+    (clone_copy.root / "oof/tiny/resnext/fold1/run.json").unlink()
+    assert "is bce. 1 fold will be made again" in clone_copy.ich("changes")
+
+
 # ---- help
 
 

@@ -92,10 +92,37 @@ def test_a_fold_killed_before_its_record_is_made_again_to_the_same_bytes(copy, m
     assert contents(task) == whole
 
 
-def test_a_checkpoint_of_a_finished_fold_is_removed(copy):
-    """A kill between the record and the removal of the checkpoint."""
+def test_an_old_fold_stays_whole_until_the_new_one_is_complete(copy, monkeypatch):
+    change = "cnn.resnet.seed=8"
+    old, new = plan_of(copy), plan_of(copy, change)
+    task, before = old.fold("resnet", 0), contents(old.fold("resnet", 0))
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("ich.pipeline.runner.write_predictions", killed)
+        make(new, "cnn", model="resnet", fold=0)
+    assert contents(task) == before
+    assert plan_of(copy).standing(task).done
+    assert "resume after the last finished epoch" in plan_of(copy, change).standing(new.fold("resnet", 0)).why
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_epoch", lambda *_: pytest.fail("a finished epoch was trained again"))
+        make(plan_of(copy, change), "cnn", model="resnet", fold=0)
+    after = contents(task)
+    assert after.keys() == before.keys()
+    assert after["model.safetensors"] != before["model.safetensors"]
+    assert plan_of(copy, change).state(new.fold("resnet", 0)).done
+    make(plan_of(copy), "cnn", model="resnet", fold=0)
+    assert contents(task) == before
+
+
+def test_unfinished_files_of_a_finished_fold_are_removed(copy):
+    """Those of a killed run with other settings."""
     plan, before = plan_of(copy), Clone(copy).files()
-    (plan.fold("resnet", 1).folder / CHECKPOINT).write_bytes(b"left")
+    task = plan.fold("resnet", 1)
+    task.record.work.mkdir()
+    (task.record.work / CHECKPOINT).write_bytes(b"left")
     make(plan, "cnn")
     assert Clone(copy).files() == before
 

@@ -1,12 +1,18 @@
 """Inputs of each task, and tasks that become out of date when something changes."""
 
+import os
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import CLASSES, make, plan_of
+from conftest import CLASSES, Clone, make, plan_of
 from ich.errors import UserError
+from ich.pipeline.graph import MODEL_STAGES
 from ich.pipeline.state import Plan
+from ich.store import raw
+from ich.store.records import write_record
 
 FOLDS = range(3)
 AFTER = {"thresholds", "submit", "score", "explain", "report"}
@@ -157,6 +163,46 @@ def test_files_that_training_does_not_read_may_be_missing(copy):
     for name in ("solution.csv", "mislabelled.csv", "masks.npz"):
         (copy / "input/tiny" / name).unlink()
     assert out_of_date(plan_of(copy)) == NOT_RUN | {"demo"}
+
+
+def test_a_copy_with_other_times_at_another_place_is_up_to_date(trained, tmp_path, monkeypatch):
+    root = tmp_path / "moved"
+    shutil.copytree(trained, root, symlinks=True, copy_function=shutil.copyfile)
+    (scan, *_) = sorted((root / "input/tiny").rglob("*.dcm"))
+    os.utime(scan, ns=(7, 7))  # copyfile may be as fast as the clock
+    large = plan_of(root).prepared.record
+    record = large.read() or {}
+    write_record(large.path, {**record, "stamps": {"hu-00000.npy": [1, 1]}})  # as of a file that is compared by time
+    assert out_of_date(plan_of(root)) == NOT_RUN
+    before = Clone(root).files()
+    make(plan_of(root), "demo", "prepare", "folds", *MODEL_STAGES, "thresholds", "submit")
+    after = Clone(root).files()
+    known = plan_of(root).workspace.raw_files("input/tiny")
+    assert {root / path for path in after if after[path] != before.get(path)} == {known, large.path}
+    assert not large.outdated_stamps(large.read() or {})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(raw, "_sample", lambda path: pytest.fail(f"{path} was read again"))
+        assert out_of_date(plan_of(root)) == NOT_RUN
+    content = bytearray(scan.read_bytes())
+    content[-1] ^= 1
+    scan.write_bytes(content)
+    plan = plan_of(root)
+    assert plan.state(plan.prepare()).why == f"{scan.relative_to(root / 'input/tiny')} was changed"
+    assert plan.state(plan.folds).done, "until `ich prepare`"
+    scan.unlink()
+    plan = plan_of(root)
+    assert plan.state(plan.prepare()).why == f"{scan.relative_to(root / 'input/tiny')} was removed"
+    plan = plan_of(root, "image.size=48")
+    assert plan.state(plan.prepare()).why == "image.size was 32, is 48"
+
+
+def test_moved_raw_files_need_no_new_cache(copy):
+    (copy / "input/tiny").rename(copy / "input/elsewhere")
+    plan = plan_of(copy, "competition.root=input/elsewhere")
+    assert plan.state(plan.prepare()).done
+    make(plan, "prepare")
+    assert out_of_date(plan) == NOT_RUN
 
 
 # ---- the tables

@@ -174,7 +174,7 @@ def test_other_settings_and_files_restart_and_report_the_unfinished_cache(worksp
     assert len(read) == SLICES
     assert f"prepare: {left} is unfinished" in capsys.readouterr().out
     read.clear()
-    os.utime(workspace.raw / "stage_2_train" / "ID_00.dcm", ns=(1, 1))
+    (workspace.raw / "stage_2_train" / "notes.txt").touch()
     assert workspace.prepare() == whole
     assert len(read) == SLICES
     assert cache.notes(left)

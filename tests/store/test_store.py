@@ -17,7 +17,7 @@ from ich.models.artifacts import write_array
 from ich.store import records
 from ich.store.atomic import atomic, atomic_folder, read_json, write_json
 from ich.store.hashes import digest
-from ich.store.paths import listing
+from ich.store.raw import BLOCK, listing, samples
 from ich.store.records import Record, read_hashed, read_record, write_hashed, write_record
 
 # ---- atomic writes
@@ -181,6 +181,44 @@ def test_large_files_are_hashed_again_only_if_size_or_time_changed(tmp_path, mon
     assert record.damage(value, "big", on_read=lambda _: None) == "was changed"
 
 
+@pytest.mark.parametrize("moved", range(4))
+def test_complete_files_replace_the_old_ones_together(tmp_path, monkeypatch, moved):
+    """A kill after any number of moves: the next call completes them."""
+    record = Record(tmp_path / "fold0" / "run.json", staged=True)
+
+    def written(text: str) -> None:
+        record.work.mkdir(parents=True)
+        for name in ("a", "b", "checkpoint.bin"):
+            (record.work / name).write_text(text)
+        record.write(text, {name: record.work / name for name in ("a", "b")})
+
+    def content() -> dict[str, str]:
+        return {path.name: path.read_text() for path in record.path.parent.iterdir() if path.name != "run.json"}
+
+    written("old")
+    assert content() == {"a": "old", "b": "old"}
+    replace, moves = Path.replace, 0
+
+    def killed(source: Path, target: Path) -> Path:
+        nonlocal moves
+        moves += source.parent == record.work and source.name[0] != "."
+        if moves > moved:
+            raise KeyboardInterrupt
+        return replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        patch.setattr("shutil.rmtree", lambda _: killed(record.work / "end", tmp_path))
+        written("new")
+    record.publish()
+    record.discard()  # nothing is left but `unfinished` if the record was moved
+    assert content() == {"a": "new", "b": "new"}
+    found = record.read()
+    assert found is not None
+    assert found["fingerprint"] == "new"
+    assert record.damaged(found) is None
+
+
 LEFT = (
     ".fold0.x.tmp",
     ".fold01.x.tmp",
@@ -226,6 +264,34 @@ def test_a_sweep_restores_a_folder_that_a_killed_process_had_moved(tmp_path):
 
 
 # ---- listings
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "place", "differs"),
+    [
+        ("a.dcm", 9 * BLOCK, 0, True),
+        ("a.dcm", 9 * BLOCK, 4 * BLOCK + BLOCK // 2, True),
+        ("a.dcm", 9 * BLOCK, -1, True),
+        ("a.dcm", 9 * BLOCK, 2 * BLOCK, False),  # between the blocks
+        ("a.dcm", 2 * BLOCK, BLOCK + 1, True),
+        ("labels.csv", 9 * BLOCK, 2 * BLOCK, True),
+    ],
+)
+def test_a_sample_is_of_three_blocks_and_of_small_files_and_tables_as_a_whole(tmp_path, name, size, place, differs):
+    found = []
+    for changed in (b"a", b"b"):
+        content = bytearray(size)
+        content[place] = changed[0]
+        (tmp_path / name).write_bytes(content)
+        found += dict(samples(tmp_path, [name])).values()
+    assert len(found[0]) == 32
+    assert (found[0] != found[1]) == differs
+
+
+def test_pipes_and_broken_links_have_no_sample(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    assert dict(samples(tmp_path, ["pipe", "nowhere"])) == {"pipe": "", "nowhere": ""}
 
 
 def test_a_listing_ends_despite_circular_and_broken_links(tmp_path):

@@ -6,11 +6,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+from ich.console import progress
 from ich.errors import UserError
 from ich.models.inputs import input_splits
 from ich.recipe import SECTIONS, Model, Recipe, load
+from ich.store import raw
 from ich.store.hashes import digest
-from ich.store.paths import Workspace, listing
+from ich.store.paths import Workspace
 from ich.store.records import Record, read_record
 
 # Increased by hand when the results of a stage change, so that old artifacts become stale.
@@ -61,6 +63,7 @@ class Task:
 
     @property
     def folder(self) -> Path:
+        """Folder of the finished files; they are written in `record.work`."""
         return self.record.path.parent
 
 
@@ -72,6 +75,8 @@ class Graph:
         self.root = root
         self.workspace = Workspace(root, recipe.name)
         self.raw_root = root / recipe.competition.root
+        self.raw_files: raw.RawFiles = {}
+        """Of the latest call of `prepare`."""
         self._tasks: dict[tuple[str, int | None], Task] = {}
         self._records: dict[Path, dict[str, Any] | None] = {}
 
@@ -102,9 +107,23 @@ class Graph:
         if not self.raw_root.is_dir():
             hint = "Run `ich demo` first" if self.recipe.demo else "See input/README.md for its content"
             raise UserError(f"{self.raw_root}: no such folder. {hint}")
-        settings = {**self.image_settings, "raw": digest(listing(self.raw_root, NOT_RAW))}
+        stamps, known = raw.listing(self.raw_root, NOT_RAW), self.raw_files or self.known_raw_files()
+        new = raw.unknown(stamps, known)
+        found = {path: known[path][2] for path in stamps.keys() - set(new)}
+        with progress("raw files", len(new), "files", inner=True) as advance:
+            for path, sample in raw.samples(self.raw_root, new):
+                found[path] = sample
+                advance(1)
+        self.raw_files = {path: [*stamp, found[path]] for path, stamp in stamps.items()}
+        settings = {**self.image_settings, "raw": digest(raw.identity(self.raw_files))}
+        settings["competition"].pop("root")  # the files may be moved
         key = digest([VERSIONS["prepare"], settings])[:16]
         return self._cache(key, settings)
+
+    def known_raw_files(self) -> raw.RawFiles:
+        """Return the raw files of the latest `ich prepare`."""
+        root = self.recipe.competition.root
+        return raw.read_files(self.workspace.raw_files(root), root)
 
     @cached_property
     def prepared(self) -> Task:
@@ -177,7 +196,7 @@ class Graph:
             upstream = (*self._folds_and_slices, *upstream, *self._inputs(model, fold))
             files += PREDICTED
             files += ("valid_embeddings.npy", "test_embeddings.npy") if settings.writes_embeddings else ()
-        record = Record(folder / "run.json")
+        record = Record(folder / "run.json", staged=True)
         return Task(name, settings.stage, record, values, upstream, sources, model, fold, files)
 
     def start_of(self, model: str, fold: int | None) -> Task | None:

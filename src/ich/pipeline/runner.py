@@ -99,7 +99,7 @@ def _make(
 
 def make_fold(plan: Plan, task: Task, fingerprint: str) -> Made:
     """Fit one fold of a model of any kind and write its predictions."""
-    settings, folder, run = plan.settings_of(task.model), task.folder, _run(plan, task, fingerprint)
+    settings, folder, run = plan.settings_of(task.model), task.record.work, _run(plan, task, fingerprint)
     data = FoldData.read(plan.recipe, plan.workspace, plan.prepared.folder, task.model, task.fold)
     if start := plan.start_of(task.model, task.fold):
         data = replace(data, start=start.folder / WEIGHTS)
@@ -160,7 +160,7 @@ def _run(plan: Plan, task: Task, fingerprint: str) -> Run:
         run = task.model if task.fold is None else f"{task.model}/fold{task.fold}"
         values = {"model": task.model, "run": run, **settings.model_dump(mode="json")}
         trackers = Trackers(compute.trackers, plan.workspace.trackers.absolute(), plan.recipe.name, run, values)
-    return Run(_label(task), seed, threads, task.folder, fingerprint, trackers)
+    return Run(_label(task), seed, threads, task.record.work, fingerprint, trackers)
 
 
 # ---- the tables of a model

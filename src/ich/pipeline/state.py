@@ -3,7 +3,7 @@
 import os
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.metadata import version
@@ -14,6 +14,7 @@ from ich.console import detail, duration, say
 from ich.errors import UserError
 from ich.pipeline.graph import CHECKPOINT, VERSIONS, Graph, Task
 from ich.recipe import Recipe
+from ich.store import raw
 from ich.store.hashes import digest, sha256_file
 from ich.store.locks import held, hold, owner
 from ich.store.records import read_record, write_record
@@ -21,6 +22,9 @@ from ich.store.records import read_record, write_record
 NVIDIA = Path("/proc/driver/nvidia/gpus")  # one folder per GPU; importing torch takes seconds
 LIBRARIES = ("torch", "timm", "albumentations", "lightgbm", "optuna", "numpy", "pandas", "scikit-learn", "pydicom")
 Made = tuple[Mapping[str, Path], Mapping[str, Any]]  # files by name, and further entries of the record
+
+
+Change = tuple[str, Any, Any]  # dotted key of a setting, its old value and its new one
 
 
 class Busy(UserError):
@@ -71,7 +75,7 @@ class Plan(Graph):
             if task.record.path.is_file():
                 return State("stale", f"{task.record.path.name} is damaged or of an earlier version")
             if task.stage == "prepare" and self.workspace.cache_pointer.is_file():
-                return State("stale", "the raw files or the image settings have changed")
+                return State("stale", self._raw_difference())
             return State("missing")
         for upstream, _ in task.upstream:
             if not self.state(upstream).done:
@@ -83,15 +87,32 @@ class Plan(Graph):
         return State("stale", damaged) if damaged else State("done")
 
     def _difference(self, task: Task, record: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-        was, now = record.get("settings", {}), task.settings
-        for key in sorted({*was, *now}):
-            if was.get(key) != now.get(key):
-                return f"{key} was {was.get(key)}, is {now.get(key)}"
+        for key, was, now in differences(record.get("settings", {}), task.settings):
+            return f"{key} was {was}, is {now}"
         was = record.get("inputs", {})
         for name in sorted({*was, *inputs}):
             if was.get(name) != inputs.get(name):
                 return f"{name} was {'removed' if name not in inputs else 'changed'}"
         return "made by another version of ich"
+
+    def _raw_difference(self) -> str:
+        """Say what has changed since the latest `ich prepare`."""
+        pointer = read_record(self.workspace.cache_pointer) or {}
+        for key, was, now in differences(pointer.get("settings", {}), self.image_settings):
+            return f"{key} was {was}, is {now}"
+        was, now = raw.identity(self.known_raw_files()), raw.identity(self.raw_files)
+        for path in sorted({*was, *now}) if was and now else ():
+            if was.get(path) != now.get(path):
+                return f"{path} {'is new' if path not in was else 'was changed' if path in now else 'was removed'}"
+        return "the raw files have changed, or the cache is missing"
+
+    def changed_settings(self, task: Task) -> list[Change]:
+        """Return the changed settings of a task that would be up to date with the old ones."""
+        record, now = self.record_of(task), self.inputs(task)
+        was, inputs = record.get("settings", {}), record.get("inputs", {})
+        kept = record.get("fingerprint") == digest([VERSIONS[task.stage], was, inputs])
+        kept &= all(now.get(name, sha256) == sha256 for name, sha256 in inputs.items())
+        return [*differences(was, task.settings)] if kept else []
 
     def running(self, task: Task) -> bool:
         """Return whether a process is making the task now. A dead process holds no lock."""
@@ -106,7 +127,7 @@ class Plan(Graph):
         if state.done or who is None:
             return state
         after = "will restart"
-        if (task.folder / CHECKPOINT).is_file():
+        if (task.record.work / CHECKPOINT).is_file():
             after = "will resume after the last finished epoch"
         elif any(task.folder.glob("hu-*.json")):
             after = "will resume after the finished shards"
@@ -120,9 +141,9 @@ class Plan(Graph):
     # ---- making
 
     def finished(self, task: Task) -> bool:
-        """Return whether the task is done and no checkpoint or shard note of a killed run remains."""
-        left = (task.folder / CHECKPOINT).is_file() or any(task.folder.glob("hu-*.json"))
-        return self.state(task).done and not left
+        """Return whether the task is done, without unfinished files, shard notes or outdated stamps to tidy."""
+        left = (task.record.staged and task.record.work.exists()) or any(task.folder.glob("hu-*.json"))
+        return self.state(task).done and not left and not task.record.outdated_stamps(self.record_of(task))
 
     def all_finished(self, tasks: list[Task]) -> bool:
         """Return whether the tasks of a stage are finished and their tables are assembled."""
@@ -157,13 +178,16 @@ class Plan(Graph):
             say(f"{task.name}: waiting for {who}")
 
         with hold(task.record.lock, on_wait=wait_or_leave):
+            task.record.publish()  # a kill may have come in between
             self.forget()
             state = self.state(task)
             making = force or not state.done
             if making:
                 detail(f"{task.name}: started, {'--force' if state.done else _reason(state)}")
                 self._make(task, function)
-            (task.folder / CHECKPOINT).unlink(missing_ok=True)  # only now: a kill before the record must not lose it
+            elif task.record.outdated_stamps(self.record_of(task)):
+                task.record.restamp()
+            task.record.discard()  # of a killed run with other settings, or with --force
         self.forget()
         return making
 
@@ -194,6 +218,9 @@ class Plan(Graph):
         pointer = {"key": prepared.folder.name, "settings": self.image_settings}
         if read_record(self.workspace.cache_pointer) != pointer:
             write_record(self.workspace.cache_pointer, pointer)
+        if self.known_raw_files() != self.raw_files:
+            root = self.recipe.competition.root
+            raw.write_files(self.workspace.raw_files(root), root, self.raw_files)
         self.__dict__.pop("prepared", None)
 
     # ---- this machine
@@ -208,6 +235,16 @@ class Plan(Graph):
         """Number of parallel folds: compute.processes, else one with a GPU and one per core without."""
         default = 1 if NVIDIA.is_dir() and any(NVIDIA.iterdir()) else max(1, self.cores // self.recipe.compute.threads)
         return self.recipe.compute.processes or default
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[Change]:
+    """Yield the changes of settings, in the order of their keys. A key that is missing has the value None."""
+    for key in sorted({*was, *now}):
+        old, new = was.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key}", old, new
 
 
 def _reason(state: State) -> str:

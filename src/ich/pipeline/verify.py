@@ -125,7 +125,8 @@ def _notes(plan: Plan, looks: Sequence[tuple[Task, str, list[Fault]]]) -> Iterat
         if task.record.path.name != "run.json" or kind != "sound" or task.stage == "demo":
             continue
         known = {task.record.path.name, *plan.files_of(task)}
-        strays = sorted(p.name for p in task.folder.iterdir() if p.is_file() and p.name not in known and p not in left)
+        found = (p for p in task.folder.iterdir() if p.is_file() or p == task.record.work)
+        strays = sorted(p.name for p in found if p.name not in known and p not in left)
         if strays:
             yield f"{_shown(plan, task.folder)}: unknown files, which are ignored: {', '.join(strays)}"
     for path in sorted(left):

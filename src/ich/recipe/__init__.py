@@ -3,7 +3,7 @@
 `load("configs/demo.yaml", ["cnn.resnet.epochs=8"])` returns a frozen `Recipe` or raises `RecipeError`.
 """
 
-from ich.recipe.loading import RecipeError, load, table_thresholds
+from ich.recipe.loading import RecipeError, how_to_write, in_yaml, load, table_thresholds
 from ich.recipe.models import BETAS, Backbone, Blend, Cnn, Head, Model, Smooth, Stack, beta_of
 from ich.recipe.training import Training
 from ich.recipe.types import SECTIONS, Ablation, Recipe, Thresholds
@@ -24,6 +24,8 @@ __all__ = [
     "Thresholds",
     "Training",
     "beta_of",
+    "how_to_write",
+    "in_yaml",
     "load",
     "table_thresholds",
 ]

@@ -1,6 +1,8 @@
 """Read a recipe: YAML, its bases and overrides. Each error is one line with a suggestion."""
 
+import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -154,6 +156,21 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recip
     for assignment in overrides:
         _override(values, assignment)
     return _checked(Recipe, values, f"{path}: ")
+
+
+def in_yaml(value: Any) -> str:
+    """Return a value as one line of YAML."""
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("\n...\n").strip()
+
+
+def how_to_write(settings: Iterable[tuple[str, str]]) -> str:
+    """Say what to write in a recipe, for dotted keys and values in YAML; null is removed."""
+    said: dict[str, list[str]] = {}
+    for key, value in settings:
+        section, _, last = key.rpartition(".")
+        verb, what = ("remove", last) if value in ("", "null") else ("write", f"{last}: {value}")
+        said.setdefault(f"{verb} {{}} under `{section}`" if section else f"{verb} {{}}", []).append(f"`{what}`")
+    return ", ".join(text.replace("{}", " and ".join(what)) for text, what in said.items())
 
 
 def table_thresholds(overrides: list[str]) -> Thresholds:

@@ -18,7 +18,7 @@ from ich.pipeline.graph import NOT_RAW
 from ich.pipeline.state import Plan
 from ich.pipeline.untrainable import untrainable
 from ich.store.atomic import write_text
-from ich.store.paths import listing
+from ich.store.raw import listing
 
 CODES = {"error": 2, "warning": 1}
 

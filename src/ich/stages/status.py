@@ -1,11 +1,12 @@
-"""`ich status`: the state of all artifacts of a recipe. `ich results`: its files for the user."""
+"""`ich status`: the state of all artifacts of a recipe. `ich changes`: what other settings made. Its files."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from ich.console import duration, say, table
-from ich.pipeline.graph import Task
+from ich.console import duration, say, table, warn
+from ich.pipeline.graph import MODEL_STAGES, Task
 from ich.pipeline.state import Plan
+from ich.recipe import how_to_write, in_yaml
 
 
 def run(plan: Plan, words: str) -> None:
@@ -71,6 +72,27 @@ def _similar(task: Task) -> list[tuple[str, ...]]:
     """Return keys of a task, the most specific first. Folds, their in-sample predictions and tables are not similar."""
     part = "/" * task.name.count("/")
     return [(task.name,), (task.stage, task.model, part), (task.stage, part)]
+
+
+def changes(plan: Plan, recipe: str) -> None:
+    """Warn of folds and thresholds that other settings made, and say how to keep them.
+
+    recipe: the file in which the old settings would keep them; empty if --set has changed them.
+    """
+    if plan.recipe.competition.trained_by is not None:
+        return
+    found: dict[tuple[str, str, str], list[Task]] = defaultdict(list)
+    for task in (*(task for stage in MODEL_STAGES for task in plan.tasks_of(stage)), plan.thresholds):
+        section = task.stage if task.model in ("", "blend") else f"{task.stage}.{task.model}"
+        changed = [(key, in_yaml(was), in_yaml(now)) for key, was, now in plan.changed_settings(task)]
+        if changed:
+            said = ", ".join(f"{key} was {was}, is {now}" for key, was, now in changed)
+            keeps = how_to_write([(f"{section}.{key}", was) for key, was, _ in changed])
+            found[section, said, keeps].append(task)
+    for (section, said, keeps), tasks in found.items():
+        what = f"{len(tasks)} fold{'s' * (len(tasks) > 1)}" if tasks[0].fold is not None else tasks[0].name
+        advice = f". To avoid this, {keeps} in {recipe}" if recipe else ""
+        warn(f"{section}: {said}. {what} will be made again{advice}")
 
 
 def results(plan: Plan, seconds: int | None) -> None:

@@ -27,10 +27,10 @@ def atomic(path: Path) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        _fsync(temporary)
+        fsync(temporary)
         temporary.chmod(0o644)
         temporary.replace(path)
-        _fsync(path.parent)
+        fsync(path.parent)
     except OSError as error:
         raise refused(path, error) from error
     finally:
@@ -53,7 +53,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for folder, _, names in os.walk(temporary):
             for name in (*names, ""):
-                _fsync(Path(folder, name))
+                fsync(Path(folder, name))
         old = temporary.with_suffix(".old")
         if path.exists():
             path.rename(old)
@@ -62,7 +62,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         except OSError:
             old.rename(path)
             raise
-        _fsync(path.parent)
+        fsync(path.parent)
         if old.exists():
             shutil.rmtree(old)
     except OSError as error:
@@ -86,7 +86,7 @@ def require_writable(path: Path) -> None:
         raise refused(path, error) from error
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

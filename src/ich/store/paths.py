@@ -1,35 +1,14 @@
 """Paths of a recipe's artifacts below the repository."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from ich.store.hashes import digest
 
 SUBMITTED = {  # files of the probabilities and of the 0/1 decisions, by the one that a competition asks for
     "probabilities": ("submission.csv", "submission_binary.csv"),
     "decisions": ("submission_probabilities.csv", "submission.csv"),
 }
-
-
-def listing(root: Path, without: tuple[str, ...] = ()) -> dict[str, tuple[int, int]]:
-    """Return (size, modification time in ns) of every file below `root` by relative path, sorted.
-
-    It identifies raw data, since hashing the 460 GB of RSNA 2019 takes longer than preparing them.
-    """
-    found: dict[str, tuple[int, int]] = {}
-    folders, seen = [root], set()
-    while folders:
-        folder = folders.pop()
-        if (real := folder.resolve()) in seen:  # links may be circular
-            continue
-        seen.add(real)
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=True):
-                    folders.append(Path(entry.path))
-                elif entry.name not in without:
-                    stat = entry.stat(follow_symlinks=entry.is_file())  # of the link itself if it is broken
-                    found[os.path.relpath(entry.path, root)] = (stat.st_size, stat.st_mtime_ns)
-    return dict(sorted(found.items()))
 
 
 @dataclass(frozen=True)
@@ -47,6 +26,10 @@ class Workspace:
     def cache_pointer(self) -> Path:
         """File that names the cache folder of the latest `ich prepare`."""
         return self.cache_root / f"{self.recipe}.json"
+
+    def raw_files(self, root: str) -> Path:
+        """Table of the raw files below `root` as of the latest `ich prepare`."""
+        return self.cache_root / f"{digest(root)[:16]}.raw"
 
     def cache(self, key: str) -> Path:
         return self.cache_root / key

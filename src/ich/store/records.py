@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ich.store.atomic import json_text, write_bytes, write_text
+from ich.store.atomic import fsync, json_text, write_bytes, write_text
 from ich.store.hashes import digest, sha256_bytes, sha256_file
 
 # Above this total size, files with unchanged sizes and modification times count as unchanged: hashing the cache of
@@ -51,12 +51,18 @@ def _header(fingerprint: str, payload: bytes) -> bytes:
     return json.dumps({"fingerprint": fingerprint, "sha256": sha256_bytes(payload)}).encode() + b"\n"
 
 
+def _stamp(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
 @dataclass(frozen=True)
 class Record:
     """Run record of one artifact: of its whole folder if it is named run.json, otherwise of files in that folder."""
 
     path: Path
     also: tuple[str, ...] = ()  # further stems of its files, in a folder that several records share
+    staged: bool = False  # its files are written to `work`, and replace the old ones when all are complete
 
     @property
     def stem(self) -> str:
@@ -74,11 +80,19 @@ class Record:
             return folder.parent / ".locks" / f"{folder.name}.lock"
         return folder / ".locks" / f"{self.stem}.lock"
 
+    @property
+    def work(self) -> Path:
+        """Folder in which the files are written."""
+        return self.path.parent / "unfinished" if self.staged else self.path.parent
+
     def leftovers(self) -> list[Path]:
         """Temporary files and folders of killed processes, or of one that is running."""
         folder = self.path.parent
         if self.of_folder:
-            places = [(folder.parent, f".{glob.escape(folder.name)}."), (folder, ".")]
+            places = [
+                (folder.parent, f".{glob.escape(folder.name)}."),
+                *((place, ".") for place in {folder, self.work}),
+            ]
         else:
             places = [(folder, f".{glob.escape(stem)}.") for stem in (self.stem, *self.also)]
         return [path for place, start in places for path in place.glob(f"{start}*") if path.suffix in (".tmp", ".old")]
@@ -91,6 +105,28 @@ class Record:
             else:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
+    def publish(self) -> None:
+        """Replace the old files by complete ones from `work`, the record last. Requires the lock.
+
+        A call after a kill completes it.
+        """
+        record = Record(self.work / self.path.name).read() if self.staged else None
+        if record is None:
+            return
+        folder = self.path.parent
+        for path in self.work.iterdir():
+            if path.name in record["files"]:
+                path.replace(folder / path.name)
+        fsync(folder)
+        (self.work / self.path.name).replace(self.path)
+        fsync(folder)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove `work` of a killed process. Requires the lock."""
+        if self.staged and self.work.exists():
+            shutil.rmtree(self.work)
+
     def read(self) -> dict[str, Any] | None:
         """Return the record, or None if it is missing, damaged or malformed."""
         value = read_record(self.path)
@@ -100,11 +136,22 @@ class Record:
         return value if all(isinstance(value.get(key, {}), dict) for key in objects) else None
 
     def write(self, fingerprint: str, files: Mapping[str, Path], **more: Any) -> None:
-        stats = {name: path.stat() for name, path in sorted(files.items())}
-        large = sum(stat.st_size for stat in stats.values()) > TRUST_STAMP_ABOVE
-        hashes = {name: sha256_file(files[name]) for name in stats}
-        stamps = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items() if large}
-        write_record(self.path, {"fingerprint": fingerprint, "files": hashes, "stamps": stamps, **more})
+        large = sum(path.stat().st_size for path in files.values()) > TRUST_STAMP_ABOVE
+        hashes = {name: sha256_file(path) for name, path in sorted(files.items())}
+        stamps = {name: _stamp(path) for name, path in sorted(files.items()) if large}
+        record = {"fingerprint": fingerprint, "files": hashes, "stamps": stamps, **more}
+        write_record(self.work / self.path.name, record)
+        self.publish()
+
+    def outdated_stamps(self, record: Mapping[str, Any]) -> bool:
+        """Return whether large files have other modification times, as in a copy, and so are hashed at each use."""
+        return any(stamp != _stamp(self.path.parent / name) for name, stamp in record.get("stamps", {}).items())
+
+    def restamp(self) -> None:
+        """Record the modification times of large files whose hashes have just been compared. Requires the lock."""
+        record = self.read() or {}
+        stamps = {name: _stamp(self.path.parent / name) for name in record["stamps"]}
+        write_record(self.path, {**record, "stamps": stamps})
 
     def damaged(self, record: Mapping[str, Any]) -> str | None:
         """Return the first damaged file as `<name> is missing` or `<name> was changed`, or None."""
@@ -115,7 +162,6 @@ class Record:
         path = self.path.parent / name
         if not path.is_file():
             return "is missing"
-        stat = path.stat()
-        if on_read is None and record.get("stamps", {}).get(name) == [stat.st_size, stat.st_mtime_ns]:
+        if on_read is None and record.get("stamps", {}).get(name) == _stamp(path):
             return None
         return None if sha256_file(path, on_read) == record["files"][name] else "was changed"

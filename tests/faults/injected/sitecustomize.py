@@ -81,7 +81,8 @@ def renaming(rename):
         if faulty.get(str(source)) == "rename":
             raise full(source)
         rename(source, target, **more)
-        if Path(source).name.startswith(".") and Path(target).suffix != ".old":  # from a temporary name
+        passing = Path(source).name.startswith(".") or Path(source).parent.name == "unfinished"
+        if passing and Path(target).suffix != ".old":
             note("written", relative(target))
 
     return renamed
