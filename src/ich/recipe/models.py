@@ -67,9 +67,11 @@ class Backbone(Training):
 
     backbone: str = Field(description="name of a timm model")
     kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="arguments of timm.create_model; img_size is that of the images"
+        default_factory=dict, description="arguments of the architecture in timm; img_size is that of the images"
     )
-    pretrained: bool = Field(default=False, description="ImageNet weights, downloaded unless `weights` is given")
+    pretrained: bool = Field(
+        default=False, description="ImageNet weights, downloaded as .safetensors unless `weights` is given"
+    )
     weights: str | None = Field(default=None, description=".safetensors file of timm weights, for offline machines")
     input: Literal["windows", "neighbours"] = Field(
         default="windows", description="windows: one channel per window; neighbours: every window of three slices"
