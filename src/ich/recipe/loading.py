@@ -1,5 +1,6 @@
 """Read a recipe: YAML, its bases and overrides. Each error is one line with a suggestion."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,8 @@ from ich.recipe.models import closest
 from ich.recipe.types import Recipe, Thresholds
 
 Model = TypeVar("Model", bound=BaseModel)
+LARGEST, DEEPEST, MOST, LONGEST = 1 << 17, 32, 5000, 1000  # bytes, levels, values, characters of a value
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # no path and no name has them
 REPOSITORY = Path(__file__).resolve().parents[3]  # unless the package is installed without it
 YAML_ADVICE = {  # by the start of a problem of PyYAML
     "found character '\\t'": "indent with spaces, not with tabs",
@@ -28,11 +31,39 @@ class RecipeError(UserError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars (`on` is a string, `1e-4` a number); duplicate keys are an error."""
+    """YAML 1.2 scalars (`on` is a string, `1e-4` a number); duplicate keys, tags and large values are errors."""
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
         self._checked: set[yaml.Node] = set()
+        self._depth = self._values = 0
+        self._sizes: dict[yaml.Node | None, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose a value. The limits count each alias as the values that it stands for."""
+        event, before = self.peek_event(), self._values
+        self._depth += 1
+        self._require(self._depth <= DEEPEST, event, f"more than {DEEPEST} levels")
+        self._require(getattr(event, "tag", None) is None, event, "tags are not allowed; quote text that starts with !")
+        node = super().compose_node(parent, index)
+        if isinstance(event, yaml.AliasEvent):
+            self._require(node in self._sizes, event, f"*{event.anchor} is part of itself")
+            self._values += self._sizes[node]
+        else:
+            self._values += 1
+            self._sizes[node] = self._values - before
+        self._require(self._values <= MOST, event, f"more than {MOST:,} values")
+        if isinstance(node, yaml.ScalarNode):
+            text, number = node.value, node.tag.endswith(":float")
+            self._require(len(text) <= LONGEST, event, f"a text of more than {LONGEST:,} characters")
+            self._require(not CONTROL.search(text), event, "control characters are not allowed")
+            self._require(not number or math.isfinite(float(text)), event, "this number is too large")
+        self._depth -= 1
+        return node
+
+    def _require(self, valid: bool, event: yaml.Event, problem: str) -> None:
+        if not valid:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Check the keys of a mapping before those of `<<: *anchor`, which it may replace, are merged into it."""
@@ -56,18 +87,21 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":int", ":float", ":timestamp"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false)$"), list("tf"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9]\d{,17})$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?$"), list("-+.0123456789")
 )
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if path.is_dir() or not path.exists():
+    if not path.is_file():
         raise RecipeError(_not_a_file(path))
+    if path.stat().st_size > LARGEST:
+        raise RecipeError(f"{path}: more than {LARGEST:,} bytes; give the path of a recipe")
     try:
         with path.open(encoding="utf-8") as file:
             value = yaml.load(file, _Loader)
@@ -108,7 +142,7 @@ def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if base is None:
         return values
     below, chain = path.parent / str(base), (*above, path)
-    if below.is_dir() or not below.exists():
+    if not below.is_file():
         raise RecipeError(f"{path}: base: {_not_a_file(below)}")
     if below.resolve() in [one.resolve() for one in chain]:
         raise RecipeError(f"{path}: base: {base} starts from this recipe; a recipe cannot be its own base")

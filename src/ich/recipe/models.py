@@ -1,6 +1,7 @@
 """Settings of the models, and the artifacts that each kind of model reads and writes."""
 
 import difflib
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -247,8 +248,8 @@ def beta_of(metric: str) -> float:
 
 
 def _has_beta(metric: str) -> str:
-    if metric != "log_loss" and beta_of(metric) == 0:
-        raise ValueError("beta must be positive; use f0.5, f1, f2, ...")
+    if metric != "log_loss" and not 0 < beta_of(metric) < math.inf:
+        raise ValueError("beta must be positive and finite; use f0.5, f1, f2, ...")
     return metric
 
 
