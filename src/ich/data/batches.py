@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from ich.processes import end_with_parent
+from ich.processes import can_share_locks, end_with_parent
 
 
 def real_slices(values: Tensor, lengths: NDArray[np.int64]) -> Tensor:
@@ -79,7 +79,7 @@ def epoch_loader(
         dataset,
         batch_sampler=EpochBatches(len(dataset), batch_size, dataset.seed, epoch, shuffle=shuffle, drop_last=drop_last),
         collate_fn=_shared,
-        num_workers=workers,
+        num_workers=workers if workers and can_share_locks() else 0,
         worker_init_fn=_begin_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else the loader draws from the network's generator
