@@ -62,6 +62,11 @@ class Numbers(Batches[torch.Tensor]):
         return torch.tensor([row for _, row in items])
 
 
+def test_loaders_in_worker_processes_can_start_workers():
+    """The default context of joblib's workers is loky, which cannot."""
+    assert epoch_loader(Numbers(), 0, 2, shuffle=False, workers=2).multiprocessing_context.get_start_method() == "fork"
+
+
 @pytest.mark.usefixtures("no_shared_memory")
 def test_without_shared_memory_batches_are_loaded_in_this_process():
     loader = epoch_loader(Numbers(), 0, 2, shuffle=False, workers=2)
