@@ -14,7 +14,7 @@ from ich.recipe.models import closest
 from ich.recipe.types import Recipe, Thresholds
 
 Model = TypeVar("Model", bound=BaseModel)
-LARGEST, DEEPEST, MOST, LONGEST = 1 << 17, 32, 5000, 1000  # bytes, levels, values, characters of a value
+LARGEST, DEEPEST, MOST, LONGEST = 1 << 17, 32, 3000, 1000  # bytes, levels, values, characters of a value
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # no path and no name has them
 REPOSITORY = Path(__file__).resolve().parents[3]  # unless the package is installed without it
 YAML_ADVICE = {  # by the start of a problem of PyYAML
@@ -42,28 +42,34 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Compose a value. The limits count each alias as the values that it stands for."""
         event, before = self.peek_event(), self._values
+        mark = event.start_mark
         self._depth += 1
-        self._require(self._depth <= DEEPEST, event, f"more than {DEEPEST} levels")
-        self._require(getattr(event, "tag", None) is None, event, "tags are not allowed; quote text that starts with !")
+        self._require(self._depth <= DEEPEST, mark, f"more than {DEEPEST} levels")
+        self._require(getattr(event, "tag", None) is None, mark, "tags are not allowed; quote text that starts with !")
         node = super().compose_node(parent, index)
         if isinstance(event, yaml.AliasEvent):
-            self._require(node in self._sizes, event, f"*{event.anchor} is part of itself")
+            self._require(node in self._sizes, mark, f"*{event.anchor} is part of itself")
             self._values += self._sizes[node]
         else:
             self._values += 1
             self._sizes[node] = self._values - before
-        self._require(self._values <= MOST, event, f"more than {MOST:,} values")
+        self._require(self._values <= MOST, mark, f"more than {MOST:,} values")
         if isinstance(node, yaml.ScalarNode):
             text, number = node.value, node.tag.endswith(":float")
-            self._require(len(text) <= LONGEST, event, f"a text of more than {LONGEST:,} characters")
-            self._require(not CONTROL.search(text), event, "control characters are not allowed")
-            self._require(not number or math.isfinite(float(text)), event, "this number is too large")
+            self._require(len(text) <= LONGEST, mark, f"a text of more than {LONGEST:,} characters")
+            self._require(not CONTROL.search(text), mark, "control characters are not allowed")
+            self._require(not number or math.isfinite(float(text)), mark, "this number is too large")
         self._depth -= 1
         return node
 
-    def _require(self, valid: bool, event: yaml.Event, problem: str) -> None:
+    def fetch_flow_collection_start(self, TokenClass: type) -> None:
+        """Scan an opening bracket. Of thousands, the scanner takes seconds before they are composed."""
+        self._require(self.flow_level < DEEPEST, self.get_mark(), f"more than {DEEPEST} levels")
+        super().fetch_flow_collection_start(TokenClass)
+
+    def _require(self, valid: bool, mark: yaml.Mark, problem: str) -> None:
         if not valid:
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Check the keys of a mapping before those of `<<: *anchor`, which it may replace, are merged into it."""
