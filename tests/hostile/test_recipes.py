@@ -62,6 +62,9 @@ RECIPES = {
     "merged laughs": ("\n".join(MERGES), "more than 3,000 values"),
     "many values": (f"{VALID}report: {{studies: [{'a, ' * 20_000}]}}", "line 4: more than 3,000 values"),
     "many keys": (VALID + "".join(f"k{i}: 1\n" for i in range(700)), "k0 is not a setting"),
+    "digits of a version": (f"%YAML {DIGITS}.1\n---\n{VALID}", "x.yaml: invalid YAML: Exceeds the limit"),
+    "no character": (VALID.replace("name: x", r'name: "\U00110000"'), "x.yaml: invalid YAML: chr()"),
+    "no character at all": (VALID.replace("name: x", r'name: "\UFFFFFFFF"'), "x.yaml: invalid YAML: Python int"),
     "large file": (f"{VALID}# {'x' * 200_000}", "more than 131,072 bytes"),
     **{
         f"base with {name}": (f'base: "x{text}"\n{VALID}', "line 1: control characters are not allowed")

@@ -17,6 +17,7 @@ Model = TypeVar("Model", bound=BaseModel)
 LARGEST, DEEPEST, MOST, LONGEST = 1 << 17, 32, 3000, 1000  # bytes, levels, values, characters of a value
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # no path and no name has them
 REPOSITORY = Path(__file__).resolve().parents[3]  # unless the package is installed without it
+YAML_ERRORS = (yaml.YAMLError, ValueError, OverflowError)  # ValueError: wrong UTF-8, \\U00110000, %YAML with digits
 YAML_ADVICE = {  # by the start of a problem of PyYAML
     "found character '\\t'": "indent with spaces, not with tabs",
     "mapping values are not allowed": "write a space after each colon, and quote text that has a colon",
@@ -111,7 +112,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with path.open(encoding="utf-8") as file:
             value = yaml.load(file, _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (*YAML_ERRORS, OSError) as error:
         raise RecipeError(f"{path}: invalid YAML{_problem(error)}") from None
     if not isinstance(value, dict):
         raise RecipeError(f"{path}: must be a mapping of keys, not {type(value).__name__}")
@@ -179,7 +180,7 @@ def _override(values: dict[str, Any], assignment: str) -> None:
             raise RecipeError(f"--set {assignment}: {parent} is a value, not a section")
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except YAML_ERRORS as error:
         raise RecipeError(f"--set {assignment}: invalid YAML{_problem(error)}") from None
     if value is None:
         values.pop(last, None)
