@@ -17,7 +17,7 @@ Model = TypeVar("Model", bound=BaseModel)
 LARGEST, DEEPEST, MOST, LONGEST = 1 << 17, 32, 3000, 1000  # bytes, levels, values, characters of a value
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # no path and no name has them
 REPOSITORY = Path(__file__).resolve().parents[3]  # unless the package is installed without it
-YAML_ERRORS = (yaml.YAMLError, ValueError, OverflowError)  # ValueError: wrong UTF-8, \\U00110000, %YAML with digits
+YAML_ERRORS = (yaml.YAMLError, ValueError, OverflowError)  # ValueError: wrong UTF-8, \U00110000, %YAML with digits
 YAML_ADVICE = {  # by the start of a problem of PyYAML
     "found character '\\t'": "indent with spaces, not with tabs",
     "mapping values are not allowed": "write a space after each colon, and quote text that has a colon",
