@@ -1,5 +1,6 @@
 """Backbones of a recipe: architecture arguments and names of timm's registry only; weights as safetensors."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub.errors import EntryNotFoundError
+from safetensors.torch import save_file
 
 from ich.errors import UserError
 from ich.models.network import new_backbone
-from ich.networks.cnn import CnnSpec
-from ich.recipe import Cnn
+from ich.networks.cnn import Cnn, CnnSpec
+from ich.recipe import Cnn as Settings
 from ich.training.run import Run
 
 SHAPE = {"channels": (4, 8, 8, 8), "stem_width": 4}
@@ -19,7 +21,7 @@ SHAPE = {"channels": (4, 8, 8, 8), "stem_width": 4}
 
 def refused(match: str, **spec: Any) -> None:
     """Building the network fails with one line that names the model."""
-    data: Any = SimpleNamespace(settings=Cnn(backbone="resnet10t"), model="resnet", start=None)
+    data: Any = SimpleNamespace(settings=Settings(backbone="resnet10t"), model="resnet", start=None)
     with pytest.raises(UserError, match=rf"^cnn\.resnet: .*{match}") as error:
         new_backbone(CnnSpec(**{"backbone": "resnet10t", "in_channels": 3, "classes": 2, **spec}), data, Run("resnet"))
     assert "\n" not in str(error.value)
@@ -91,3 +93,12 @@ def test_weights_are_downloaded_as_safetensors_to_the_default_cache(monkeypatch:
         assert asked == [("timm/resnet18.a1_in1k", "model.safetensors", None)]
         refused("weights of gcvit_xxtiny", backbone="gcvit_xxtiny", pretrained=True)  # timm has only a .pth at a URL
     assert len(asked) == 1
+
+
+def test_downloaded_safetensors_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    spec = CnnSpec("resnet10t", in_channels=3, classes=2, kwargs=SHAPE)
+    known = {name: value.contiguous() for name, value in Cnn(spec).backbone.state_dict().items()}
+    save_file(known, tmp_path / "model.safetensors")
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda *_, **__: str(tmp_path / "model.safetensors"))
+    found = Cnn(replace(spec, pretrained=True)).backbone.state_dict()
+    assert all(torch.equal(known[name], value) for name, value in found.items())
