@@ -476,7 +476,8 @@ def test_hostile_texts_in_the_folds_are_refused(plan):
 
 
 MODULES = {"cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "jsonpickle"}
-NEVER = {"eval", "exec", "__import__", "compile", "breakpoint", "os.system"}
+# torch.compile loads pickles from a folder with a known name in $TMPDIR
+NEVER = {"eval", "exec", "__import__", "compile", "breakpoint", "os.system", "torch.compile"}
 LOADER = re.compile(
     "load|loads|load_(all|module|state_dict_from_url)|(unsafe|full|hub)_load|loadtxt|genfromtxt|fromfile|(open_)?memmap"
     "|read_(array|pickle|hdf|feather|excel|parquet|csv|table|schema)|[Uu]npickler?|deserialize"
@@ -523,7 +524,7 @@ DANGEROUS = (
     " | np.load(p) | np.load(p, allow_pickle=True) | np.lib.format.read_array(f) | from numpy import load"
     " | torch.load(p) | torch.load(p, weights_only=False) | yaml.load(f, yaml.Loader) | yaml.unsafe_load(f)"
     " | pd.read_pickle(p) | eval('1') | exec('1') | __import__('os') | subprocess.run('x', shell=True)"
-    " | os.system('x') | marshal.loads(b'') | pickle.Unpickler(f)"
+    " | os.system('x') | marshal.loads(b'') | pickle.Unpickler(f) | torch.compile(network)"
 )
 
 

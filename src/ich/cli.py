@@ -367,7 +367,7 @@ def main() -> None:
 
 
 def _end(message: str) -> None:
-    for line in message.splitlines():
+    for line in message.split("\n"):
         print(f"error: {console.visible(line)}", file=sys.stderr)
     sys.exit(2)
 

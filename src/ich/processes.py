@@ -3,6 +3,7 @@
 A terminal sends Ctrl-C to all processes. Workers ignore it: the parent decides.
 """
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -37,12 +38,14 @@ def run_parallel(
 ) -> Iterator[Any]:
     """Yield the results of `function(*task)` from `jobs` worker processes; from this process if `jobs` is 1.
 
+    Without a writable /dev/shm, processes cannot share locks: then all work is done in this process, with a warning.
+
     Workers are new processes (loky), because a fork after OpenMP work hangs. They are kept for the next call. Their
     console output appears before the result that follows it.
     ordered: in the order of the tasks, else as they finish. threads: of the libraries in each worker. Raises UserError
     with `advice` if a worker is killed; and the errors of `function`.
     """
-    if jobs <= 1:
+    if jobs <= 1 or not can_share_locks():
         for task in tasks:
             yield function(*task)
         return
@@ -74,6 +77,16 @@ def run_parallel(
         ) from None
     finally:
         console.workers_ended()
+
+
+def can_share_locks() -> bool:
+    """Return whether worker processes are possible, and warn once if not."""
+    try:
+        multiprocessing.Lock()
+    except OSError as error:
+        console.warn(f"/dev/shm is not writable ({error.strerror}): working in one process", once=True)
+        return False
+    return True
 
 
 def _begin(parent: int, output: socket.socket, level: console.Level) -> None:

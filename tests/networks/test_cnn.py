@@ -218,7 +218,7 @@ def test_other_backbones_take_images_of_any_size(name: str):
             "resnet10t with .*channels.* cannot read images of 64 x 64 pixels: AttributeError",
         ),
         ({"kwargs": {"block_args": {"attn_layer": "sse"}}}, "cannot build backbone resnet10t with .*sse"),
-        ({"backbone": "resnet18.no_such_tag", "kwargs": {}}, "cannot build backbone .*no_such_tag"),
+        ({"backbone": "resnet18.a1_in1", "kwargs": {}}, "no backbone .*Did you mean .*resnet18.a1_in1k"),
     ],
 )
 def test_arguments_that_timm_rejects_are_an_error(change, message):

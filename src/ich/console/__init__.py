@@ -32,11 +32,10 @@ Level = Literal["quiet", "normal", "verbose"]
 BRIEF = 0.5  # seconds after which an inner operation is shown
 LIVE_EVERY = 0.1  # seconds between two updates of a bar
 LONGEST = 1 << 16  # bytes of a message
-LONGEST_CELL = 200  # characters
+LONGEST_CELL, LONGEST_LINE = 200, 2000  # characters
 LONG_WORD = re.compile(r"\S{161,}")  # longer than any path or UID that a user would type
 UNDERLINED = Box("    \n    \n -- \n" + 5 * "    \n", ascii=True)
 SHOW_CURSOR = b"\x1b[?25h"
-CONTROL = {i: f"\\x{i:02x}" for i in (*range(32), *range(127, 160)) if i != ord("\n")}
 
 
 class _Here:
@@ -65,9 +64,10 @@ def set_level(level: Level) -> None:
 
 
 def visible(text: str) -> str:
-    """Escape control characters and shorten words over 160 characters, both of which hostile ids contain."""
-    text = text.encode("utf-8", "backslashreplace").decode().translate(CONTROL)
-    return LONG_WORD.sub(lambda match: _shortened(match[0], 64), text)
+    """Escape unprintable characters, and shorten long words and lines: hostile ids contain them."""
+    text = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    text = LONG_WORD.sub(lambda match: _shortened(match[0], 64), text)
+    return "\n".join(_shortened(line, LONGEST_LINE) for line in text.split("\n"))
 
 
 def _shortened(text: str, width: int) -> str:
@@ -105,7 +105,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
         numeric = all(_is_number(row[i]) for row in rows)
         grid.add_column(Text(visible(name)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(_shortened(visible(cell), LONGEST_CELL)) for cell in row))
+        grid.add_row(*(Text(_shortened(visible(cell).replace("\n", "\\n"), LONGEST_CELL)) for cell in row))
     text = io.StringIO()
     Console(width=shutil.get_terminal_size((120, 24)).columns, file=text, color_system=None).print(grid)
     if title:

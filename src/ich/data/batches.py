@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from ich.processes import end_with_parent
+from ich.processes import can_share_locks, end_with_parent
 
 
 def real_slices(values: Tensor, lengths: NDArray[np.int64]) -> Tensor:
@@ -75,11 +75,13 @@ def epoch_loader(
 ) -> DataLoader[Batch]:
     """Iterate over one epoch of a dataset; the batches are the same with any number of `workers` (processes)."""
     drop_last = shuffle and dataset.drops_last
+    workers = workers if workers and can_share_locks() else 0
     return DataLoader(
         dataset,
         batch_sampler=EpochBatches(len(dataset), batch_size, dataset.seed, epoch, shuffle=shuffle, drop_last=drop_last),
         collate_fn=_shared,
         num_workers=workers,
+        multiprocessing_context="fork" if workers else None,  # the default of joblib's workers starts none
         worker_init_fn=_begin_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else the loader draws from the network's generator

@@ -1,10 +1,11 @@
 """A timm backbone as a slice classifier. The only module that imports timm."""
 
 import difflib
+import inspect
 import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def _declare_torchvision_operators() -> None:
 
 _declare_torchvision_operators()
 import timm  # noqa: E402
+from timm.models import build_model_with_cfg  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,15 @@ class CnnSpec:
     """Everything needed to rebuild a Cnn, except its weights."""
 
     backbone: str
-    """A name of `timm.list_models()`."""
+    """A name of `timm.list_models()`, or of `timm.list_models(include_tags=True)`."""
     in_channels: int
     classes: int
     kwargs: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the backbone, such as channels or growth_rate; lists are passed as tuples."""
+    """Architecture arguments of the backbone, such as channels or growth_rate; lists are passed as tuples."""
     dropout: float = 0.0
     """Dropout probability of the embedding before the output layer."""
     pretrained: bool = False
-    """Start from timm's weights, downloaded once to the Hugging Face cache."""
+    """Start from timm's weights, downloaded once to the Hugging Face cache, as .safetensors."""
     weights: str | None = None
     """Start from this .safetensors file in timm's layout instead, for machines without internet."""
 
@@ -199,12 +201,33 @@ def _embedded(network: Cnn, size: int) -> int:
     return network.embedding_size
 
 
+def _architecture_arguments(backbone: str) -> set[str]:
+    """Names of the arguments that shape a backbone: those of the networks, blocks and settings in its module of timm.
+
+    Other arguments could load pickles or store a download in any folder.
+    """
+    module = sys.modules[timm.model_entrypoint(backbone.partition(".")[0]).__module__]
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type)]
+    kinds = [kind for kind in kinds if issubclass(kind, nn.Module) or is_dataclass(kind)]
+    own = {name for kind in kinds for name in inspect.signature(kind).parameters}
+    loading = {*inspect.signature(timm.create_model).parameters, *inspect.signature(build_model_with_cfg).parameters}
+    return (own | {"bn_eps", "bn_momentum"}) - loading - {"num_classes", "in_chans", "device", "dtype"}
+
+
 def _backbone(spec: CnnSpec) -> Any:
-    if spec.backbone.partition(".")[0] not in timm.list_models():
-        close = difflib.get_close_matches(spec.backbone, timm.list_models(), n=5)
+    known = {*timm.list_models(), *timm.list_models(include_tags=True)}
+    if spec.backbone not in known:
+        close = difflib.get_close_matches(spec.backbone, known, n=5)
         hint = f"Did you mean {', '.join(close)}?" if close else "List its backbones with timm.list_models()"
         raise ValueError(f"timm {timm.__version__} has no backbone {spec.backbone!r}. {hint}")
-    overlay = None
+    arguments = _architecture_arguments(spec.backbone)
+    for name in spec.kwargs:
+        if name not in arguments:
+            close = difflib.get_close_matches(name, arguments, n=1)
+            hint = f"Did you mean {close[0]}?" if close else "Only arguments of its architecture are allowed"
+            raise ValueError(f"backbone {spec.backbone} does not take kwargs.{name}. {hint}")
+    # of timm's weights, other files than this one are pickles
+    overlay: dict[str, Any] = {"hf_hub_filename": "model.safetensors", "url": None}
     if spec.weights is not None:
         if not Path(spec.weights).is_file():
             raise ValueError(f"no weights at {spec.weights} for backbone {spec.backbone}")
@@ -214,7 +237,7 @@ def _backbone(spec: CnnSpec) -> Any:
     try:
         network = timm.create_model(
             spec.backbone,
-            pretrained=spec.pretrained or overlay is not None,
+            pretrained=spec.pretrained or spec.weights is not None,
             pretrained_cfg_overlay=overlay,
             num_classes=0,
             in_chans=spec.in_channels,
@@ -222,9 +245,9 @@ def _backbone(spec: CnnSpec) -> Any:
         )
     except TypeError as error:
         raise ValueError(f"backbone {spec.backbone} does not take {spec.kwargs}: {error}") from error
-    except Exception as error:  # kwargs are free, and the errors of timm and its downloads have no common base
+    except Exception as error:  # values are free, and the errors of timm and its downloads have no common base
         why = _brief(error)
-        if overlay is not None:
+        if spec.weights is not None:
             raise ValueError(f"cannot load the weights {spec.weights} into {spec.backbone}: {why}") from error
         if spec.pretrained:
             advice = "Without internet, use weights: FILE.safetensors, or pretrained: false"

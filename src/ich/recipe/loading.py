@@ -15,7 +15,10 @@ from ich.recipe.models import closest
 from ich.recipe.types import Recipe, Thresholds
 
 Model = TypeVar("Model", bound=BaseModel)
+LARGEST, DEEPEST, MOST, LONGEST = 1 << 17, 32, 3000, 1000  # bytes, levels, values, characters of a value
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # no path and no name has them
 REPOSITORY = Path(__file__).resolve().parents[3]  # unless the package is installed without it
+YAML_ERRORS = (yaml.YAMLError, ValueError, OverflowError)  # ValueError: wrong UTF-8, \U00110000, %YAML with digits
 YAML_ADVICE = {  # by the start of a problem of PyYAML
     "found character '\\t'": "indent with spaces, not with tabs",
     "mapping values are not allowed": "write a space after each colon, and quote text that has a colon",
@@ -30,11 +33,45 @@ class RecipeError(UserError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars (`on` is a string, `1e-4` a number); duplicate keys are an error."""
+    """YAML 1.2 scalars (`on` is a string, `1e-4` a number); duplicate keys, tags and large values are errors."""
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
         self._checked: set[yaml.Node] = set()
+        self._depth = self._values = 0
+        self._sizes: dict[yaml.Node | None, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose a value. The limits count each alias as the values that it stands for."""
+        event, before = self.peek_event(), self._values
+        mark = event.start_mark
+        self._depth += 1
+        self._require(self._depth <= DEEPEST, mark, f"more than {DEEPEST} levels")
+        self._require(getattr(event, "tag", None) is None, mark, "tags are not allowed; quote text that starts with !")
+        node = super().compose_node(parent, index)
+        if isinstance(event, yaml.AliasEvent):
+            self._require(node in self._sizes, mark, f"*{event.anchor} is part of itself")
+            self._values += self._sizes[node]
+        else:
+            self._values += 1
+            self._sizes[node] = self._values - before
+        self._require(self._values <= MOST, mark, f"more than {MOST:,} values")
+        if isinstance(node, yaml.ScalarNode):
+            text, number = node.value, node.tag.endswith(":float")
+            self._require(len(text) <= LONGEST, mark, f"a text of more than {LONGEST:,} characters")
+            self._require(not CONTROL.search(text), mark, "control characters are not allowed")
+            self._require(not number or math.isfinite(float(text)), mark, "this number is too large")
+        self._depth -= 1
+        return node
+
+    def fetch_flow_collection_start(self, TokenClass: type) -> None:
+        """Scan an opening bracket. Of thousands, the scanner takes seconds before they are composed."""
+        self._require(self.flow_level < DEEPEST, self.get_mark(), f"more than {DEEPEST} levels")
+        super().fetch_flow_collection_start(TokenClass)
+
+    def _require(self, valid: bool, mark: yaml.Mark, problem: str) -> None:
+        if not valid:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Check the keys of a mapping before those of `<<: *anchor`, which it may replace, are merged into it."""
@@ -58,22 +95,25 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":int", ":float", ":timestamp"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false)$"), list("tf"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9]\d{,17})$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?$"), list("-+.0123456789")
 )
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if path.is_dir() or not path.exists():
+    if not path.is_file():
         raise RecipeError(_not_a_file(path))
+    if path.stat().st_size > LARGEST:
+        raise RecipeError(f"{path}: more than {LARGEST:,} bytes; give the path of a recipe")
     try:
         with path.open(encoding="utf-8") as file:
             value = yaml.load(file, _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (*YAML_ERRORS, OSError) as error:
         raise RecipeError(f"{path}: invalid YAML{_problem(error)}") from None
     if not isinstance(value, dict):
         raise RecipeError(f"{path}: must be a mapping of keys, not {type(value).__name__}")
@@ -110,7 +150,7 @@ def _with_bases(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if base is None:
         return values
     below, chain = path.parent / str(base), (*above, path)
-    if below.is_dir() or not below.exists():
+    if not below.is_file():
         raise RecipeError(f"{path}: base: {_not_a_file(below)}")
     if below.resolve() in [one.resolve() for one in chain]:
         raise RecipeError(f"{path}: base: {base} starts from this recipe; a recipe cannot be its own base")
@@ -141,7 +181,7 @@ def _override(values: dict[str, Any], assignment: str) -> None:
             raise RecipeError(f"--set {assignment}: {parent} is a value, not a section")
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except YAML_ERRORS as error:
         raise RecipeError(f"--set {assignment}: invalid YAML{_problem(error)}") from None
     if value is None:
         values.pop(last, None)

@@ -54,11 +54,11 @@ SYNONYMS = {  # words of other tools, and keys of earlier versions
 
 
 def explain(model: type[BaseModel], values: Any, faults: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return one line per faulty setting of `values`, from the errors of pydantic."""
+    """Return one line per faulty setting of `values`, at most 20, from the errors of pydantic."""
     root = model.model_json_schema()
     # a list whose items are wrong is too short as well
     own = [fault for fault in faults if fault["type"] != "too_short" or not fault["input"]]
-    return list(dict.fromkeys(_line(root, values, fault) for fault in own))
+    return list(dict.fromkeys(_line(root, values, fault) for fault in own[:20]))
 
 
 def _line(root: Schema, values: Any, fault: Mapping[str, Any]) -> str:

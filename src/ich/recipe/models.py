@@ -1,6 +1,7 @@
 """Settings of the models, and the artifacts that each kind of model reads and writes."""
 
 import difflib
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -67,9 +68,11 @@ class Backbone(Training):
 
     backbone: str = Field(description="name of a timm model")
     kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="arguments of timm.create_model; img_size is that of the images"
+        default_factory=dict, description="arguments of the architecture in timm; img_size is that of the images"
     )
-    pretrained: bool = Field(default=False, description="ImageNet weights, downloaded unless `weights` is given")
+    pretrained: bool = Field(
+        default=False, description="ImageNet weights, downloaded as .safetensors unless `weights` is given"
+    )
     weights: str | None = Field(default=None, description=".safetensors file of timm weights, for offline machines")
     input: Literal["windows", "neighbours"] = Field(
         default="windows", description="windows: one channel per window; neighbours: every window of three slices"
@@ -245,8 +248,8 @@ def beta_of(metric: str) -> float:
 
 
 def _has_beta(metric: str) -> str:
-    if metric != "log_loss" and beta_of(metric) == 0:
-        raise ValueError("beta must be positive; use f0.5, f1, f2, ...")
+    if metric != "log_loss" and not 0 < beta_of(metric) < math.inf:
+        raise ValueError("beta must be positive and finite; use f0.5, f1, f2, ...")
     return metric
 
 

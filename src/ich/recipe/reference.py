@@ -19,7 +19,8 @@ For everyone who writes or changes a recipe: every key, its type, its default an
 A recipe is a YAML file. `base: other.yaml` starts from another recipe, which may have a base too. A key set to `null`
 is removed. `--set dotted.key=value` on the command line overrides a key, for example `--set cnn.resnet.epochs=8`. The
 sections `pretrain`, `cnn`, `end_to_end`, `sequence`, `external`, `smooth` and `stack` hold models by name, such as
-`cnn.resnet`. Editors complete and check the keys by `configs/recipe.schema.json`.
+`cnn.resnet`. Editors complete and check the keys by `configs/recipe.schema.json`. A recipe has at most 128 KiB, 3,000
+values, 32 levels and 1,000 characters per value. YAML tags such as `!!int` and control characters are not allowed.
 """
 
 

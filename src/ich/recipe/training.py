@@ -1,6 +1,6 @@
 """Settings that networks share: loss, augmentation, optimization and early stopping."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -16,6 +16,13 @@ from pydantic import (
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _is_not_huge(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) >= 1 << 63:
+            raise ValueError("must be an integer of at most 18 digits")
+        return value
 
 
 Epochs = Annotated[PositiveInt, Field(description="passes over the training rows")]

@@ -192,7 +192,7 @@ class Recipe(Strict):
     @classmethod
     def _plain_names(cls, models: dict[str, Any]) -> dict[str, Any]:
         for name in models:
-            if not re.match(NAME, name) or name in TAKEN:
+            if not re.fullmatch(NAME, name) or name in TAKEN:
                 raise ValueError(f"model name {name!r}: use lower-case letters, digits and _, not {' or '.join(TAKEN)}")
         return models
 

@@ -28,7 +28,7 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         yield temporary
         fsync(temporary)
-        temporary.chmod(0o644)
+        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
         fsync(path.parent)
     except OSError as error:
@@ -49,7 +49,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-        temporary.chmod(0o755)
+        temporary.chmod(0o777 & ~_umask())
         yield temporary
         for folder, _, names in os.walk(temporary):
             for name in (*names, ""):
@@ -84,6 +84,13 @@ def require_writable(path: Path) -> None:
         raise UserError(f"{path}: a parent of this path is a file, not a folder. Give another path") from None
     except OSError as error:
         raise refused(path, error) from error
+
+
+def _umask() -> int:
+    """Return the umask, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def fsync(path: Path) -> None:

@@ -1,6 +1,7 @@
 """The common form of all competition formats, and helpers to read tables and folders into it."""
 
 import codecs
+import csv
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from ich.data import files
 from ich.errors import UserError
 
 EXCEL = (b"PK\3\4", b"\xd0\xcf\x11\xe0")  # the first bytes of .xlsx and .xls
+MOST_COLUMNS = 1000
 SUBTYPES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
 
 
@@ -135,6 +137,10 @@ def dialect(path: Path) -> tuple[str, str]:
 def read_text(path: Path, *, header: bool = True, separator: str = ",", encoding: str = "utf-8-sig") -> pd.DataFrame:
     """A CSV as text. Row r of an editor has index r - 2, with and without a header."""
     try:
+        with path.open(encoding=encoding, newline="") as file:  # pandas takes minutes for 200,000 columns
+            columns = len(next(csv.reader(file, delimiter=separator), ()))
+        if columns > MOST_COLUMNS:
+            raise ValueError(f"{columns:,} columns, more than {MOST_COLUMNS:,}")
         table = pd.read_csv(
             path,
             sep=separator,
@@ -145,7 +151,7 @@ def read_text(path: Path, *, header: bool = True, separator: str = ",", encoding
             index_col=False,
             skip_blank_lines=False,
         )
-    except ValueError as error:  # of pandas' parser too
+    except (ValueError, csv.Error) as error:  # of pandas' parser too
         raise LayoutError(f"{path}: not a whole CSV file ({' '.join(str(error).split())}); download it again") from None
     except OSError as error:
         raise LayoutError(f"{path}: cannot be read ({error.strerror})") from None
