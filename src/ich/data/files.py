@@ -5,6 +5,7 @@ that `../`, absolute names, NUL and links in an archive lead nowhere; such membe
 """
 
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -25,8 +26,18 @@ MAX_RATIO = 200  # of compression; more is an archive bomb
 AHEAD, MAX_AHEAD = 16, 1 << 21  # files to prefetch, and bytes of each: four slices of 512 x 512
 
 
+BAD = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, line ends, and what is not UTF-8
+
+
 class BadArchive(ValueError):
     """An archive or one of its members cannot be read."""
+
+
+def escaped(name: str) -> str:
+    r"""The name; if it is not one line of UTF-8, with \xff for a byte or character, and \\\\ for a backslash."""
+    if not BAD.search(name):
+        return name
+    return BAD.sub(lambda found: ascii(found[0])[1:-1], name.replace("\\", "\\\\"))
 
 
 def below(folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> list[str]:

@@ -13,7 +13,8 @@ SUBMITTED = {  # files of the probabilities and of the 0/1 decisions, by the one
 def listing(root: Path, without: tuple[str, ...] = ()) -> dict[str, tuple[int, int]]:
     """Return (size, modification time in ns) of every file below `root` by relative path, sorted.
 
-    It identifies raw data, since hashing the 460 GB of RSNA 2019 takes longer than preparing them.
+    It identifies raw data, since hashing the 460 GB of RSNA 2019 takes longer than preparing them. A subfolder that
+    cannot be read is listed as `name/`. Raises OSError for `root` itself.
     """
     found: dict[str, tuple[int, int]] = {}
     folders, seen = [root], set()
@@ -22,12 +23,20 @@ def listing(root: Path, without: tuple[str, ...] = ()) -> dict[str, tuple[int, i
         if (real := folder.resolve()) in seen:  # links may be circular
             continue
         seen.add(real)
-        with os.scandir(folder) as entries:
+        try:
+            entries = os.scandir(folder)
+        except OSError:
+            if folder == root:
+                raise
+            found[f"{os.path.relpath(folder, root)}/"] = (0, 0)
+            continue
+        with entries:
             for entry in entries:
-                if entry.is_dir(follow_symlinks=True):
+                follow = not entry.is_symlink() or os.path.exists(entry.path)  # not a link to nothing or to itself
+                if entry.is_dir(follow_symlinks=follow):
                     folders.append(Path(entry.path))
                 elif entry.name not in without:
-                    stat = entry.stat(follow_symlinks=entry.is_file())  # of the link itself if it is broken
+                    stat = entry.stat(follow_symlinks=follow and entry.is_file())
                     found[os.path.relpath(entry.path, root)] = (stat.st_size, stat.st_mtime_ns)
     return dict(sorted(found.items()))
 
