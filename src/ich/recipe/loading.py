@@ -8,11 +8,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ich.errors import UserError
+from ich.inputs import regular
 from ich.recipe.messages import explain
 from ich.recipe.models import closest
 from ich.recipe.types import Recipe, Thresholds
 
 Model = TypeVar("Model", bound=BaseModel)
+MAX_RECIPE = 1 << 20  # bytes
 REPOSITORY = Path(__file__).resolve().parents[3]  # unless the package is installed without it
 YAML_ADVICE = {  # by the start of a problem of PyYAML
     "found character '\\t'": "indent with spaces, not with tabs",
@@ -69,7 +71,7 @@ def _read(path: Path) -> dict[str, Any]:
     if path.is_dir() or not path.exists():
         raise RecipeError(_not_a_file(path))
     try:
-        with path.open(encoding="utf-8") as file:
+        with open(path, encoding="utf-8", opener=regular(MAX_RECIPE)) as file:
             value = yaml.load(file, _Loader)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise RecipeError(f"{path}: invalid YAML{_problem(error)}") from None
