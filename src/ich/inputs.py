@@ -19,8 +19,8 @@ def regular(limit: int) -> Callable[[str, int], int]:
             return descriptor
         os.close(descriptor)
         if stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EFBIG, f"larger than {limit:,} bytes")
-        raise OSError(errno.EINVAL, "not a regular file")
+            raise OSError(errno.EFBIG, f"larger than {limit:,} bytes", path)
+        raise OSError(errno.EINVAL, "not a regular file", path)
 
     return opener
 
