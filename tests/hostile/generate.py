@@ -36,7 +36,7 @@ from ich.data.refusal import Quarantined
 from ich.data.slice_table import read_geometries, slice_table
 from ich.ensemble.thresholds import user_table
 from ich.errors import UserError
-from plain_slice import HEADER
+from tests.plain_slice import HEADER
 
 MEMORY = 1 << 30  # bytes
 SECONDS, WAIT = 5.0, 60.0

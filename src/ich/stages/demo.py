@@ -31,7 +31,7 @@ def _refuse_others(root: Path) -> None:
     if others := [escaped(name) for name in listing(root) if name not in own]:
         names = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if others[3:] else "")
         raise UserError(
-            f"{root} has files that `ich demo` did not write: {names}. Move them or change competition.root"
+            f"{root} has files that `ich demo` did not write: {names}. Move or delete them, or change competition.root"
         )
 
 
