@@ -222,6 +222,10 @@ def _by_commands(kind: str, piece: Piece, random: Random, root: Path) -> Iterato
     if task.stage == "folds" and name.endswith(".csv"):  # it may be the user's own: replaced only by --force
         yield from _says(root, ("folds",), 2, name)
         yield from _says(root, ("folds", "--force"), 0, "")
+    elif task.stage == "demo" and name == "run.json":  # without it, the files may be the user's own
+        yield from _says(root, ("demo",), 2, "did not write")
+        shutil.rmtree(plan.raw_root)
+        yield from _says(root, ("demo",), 0, "")
     else:
         yield from _says(root, (task.stage,), 0, "")
     if task.stage == "demo":  # its files have new times, on which the name of the cache depends

@@ -253,8 +253,8 @@ def test_an_archive_is_scored_like_its_files(copy, tmp_path_factory):
     pd.testing.assert_frame_equal(whole.drop(columns="path"), expected.drop(columns="path"))
     assert whole["path"].tolist() == [f"a.ZIP!/scan/{file.name}" for file in files]
     listed = pd.read_csv(copy / "out.files.csv").set_index("path")
-    assert listed["status"]["a.ZIP"] == "quarantined"
-    assert "../evil' is ignored: its name leads out of the archive" in listed["detail"]["a.ZIP"]
+    assert listed["status"]["a.ZIP!/../evil"] == "quarantined"
+    assert "its name leads out of the archive" in listed["detail"]["a.ZIP!/../evil"]
     for file in source.glob("*.dcm"):
         file.unlink()
     (source / "b.zip").write_bytes(b"PK\x03\x04")

@@ -256,7 +256,8 @@ def test_a_folder_with_study_labels_and_without_a_test_set(tmp_path):
     assert table["path"].str.startswith("scan0.zip!/").sum() == len(studies[0].image_ids)
     notes = json.loads(plan.prepared.record.path.read_text())["notes"]
     assert any("weak labels" in note for note in notes)
-    assert any("'../../escaped.dcm' is ignored" in note for note in notes)
+    quarantined = pd.read_csv(plan.prepared.folder / "quarantine.csv")["path"]
+    assert "scan0.zip!/../../escaped.dcm" in set(quarantined)
     assert not list(tmp_path.parent.rglob("escaped.dcm"))
     assert not list(plan.workspace.submissions.glob("submission*.csv"))
     scores = pd.read_csv(plan.workspace.submissions / "scores.csv")

@@ -9,7 +9,7 @@ import pandas as pd
 from ich.data import folds as folding
 from ich.data import rules
 from ich.data.dicom import Reason
-from ich.data.files import INSIDE, SUFFIXES
+from ich.data.files import INSIDE, SUFFIXES, escaped
 from ich.data.findings import findings, joined
 from ich.data.rules import Fault
 from ich.data.slice_table import SERIES, Quarantined
@@ -53,8 +53,8 @@ def extra_files(present: Iterable[str], known: Iterable[str]) -> pd.DataFrame:
         path = PurePosixPath(name)
         return len(path.parts) > 1 or path.suffix.lower() in ("", *SUFFIXES)
 
-    read = {name.split(INSIDE)[0] for name in known}
-    return findings("extra_file", sorted(name for name in set(present) - read if reported(name)))
+    read = {part for name in known for part in (name, name.rpartition(INSIDE)[0])}
+    return findings("extra_file", sorted(name for name in set(map(escaped, present)) - read if reported(name)))
 
 
 def quarantined(refused: Sequence[Quarantined]) -> pd.DataFrame:

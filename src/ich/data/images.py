@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from ich.data.dicom import Geometry, Reason, Unreadable
 from ich.data.refusal import exhausted
+from ich.inputs import content
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LARGEST_SIDE = 4096  # pixels
+MAX_FILE = 1 << 28  # bytes; twice the largest image, uncompressed
 DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # PNG's bits by colour type
 
 
@@ -46,7 +48,7 @@ def grey(path: Path) -> NDArray[np.int16]:
 def _checked(path: Path) -> bytes:
     """The bytes of a PNG file whose header gives a possible size. Raises Unreadable."""
     try:
-        data = path.read_bytes()
+        data = content(path, MAX_FILE)
     except OSError as error:
         if exhausted(error):
             raise

@@ -1,6 +1,7 @@
 """Why a file cannot be read as a slice: the closed list of reasons (docs/reference/quarantine.md)."""
 
 import errno
+from dataclasses import dataclass
 from enum import StrEnum
 
 DETAIL = 100  # characters
@@ -25,6 +26,7 @@ class Reason(StrEnum):
     NOT_IMAGE = "this is not a PNG image, or its header is damaged"
     OTHER_PATIENT = "the file belongs to another patient than the folder it lies in"
     OTHER_SERIES = "another series of the scan is used"
+    SAME_ID = "a frame of another file has the same image id"
 
 
 class Unreadable(ValueError):
@@ -38,6 +40,17 @@ class Unreadable(ValueError):
 
     def __reduce__(self) -> tuple[type["Unreadable"], tuple[Reason, str]]:
         return type(self), (self.reason, self.detail)
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A file that cannot be used, or a labelled image without a file. image_id: empty if the file's name is refused."""
+
+    image_id: str
+    split: str
+    path: str
+    reason: str
+    detail: str
 
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)  # file handles, memory, disk

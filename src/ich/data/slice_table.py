@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +12,7 @@ from ich.data import dicom, images
 from ich.data.competitions import Raw, Selection
 from ich.data.dicom import Geometry, Reason, Unreadable
 from ich.data.files import located
+from ich.data.refusal import Quarantined
 from ich.data.rules import SAME_PLACE
 from ich.processes import run_parallel
 
@@ -21,17 +21,6 @@ ID_OF = {"slice": "image_id", "study": "study_id"}  # the column that labels are
 SERIES = ["split", "study_id", "series_id"]
 Progress = Callable[[int], None]
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Quarantined:
-    """A file that cannot be used, or a labelled image without a file."""
-
-    image_id: str
-    split: str
-    path: str
-    reason: str
-    detail: str
 
 
 # ---- headers
@@ -95,6 +84,7 @@ def slice_table(raw: Raw, geometries: Sequence[Geometry | Unreadable]) -> tuple[
     unknown patient is a patient of its own.
     """
     classes = list(raw.classes)
+    geometries = _without_same_ids(raw.files["image_id"], geometries)
     refused = {i: g for i, g in enumerate(geometries) if isinstance(g, Unreadable)}
     frames = [
         (i, header, f"#{header.frame}" if first.further else "")
@@ -118,7 +108,16 @@ def slice_table(raw: Raw, geometries: Sequence[Geometry | Unreadable]) -> tuple[
     table = _in_order(table)
     columns = ["image_id", "patient_id", "study_id", "series_id", "position", "index", "n_slices", "split"]
     columns += ["tilt", "row_spacing", "column_spacing", *classes, "frame", "path"]
-    return table[columns], quarantine_list(raw.files, refused) + _without_file(raw, table)
+    return table[columns], [*quarantine_list(raw.files, refused), *raw.refused, *_without_file(raw, table)]
+
+
+def _without_same_ids(ids: pd.Series, geometries: Sequence[Geometry | Unreadable]) -> list[Geometry | Unreadable]:
+    """Refuse a file whose image id `a#0` is also that of a frame of the multi-frame file `a`."""
+    read = [(name, first) for name, first in zip(ids, geometries, strict=True) if isinstance(first, Geometry)]
+    frames = {f"{name}#{k}" for name, first in read if first.further for k in range(1 + len(first.further))}
+    same = {name for name, first in read if not first.further} & frames
+    refusal = Unreadable(Reason.SAME_ID)
+    return [refusal if name in same else first for name, first in zip(ids, geometries, strict=True)]
 
 
 def _patients(raw: Raw, table: pd.DataFrame) -> pd.Series:

@@ -4,6 +4,7 @@ oof: out-of-fold predictions of every labelled slice; test: predictions of every
 with the columns image_id, one per class, and optionally fold. New scans cannot be predicted.
 """
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import ClassVar, Self
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 from numpy.typing import NDArray
 from scipy.special import logit
 
 from ich.console import warn
 from ich.errors import UserError
+from ich.inputs import MAX_TABLE, content
 from ich.models.artifacts import write_predictions
 from ich.models.base import Fitted, Model
 from ich.models.data import FoldData
@@ -54,12 +57,15 @@ class External(Model):
 
     def _read(self, data: FoldData, path: Path, rows: NDArray[np.int64]) -> pd.DataFrame:
         """Logits of a file by image_id, and its column fold if it has one; it must hold every slice of `rows` once."""
-        if not path.is_file():
+        if not path.exists():
             raise UserError(f"external.{data.model}: {path}: no such file")
         try:
-            parquet = path.suffix == ".parquet"
-            table = read_parquet(path) if parquet else pd.read_csv(path, dtype={"image_id": str})
-        except (ValueError, OSError) as error:
+            parquet, source = path.suffix == ".parquet", io.BytesIO(content(path, MAX_TABLE))
+            if parquet:
+                table = pyarrow.parquet.read_table(source).to_pandas(ignore_metadata=True)
+            else:
+                table = pd.read_csv(source, dtype={"image_id": str})
+        except (ValueError, OSError, pyarrow.ArrowException) as error:
             raise UserError(f"{path}: not a CSV or Parquet table ({' '.join(str(error).split())[:200]})") from None
         classes, name = data.table.classes, self.settings.values
         table.columns = [str(column).removeprefix("logit_").removeprefix("prob_") for column in table.columns]

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ich.data.crop import resized
+from ich.inputs import regular
 
+MAX_FILE = 1 << 32  # bytes
 EPOCH = (1980, 1, 1, 0, 0, 0)  # date of each file in the archive, so that the bytes depend on the masks alone
 
 
@@ -30,7 +32,7 @@ def lesion_masks(
     in CLASSES; None for all of them.
     """
     masks = np.zeros((len(image_ids), size, size), dtype=bool)
-    with np.load(path, allow_pickle=False) as stored:
+    with open(path, "rb", opener=regular(MAX_FILE)) as file, np.load(file, allow_pickle=False) as stored:
         for k, image_id in enumerate(image_ids):
             if image_id in stored:
                 mask = stored[image_id]

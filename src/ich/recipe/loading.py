@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ich.errors import UserError
+from ich.inputs import regular
 from ich.recipe.messages import explain
 from ich.recipe.models import closest
 from ich.recipe.types import Recipe, Thresholds
@@ -108,12 +109,12 @@ _Loader.add_implicit_resolver(
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError(_not_a_file(path))
-    if path.stat().st_size > LARGEST:
-        raise RecipeError(f"{path}: more than {LARGEST:,} bytes; give the path of a recipe")
     try:
-        with path.open(encoding="utf-8") as file:
+        with open(path, encoding="utf-8", opener=regular(LARGEST)) as file:
             value = yaml.load(file, _Loader)
-    except (*YAML_ERRORS, OSError) as error:
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from None
+    except YAML_ERRORS as error:
         raise RecipeError(f"{path}: invalid YAML{_problem(error)}") from None
     if not isinstance(value, dict):
         raise RecipeError(f"{path}: must be a mapping of keys, not {type(value).__name__}")

@@ -53,7 +53,9 @@ def _findings(plan: Plan) -> Iterator[pd.DataFrame]:
         name, _, why = raw.no_labels.partition(": ")
         yield findings.findings("no_labels", [name], why)
     yield checks.misfits(raw.labels, rules.label_table(raw.labels, list(raw.classes), key), "labels")
-    yield checks.extra_files(listing(root, NOT_RAW), [*raw.files["path"], raw.template])
+    yield checks.extra_files(
+        listing(root, NOT_RAW), [*raw.files["path"], *(file.path for file in raw.refused), raw.template]
+    )
     yield checks.duplicates("duplicate_id", raw.files, "image_id")
     # duplicates are reported above; the slice table takes the first
     files, labels = raw.files.drop_duplicates("image_id", ignore_index=True), raw.labels.drop_duplicates(key)

@@ -20,8 +20,9 @@ from ich.console import progress, say, table, warn
 from ich.data import cache
 from ich.data.competitions import Raw
 from ich.data.competitions.cq500 import scan_of
+from ich.data.competitions.layout import refused
 from ich.data.dicom import Geometry, Reason, Unreadable
-from ich.data.files import INSIDE, BadArchive, below, image_ids, members
+from ich.data.files import INSIDE, below, checked, escaped, image_ids, with_members
 from ich.data.slice_table import Quarantined, read_geometries, slice_table
 from ich.ensemble import thresholds
 from ich.ensemble.final import final_probabilities
@@ -48,10 +49,10 @@ def run(plan: Plan, source: Path, out: Path) -> None:
     for name in needed(plan):
         if not plan.settings_of(name).scores_new_scans:
             raise UserError(f"{name} cannot score new scans. Remove it from blend.inputs")
-    root, names, refused = _files(source)
+    root, names, unusable = _files(source)
     with TemporaryDirectory(prefix="ich-predict-") as folder:
         slices, quarantined, headers = _read(plan, source, root, names, Path(folder))
-        quarantined += refused
+        quarantined += unusable
         files = _file_table(headers, slices, quarantined)
         if slices.empty:
             path, first = out.with_suffix(".files.csv"), quarantined[0]
@@ -109,34 +110,19 @@ def _classes(plan: Plan) -> list[str]:
 
 
 def _files(source: Path) -> tuple[Path, list[str], list[Quarantined]]:
-    """Return a folder, the relative paths of its files and members of archives, sorted, and the refused members.
-
-    Links are followed, and each folder is read once.
-    """
+    """Return a folder, the relative paths of its files and members of archives, sorted, and the refused ones."""
+    shown = escaped(str(source))
     if not source.exists():
-        raise UserError(f"{source}: no such file or folder")
+        raise UserError(f"{shown}: no such file or folder")
     try:
-        root, found = (source.parent, [source.name]) if source.is_file() else (source, below(source))
+        root, found = (source, below(source)) if source.is_dir() else (source.parent, checked([source.name]))
     except OSError as error:
-        raise UserError(f"{error.filename}: cannot read the folder ({error.strerror})") from None
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    names: list[str] = []
-    refused: list[tuple[str, str]] = []
-    for name in found:
-        if not name.lower().endswith(".zip"):
-            names.append(name)
-            continue
-        try:
-            inside, faults = members(root / name)
-        except BadArchive as error:
-            inside, faults = [], [str(error)]
-        names += [f"{name}{INSIDE}{member}" for member in inside]
-        refused += [(name, fault) for fault in faults]
-    if not names:
-        why = f" ({refused[0][1]})" if refused else ""
-        raise UserError(f"{source}: no files in this {'folder' if source.is_dir() else 'archive'}{why}")
-    return root, sorted(names), [Quarantined(name, "test", name, "unreadable", fault) for name, fault in refused]
+        raise UserError(f"{shown}: cannot read the folder ({error.strerror})") from None
+    found = with_members(root, found)
+    if not found.names:
+        why = "".join(f" ({name}: {why})" for name, why in [*found.refused.items()][:1])
+        raise UserError(f"{shown}: no files in this {'folder' if source.is_dir() else 'archive'}{why}")
+    return root, found.names, refused(found, "test")
 
 
 def _read(

@@ -44,7 +44,7 @@ def _submission(plan: Plan) -> Made:
     path = plan.prepared.folder / "quarantine.csv"
     with parsing(path):
         quarantine = pd.read_csv(path, dtype=str, keep_default_na=False)
-        unread = sorted(set(quarantine.loc[quarantine["split"] == "test", "image_id"]) - set(ids))
+        unread = sorted(set(quarantine.loc[quarantine["split"] == "test", "image_id"]) - {*ids, ""})
     record = {
         "rows": 0,
         "filled_with_prior": len(unread),

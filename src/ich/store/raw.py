@@ -23,7 +23,10 @@ RawFiles = Mapping[str, Sequence[int | str]]  # size, modification time and samp
 
 
 def listing(root: Path, without: tuple[str, ...] = ()) -> dict[str, Stamp]:
-    """Return the stamp of every file below `root` by relative path, sorted."""
+    """Return the stamp of every file below `root` by relative path, sorted.
+
+    A subfolder that cannot be read is listed as `name/`. Raises OSError for `root` itself.
+    """
     found: dict[str, Stamp] = {}
     folders, seen = [root], set()
     while folders:
@@ -31,12 +34,20 @@ def listing(root: Path, without: tuple[str, ...] = ()) -> dict[str, Stamp]:
         if (real := folder.resolve()) in seen:  # links may be circular
             continue
         seen.add(real)
-        with os.scandir(folder) as entries:
+        try:
+            entries = os.scandir(folder)
+        except OSError:
+            if folder == root:
+                raise
+            found[f"{os.path.relpath(folder, root)}/"] = (0, 0)
+            continue
+        with entries:
             for entry in entries:
-                if entry.is_dir(follow_symlinks=True):
+                follow = not entry.is_symlink() or os.path.exists(entry.path)  # not a link to nothing or to itself
+                if entry.is_dir(follow_symlinks=follow):
                     folders.append(Path(entry.path))
                 elif entry.name not in without:
-                    stat = entry.stat(follow_symlinks=entry.is_file())  # of the link itself if it is broken
+                    stat = entry.stat(follow_symlinks=follow and entry.is_file())
                     found[os.path.relpath(entry.path, root)] = (stat.st_size, stat.st_mtime_ns)
     return dict(sorted(found.items()))
 

@@ -42,16 +42,16 @@ def raw(root: Path) -> Raw:
     """Read the scans below `root`. Their labels are in `reads`."""
     layout.require_folder(root)
     reads(root)
-    paths = layout.find(root, "", lambda name: not name.startswith(".") and not name.lower().endswith(OTHER))
-    inside = [path for path in paths if scan_of(path)]
+    found = layout.find(root, "", lambda name: not name.startswith(".") and not name.lower().endswith(OTHER))
+    inside = [path for path in found.names if scan_of(path)]
     if not inside:
         raise LayoutError(f"{root}: no file below a folder CQ500CT<number>; unpack the scans there")
-    outside = len(paths) - len(inside)
+    outside = len(found.names) - len(inside)
     notes = (f"{outside} files in no folder of a scan are ignored",) if outside else ()
     files = layout.file_table(found_files.image_ids(inside), "test", inside)
     labels = pd.DataFrame({"image_id": pd.Series(dtype="str")} | {c: pd.Series(dtype="float32") for c in CLASSES})
     weights: dict[str, float] = dict.fromkeys(CLASSES, 1.0)
-    return Raw(files, labels, [], weights, "", notes, select=select)
+    return Raw(files, labels, [], weights, "", notes, select=select, refused=layout.refused(found, "test"))
 
 
 def solution(root: Path) -> None:

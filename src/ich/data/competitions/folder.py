@@ -16,6 +16,7 @@ from ich.data import dicom
 from ich.data import files as found_files
 from ich.data.competitions import layout
 from ich.data.competitions.layout import LayoutError, Raw
+from ich.data.refusal import Quarantined
 
 SUBMITS = "probabilities"
 PUBLIC_IDS = False
@@ -39,9 +40,9 @@ def raw(root: Path) -> Raw:
     if root.is_file():
         raise LayoutError(f"{root}: this is a file; put it into a folder with its {LABELS}, and set root to the folder")
     layout.require_folder(root)
-    files, notes = _files(root)
+    (files, refused), notes = _files(root), list[str]()
     if not (root / LABELS).is_file():
-        return _unlabelled(root, files, notes)
+        return _unlabelled(root, files, refused)
     labels, classes, key, ignored = _labels(root, files)
     if ignored:
         notes.append(f"{LABELS}: ignored columns: {', '.join(ignored)}")
@@ -79,7 +80,8 @@ def raw(root: Path) -> Raw:
     kept = labels.loc[~test, [key, *classes]].reset_index(drop=True)
     level = "study" if key == "study_id" else "slice"
     weights = dict.fromkeys(classes, 1.0)
-    return Raw(files, kept, test_ids, weights, "", tuple(notes), level=level, test_studies=tested, patients=patients)
+    more = {"level": level, "test_studies": tested, "patients": patients, "refused": refused}
+    return Raw(files, kept, test_ids, weights, "", tuple(notes), **more)
 
 
 def solution(root: Path) -> pd.DataFrame | None:
@@ -93,20 +95,22 @@ def submission(root: Path, values: pd.DataFrame) -> pd.DataFrame:
     return values[["image_id", *(c for c in values.columns if c != "image_id")]].sort_values("image_id")
 
 
-def _unlabelled(root: Path, files: pd.DataFrame, notes: list[str]) -> Raw:
+def _unlabelled(root: Path, files: pd.DataFrame, refused: list[Quarantined]) -> Raw:
     """Scans without labels, which `ich check` can check."""
     excel = next((path for path in sorted(root.glob("labels.xls*"))), None)
     what = "no such file; write one row per image or study: image_id or study_id, then classes"
     why = f"{root / LABELS}: {what}" if excel is None else f"{excel}: this is an Excel file; save it as {LABELS}"
     test_ids = files.loc[files["split"] == "test", "image_id"].tolist()
     labels = pd.DataFrame({"image_id": pd.Series(dtype="str")})
-    return Raw(files, labels, test_ids, {}, "", tuple(notes), no_labels=why)
+    return Raw(files, labels, test_ids, {}, "", (), no_labels=why, refused=refused)
 
 
-def _plain(path: str) -> tuple[str, ...]:
-    """The parts of a path, with archives as folders: scans.zip!/a/1.dcm is scans/a/1.dcm."""
-    archive, inside, name = path.partition(found_files.INSIDE)
-    return (*PurePosixPath(archive).with_suffix("").parts, *PurePosixPath(name).parts) if inside else (path,)
+def _plain(root: Path, path: str) -> str:
+    """The path with archives as folders: scans.zip!/a/1.dcm is scans/a/1.dcm."""
+    if found_files.INSIDE not in path or found_files.member(root / path) is None:
+        return path
+    archive, _, name = path.rpartition(found_files.INSIDE)
+    return f"{PurePosixPath(archive).with_suffix('')}/{name}"
 
 
 def _is_dicom(name: str) -> bool:
@@ -114,31 +118,18 @@ def _is_dicom(name: str) -> bool:
     return not name.startswith(".") and name.upper() != "DICOMDIR" and not name.lower().endswith(OTHER)
 
 
-def _files(root: Path) -> tuple[pd.DataFrame, list[str]]:
-    """`Raw.files`, and notes on ignored ones."""
-    paths, notes = _paths(root)
-    names = ["/".join(_plain(path)) for path in paths]
+def _files(root: Path) -> tuple[pd.DataFrame, list[Quarantined]]:
+    """`Raw.files` and `Raw.refused`, with members of archives."""
+    found = layout.find(root, "", lambda name: _is_dicom(name) or name.lower().endswith(".zip"))
+    found = found_files.with_members(root, found, _is_dicom)
+    if not found.names:
+        why = "".join(f" ({path}: {why})" for path, why in [*found.refused.items()][:1])
+        raise LayoutError(f"{root}: no DICOM file at any depth below it, nor in a .zip; put the scans there{why}")
+    names = [_plain(root, path) for path in found.names]
     splits = ["test" if name.startswith("test/") else "train" for name in names]
-    files = layout.file_table(found_files.image_ids(names), splits, paths)
+    files = layout.file_table(found_files.image_ids(names), splits, found.names)
     layout.refuse_same_id(files)
-    return files, notes
-
-
-def _paths(root: Path) -> tuple[list[str], list[str]]:
-    """Files and members of archives, relative to `root` and sorted, and notes on ignored ones."""
-    notes: list[str] = []
-    everything = layout.find(root, "", lambda name: True)
-    paths = [path for path in everything if _is_dicom(path.rpartition("/")[2])]
-    for archive in (path for path in everything if path.lower().endswith(".zip")):
-        try:
-            members, refused = found_files.members(root / archive)
-        except found_files.BadArchive as error:
-            raise LayoutError(str(error)) from None
-        notes += refused
-        paths += [archive + found_files.INSIDE + m for m in members if _is_dicom(m.rpartition("/")[2])]
-    if not paths:
-        raise LayoutError(f"{root}: no DICOM file at any depth below it, nor in a .zip; put the scans there")
-    return sorted(paths), notes
+    return files, layout.refused(found, "train")
 
 
 class Labels(NamedTuple):

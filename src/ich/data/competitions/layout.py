@@ -3,6 +3,7 @@
 import codecs
 import csv
 import difflib
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Literal
 import pandas as pd
 
 from ich.data import files
+from ich.data.refusal import Quarantined, Reason, Unreadable
 from ich.errors import UserError
+from ich.inputs import MAX_TABLE, content
 
 EXCEL = (b"PK\3\4", b"\xd0\xcf\x11\xe0")  # the first bytes of .xlsx and .xls
 MOST_COLUMNS = 1000
@@ -48,6 +51,7 @@ class Raw:
     test_studies: studies in the test set, wherever their files are.
     patients: the patient by image_id or study_id, as `labels`; of others, PatientID.
     select: selects slices by their headers, where not all are used.
+    refused: files that are not in `files`: their name, archive or folder cannot be read (see `refused`).
     """
 
     files: pd.DataFrame
@@ -62,6 +66,7 @@ class Raw:
     patients: Mapping[str, str] = field(default_factory=dict)
     no_labels: str = ""
     select: Callable[[pd.DataFrame], Selection] | None = None
+    refused: Sequence[Quarantined] = ()
 
 
 # ---- folders
@@ -79,15 +84,25 @@ def first_existing(root: Path, names: tuple[str, ...], what: str) -> Path:
     raise LayoutError(f"{root}: no {what}; expected {' or '.join(names)}")
 
 
-def find(root: Path, folder: str, wanted: Callable[[str], bool]) -> list[str]:
-    """Paths, relative to `root` and sorted, of the files at any depth below one of its folders. Raises LayoutError."""
+def find(root: Path, folder: str, wanted: Callable[[str], bool]) -> files.Found:
+    """Find the files at any depth below one of the folders of `root`. Raises LayoutError."""
     try:
-        names = files.below(root / folder, wanted)
+        found = files.below(root / folder, wanted)
     except OSError as error:
         raise LayoutError(f"{error.filename}: cannot read this folder ({error.strerror})") from None
-    except ValueError as error:
-        raise LayoutError(str(error)) from None
-    return [f"{folder}/{name}" for name in names] if folder else names
+    start = f"{folder}/" if folder else ""
+    return files.Found(
+        [start + name for name in found.names], {start + name: why for name, why in found.refused.items()}
+    )
+
+
+def refused(found: files.Found, split: str) -> list[Quarantined]:
+    """`Raw.refused`."""
+    reason = Reason.UNREADABLE
+    return [
+        Quarantined("", split, p, reason.name.lower(), Unreadable(reason, why).detail)
+        for p, why in found.refused.items()
+    ]
 
 
 def file_table(ids: Sequence[str], split: str | Sequence[str], paths: Sequence[str]) -> pd.DataFrame:
@@ -95,15 +110,16 @@ def file_table(ids: Sequence[str], split: str | Sequence[str], paths: Sequence[s
     return pd.DataFrame({"image_id": ids, "split": split, "path": paths}).astype("str")
 
 
-def images(root: Path, folder: str, suffix: str, split: str) -> pd.DataFrame:
-    """`Raw.files` of the files with a suffix at any depth below a folder; an id is a name without its suffix.
+def images(root: Path, folder: str, suffix: str, split: str) -> tuple[pd.DataFrame, list[Quarantined]]:
+    """`Raw.files` and `Raw.refused` of the files with a suffix at any depth below a folder; an id is a name without it.
 
     Hidden files (as `._1.dcm` in archives of a Mac) are ignored.
     """
-    paths = find(root, folder, lambda name: not name.startswith(".") and name.lower().endswith(suffix))
-    if not paths:
+    found = find(root, folder, lambda name: not name.startswith(".") and name.lower().endswith(suffix))
+    if not found.names:
         raise LayoutError(f"{root / folder}: no {suffix} file at any depth below it; unpack the competition there")
-    return file_table([path.rpartition("/")[2][: -len(suffix)] for path in paths], split, paths)
+    ids = [path.rpartition("/")[2][: -len(suffix)] for path in found.names]
+    return file_table(ids, split, found.names), refused(found, split)
 
 
 def refuse_same_id(table: pd.DataFrame) -> None:
@@ -121,7 +137,7 @@ def refuse_same_id(table: pd.DataFrame) -> None:
 def dialect(path: Path) -> tuple[str, str]:
     """Separator and encoding of a CSV that a spreadsheet or a script wrote. Raises LayoutError for an Excel file."""
     try:
-        data = path.read_bytes()
+        data = content(path, MAX_TABLE)
     except OSError as error:
         raise LayoutError(f"{path}: cannot be read ({error.strerror})") from None
     if data.startswith(EXCEL):
@@ -137,12 +153,14 @@ def dialect(path: Path) -> tuple[str, str]:
 def read_text(path: Path, *, header: bool = True, separator: str = ",", encoding: str = "utf-8-sig") -> pd.DataFrame:
     """A CSV as text. Row r of an editor has index r - 2, with and without a header."""
     try:
-        with path.open(encoding=encoding, newline="") as file:  # pandas takes minutes for 200,000 columns
-            columns = len(next(csv.reader(file, delimiter=separator), ()))
+        data = io.BytesIO(content(path, MAX_TABLE))
+        first = io.TextIOWrapper(data, encoding, newline="")
+        columns = len(next(csv.reader(first, delimiter=separator), ()))  # pandas takes minutes for 200,000
         if columns > MOST_COLUMNS:
             raise ValueError(f"{columns:,} columns, more than {MOST_COLUMNS:,}")
+        first.detach().seek(0)
         table = pd.read_csv(
-            path,
+            data,
             sep=separator,
             dtype=str,
             keep_default_na=False,

@@ -9,6 +9,7 @@ import pandas as pd
 
 from ich.data.competitions import layout
 from ich.data.competitions.layout import SUBTYPES, LayoutError, Raw
+from ich.data.refusal import Quarantined
 
 SUBMITS = "decisions"  # scored by F1 one year, F2 another
 PUBLIC_IDS = True
@@ -22,14 +23,18 @@ def raw(root: Path) -> Raw:
     labels_csv = layout.first_existing(root, LABELS, "label table")
     labels, notes = _labels(labels_csv)
     sample = layout.first_existing(root, SAMPLES, "sample submission")
-    files = pd.concat([_files(root, "train1"), _files(root, "train2"), _files(root, "test")], ignore_index=True)
+    tables, refused = zip(*(_files(root, folder) for folder in ("train1", "train2", "test")), strict=True)
+    files = pd.concat(tables, ignore_index=True)
     layout.refuse_same_id(files)
     in_train1 = files["path"].str.startswith("train1/")
     unlabelled = int((in_train1 & ~files["image_id"].isin(labels["image_id"])).sum())
     if unlabelled:
         notes.append(f"train1: {unlabelled} files have no label in {labels_csv.name}; they count as unlabelled")
     test_ids = list(dict.fromkeys(_sample_rows(sample)["image_id"]))
-    return Raw(files, labels, test_ids, dict.fromkeys(SUBTYPES, 1.0), sample.name, tuple(notes))
+    weights = dict.fromkeys(SUBTYPES, 1.0)
+    return Raw(
+        files, labels, test_ids, weights, sample.name, tuple(notes), refused=[item for part in refused for item in part]
+    )
 
 
 def solution(root: Path) -> pd.DataFrame | None:
@@ -59,10 +64,10 @@ def _image_id(names: pd.Series) -> pd.Series:
     return names.str.strip().str.rsplit("/", n=1).str[-1].str.removesuffix(".dcm")
 
 
-def _files(root: Path, folder: str) -> pd.DataFrame:
+def _files(root: Path, folder: str) -> tuple[pd.DataFrame, list[Quarantined]]:
     if not (root / folder).is_dir():
         if folder == "train2":  # optional: it has no labels
-            return layout.file_table([], "train", [])
+            return layout.file_table([], "train", []), []
         raise LayoutError(f"{root}: no folder {folder}; unpack the competition's archive there")
     return layout.images(root, folder, ".dcm", "test" if folder == "test" else "train")
 

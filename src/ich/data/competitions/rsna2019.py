@@ -7,6 +7,8 @@ import pandas as pd
 
 from ich.data.competitions import layout
 from ich.data.competitions.layout import SUBTYPES, LayoutError, Raw
+from ich.data.files import checked
+from ich.data.refusal import Quarantined
 
 CLASSES = (*SUBTYPES, "any")
 CLASS_WEIGHTS = (1.0, 1.0, 1.0, 1.0, 1.0, 2.0)  # of the competition's weighted log loss
@@ -23,9 +25,10 @@ def raw(root: Path) -> Raw:
     test_ids = list(dict.fromkeys(layout.sample_rows(sample, "ID", CLASSES)["image_id"]))
     train = _named(root, "train", "folder of training slices")
     test = _named(root, "test", "folder of test slices")
-    files = pd.concat([_files(train, "train"), _files(test, "test")], ignore_index=True)
+    (files, refused), (test_files, also_refused) = _files(train, "train"), _files(test, "test")
+    files = pd.concat([files, test_files], ignore_index=True)
     weights: dict[str, float] = dict(zip(CLASSES, CLASS_WEIGHTS, strict=True))
-    return Raw(files, labels, test_ids, weights, sample.name, tuple(notes))
+    return Raw(files, labels, test_ids, weights, sample.name, tuple(notes), refused=[*refused, *also_refused])
 
 
 def solution(root: Path) -> pd.DataFrame | None:
@@ -50,12 +53,13 @@ def _sample(root: Path) -> Path:
     return _named(root, "sample_submission.csv", "sample submission")
 
 
-def _files(folder: Path, split: str) -> pd.DataFrame:
-    names = sorted(name for name in os.listdir(folder) if name.endswith(".dcm") and not name.startswith("."))
-    if not names:
+def _files(folder: Path, split: str) -> tuple[pd.DataFrame, list[Quarantined]]:
+    names = [name for name in os.listdir(folder) if name.endswith(".dcm") and not name.startswith(".")]
+    found = checked(f"{folder.name}/{name}" for name in names)
+    if not found.names:
         raise LayoutError(f"{folder}: no .dcm file in it; unpack the competition there")
-    ids = [name[: -len(".dcm")] for name in names]
-    return layout.file_table(ids, split, [f"{folder.name}/{name}" for name in names])
+    ids = [name.rpartition("/")[2][: -len(".dcm")] for name in found.names]
+    return layout.file_table(ids, split, found.names), layout.refused(found, split)
 
 
 def _labels(path: Path) -> tuple[pd.DataFrame, list[str]]:

@@ -27,7 +27,7 @@ def raw(root: Path) -> Raw:
     both = sorted(set(test_ids) & set(labels["image_id"]))
     if both:
         raise LayoutError(f"{sample}: image {both[0]} is in the label tables too; remove it from one of them")
-    files = layout.images(root, "", ".png", "train")
+    files, refused = layout.images(root, "", ".png", "train")
     test, known = files["image_id"].isin(test_ids), files["image_id"].isin(labels["image_id"])
     files.loc[test, "split"] = "test"
     unknown = int((~test & ~known).sum())
@@ -40,7 +40,7 @@ def raw(root: Path) -> Raw:
         notes.append(f"{unknown} images are in no table and ignored")
     files = files[test | known].reset_index(drop=True)
     layout.refuse_same_id(files)
-    return Raw(files, labels, test_ids, {CLASS: 1.0}, sample.name, tuple(notes), values="grey")
+    return Raw(files, labels, test_ids, {CLASS: 1.0}, sample.name, tuple(notes), values="grey", refused=refused)
 
 
 def solution(root: Path) -> pd.DataFrame | None:

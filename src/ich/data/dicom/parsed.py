@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader, BytesIO, FileIO
-from pathlib import Path
 from typing import Any
 
 import pydicom
@@ -29,9 +28,9 @@ settings.reading_validation_mode = IGNORE
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[Dataset, Stream]]:
+def opened(file: BufferedReader) -> Iterator[tuple[Dataset, Stream]]:
     """The header of a file, and the stream at the element of the pixels. Raises Unreadable and pydicom's errors."""
-    with path.open("rb") as file, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         stream = _with_preamble(file)
         _limit_inflation(stream)

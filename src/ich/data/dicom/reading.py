@@ -3,7 +3,6 @@
 import math
 import os
 import re
-import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,7 +28,9 @@ from ich.data.dicom.elements import (
 from ich.data.dicom.plain import Pixels
 from ich.data.refusal import Reason, Unreadable, exhausted
 from ich.data.units import Scale
+from ich.inputs import regular
 
+MAX_FILE = 1 << 33  # bytes
 MAX_SIDE = 4096  # pixels; a larger claim is damage
 MAX_PIXELS = 1 << 30  # of all frames: 4,096 slices of 512 x 512
 MAX_POSITION = 1e5  # mm; no scanner is a hundred metres long
@@ -114,14 +115,12 @@ class CtFile(NamedTuple):
 def opened(path: Path) -> Iterator[CtFile]:
     """Open a file and validate its header. Raises Unreadable, also for errors of the file within the block."""
     with refusing():
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would block
-            raise Unreadable(Reason.UNREADABLE, "not a regular file")
-        with open(path, "rb", buffering=0) as file:
+        with open(path, "rb", buffering=0, opener=regular(MAX_FILE)) as file:
             found = plain.read(file.read(plain.HEAD))
             if found is not None:
                 yield _validated(found[0], file, found[1])
                 return
-        with parsed.opened(path) as (header, stream):
+        with open(path, "rb", opener=regular(MAX_FILE)) as file, parsed.opened(file) as (header, stream):
             yield _validated(header, stream)
 
 

@@ -1,5 +1,7 @@
 """Read a user's table of labels and probabilities."""
 
+import gzip
+import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet
 from numpy.typing import NDArray
+
+from ich.inputs import MAX_TABLE, content
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,16 @@ def read(source: Path) -> UserTable:
     """
     is_csv = source.name.endswith((".csv", ".csv.gz"))
     with _readable():
+        data = content(source, MAX_TABLE)
+        if source.name.endswith(".gz"):
+            data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(MAX_TABLE + 1)
+            if len(data) > MAX_TABLE:
+                raise ValueError(f"larger than {MAX_TABLE:,} bytes")
+        table = io.BytesIO(data)
         if is_csv:  # pandas would rename duplicate columns
-            header = [str(name) for name in pd.read_csv(source, header=None, nrows=1, dtype=str).iloc[0]]
+            header = [str(name) for name in pd.read_csv(table, header=None, nrows=1, dtype=str).iloc[0]]
         else:
-            header = pyarrow.parquet.read_schema(source).names
+            header = pyarrow.parquet.read_schema(table).names
     twice = [name for name in header if header.count(name) > 1]
     if twice:
         raise ValueError(f"column {twice[0]!r} occurs twice")
@@ -45,11 +55,12 @@ def read(source: Path) -> UserTable:
     if missing:
         raise ValueError(f"no column {missing[0]}; a table needs <class> (0 or 1) and prob_<class> for each class")
     known = [name for name in ("fold", "patient_id") if name in header]
+    table.seek(0)
     with _readable():
         if is_csv:  # in one piece, for one type per column
-            rows = pd.read_csv(source, low_memory=False)
+            rows = pd.read_csv(table, low_memory=False)
         else:  # without the index that pandas may have stored
-            rows = pyarrow.parquet.read_table(source).to_pandas(ignore_metadata=True)
+            rows = pyarrow.parquet.read_table(table).to_pandas(ignore_metadata=True)
     if rows.empty:
         raise ValueError("the table has no rows")
     others = [name for name in rows if name not in (*classes, *known) and not str(name).startswith("prob_")]
