@@ -20,7 +20,7 @@ from ich.errors import UserError
 from ich.pipeline.state import Plan
 from ich.recipe import load
 from ich.stages import check, predict
-from ich.store.paths import listing
+from ich.store.raw import listing
 from plain_slice import HEADER
 
 NAMES = {

@@ -88,7 +88,7 @@ def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch):
 INPUTS = ["data", "phantom", "recipe", "ensemble", "models/external.py"]  # read files of the user
 OPENS = {"open", "read_bytes", "read_text", "ZipFile", "read_csv", "read_table", "read_schema", "load", "imread"}
 OURS = ("read_text", "layout.read_text")  # functions of this program
-OPENED = ("file", "source", "table", "text", "io.BytesIO(content(")  # arguments that are no paths
+OPENED = ("file", "data", "source", "table", "text", "io.BytesIO(content(")  # arguments that are no paths
 OTHERWISE = {  # what is no input file
     "data/cache.py": ["temporary.open('wb')", "np.load(path, mmap_mode='r', allow_pickle=False)"],
     "data/files.py": ["os.open(path, os.O_RDONLY | os.O_NONBLOCK)", "opened.open(entries[name])"],

@@ -65,7 +65,7 @@ RECIPES = {
     "digits of a version": (f"%YAML {DIGITS}.1\n---\n{VALID}", "x.yaml: invalid YAML: Exceeds the limit"),
     "no character": (VALID.replace("name: x", r'name: "\U00110000"'), "x.yaml: invalid YAML: chr()"),
     "no character at all": (VALID.replace("name: x", r'name: "\UFFFFFFFF"'), "x.yaml: invalid YAML: Python int"),
-    "large file": (f"{VALID}# {'x' * 200_000}", "more than 131,072 bytes"),
+    "large file": (f"{VALID}# {'x' * 200_000}", "larger than 131,072 bytes"),
     **{
         f"base with {name}": (f'base: "x{text}"\n{VALID}', "line 1: control characters are not allowed")
         for name, text in (("NUL", "\\0"), ("newline", "\\n"), ("escape", "\\e[2J"), ("surrogate", "\\ud800"))
