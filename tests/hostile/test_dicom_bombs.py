@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from plain_slice import HEADER
 
 from ich.data import dicom
 from ich.data.dicom import Reason, Unreadable, parsed
+from plain_slice import HEADER
 
 STORED = np.zeros((2, 3), np.uint16)
 SLICE = replace(HEADER, explicit_vr=True)
