@@ -27,7 +27,7 @@ GROUPS = {  # functional groups that hold them in multi-frame files
 }
 TAGS = {keyword: int(tag_for_keyword(keyword) or 0) for keyword in TEXTS + DECIMALS + SHORTS}
 MODALITY_LUT, SHARED_GROUPS, PER_FRAME_GROUPS = 0x00283000, 0x52009229, 0x52009230  # sequences
-DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax
+DEFLATED, EXPLICIT = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1\0\0\0"  # transfer syntaxes
 
 
 class Element(NamedTuple):

@@ -1,6 +1,5 @@
-"""DICOM headers of every kind, also damaged ones, parsed by pydicom."""
+"""DICOM headers of every kind, also damaged ones, parsed by pydicom within limits."""
 
-import contextlib
 import re
 import struct
 import warnings
@@ -8,38 +7,57 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader, BytesIO, FileIO
-from typing import Any
+from typing import Any, cast
 
-import pydicom
 from pydicom.config import IGNORE, settings
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_partial
 from pydicom.uid import ImplicitVRLittleEndian
 
-from ich.data.dicom.elements import DEFLATED, Header, parsed_value
+from ich.data.dicom import plain
+from ich.data.dicom.elements import DEFLATED, EXPLICIT, Header, PlainHeader, parsed_value
 from ich.data.dicom.plain import Pixels
 from ich.data.refusal import Reason, Unreadable
 
 Stream = FileIO | BufferedReader | BytesIO
-MAX_INFLATED = 1 << 29  # bytes of a deflated file
+MAX_COPIED = 1 << 28  # bytes of a deflated file, or of one without preamble; such files are copied into memory
+MAX_READS = 500_000  # of a header, at least one per element; a slice has about 100 elements, 4,096 frames have 300,000
+FIRST_PIXELS = 0x7FE00008  # float, double float or integer pixel data
 # The beginning of files without preamble: the prefix, or an element of group 2 or 8, in either byte order.
 BARE = re.compile(rb"DICM[\2\x08]\0|[\2\x08]\0.\0|\0\x08\0.", re.DOTALL)
 # RSNA's identifiers are not valid UIDs; pydicom would warn for each of 870,000 files.
 settings.reading_validation_mode = IGNORE
 
 
+class _Parsed:
+    """A file for pydicom, which may call `read` MAX_READS times. Raises Unreadable then."""
+
+    def __init__(self, stream: BufferedReader | BytesIO) -> None:
+        self._read, self.seek, self.tell, self._reads = stream.read, stream.seek, stream.tell, 0
+
+    def read(self, size: int = -1) -> bytes:
+        self._reads += 1
+        if self._reads > MAX_READS:
+            raise Unreadable(Reason.NOT_DICOM, "too many elements")
+        return self._read(size)
+
+
 @contextmanager
 def opened(file: BufferedReader) -> Iterator[tuple[Dataset, Stream]]:
     """The header of a file, and the stream at the element of the pixels. Raises Unreadable and pydicom's errors."""
+    last = 0
+
+    def at_pixels(tag: int, vr: str | None, length: int) -> bool:
+        nonlocal last
+        if tag < last:  # PS3.5, 7.1: tags increase. pydicom would keep the last of two PatientIDs
+            raise Unreadable(Reason.NOT_DICOM, "its elements are not in order")
+        last = tag
+        return tag >= FIRST_PIXELS
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        stream = _with_preamble(file)
-        _limit_inflation(stream)
-        dataset = pydicom.dcmread(stream, stop_before_pixels=True)
-        inflated: Any = dataset.buffer  # a deflated file, which pydicom inflates into memory
-        if inflated is not None:
-            stream = BytesIO(inflated.getvalue())
-            stream.seek(inflated.tell())
-        yield dataset, stream
+        stream = _inflated(_with_preamble(file))
+        yield read_partial(cast(Any, _Parsed(stream)), at_pixels), stream
 
 
 def syntax(dataset: Dataset) -> str:
@@ -52,26 +70,40 @@ def _with_preamble(file: BufferedReader) -> BufferedReader | BytesIO:
     head = file.peek(132)
     if head[128:132] == b"DICM" or not BARE.match(head):
         return file
-    content = file.read(MAX_INFLATED + 1)
-    if len(content) > MAX_INFLATED:
-        raise Unreadable(Reason.BAD_SIZE, f"a file without preamble of more than {MAX_INFLATED} bytes")
+    content = file.read(MAX_COPIED + 1)
+    if len(content) > MAX_COPIED:
+        raise Unreadable(Reason.BAD_SIZE, f"a file without preamble of more than {MAX_COPIED} bytes")
     return BytesIO(bytes(128) + (b"" if content.startswith(b"DICM") else b"DICM") + content)
 
 
-def _limit_inflation(file: BufferedReader | BytesIO) -> None:
-    """Raise Unreadable for a deflate bomb, before pydicom allocates memory for it."""
-    head = file.read(1024)
+def _inflated(file: BufferedReader | BytesIO) -> BufferedReader | BytesIO:
+    """The file; or, of a deflated one, an inflated copy with the transfer syntax Explicit VR Little Endian.
+
+    Raises Unreadable for a deflate bomb.
+    """
+    head = file.read(plain.HEAD)
     file.seek(0)
-    if DEFLATED not in head or len(head) < 144:
-        return
-    file.seek(144 + struct.unpack_from("<L", head, 140)[0])
-    inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    with contextlib.suppress(zlib.error):  # not deflated, or damaged: pydicom decides
-        while total <= MAX_INFLATED and (block := inflater.unconsumed_tail or file.read(1 << 16)):
-            total += len(inflater.decompress(block, 1 << 20))
-    if total > MAX_INFLATED:
-        raise Unreadable(Reason.BAD_SIZE, f"inflates to more than {MAX_INFLATED} bytes")
-    file.seek(0)
+    if DEFLATED not in head:
+        return file
+    meta = PlainHeader()
+    try:
+        begin = plain.walk(head, 132, plain.META_END, True, meta)
+    except (plain.Unusual, struct.error):
+        raise Unreadable(Reason.NOT_DICOM, "file meta information of a deflated file") from None
+    if meta[plain.SYNTAX].value.rstrip(b"\0") != DEFLATED:
+        return file
+    file.seek(begin)
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    copy = BytesIO()
+    copy.write(head[:begin].replace(DEFLATED, EXPLICIT))
+    while not inflater.eof and (block := inflater.unconsumed_tail or file.read(1 << 16)):
+        copy.write(inflater.decompress(block, 1 << 20))
+        if copy.tell() > MAX_COPIED:
+            raise Unreadable(Reason.BAD_SIZE, f"inflates to more than {MAX_COPIED} bytes")
+    if not inflater.eof:
+        raise Unreadable(Reason.TRUNCATED, "deflated")
+    copy.seek(0)
+    return copy
 
 
 def pixels(dataset: Dataset, stream: Stream) -> Pixels:

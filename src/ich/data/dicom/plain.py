@@ -65,10 +65,10 @@ def read(head: bytes) -> tuple[PlainHeader, Pixels] | None:
         return None
     header = PlainHeader()
     try:
-        place = _walk(head, 132, META_END, True, header)
+        place = walk(head, 132, META_END, True, header)
         syntax = header.pop(SYNTAX).value
         explicit = EXPLICIT[syntax]
-        place = _walk(head, place, PIXELS_BEGIN, explicit, header)
+        place = walk(head, place, PIXELS_BEGIN, explicit, header)
         group, number, length = _element(head, place)
         offset = place + 8
         if explicit:
@@ -85,7 +85,7 @@ def read(head: bytes) -> tuple[PlainHeader, Pixels] | None:
     return header, Pixels(syntax.rstrip(b"\0").decode(), True, offset, length)
 
 
-def _walk(head: bytes, place: int, end: int, explicit: bool, header: PlainHeader) -> int:
+def walk(head: bytes, place: int, end: int, explicit: bool, header: PlainHeader) -> int:
     """Add elements from `place` on; return the place of the first element whose tag is at least `end`."""
     last = 0 if end == META_END else FIRST - 1
     vrs_of, code = VRS_OF.get, 0

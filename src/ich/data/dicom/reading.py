@@ -32,11 +32,12 @@ from ich.inputs import regular
 
 MAX_FILE = 1 << 33  # bytes
 MAX_SIDE = 4096  # pixels; a larger claim is damage
+MAX_FRAMES = 4096
 MAX_PIXELS = 1 << 30  # of all frames: 4,096 slices of 512 x 512
 MAX_POSITION = 1e5  # mm; no scanner is a hundred metres long
 CT_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.2{suffix}" for suffix in ("", ".1", ".2"))
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7."  # with a dot appended; also its multi-frame variants
-NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"}
+NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}
 STORED = {
     (bits, little): np.dtype(f"{'<' if little else '>'}u{bits // 8}") for bits in (8, 16, 32) for little in (0, 1)
 }
@@ -160,7 +161,7 @@ def _validated(header: Header, stream: parsed.Stream, pixels: Pixels | None = No
         raise Unreadable(Reason.BAD_SIZE, f"{rows} x {columns}, {allocated} bits")
     if not 1 <= bits <= allocated:
         raise Unreadable(Reason.BAD_SIZE, f"{bits} bits stored in {allocated}")
-    if frames < 1 or rows * columns * frames > MAX_PIXELS:
+    if not 0 < frames <= MAX_FRAMES or rows * columns * frames > MAX_PIXELS:
         raise Unreadable(Reason.BAD_SIZE, f"{frames} frames of {rows} x {columns}")
     if pixels is None:
         assert not isinstance(header, PlainHeader)

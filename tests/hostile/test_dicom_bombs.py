@@ -1,0 +1,96 @@
+"""Small DICOM files that claim or expand to much more than a slice."""
+
+import struct
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ich.data import dicom
+from ich.data.dicom import Reason, Unreadable, parsed
+from plain_slice import HEADER
+
+STORED = np.zeros((2, 3), np.uint16)
+SLICE = replace(HEADER, explicit_vr=True)
+
+
+@pytest.fixture
+def content(tmp_path):
+    """The bytes of an intact slice, explicit little endian, and the place of its first element after the meta."""
+    path = tmp_path / "intact.dcm"
+    dicom.write(path, STORED, SLICE)
+    data = path.read_bytes()
+    return data, 144 + struct.unpack_from("<L", data, 140)[0]
+
+
+def refused(tmp_path, data):
+    path = tmp_path / "bomb.dcm"
+    path.write_bytes(data)
+    with pytest.raises(Unreadable) as error:
+        dicom.geometry(path)
+    return error.value
+
+
+def element(group, number, vr, value):
+    long = struct.pack("<2xL", len(value)) if vr in (b"OB", b"SQ", b"UN") else struct.pack("<H", len(value))
+    return struct.pack("<HH", group, number) + vr + long + value
+
+
+def deflated(data, begin, *, wrong_length=0):
+    meta = data[:begin].replace(
+        element(2, 16, b"UI", b"1.2.840.10008.1.2.1\0"), element(2, 16, b"UI", b"1.2.840.10008.1.2.1.99")
+    )
+    meta = meta[:140] + struct.pack("<L", len(meta) - 144 + wrong_length) + meta[144:]
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return meta + packer.compress(data[begin:]) + packer.flush()
+
+
+@pytest.mark.parametrize("wrong_length", [0, 7])
+def test_a_deflated_file_is_inflated_up_to_a_limit(tmp_path, content, monkeypatch, wrong_length):
+    data, begin = content
+    path = tmp_path / "deflated.dcm"
+    path.write_bytes(deflated(data, begin, wrong_length=wrong_length))
+    assert dicom.hounsfield(path).shape == STORED.shape
+    monkeypatch.setattr(parsed, "MAX_COPIED", 1 << 22)
+    bomb = deflated(data + bytes(1 << 23), begin, wrong_length=wrong_length)
+    assert len(bomb) < 20_000
+    assert refused(tmp_path, bomb).reason == Reason.BAD_SIZE
+
+
+def test_a_deflated_file_that_is_cut_off_is_refused(tmp_path, content):
+    assert refused(tmp_path, deflated(*content)[:-3]).reason == Reason.TRUNCATED
+
+
+def test_at_most_4096_frames_are_read(tmp_path, content):
+    data, begin = content
+    many = data[:begin] + data[begin:].replace(
+        element(0x28, 0x10, b"US", b"\2\0"), element(0x28, 8, b"IS", b"4097") + element(0x28, 0x10, b"US", b"\2\0")
+    )
+    why = refused(tmp_path, many + bytes(12 * 4097))
+    assert (why.reason, why.detail) == (Reason.BAD_SIZE, "4097 frames of 2 x 3")
+
+
+def in_front(content, elements):
+    """The slice with elements before its first element."""
+    data, begin = content
+    return data[:begin] + elements + data[begin:]
+
+
+NESTED = b"\xfe\xff\0\xe0\xff\xff\xff\xff"  # an item of undefined length
+LOOPS = {
+    "zeros": bytes(80_000),
+    "elements": element(8, 1, b"UN", b"") * 10_000,
+    "zeros in a sequence": struct.pack("<HH2s2xL", 8, 6, b"SQ", 0xFFFFFFFF) + NESTED + bytes(80_000),
+    "nested sequences": (struct.pack("<HH2s2xL", 8, 6, b"SQ", 0xFFFFFFFF) + NESTED) * 4_000,
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_header_of_endless_elements_is_refused(tmp_path, content, monkeypatch, name):
+    monkeypatch.setattr(parsed, "MAX_READS", 5_000)
+    assert refused(tmp_path, in_front(content, LOOPS[name])).reason == Reason.NOT_DICOM
+
+
+def test_elements_that_are_not_in_order_are_refused(tmp_path, content):
+    assert refused(tmp_path, in_front(content, element(0x7000, 1, b"UN", b""))).reason == Reason.NOT_DICOM
