@@ -73,9 +73,9 @@ def read(monkeypatch) -> list[str]:
     """The names of the files whose pixels are read."""
     names, real = [], cache.read_frames
 
-    def counted(path, frames, values):
+    def counted(path, frames, *arguments):
         names.extend([path.stem] * len(frames))
-        return real(path, frames, values)
+        return real(path, frames, *arguments)
 
     monkeypatch.setattr(cache, "read_frames", counted)
     return names
@@ -215,7 +215,7 @@ def test_a_full_disk_is_one_error_and_the_next_call_resumes(workspace, monkeypat
         left -= 1
         if left == 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(*arguments)
+        return real(*arguments)
 
     whole = workspace.prepare()
     workspace.forget()

@@ -1,6 +1,6 @@
 """Crop slices to a square around the head, or without their black edges, and resize them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -10,6 +10,7 @@ from ich.data.units import HU_LOW
 
 AIR = HU_LOW
 BLACK = {"hu": -300, "grey": 10}  # by Raw.values: the highest value of background
+CHANNELS = [0, 0, 1, 1, 2, 2, 3, 3]  # for cv2.mixChannels: image k becomes channel k
 SMALLEST = 0.02  # minimum share of the image for a head
 
 
@@ -28,23 +29,26 @@ def resized(image: np.ndarray, box: tuple[int, int, int], size: int, beyond: int
     return _resize(_square(image, box, beyond), size)
 
 
-def resize_all(slices: Sequence[np.ndarray], box: tuple[int, int, int], beyond: int, into: np.ndarray) -> None:
-    """Write each slice, `resized` with the same `box`, into `into`, int16 [n, size, size]. Slices have one shape.
+def resize_all(slices: Sequence[np.ndarray], box: tuple[int, int, int], beyond: int, size: int) -> Iterator[np.ndarray]:
+    """Yield the slices, `resized` with the same `box`, as int16 [k, size, size]; each overwrites the one before.
 
-    At non-integer factors, OpenCV resizes four channels in nearly the time of one, with the same result. So four
-    slices are resized as the channels of one image.
+    Slices have one shape. At non-integer factors, OpenCV resizes four channels in nearly the time of one, with the same
+    result. So four slices are resized as the channels of one image.
     """
-    side, size = box[2], into.shape[1]
+    row, column, side = box
     together = 4 if side > size and side % size else 1
+    block = np.empty((together, size, size), np.int16)
+    channels = np.full((side, side, together), beyond, np.int16)
     for start in range(0, len(slices), together):
-        squares = [_square(image, box, beyond) for image in slices[start : start + together]]
-        rows = list(into[start : start + together])
-        if len(squares) > 1:
-            channels = cv2.merge((squares * 2)[:4])
-            rows += [np.empty_like(rows[0]) for _ in range(4 - len(rows))]
-            cv2.split(cv2.resize(channels, (size, size), interpolation=cv2.INTER_AREA), rows)
+        some = slices[start : start + together]
+        if together == 1:
+            _resize(_square(some[0], box, beyond), size, block[0])
         else:
-            _resize(squares[0], size, rows[0])
+            inside = [_inside(image, box) for image in (*some, *some, *some, *some)[:4]]
+            (top, left), (rows, columns) = (max(-row, 0), max(-column, 0)), inside[0].shape
+            cv2.mixChannels(inside, [channels[top : top + rows, left : left + columns]], CHANNELS)
+            cv2.split(_resize(channels, size), list(block))
+        yield block[: len(some)]
 
 
 def _resize(square: np.ndarray, size: int, into: np.ndarray | None = None) -> np.ndarray:
@@ -54,18 +58,23 @@ def _resize(square: np.ndarray, size: int, into: np.ndarray | None = None) -> np
 
 def _square(image: np.ndarray, box: tuple[int, int, int], beyond: int) -> np.ndarray:
     row, column, side = box
-    top, left = max(row, 0), max(column, 0)
-    inside = image[top : row + side, left : column + side]
-    below, right = side - (top - row) - inside.shape[0], side - (left - column) - inside.shape[1]
-    if below or right or top > row or left > column:
-        return cv2.copyMakeBorder(inside, top - row, below, left - column, right, cv2.BORDER_CONSTANT, value=[beyond])
+    inside, top, left = _inside(image, box), max(-row, 0), max(-column, 0)
+    below, right = side - top - inside.shape[0], side - left - inside.shape[1]
+    if top or left or below or right:
+        return cv2.copyMakeBorder(inside, top, below, left, right, cv2.BORDER_CONSTANT, value=[beyond])
     return inside
+
+
+def _inside(image: np.ndarray, box: tuple[int, int, int]) -> np.ndarray:
+    """The part of a slice within the square `box`."""
+    row, column, side = box
+    return image[max(row, 0) : row + side, max(column, 0) : column + side]
 
 
 def head_piece(image: np.ndarray) -> Piece:
     """The head in a slice: the largest component of tissue, on a coarse grid, without head-rest and table."""
     step = _step(image.shape)
-    opened = _opened((image[::step, ::step] > BLACK["hu"]).view(np.uint8))
+    opened = _opened((image[::step] > BLACK["hu"])[:, ::step].astype(np.uint8))  # rows first: that is faster
     total = cv2.countNonZero(opened)
     if total == 0:
         return Piece(0, 0, 0, 0, 0)
