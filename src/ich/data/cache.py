@@ -160,7 +160,8 @@ def _write_shard(path: Path, fingerprint: str, root: Path, series: list[Places],
     known = read_record(note)
     if known and known["fingerprint"] == fingerprint and path.is_file() and sha256_file(path) == known["shard"]:
         unread = {int(i): Unreadable(Reason[name], detail) for i, (name, detail) in known["unread"].items()}
-        return Shard(np.array(known["boxes"], np.int32), unread, known["shard"], reused=True)
+        found = np.frombuffer(bytes.fromhex(known["boxes"]), np.int32).reshape(-1, len(BOX))
+        return Shard(found, unread, known["shard"], reused=True)
     cv2.setNumThreads(1)
     # From now on malloc keeps freed memory. New pages for each series would take twice as long.
     np.empty(HELD, np.uint8)
@@ -184,8 +185,12 @@ def _write_shard(path: Path, fingerprint: str, root: Path, series: list[Places],
                 file.write(_header(len(boxes) - len(unread), image.size))
         written = sha256_file(temporary) if unread else hasher.hexdigest()
     reasons = {str(i): [why.reason.name, why.detail] for i, why in unread.items()}
-    write_record(note, {"fingerprint": fingerprint, "shard": written, "boxes": boxes, "unread": reasons})
-    return Shard(np.array(boxes, np.int32), unread, written, reused=False)
+    found = np.array(boxes, np.int32)
+    # In hexadecimal: as a list, the boxes would take as long as the hash of the pixels.
+    write_record(
+        note, {"fingerprint": fingerprint, "shard": written, "boxes": found.tobytes().hex(), "unread": reasons}
+    )
+    return Shard(found, unread, written, reused=False)
 
 
 def _header(rows: int, size: int) -> bytes:
