@@ -82,18 +82,18 @@ def read(monkeypatch) -> list[str]:
 
 
 def killed(workspace: Workspace, monkeypatch, *, after: int, force: bool = False) -> None:
-    """Kill `ich prepare` after so many shards, with one more that has no note yet."""
-    real, left = cache.write_record, after
+    """Kill `ich prepare` after so many shards."""
+    real, left = cache.record_text, after
 
     def write(*arguments):
         nonlocal left
         if left == 0:
             raise Killed
         left -= 1
-        real(*arguments)
+        return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "write_record", write)
+        patch.setattr(cache, "record_text", write)
         with pytest.raises(Killed):
             prepare.run(workspace.plan(), force=force)
 

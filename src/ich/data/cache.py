@@ -25,7 +25,7 @@ from ich.data.slice_table import SERIES, Progress, Quarantined, quarantine_list,
 from ich.processes import run_parallel
 from ich.store.atomic import atomic
 from ich.store.hashes import digest, remember, sha256_file
-from ich.store.records import read_record, write_record
+from ich.store.records import read_record, record_text
 
 SHARD_BYTES = 1 << 27  # of pixels: 1,024 slices of 256 x 256
 LEAST_SHARDS = 32  # of a small competition, so that every core has some
@@ -184,12 +184,11 @@ def _write_shard(path: Path, fingerprint: str, root: Path, series: list[Places],
                 file.seek(0)
                 file.write(_header(len(boxes) - len(unread), image.size))
         written = sha256_file(temporary) if unread else hasher.hexdigest()
-    reasons = {str(i): [why.reason.name, why.detail] for i, why in unread.items()}
-    found = np.array(boxes, np.int32)
-    # In hexadecimal: as a list, the boxes would take as long as the hash of the pixels.
-    write_record(
-        note, {"fingerprint": fingerprint, "shard": written, "boxes": found.tobytes().hex(), "unread": reasons}
-    )
+        reasons = {str(i): [why.reason.name, why.detail] for i, why in unread.items()}
+        found = np.array(boxes, np.int32)
+        # A note that is cut off by a kill is ignored, and so is one whose shard differs. So it needs no fsync.
+        known = {"fingerprint": fingerprint, "shard": written, "boxes": found.tobytes().hex(), "unread": reasons}
+        note.write_text(record_text(known))
     return Shard(found, unread, written, reused=False)
 
 
