@@ -10,7 +10,6 @@ from ich.data.units import HU_LOW
 
 AIR = HU_LOW
 BLACK = {"hu": -300, "grey": 10}  # by Raw.values: the highest value of background
-CHANNELS = [0, 0, 1, 1, 2, 2, 3, 3]  # for cv2.mixChannels: image k becomes channel k
 SMALLEST = 0.02  # minimum share of the image for a head
 
 
@@ -35,19 +34,16 @@ def resize_all(slices: Sequence[np.ndarray], box: tuple[int, int, int], beyond: 
     Slices have one shape. At non-integer factors, OpenCV resizes four channels in nearly the time of one, with the same
     result. So four slices are resized as the channels of one image.
     """
-    row, column, side = box
+    side = box[2]
     together = 4 if side > size and side % size else 1
     block = np.empty((together, size, size), np.int16)
-    channels = np.full((side, side, together), beyond, np.int16)
     for start in range(0, len(slices), together):
         some = slices[start : start + together]
         if together == 1:
             _resize(_square(some[0], box, beyond), size, block[0])
         else:
-            inside = [_inside(image, box) for image in (*some, *some, *some, *some)[:4]]
-            (top, left), (rows, columns) = (max(-row, 0), max(-column, 0)), inside[0].shape
-            cv2.mixChannels(inside, [channels[top : top + rows, left : left + columns]], CHANNELS)
-            cv2.split(_resize(channels, size), list(block))
+            channels = cv2.merge((*some, *some, *some, *some)[:4])
+            cv2.split(_resize(_square(channels, box, beyond), size), list(block))
         yield block[: len(some)]
 
 
@@ -58,17 +54,13 @@ def _resize(square: np.ndarray, size: int, into: np.ndarray | None = None) -> np
 
 def _square(image: np.ndarray, box: tuple[int, int, int], beyond: int) -> np.ndarray:
     row, column, side = box
-    inside, top, left = _inside(image, box), max(-row, 0), max(-column, 0)
-    below, right = side - top - inside.shape[0], side - left - inside.shape[1]
-    if top or left or below or right:
-        return cv2.copyMakeBorder(inside, top, below, left, right, cv2.BORDER_CONSTANT, value=[beyond])
+    top, left = max(row, 0), max(column, 0)
+    inside = image[top : row + side, left : column + side]
+    below, right = side - (top - row) - inside.shape[0], side - (left - column) - inside.shape[1]
+    if below or right or top > row or left > column:
+        edges = (top - row, below, left - column, right)
+        return cv2.copyMakeBorder(inside, *edges, cv2.BORDER_CONSTANT, value=[beyond] * 4)  # per channel
     return inside
-
-
-def _inside(image: np.ndarray, box: tuple[int, int, int]) -> np.ndarray:
-    """The part of a slice within the square `box`."""
-    row, column, side = box
-    return image[max(row, 0) : row + side, max(column, 0) : column + side]
 
 
 def head_piece(image: np.ndarray) -> Piece:
