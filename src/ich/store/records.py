@@ -24,6 +24,7 @@ def write_record(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def record_text(value: Mapping[str, Any]) -> str:
+    """Return the text of such a file."""
     plain = json.loads(json_text(value))
     return json_text({**plain, HASH: digest(plain)})
 

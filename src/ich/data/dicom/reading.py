@@ -60,9 +60,7 @@ class Geometry:
     instance_uid: str = ""  # SOPInstanceUID
     rows: int = 0  # pixels; 0 where unknown
     columns: int = 0
-    crc: int = field(
-        default=0, compare=False
-    )  # of the beginning of a DICOM file, with SOPInstanceUID; or of a PNG file
+    crc: int = field(default=0, compare=False)  # CRC-32 of a file's beginning, with SOPInstanceUID; of a whole PNG
     frame: int = 0  # of a multi-frame file, from 0
     further: tuple["Geometry", ...] = ()  # the other frames, in that of the first
 
@@ -98,7 +96,7 @@ class CtFile(NamedTuple):
     dtype: np.dtype  # of the stored values in the file
     pixels: Pixels
     fragments: list[list[fragments.Fragment]]  # of each frame; empty unless compressed
-    crc: int
+    crc: int  # as in Geometry
 
     def geometry(self) -> Geometry:
         """Geometry of the first frame, with that of the others. Raises Unreadable."""
