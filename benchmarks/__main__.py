@@ -12,7 +12,7 @@ from benchmarks import harness
 from ich.console import set_level
 
 TOPICS = {
-    "prepare": "`ich prepare` on one core, against reading and copying the files and against a plain script",
+    "prepare": "`ich prepare` on one core, against reading, copying and resizing the files, and against a plain script",
     "training": "one epoch of `fit`, against the same network on one batch in memory",
     "prediction": "logits and embeddings of all slices, against the network's forward pass alone",
     "sequence": "one epoch of a stage-2 network on packed batches, against a loader of padded studies",

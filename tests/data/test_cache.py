@@ -196,6 +196,25 @@ def test_an_unreadable_slice_leaves_no_gap(tmp_path):
     assert [(q.image_id, q.reason) for q in unread] == [("b", "truncated")]
 
 
+@pytest.mark.parametrize("values", ["hu", "grey"])
+def test_a_file_replaced_after_its_header_was_read_is_quarantined(tmp_path, values):
+    """Otherwise the slices of one patient would have the pixels of another."""
+    if values == "hu":
+        raw = competition(tmp_path, {name: at(0, patient_id=name, study_id=name) for name in "abc"})
+    else:
+        raw = raw_of(["a.png", "b.png", "c.png"])
+        for grey, path in enumerate(raw.files["path"]):
+            cv2.imwrite(str(tmp_path / path), np.full((8, 8), grey, np.uint8))
+    table, _ = table_of(tmp_path, raw, values)
+    one, two = (tmp_path / path for path in raw.files["path"][:2])
+    one.rename(tmp_path / "other")
+    two.rename(one)
+    (tmp_path / "other").rename(two)
+    table, hu, unread = filled(tmp_path / "cache", table, tmp_path, ImageFormat(8, values=values))
+    assert [(q.image_id, q.reason) for q in unread] == [("a", "replaced"), ("b", "replaced")]
+    assert (table["image_id"].tolist(), hu[:, 0, 0].tolist()) == (["c"], [2])
+
+
 def test_a_damaged_header_and_labelled_or_test_images_without_a_file_are_quarantined(tmp_path):
     competition(tmp_path, {"a": at(0)})
     (tmp_path / "b.dcm").write_text("no")
@@ -238,12 +257,12 @@ class Scanner:
         self.folder, self.refused, self.read = folder, refused, set()
         series = np.repeat(np.arange(len(lengths)), lengths)
         names = pd.DataFrame({"image_id": [f"i{k}" for k in range(len(series))], "series_id": series.astype(str)})
-        names = names.assign(split="train", study_id="s", path=(series + 1) // 2, frame=range(len(series)))
+        names = names.assign(split="train", study_id="s", path=(series + 1) // 2, crc=0, frame=range(len(series)))
         self.table = names.astype({"path": str})
         monkeypatch.setattr(cache, "read_frames", self.frames)
         monkeypatch.setattr(cache, "LEAST_SHARDS", 3)
 
-    def frames(self, _path, frames, _values):
+    def frames(self, _path, frames, _values, _crc):
         self.read |= set(frames)
         noise = [np.random.default_rng(k).integers(-1000, 1000, (4, 4)).astype(np.int16) for k in frames]
         return [

@@ -73,27 +73,27 @@ def read(monkeypatch) -> list[str]:
     """The names of the files whose pixels are read."""
     names, real = [], cache.read_frames
 
-    def counted(path, frames, values):
+    def counted(path, frames, *arguments):
         names.extend([path.stem] * len(frames))
-        return real(path, frames, values)
+        return real(path, frames, *arguments)
 
     monkeypatch.setattr(cache, "read_frames", counted)
     return names
 
 
 def killed(workspace: Workspace, monkeypatch, *, after: int, force: bool = False) -> None:
-    """Kill `ich prepare` after so many shards, with one more that has no note yet."""
-    real, left = cache.write_record, after
+    """Kill `ich prepare` after so many shards."""
+    real, left = cache.record_text, after
 
     def write(*arguments):
         nonlocal left
         if left == 0:
             raise Killed
         left -= 1
-        real(*arguments)
+        return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "write_record", write)
+        patch.setattr(cache, "record_text", write)
         with pytest.raises(Killed):
             prepare.run(workspace.plan(), force=force)
 
@@ -215,7 +215,7 @@ def test_a_full_disk_is_one_error_and_the_next_call_resumes(workspace, monkeypat
         left -= 1
         if left == 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(*arguments)
+        return real(*arguments)
 
     whole = workspace.prepare()
     workspace.forget()

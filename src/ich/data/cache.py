@@ -1,13 +1,15 @@
 """The HU cache: shards of int16 slices, each with whole series."""
 
 import errno
+import hashlib
+import io
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, Literal, Self
 
 import cv2
 import numpy as np
@@ -23,14 +25,13 @@ from ich.data.slice_table import SERIES, Progress, Quarantined, quarantine_list,
 from ich.processes import run_parallel
 from ich.store.atomic import atomic
 from ich.store.hashes import digest, remember, sha256_file
-from ich.store.records import read_record, write_record
+from ich.store.records import read_record, record_text
 
 SHARD_BYTES = 1 << 27  # of pixels: 1,024 slices of 256 x 256
 LEAST_SHARDS = 32  # of a small competition, so that every core has some
-BLOCK = 8  # slices resized and written at once, which fit into the processor's cache
 HELD = 31 << 20  # bytes; 32 MiB are M_MMAP_THRESHOLD's maximum, mallopt(3)
 BOX = ("crop_row", "crop_column", "crop_side", "raw_rows", "raw_columns")
-Places = list[tuple[str, int]]  # path below the competition's folder and frame, for each slice of a series
+Places = list[tuple[str, int, int]]  # path below the competition's folder, crc and frame, for each slice of a series
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,16 @@ class ImageFormat:
     values: str = "hu"
 
 
-def read_frames(path: Path, frames: Sequence[int], values: str = "hu") -> list[np.ndarray | Unreadable]:
-    """Read frames as int16 [rows, columns] of Hounsfield units or grey values; Unreadable for each rejected one."""
+def read_frames(
+    path: Path, frames: Sequence[int], values: str = "hu", crc: int | None = None
+) -> list[np.ndarray | Unreadable]:
+    """Read frames as int16 [rows, columns] of Hounsfield units or grey values; Unreadable for each rejected one.
+
+    crc: that of the file's Geometry, if it was read before.
+    """
     try:
         with located(path) as file:
-            return dicom.hounsfields(file, frames) if values == "hu" else [images.grey(file)]
+            return dicom.hounsfields(file, frames, crc) if values == "hu" else [images.grey(file, crc)]
     except Unreadable as refusal:
         return [refusal] * len(frames)
 
@@ -100,7 +106,7 @@ def write_shards(
         if path.name not in names:
             path.unlink()
     _require_space(folder, 2 * image.size**2 * len(table))
-    places = list(zip(table["path"], table["frame"].astype(int).tolist(), strict=True))
+    places = list(zip(table["path"], table["crc"].tolist(), table["frame"].astype(int).tolist(), strict=True))
     tasks = (
         (folder / shard_name(k), fingerprint, root, [[places[i] for i in rows] for rows in shard], image)
         for k, shard in enumerate(shards)
@@ -114,7 +120,9 @@ def write_shards(
         unread |= {int(rows[i]): why for i, why in written.unread.items()}
         reused += len(rows) if written.reused else 0
         on_done(len(rows))
-    table = table.assign(shard=numbers, shard_row=0, **dict(zip(BOX, np.concatenate(boxes).T, strict=True)))
+    table = table.drop(columns="crc").assign(
+        shard=numbers, shard_row=0, **dict(zip(BOX, np.concatenate(boxes).T, strict=True))
+    )
     refused = quarantine_list(table, unread)
     if unread:
         table = with_indices(table.drop(index=list(unread)).reset_index(drop=True))
@@ -152,7 +160,8 @@ def _write_shard(path: Path, fingerprint: str, root: Path, series: list[Places],
     known = read_record(note)
     if known and known["fingerprint"] == fingerprint and path.is_file() and sha256_file(path) == known["shard"]:
         unread = {int(i): Unreadable(Reason[name], detail) for i, (name, detail) in known["unread"].items()}
-        return Shard(np.array(known["boxes"], np.int32), unread, known["shard"], reused=True)
+        found = np.frombuffer(bytes.fromhex(known["boxes"]), np.int32).reshape(-1, len(BOX))
+        return Shard(found, unread, known["shard"], reused=True)
     cv2.setNumThreads(1)
     # From now on malloc keeps freed memory. New pages for each series would take twice as long.
     np.empty(HELD, np.uint8)
@@ -160,52 +169,63 @@ def _write_shard(path: Path, fingerprint: str, root: Path, series: list[Places],
     unread: dict[int, Unreadable] = {}
     with atomic(path) as temporary:
         with temporary.open("wb") as file:
-            _write_header(file, 0, image.size)
+            hasher = hashlib.sha256()
+
+            def write(data: bytes | memoryview) -> None:
+                hasher.update(data)
+                file.write(data)
+
+            write(_header(sum(map(len, series)), image.size))
             for places in series:
-                of_series, lost = _write_series(file, root, places, image)
+                of_series, lost = _write_series(write, root, places, image)
                 unread |= {len(boxes) + i: why for i, why in lost.items()}
                 boxes += of_series
-            file.seek(0)
-            _write_header(file, len(boxes) - len(unread), image.size)
-        written = sha256_file(temporary)
-    reasons = {str(i): [why.reason.name, why.detail] for i, why in unread.items()}
-    write_record(note, {"fingerprint": fingerprint, "shard": written, "boxes": boxes, "unread": reasons})
-    return Shard(np.array(boxes, np.int32), unread, written, reused=False)
+            if unread:
+                file.seek(0)
+                file.write(_header(len(boxes) - len(unread), image.size))
+        written = sha256_file(temporary) if unread else hasher.hexdigest()
+        reasons = {str(i): [why.reason.name, why.detail] for i, why in unread.items()}
+        found = np.array(boxes, np.int32)
+        # A note that is cut off by a kill is ignored, and so is one whose shard differs. So it needs no fsync.
+        known = {"fingerprint": fingerprint, "shard": written, "boxes": found.tobytes().hex(), "unread": reasons}
+        note.write_text(record_text(known))
+    return Shard(found, unread, written, reused=False)
 
 
-def _write_header(file: BinaryIO, rows: int, size: int) -> None:
-    """Write the header of a .npy file; numpy pads it, so that its length does not depend on `rows`."""
+def _header(rows: int, size: int) -> bytes:
+    """The header of a .npy file; numpy pads it, so that its length does not depend on `rows`."""
     kind = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int16)), "fortran_order": False}
-    np.lib.format.write_array_header_1_0(file, kind | {"shape": (rows, size, size)})
+    np.lib.format.write_array_header_1_0(file := io.BytesIO(), kind | {"shape": (rows, size, size)})
+    return file.getvalue()
 
 
 def _write_series(
-    file: BinaryIO, root: Path, places: Places, image: ImageFormat
+    write: Callable[[bytes | memoryview], object], root: Path, places: Places, image: ImageFormat
 ) -> tuple[list[list[int]], dict[int, Unreadable]]:
-    """Append the cropped slices of a series; returns BOX of each slice, and the unreadable ones by their number."""
+    """Write the cropped slices of a series; returns BOX of each slice, and the unreadable ones by their number."""
     slices: dict[int, np.ndarray] = {}
     unread: dict[int, Unreadable] = {}
     heads: dict[tuple[int, ...], list[Piece]] = {}  # by shape of the slice
-    parts = [list(part) for _, part in groupby(enumerate(places), key=lambda item: item[1][0])]
-    for path, part in zip(ahead([root / part[0][1][0] for part in parts]), parts, strict=True):
-        for (i, _), raw in zip(part, read_frames(path, [frame for _, (_, frame) in part], image.values), strict=True):
+    files = [(file, list(frames)) for file, frames in groupby(enumerate(places), key=lambda item: item[1][:2])]
+    for path, ((_, crc), frames) in zip(ahead([root / name for (name, _), _ in files]), files, strict=True):
+        found = read_frames(path, [frame for _, (*_, frame) in frames], image.values, crc)
+        for (i, _), raw in zip(frames, found, strict=True):
             if isinstance(raw, Unreadable):
                 unread[i] = raw
                 continue
             slices[i] = raw
             if image.crop == "head" and image.values == "hu":
                 heads.setdefault(raw.shape, []).append(head_piece(raw))
-    found = {shape: box_around(pieces, shape) for shape, pieces in heads.items()}
+    around = {shape: box_around(pieces, shape) for shape, pieces in heads.items()}
     boxes = [[0] * len(BOX) for _ in places]
     for i, raw in slices.items():
-        box = found.get(raw.shape, (0, 0, max(raw.shape)))
+        box = around.get(raw.shape, (0, 0, max(raw.shape)))
         boxes[i] = [*(edge_box(raw, BLACK[image.values]) if image.crop == "edges" else box), *raw.shape]
     for box, run in groupby(slices, key=lambda i: boxes[i]):
-        ids, (row, column, side, *_) = list(run), box
-        for some in (ids[k : k + BLOCK] for k in range(0, len(ids), BLOCK)):
-            block = np.empty((len(some), image.size, image.size), np.int16)
-            resize_all([slices[i] for i in some], (row, column, side), AIR if image.values == "hu" else 0, block)
-            file.write(block.data)
+        row, column, side, *_ = box
+        beyond = AIR if image.values == "hu" else 0
+        for block in resize_all([slices[i] for i in run], (row, column, side), beyond, image.size):
+            write(block.data)
     return boxes, unread
 
 

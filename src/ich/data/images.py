@@ -1,6 +1,7 @@
 """Grey values of PNG images, for competitions that have images instead of CT slices."""
 
 import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ich.data.dicom import Geometry, Reason, Unreadable
-from ich.data.refusal import exhausted
+from ich.data.refusal import exhausted, require_same
 from ich.inputs import content
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -19,18 +20,21 @@ DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 1
 
 def geometry(path: Path) -> Geometry:
     """A study of its own for each image, named like its file. Raises Unreadable."""
-    rows, columns = struct.unpack(">II", _checked(path)[16:24])[::-1]
+    data = _checked(path)
+    rows, columns = struct.unpack(">II", data[16:24])[::-1]
     name, unknown = path.stem, float("nan")
     values = {"patient_id": name, "study_id": name, "series_id": name, "position": None, "instance": 0, "tilt": 0.0}
-    return Geometry(**values, row_spacing=unknown, column_spacing=unknown, rows=rows, columns=columns)
+    sizes = {"row_spacing": unknown, "column_spacing": unknown, "rows": rows, "columns": columns}
+    return Geometry(**values, **sizes, crc=zlib.crc32(data))
 
 
-def grey(path: Path) -> NDArray[np.int16]:
+def grey(path: Path, crc: int | None = None) -> NDArray[np.int16]:
     """Grey values 0..255, int16 [rows, columns], of a grey or colour PNG of 1 to 16 bits. Raises Unreadable.
 
-    Colours are converted to luminance (Rec. 601), 16 bits to 8, transparent pixels to black.
+    Colours are converted to luminance (Rec. 601), 16 bits to 8, transparent pixels to black. crc: that of its Geometry.
     """
     data = _checked(path)
+    require_same(zlib.crc32(data), crc)
     if not data.rstrip(b"\0").endswith(b"IEND\xaeB`\x82"):  # OpenCV silently fills in the rest
         raise Unreadable(Reason.TRUNCATED, "the PNG file is cut off")
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

@@ -24,6 +24,7 @@ class Reason(StrEnum):
     DECODER_HUNG = "the decoder exceeded its time limit"
     LABEL_WITHOUT_FILE = "the competition lists this image, but there is no file"
     NOT_IMAGE = "this is not a PNG image, or its header is damaged"
+    REPLACED = "another file took its place after its header was read"
     OTHER_PATIENT = "the file belongs to another patient than the folder it lies in"
     OTHER_SERIES = "another series of the scan is used"
     SAME_ID = "a frame of another file has the same image id"
@@ -51,6 +52,12 @@ class Quarantined:
     path: str
     reason: str
     detail: str
+
+
+def require_same(crc: int, expected: int | None) -> None:
+    """Raise Unreadable if the CRC-32 of a file is not the `expected` one."""
+    if expected is not None and crc != expected:
+        raise Unreadable(Reason.REPLACED)
 
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)  # file handles, memory, disk

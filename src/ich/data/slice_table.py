@@ -77,7 +77,7 @@ def slice_table(raw: Raw, geometries: Sequence[Geometry | Unreadable]) -> tuple[
     """Build the slice table of the readable headers and the quarantine list.
 
     Columns: image_id, patient_id, study_id, series_id, position (mm), index, n_slices, split, tilt (degrees),
-    row_spacing, column_spacing (mm), one float32 column per class (NaN: unlabelled), frame, path. Each frame of a
+    row_spacing, column_spacing (mm), one float32 column per class (NaN: unlabelled), frame, path, crc. Each frame of a
     multi-frame file is a slice with image_id `<file>#<frame>`, counted from 0. The slices of a series are adjacent and
     sorted by position; if any of them has no position, by instance number. Slices at the same position are sorted by
     acquisition, instance number and image id. The label of a study is given to each of its slices. A study of an
@@ -107,7 +107,7 @@ def slice_table(raw: Raw, geometries: Sequence[Geometry | Unreadable]) -> tuple[
     table.loc[table["split"] == "test", classes] = np.nan
     table = _in_order(table)
     columns = ["image_id", "patient_id", "study_id", "series_id", "position", "index", "n_slices", "split"]
-    columns += ["tilt", "row_spacing", "column_spacing", *classes, "frame", "path"]
+    columns += ["tilt", "row_spacing", "column_spacing", *classes, "frame", "path", "crc"]
     return table[columns], [*quarantine_list(raw.files, refused), *raw.refused, *_without_file(raw, table)]
 
 

@@ -20,8 +20,13 @@ HASH = "sha256"  # the last key of a record: the hash of all others
 
 def write_record(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object, with the hash of its keys as the last key."""
+    write_text(path, record_text(value))
+
+
+def record_text(value: Mapping[str, Any]) -> str:
+    """Return the text of such a file."""
     plain = json.loads(json_text(value))
-    write_text(path, json_text({**plain, HASH: digest(plain)}))
+    return json_text({**plain, HASH: digest(plain)})
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from ich.data.dicom.elements import (
     DECIMALS,
-    DEFLATED,
     MODALITY_LUT,
     PER_FRAME_GROUPS,
     SHARED_GROUPS,
@@ -61,7 +60,7 @@ class Pixels(NamedTuple):
 
 def read(head: bytes) -> tuple[PlainHeader, Pixels] | None:
     """The header of a file that begins with these bytes; None where pydicom has to read it."""
-    if head[128:132] != b"DICM" or not head.startswith(FIRST_META, 132) or DEFLATED in head:
+    if head[128:132] != b"DICM" or not head.startswith(FIRST_META, 132):
         return None
     header = PlainHeader()
     try:

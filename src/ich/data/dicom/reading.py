@@ -3,9 +3,10 @@
 import math
 import os
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ from ich.data.dicom.elements import (
     text,
 )
 from ich.data.dicom.plain import Pixels
-from ich.data.refusal import Reason, Unreadable, exhausted
+from ich.data.refusal import Reason, Unreadable, exhausted, require_same
 from ich.data.units import Scale
 from ich.inputs import regular
 
@@ -34,6 +35,7 @@ MAX_FILE = 1 << 33  # bytes
 MAX_SIDE = 4096  # pixels; a larger claim is damage
 MAX_FRAMES = 4096
 MAX_PIXELS = 1 << 30  # of all frames: 4,096 slices of 512 x 512
+IDENTITY = 1 << 12  # bytes; SOPInstanceUID is among the first elements
 MAX_POSITION = 1e5  # mm; no scanner is a hundred metres long
 CT_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.2{suffix}" for suffix in ("", ".1", ".2"))
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7."  # with a dot appended; also its multi-frame variants
@@ -62,6 +64,7 @@ class Geometry:
     rows: int = 0  # pixels; 0 where unknown
     columns: int = 0
     burned_in: str = ""  # why the pixels may show text, such as the patient's name
+    crc: int = field(default=0, compare=False)  # CRC-32 of a file's beginning, with SOPInstanceUID; of a whole PNG
     frame: int = 0  # of a multi-frame file, from 0
     further: tuple["Geometry", ...] = ()  # the other frames, in that of the first
 
@@ -97,6 +100,7 @@ class CtFile(NamedTuple):
     dtype: np.dtype  # of the stored values in the file
     pixels: Pixels
     fragments: list[list[fragments.Fragment]]  # of each frame; empty unless compressed
+    crc: int  # as in Geometry
 
     def geometry(self) -> Geometry:
         """Geometry of the first frame, with that of the others. Raises Unreadable."""
@@ -117,12 +121,13 @@ def opened(path: Path) -> Iterator[CtFile]:
     """Open a file and validate its header. Raises Unreadable, also for errors of the file within the block."""
     with refusing():
         with open(path, "rb", buffering=0, opener=regular(MAX_FILE)) as file:
-            found = plain.read(file.read(plain.HEAD))
+            head = file.read(plain.HEAD)
+            crc, found = zlib.crc32(head[:IDENTITY]), plain.read(head)
             if found is not None:
-                yield _validated(found[0], file, found[1])
+                yield _validated(found[0], file, crc, found[1])
                 return
         with open(path, "rb", opener=regular(MAX_FILE)) as file, parsed.opened(file) as (header, stream):
-            yield _validated(header, stream)
+            yield _validated(header, stream, crc)
 
 
 def geometry(path: Path) -> Geometry:
@@ -143,16 +148,20 @@ def hounsfield(path: Path, frame: int = 0) -> np.ndarray:
     return found
 
 
-def hounsfields(path: Path, frames: Sequence[int]) -> list[np.ndarray | Unreadable]:
-    """`hounsfield` of several frames, or why a frame is refused. Raises Unreadable for the file."""
+def hounsfields(path: Path, frames: Sequence[int], crc: int | None = None) -> list[np.ndarray | Unreadable]:
+    """`hounsfield` of several frames, or why a frame is refused. Raises Unreadable for the file.
+
+    crc: that of the file's Geometry, if it was read before.
+    """
     with opened(path) as file:
+        require_same(file.crc, crc)
         return [file.hounsfield(frame) for frame in frames]
 
 
 # ---- the header
 
 
-def _validated(header: Header, stream: parsed.Stream, pixels: Pixels | None = None) -> CtFile:
+def _validated(header: Header, stream: parsed.Stream, crc: int, pixels: Pixels | None = None) -> CtFile:
     """Raise Unreadable unless the header is that of a CT slice whose pixels the file can hold."""
     _require_ct(header)
     rows, columns, allocated = (integer(header, k) for k in ("Rows", "Columns", "BitsAllocated"))
@@ -184,7 +193,7 @@ def _validated(header: Header, stream: parsed.Stream, pixels: Pixels | None = No
         there = min(pixels.length or 0, size - pixels.offset)
         if there < expected:
             raise Unreadable(Reason.TRUNCATED, f"{there} of {expected} bytes")
-    return CtFile(header, stream, rows, columns, frames, dtype, pixels, found)
+    return CtFile(header, stream, rows, columns, frames, dtype, pixels, found, crc)
 
 
 def _require_ct(header: Header) -> None:
@@ -239,6 +248,7 @@ def _geometry(file: CtFile, frame: int) -> Geometry:
         rows=file.rows,
         columns=file.columns,
         burned_in=_burned_in(header),
+        crc=file.crc,
         frame=frame,
     )
 
