@@ -68,13 +68,13 @@ def head_piece(image: np.ndarray) -> Piece:
     step = _step(image.shape)
     tissue = (image[::step] > BLACK["hu"])[:, ::step]  # rows first: that is faster
     opened = _opened(np.ascontiguousarray(tissue).view(np.uint8))
-    largest, left = Piece(0, 0, 0, 0, 0), cv2.countNonZero(opened)
-    while left > largest.area:  # remove one component after the other; this is faster than labelling
+    largest, remaining = Piece(0, 0, 0, 0, 0), cv2.countNonZero(opened)
+    while remaining > largest.area:  # remove one component after the other; this is faster than labelling
         row, column = divmod(int(opened.argmax()), opened.shape[1])
-        area, _, _, rectangle = cv2.floodFill(opened, None, (column, row), 0, flags=8)  # pyright: ignore
-        left -= area
+        area, _, _, (left, top, across, down) = cv2.floodFill(opened, None, (column, row), 0, flags=8)  # pyright: ignore
+        remaining -= area
         if area > largest.area:
-            largest = Piece(*rectangle, area)
+            largest = Piece(left, top, across, down, area)
     return largest
 
 
