@@ -227,14 +227,17 @@ def test_a_damaged_header_and_labelled_or_test_images_without_a_file_are_quarant
 
 
 @pytest.mark.parametrize("crop", ["head", "edges"])
-def test_the_cache_is_the_same_with_any_number_of_processes(tmp_path, crop):
+def test_the_cache_is_the_same_with_any_number_of_processes_and_little_memory(tmp_path, crop, monkeypatch):
     raw = competition(tmp_path, {f"i{k}": at(k % 7, study_id=f"s{k // 7}") for k in range(40)})
     table, _ = table_of(tmp_path, raw, jobs=2)
-    for jobs in (1, 2):
-        cache.write_shards(tmp_path / str(jobs), table, tmp_path, ImageFormat(8, crop), jobs, lambda _: None)
-    one, two = ({path.name: path.read_bytes() for path in (tmp_path / str(jobs)).iterdir()} for jobs in (1, 2))
-    assert len(one) == 2 * 6  # a shard and its note per series: a small cache is divided as far as possible
-    assert one == two
+    found = []
+    for jobs, held in ((1, cache.MOST_HELD), (2, cache.MOST_HELD), (1, 3 * 128), (1, 0)):  # bytes; a slice has 128
+        monkeypatch.setattr(cache, "MOST_HELD", held)
+        folder = tmp_path / f"{jobs}-{held}"
+        cache.write_shards(folder, table, tmp_path, ImageFormat(8, crop), jobs, lambda _: None)
+        found.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert len(found[0]) == 2 * 6  # a shard and its note per series: a small cache is divided as far as possible
+    assert all(one == found[0] for one in found)
 
 
 def test_an_image_in_two_folders_is_rejected(tmp_path):

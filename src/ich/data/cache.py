@@ -5,9 +5,9 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -29,6 +29,8 @@ from ich.store.records import read_record, record_text
 
 SHARD_BYTES = 1 << 27  # of pixels: 1,024 slices of 256 x 256
 LEAST_SHARDS = 32  # of a small competition, so that every core has some
+MOST_HELD = 1 << 28  # bytes of raw slices of a series; the rest of a longer series is read twice
+FRAMES = 64  # of a file, read at once
 HELD = 31 << 20  # bytes; 32 MiB are M_MMAP_THRESHOLD's maximum, mallopt(3)
 BOX = ("crop_row", "crop_column", "crop_side", "raw_rows", "raw_columns")
 Places = list[tuple[str, int, int]]  # path below the competition's folder, crc and frame, for each slice of a series
@@ -203,30 +205,51 @@ def _write_series(
     write: Callable[[bytes | memoryview], object], root: Path, places: Places, image: ImageFormat
 ) -> tuple[list[list[int]], dict[int, Unreadable]]:
     """Write the cropped slices of a series; returns BOX of each slice, and the unreadable ones by their number."""
-    slices: dict[int, np.ndarray] = {}
+    held: dict[int, np.ndarray] = {}
     unread: dict[int, Unreadable] = {}
     heads: dict[tuple[int, ...], list[Piece]] = {}  # by shape of the slice
-    files = [(file, list(frames)) for file, frames in groupby(enumerate(places), key=lambda item: item[1][:2])]
-    for path, ((_, crc), frames) in zip(ahead([root / name for (name, _), _ in files]), files, strict=True):
-        found = read_frames(path, [frame for _, (*_, frame) in frames], image.values, crc)
-        for (i, _), raw in zip(frames, found, strict=True):
-            if isinstance(raw, Unreadable):
-                unread[i] = raw
-                continue
-            slices[i] = raw
-            if image.crop == "head" and image.values == "hu":
-                heads.setdefault(raw.shape, []).append(head_piece(raw))
+    boxes, readable, size = [[0] * len(BOX) for _ in places], list[int](), 0
+    for i, raw in _read_series(root, places, image.values):
+        if isinstance(raw, Unreadable):
+            unread[i] = raw
+            continue
+        readable.append(i)
+        box = edge_box(raw, BLACK[image.values]) if image.crop == "edges" else (0, 0, max(raw.shape))
+        boxes[i] = [*box, *raw.shape]
+        if image.crop == "head" and image.values == "hu":
+            heads.setdefault(raw.shape, []).append(head_piece(raw))
+        size += raw.nbytes
+        if size <= MOST_HELD:
+            held[i] = raw
     around = {shape: box_around(pieces, shape) for shape, pieces in heads.items()}
-    boxes = [[0] * len(BOX) for _ in places]
-    for i, raw in slices.items():
-        box = around.get(raw.shape, (0, 0, max(raw.shape)))
-        boxes[i] = [*(edge_box(raw, BLACK[image.values]) if image.crop == "edges" else box), *raw.shape]
-    for box, run in groupby(slices, key=lambda i: boxes[i]):
+    for i in readable:
+        shape = tuple(boxes[i][3:])
+        boxes[i] = [*around.get(shape, boxes[i][:3]), *shape]
+    beyond, again = AIR if image.values == "hu" else 0, readable[len(held) :]
+    slices = chain(
+        held.values(), (_same(raw) for _, raw in _read_series(root, [places[i] for i in again], image.values))
+    )
+    for box, run in groupby(readable, key=lambda i: boxes[i]):
         row, column, side, *_ = box
-        beyond = AIR if image.values == "hu" else 0
-        for block in resize_all([slices[i] for i in run], (row, column, side), beyond, image.size):
+        for block in resize_all(islice(slices, len(list(run))), (row, column, side), beyond, image.size):
             write(block.data)
     return boxes, unread
+
+
+def _read_series(root: Path, places: Places, values: str) -> Iterator[tuple[int, np.ndarray | Unreadable]]:
+    """Yield each slice of a series with its number."""
+    files = [(file, list(frames)) for file, frames in groupby(enumerate(places), key=lambda item: item[1][:2])]
+    for path, ((_, crc), frames) in zip(ahead([root / name for (name, _), _ in files]), files, strict=True):
+        for some in (frames[k : k + FRAMES] for k in range(0, len(frames), FRAMES)):
+            found = read_frames(path, [frame for _, (*_, frame) in some], values, crc)
+            yield from zip([i for i, _ in some], found, strict=True)
+
+
+def _same(raw: np.ndarray | Unreadable) -> np.ndarray:
+    """Return a slice that could be read before. Raises UserError if it cannot be read again."""
+    if isinstance(raw, Unreadable):
+        raise errors.UserError(f"a raw file changed while it was read ({raw}). Run `ich prepare` again")
+    return raw
 
 
 class HuCache:

@@ -1,6 +1,7 @@
 """Crop slices to a square around the head, or without their black edges, and resize them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import cv2
@@ -28,7 +29,7 @@ def resized(image: np.ndarray, box: tuple[int, int, int], size: int, beyond: int
     return _resize(_square(image, box, beyond), size)
 
 
-def resize_all(slices: Sequence[np.ndarray], box: tuple[int, int, int], beyond: int, size: int) -> Iterator[np.ndarray]:
+def resize_all(slices: Iterable[np.ndarray], box: tuple[int, int, int], beyond: int, size: int) -> Iterator[np.ndarray]:
     """Yield the slices, `resized` with the same `box`, as int16 [k, size, size]; each overwrites the one before.
 
     Slices have one shape. At non-integer factors, OpenCV resizes four channels in nearly the time of one, with the same
@@ -36,9 +37,8 @@ def resize_all(slices: Sequence[np.ndarray], box: tuple[int, int, int], beyond: 
     """
     side = box[2]
     together = 4 if side > size and side % size else 1
-    block = np.empty((together, size, size), np.int16)
-    for start in range(0, len(slices), together):
-        some = slices[start : start + together]
+    block, rest = np.empty((together, size, size), np.int16), iter(slices)
+    while some := list(islice(rest, together)):
         if together == 1:
             _resize(_square(some[0], box, beyond), size, block[0])
         else:
