@@ -200,7 +200,7 @@ command(status)
 
 
 def changes(recipe: RecipePath, overrides: Set = None) -> None:
-    """Warn of models and thresholds that were made with other settings, and say how to keep them."""
+    """Warn of what will be made again for changed settings."""
     from ich.stages import status as stage
 
     stage.changes(_plan(recipe, overrides), "" if overrides else str(recipe))

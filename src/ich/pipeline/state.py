@@ -210,7 +210,7 @@ class Plan(Graph):
             peak_memory_mib=round(peak, 1),
             versions={name: version(name) for name in LIBRARIES},
         )
-        written = ", ".join(str(path) for path in [*files.values(), task.record.path])
+        written = ", ".join(str(task.folder / name) for name in [*files, task.record.path.name])
         detail(f"{task.name}: finished in {duration(seconds)}: {written}")
 
     def point_to(self, prepared: Task) -> None:
