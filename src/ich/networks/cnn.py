@@ -37,6 +37,7 @@ def _declare_torchvision_operators() -> None:
 
 _declare_torchvision_operators()
 import timm  # noqa: E402
+from timm.optim import param_groups_layer_decay  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -148,21 +149,24 @@ class Cnn(nn.Module):
                 module.training = training
         return found
 
-    def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """Load the backbone from the state_dict of another Cnn, or of a network that has one as `cnn`.
+    def start_from(self, state: dict[str, Tensor]) -> None:
+        """Load the backbone from the state_dict of a network that has a Cnn as `cnn`, such as SimClr."""
+        prefix = "cnn.backbone."
+        self.backbone.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
-        Raises ValueError if the backbone or its number of input channels differs.
-        """
-        named = {name.removeprefix("cnn."): value for name, value in state.items()}
-        prefix = "backbone."
-        backbone = {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
-        try:
-            self.backbone.load_state_dict(backbone)
-        except RuntimeError as error:
-            raise ValueError(
-                f"these weights do not fit {self.spec.backbone} with {self.spec.in_channels} input channels and"
-                f" {self.spec.kwargs or 'no kwargs'}: {' '.join(str(error).split())[:300]}"
-            ) from None
+
+def lr_scales(network: nn.Module, head_lr: float, layer_decay: float) -> dict[str, float]:
+    """Factors of the learning rate by parameter name, of a network with a Cnn in it.
+
+    head_lr outside the backbone; inside, layer_decay to the power of the number of layers above (BEiT, Bao et al.,
+    arXiv:2106.08254).
+    """
+    if head_lr == layer_decay == 1:
+        return {}
+    (backbone,) = (module.backbone for module in network.modules() if isinstance(module, Cnn))
+    groups = param_groups_layer_decay(backbone, layer_decay=layer_decay)
+    inside = {id(value): group["lr_scale"] for group in groups for value in group["params"]}
+    return {name: inside.get(id(value), head_lr) for name, value in network.named_parameters()}
 
 
 def sized(backbone: str, kwargs: dict[str, Any], size: int) -> dict[str, Any]:

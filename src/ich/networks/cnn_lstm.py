@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ich.networks.cnn import Cnn
+from ich.networks.label_rnn import SliceLabelHead
 from ich.networks.layers import Lengths
 
 
@@ -17,8 +18,8 @@ class EndToEnd(nn.Module):
     """A head of `ich.networks.sequence.build_head` on the embeddings and logits of a Cnn.
 
     The slices pass the Cnn in chunks of at most `chunk`. The backward pass recomputes each chunk, so that only the
-    activations of one chunk are in memory (Chen et al., arXiv:1604.06174). A chunk is one batch for batch norm;
-    freeze_norm keeps its running statistics.
+    activations of one chunk are in memory (Chen et al., arXiv:1604.06174). A chunk is one batch for batch norm, so its
+    slices are spread evenly over all studies; freeze_norm keeps the running statistics.
     """
 
     def __init__(self, cnn: Cnn, head: nn.Module, *, chunk: int = 8, freeze_norm: bool = False) -> None:
@@ -26,19 +27,30 @@ class EndToEnd(nn.Module):
         self.cnn, self.head = cnn, head
         self.chunk, self.freeze_norm = chunk, freeze_norm
 
+    def start_from(self, state: dict[str, Tensor]) -> None:
+        """Load the state_dict of a Cnn; its classifier also into the head, if the head takes it."""
+        self.cnn.load_state_dict(state)
+        if isinstance(self.head, SliceLabelHead):
+            self.head.start_from(state)
+
     def forward(self, images: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
-        """Logits float32 [B, T, c] of padded studies.
+        """Logits float32 [B, T, c] of padded studies, see `logits`."""
+        return self.logits(images, geometry, lengths)[0]
+
+    def logits(self, images: Tensor, geometry: Tensor, lengths: Lengths) -> tuple[Tensor, Tensor]:
+        """Logits of the head and of the Cnn, both float32 [B, T, c], of padded studies.
 
         images: uint8 [N, C, S, S], the slices of one study after the other. geometry: [B, T, 2]. lengths: int64 [B],
         their sum is N.
         """
         lengths = torch.as_tensor(lengths).cpu()
         # chunks of nearly equal size: a last chunk of one slice would be a batch of one for batch norm
-        chunks = images.tensor_split(-(-len(images) // self.chunk))
-        embeddings, logits = zip(*(self._embed(part) for part in chunks), strict=True)
+        n = -(-len(images) // self.chunk)
+        embeddings, logits = zip(*(self._embed(images[k::n]) for k in range(n)), strict=True)
+        order = torch.cat([torch.arange(k, len(images), n) for k in range(n)]).argsort().to(images.device)
         inside = (torch.arange(geometry.shape[1])[None] < lengths[:, None]).to(images.device)
-        features, base = (_padded(torch.cat(values), inside) for values in (embeddings, logits))
-        return self.head(features, base, geometry, lengths)
+        features, base = (_padded(torch.cat(values)[order], inside) for values in (embeddings, logits))
+        return self.head(features, base, geometry, lengths), base
 
     def _embed(self, part: Tensor) -> tuple[Tensor, Tensor]:
         if not torch.is_grad_enabled():
