@@ -28,7 +28,7 @@ VERSIONS = {
     "blend": 3,
     "thresholds": 2,
     "submit": 1,
-    "score": 4,
+    "score": 5,
     "explain": 3,
     "report": 4,
     "predict": 1,
