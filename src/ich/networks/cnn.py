@@ -136,7 +136,7 @@ class Cnn(nn.Module):
             found.append((layer, inputs[0].shape, output.shape))
 
         hooks = [layer.register_forward_hook(record) for layer in layers]
-        modes = [(module, module.training) for module in self.backbone.modules()]  # frozen norms differ from the rest
+        training = self.backbone.training
         image = torch.zeros(1, self.spec.in_channels, size, size, device=self.scale.device)
         try:
             self.backbone.eval()
@@ -145,8 +145,7 @@ class Cnn(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-            for module, training in modes:
-                module.training = training
+            self.backbone.train(training)
         return found
 
     def start_from(self, state: dict[str, Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,12 @@ class EndToEnd(nn.Module):
 
     The slices pass the Cnn in chunks of at most `chunk`. The backward pass recomputes each chunk, so that only the
     activations of one chunk are in memory (Chen et al., arXiv:1604.06174). A chunk is one batch for batch norm, so its
-    slices are spread evenly over all studies; freeze_norm keeps the running statistics.
+    slices are spread evenly over all studies.
     """
 
-    def __init__(self, cnn: Cnn, head: nn.Module, *, chunk: int = 8, freeze_norm: bool = False) -> None:
+    def __init__(self, cnn: Cnn, head: nn.Module, *, chunk: int = 8) -> None:
         super().__init__()
-        self.cnn, self.head = cnn, head
-        self.chunk, self.freeze_norm = chunk, freeze_norm
+        self.cnn, self.head, self.chunk = cnn, head, chunk
 
     def start_from(self, state: dict[str, Tensor]) -> None:
         """Load the state_dict of a Cnn; its classifier also into the head, if the head takes it."""
@@ -62,22 +61,12 @@ class EndToEnd(nn.Module):
         """Contexts of the forward pass of a chunk and of its recomputation."""
         return nullcontext(), _keep_statistics(self.cnn)
 
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        if self.freeze_norm:
-            for norm in _norms(self.cnn):
-                norm.eval()
-        return self
-
-
-def _norms(network: nn.Module) -> list[_BatchNorm]:
-    return [module for module in network.modules() if isinstance(module, _BatchNorm)]
-
 
 @contextmanager
 def _keep_statistics(network: nn.Module) -> Iterator[None]:
     """Let batch norm update copies of its running statistics: a recomputed slice must not count twice."""
-    buffers = [(norm, name, value) for norm in _norms(network) for name, value in norm.named_buffers(recurse=False)]
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    buffers = [(norm, name, value) for norm in norms for name, value in norm.named_buffers(recurse=False)]
     for norm, name, value in buffers:
         setattr(norm, name, value.clone())
     try:

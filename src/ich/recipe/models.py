@@ -159,7 +159,7 @@ class EndToEnd(Head, Backbone, Supervised):
     start: str | None = Field(
         default=None,
         description="cnn model that initializes the network, also the last layer of heads linear and sdl, and of those"
-        " with lrnn if `hidden` is the size of the embedding; freezes its norms",
+        " with lrnn if `hidden` is the size of the embedding",
     )
     chunk: PositiveInt = Field(default=8, description="slices whose activations are in memory at a time")
     slice_loss: NonNegativeFloat = Field(default=0.0, description="weight of the loss of the slice network itself")
