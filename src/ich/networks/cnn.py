@@ -37,7 +37,7 @@ def _declare_torchvision_operators() -> None:
 
 _declare_torchvision_operators()
 import timm  # noqa: E402
-from timm.optim import param_groups_layer_decay  # noqa: E402
+from timm.optim import param_groups_layer_decay  # noqa: E402  # pyright: ignore[reportPrivateImportUsage]
 
 
 @dataclass(frozen=True)

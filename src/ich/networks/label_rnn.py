@@ -22,8 +22,8 @@ class SliceContext(nn.Module):
         if cell == "conv":
             convolutions = [nn.Conv1d(features, features, kernel_size=3, padding=1) for _ in range(layers)]
             self.convolutions = nn.ModuleList(convolutions)
-            nn.init.zeros_(convolutions[-1].weight)
-            nn.init.zeros_(convolutions[-1].bias)
+            for value in convolutions[-1].parameters():
+                nn.init.zeros_(value)
         elif features % 2:
             raise ValueError(f"a bidirectional {cell} cannot add to {features} features, an odd number; use cell conv")
         else:
