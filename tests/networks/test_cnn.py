@@ -225,6 +225,17 @@ def test_pretrained_weights_without_internet_name_the_setting(monkeypatch: pytes
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("spec", [SMALL, DEMO["densenet"]], ids=["resnet", "densenet"])
+def test_learning_rates_fall_by_layer_as_in_timm(spec):
+    from timm.optim import param_groups_layer_decay  # after ich.networks.cnn, which lets timm import torchvision
+
+    model = net(spec)
+    scales = lr_scales(model, 1.0, 0.5)
+    for group in param_groups_layer_decay(model.backbone, layer_decay=0.5):
+        names = [name for name, value in model.named_parameters() if any(value is one for one in group["params"])]
+        assert {scales[name] for name in names} == {group["lr_scale"]}
+
+
 def test_learning_rates_fall_with_the_depth_below_the_output_of_the_backbone():
     model = net(SMALL)
     scales = lr_scales(model, 10.0, 0.5)

@@ -37,7 +37,6 @@ def _declare_torchvision_operators() -> None:
 
 _declare_torchvision_operators()
 import timm  # noqa: E402
-from timm.optim import param_groups_layer_decay  # noqa: E402  # pyright: ignore[reportPrivateImportUsage]
 
 
 @dataclass(frozen=True)
@@ -158,13 +157,14 @@ def lr_scales(network: nn.Module, head_lr: float, layer_decay: float) -> dict[st
     """Factors of the learning rate by parameter name, of a network with a Cnn in it.
 
     head_lr outside the backbone; inside, layer_decay to the power of the number of layers above (BEiT, Bao et al.,
-    arXiv:2106.08254).
+    arXiv:2106.08254), as in timm.optim, which is slow to import.
     """
     if head_lr == layer_decay == 1:
         return {}
     (backbone,) = (module.backbone for module in network.modules() if isinstance(module, Cnn))
-    groups = param_groups_layer_decay(backbone, layer_decay=layer_decay)
-    inside = {id(value): group["lr_scale"] for group in groups for value in group["params"]}
+    layers: Any = timm.models.group_parameters(backbone, backbone.group_matcher(), reverse=True)
+    top = max(layers.values())
+    inside = {id(value): layer_decay ** (top - layers[name]) for name, value in backbone.named_parameters()}
     return {name: inside.get(id(value), head_lr) for name, value in network.named_parameters()}
 
 

@@ -85,7 +85,8 @@ class Backbone(Training):
         default=1.0,
         gt=0,
         le=1,
-        description="factor of the learning rate from each layer of the backbone to the next lower",
+        description="factor of the learning rate from a layer of the backbone to the next lower; deep"
+        " networks need values near 1",
     )
     workers: NonNegativeInt | Literal["auto"] = Field(
         default="auto", description="data loader processes; auto: none on a CPU, up to 8 per GPU"
