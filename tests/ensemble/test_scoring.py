@@ -70,3 +70,22 @@ def test_a_draw_without_positives_of_a_class_has_no_f():
     for name in ("f2", "auc", "ap"):
         assert (np.isnan(found[name].draws[:, 0]) == ~held).all()
     np.testing.assert_allclose(found["f2"].draws[~held, -1], found["f2"].draws[~held, 1:3].mean(axis=1))
+
+
+def test_auc_within_folds_does_not_see_their_scales_and_a_warning_does():
+    y, p, _ = simulated()
+    fold = np.arange(90) % 3
+    y[fold == 2, 0] = 0  # no positive: the class counts in the other folds
+    p = p * np.array([1, 0.1, 0.01])[fold][:, None]
+    auc = np.stack([metrics.class_auc(y[fold == k], p[fold == k]) for k in range(3)])
+    mean, deviation = scoring.auc_by_fold(y, p, fold)
+    assert mean == pytest.approx(np.nanmean(auc, axis=0).mean())
+    assert deviation == pytest.approx(np.nanmean(auc, axis=1).std(ddof=1))
+    pooled = metrics.macro(metrics.class_auc(y, p))
+    assert pooled < mean - 0.1
+    (warning,) = scoring.fold_warnings({"resnet": (pooled, mean), "lgbm": (mean - 0.019, mean), "none": (np.nan, mean)})
+    assert warning.startswith(
+        f"resnet: the macro AUC is {pooled:.4f} over all rows, but {mean:.4f} on average within a"
+    )
+    with np.errstate(all="raise"):
+        assert np.isnan(scoring.auc_by_fold(np.zeros((4, 1)), np.ones((4, 1)), np.arange(4) % 2)).all()

@@ -13,8 +13,10 @@ from conftest import LOGITS, fold_data, make, plan_of
 from ich.errors import UserError
 from ich.models import network as network_module
 from ich.models import pretrain as pretrain_module
+from ich.models import registry
 from ich.models.cnn import FittedCnn
-from ich.models.slices import Predictions
+from ich.models.registry import build
+from ich.models.slices import Predictions, Shape
 from ich.pipeline import runner
 from ich.pipeline.state import Plan
 from ich.training.fit import Loader
@@ -23,8 +25,8 @@ from ich.training.fit import Loader
 class Begun(Exception):
     """Holds a network and its training set when training begins."""
 
-    def __init__(self, network: Any, loader: Loader, *_: Any) -> None:
-        self.network, self.loader = network, loader
+    def __init__(self, network: Any, loader: Loader, loss_of: Any, *_: Any) -> None:
+        self.network, self.loader, self.loss_of = network, loader, loss_of
 
 
 def begun(plan: Plan, model: str, fold: int | None = 0) -> Begun:
@@ -64,10 +66,62 @@ def test_a_cnn_starts_from_the_pretrained_backbone(trained):
 
 def test_an_end_to_end_network_starts_from_the_network_of_its_own_fold(trained):
     for fold in (0, 1):
-        weights = backbone(begun(plan_of(trained), "joint", fold).network.state_dict(), "cnn.backbone.")
+        weights = backbone(begun(plan_of(trained), "joint", fold).network.state_dict(), "cnn.")
         for k in (0, 1):
             saved = load_file(trained / f"oof/parts/resnet/fold{k}/model.safetensors")
-            assert same(weights, backbone(saved, "backbone.")) == (k == fold)
+            assert same(weights, saved) == (k == fold)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("joint", ["end_to_end.joint.head=residual", "end_to_end.joint.cell=gru"]),
+        ("joint", ["end_to_end.joint.head=sdl"]),
+        ("lr", ["sequence.lr.head=linear", "sequence.lr.start=resnet"]),
+        ("lr", ["sequence.lr.head=sdl", "sequence.lr.start=resnet"]),
+    ],
+)
+def test_a_network_starts_at_the_predictions_of_its_cnn(trained, model, changes):
+    plan = plan_of(trained, *changes, "end_to_end.joint.cutmix=0")
+    found = begun(plan, model)
+    batch = next(iter(found.loader.epoch(0)))
+    logits = found.network.eval()(*batch.inputs)
+    if model == "lr":  # from embeddings in half precision
+        np.testing.assert_allclose(batch.real(logits).detach(), batch.real(batch.base), atol=2e-3)
+        assert batch.real(logits).std() > 0
+    else:
+        expected = registry.load("cnn", plan.workspace.fold("resnet", 0), "resnet").network.eval()(batch.inputs[0])
+        np.testing.assert_allclose(batch.real(logits).detach(), expected.detach(), atol=1e-5)
+
+
+def test_a_head_without_the_classifier_of_its_input_is_refused(trained):
+    plan = plan_of(trained, "sequence.lr.start=resnet")
+    with pytest.raises(
+        ValueError, match=r"^start: head lrnn_sdl with hidden: 8 cannot .* of resnet; use linear or sdl"
+    ):
+        build(plan.settings_of("lr")).try_network(Shape(6, "hu", 32), {"resnet": 16})
+
+
+def test_slice_loss_is_added_to_the_loss_of_the_head(trained):
+    losses = []
+    for weight in (0, 1, 0.5):
+        found = begun(plan_of(trained, f"end_to_end.joint.slice_loss={weight}"), "joint")
+        batch, network = next(iter(found.loader.epoch(0))), found.network.eval()
+        losses.append(found.loss_of(network, batch).item())
+    slice_loss = network_module.loss_for(fold_data(plan_of(trained), "joint"))(
+        network.cnn(batch.images), batch.targets
+    ).item()
+    assert losses[1:] == pytest.approx([losses[0] + slice_loss, losses[0] + 0.5 * slice_loss], rel=1e-5)
+    assert slice_loss > 0
+
+
+def test_the_learning_rates_of_head_and_layers_are_scaled(trained):
+    changes = ["end_to_end.joint.head_lr=10", "end_to_end.joint.layer_decay=0.5"]
+    plan = plan_of(trained, *changes)
+    found = begun(plan, "joint")
+    scales = network_module.fit_settings(plan.settings_of("joint"), found.network).lr_scales
+    assert scales["head.classifier.weight"] == scales["cnn.classifier.weight"] == 10
+    assert scales["cnn.backbone.layer4.0.bn1.bias"] == 2 * scales["cnn.backbone.layer3.0.bn1.bias"] == 1
 
 
 @pytest.mark.parametrize("model", ["resnext", "joint", "bigru"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ich.networks.cnn import Cnn, CnnSpec, sized, try_network
+from ich.networks.cnn import Cnn, CnnSpec, lr_scales, sized, try_network
 from ich.networks.layers import start_from_prevalence
 from ich.networks.losses import Loss
 
@@ -117,27 +117,12 @@ def test_weights_from_a_file_are_loaded_and_adapted_to_other_channels(tmp_path: 
     torch.testing.assert_close(grey.backbone.state_dict()["conv1.0.weight"], first)
 
 
-@pytest.mark.parametrize("nesting", ["", "cnn."])
-def test_a_backbone_is_loaded_without_its_classifier(nesting: str):
+def test_a_backbone_is_loaded_without_its_classifier():
     donor, model = net(SMALL), net(replace(SMALL, classes=2), seed=1)
     torch.nn.init.ones_(model.classifier.weight)
-    model.load_backbone({f"{nesting}{name}": value for name, value in donor.state_dict().items()})
+    model.start_from({f"cnn.{name}": value for name, value in donor.state_dict().items()})
     assert torch.equal(model.eval().embed(images())[0], donor.eval().embed(images())[0])
     assert bool((model.classifier.weight == 1).all())
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"in_channels": 1}, r"resnet10t with 3 input channels.* size mismatch for conv1\.0\.weight"),
-        ({"backbone": "resnet14t"}, "Unexpected key"),
-        (vars(DEMO["densenet"]), r"Missing key.* \"conv1\.0\.weight\""),
-    ],
-)
-def test_weights_of_another_backbone_are_refused(change, message):
-    with pytest.raises(ValueError, match=message) as error:
-        net(SMALL).load_backbone(net(replace(SMALL, **change)).state_dict())
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -238,3 +223,23 @@ def test_pretrained_weights_without_internet_name_the_setting(monkeypatch: pytes
     ) as error:
         try_network(CnnSpec("resnet18", 3, 6, pretrained=True), 64)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("spec", [SMALL, DEMO["densenet"]], ids=["resnet", "densenet"])
+def test_learning_rates_fall_by_layer_as_in_timm(spec):
+    from timm.optim import param_groups_layer_decay  # after ich.networks.cnn, which lets timm import torchvision
+
+    model = net(spec)
+    scales = lr_scales(model, 1.0, 0.5)
+    for group in param_groups_layer_decay(model.backbone, layer_decay=0.5):
+        names = [name for name, value in model.named_parameters() if any(value is one for one in group["params"])]
+        assert {scales[name] for name in names} == {group["lr_scale"]}
+
+
+def test_learning_rates_fall_with_the_depth_below_the_output_of_the_backbone():
+    model = net(SMALL)
+    scales = lr_scales(model, 10.0, 0.5)
+    assert scales.keys() == dict(model.named_parameters()).keys()
+    names = ("classifier.bias", "backbone.layer4.0.bn1.bias", "backbone.layer3.0.bn1.bias", "backbone.bn1.bias")
+    assert [scales[name] for name in names] == [10, 1, 0.5, 0.5**4]
+    assert lr_scales(model, 1.0, 1.0) == {}

@@ -15,11 +15,13 @@ LENGTHS = torch.tensor([5, 2])
 TARGETS = torch.tensor([[1.0, 0.0, 1.0]])
 
 
-def network(head: str = "plain", **settings: Any) -> EndToEnd:
+def network(head: str = "plain", *, new: bool = False, **settings: Any) -> EndToEnd:
     torch.manual_seed(0)
     cnn = Cnn(SPEC)
     spec = HeadSpec(head, cnn.embedding_size, 3, "lstm", hidden=4, layers=2, dropout=0.2)
     model = EndToEnd(cnn, build_head(spec), **settings)
+    if new:
+        return model
     for layer in model.modules():  # no weight starts at zero, so that each has a gradient
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.weight, std=0.1)
@@ -43,9 +45,9 @@ def loss(model: EndToEnd) -> torch.Tensor:
     return (logits[inside] - TARGETS).square().mean()
 
 
-@pytest.mark.parametrize(("head", "frozen"), [("residual", False), ("shortcut", True)])
-def test_recomputation_changes_no_gradient_and_counts_no_batch_twice(head, frozen, monkeypatch):
-    plain, saving = (network(head, chunk=3, freeze_norm=frozen).train() for _ in range(2))
+@pytest.mark.parametrize("head", ["residual", "shortcut"])
+def test_recomputation_changes_no_gradient_and_counts_no_batch_twice(head, monkeypatch):
+    plain, saving = (network(head, chunk=3).train() for _ in range(2))
     torch.manual_seed(2)  # of the dropout
     with_checkpoints = loss(saving)
     with_checkpoints.backward()
@@ -76,14 +78,24 @@ def test_memory_does_not_grow_with_the_activations_of_the_cnn(monkeypatch):
     assert saving < kept(network(chunk=3).train()) / 10
 
 
-def test_frozen_norms_keep_their_statistics_while_the_rest_trains():
-    model = network(freeze_norm=True, chunk=2).train()
-    loss(model).backward()
-    assert model.training
-    assert model.cnn.backbone.layer1.training
-    for name, value in network().cnn.named_buffers():
-        assert torch.equal(model.cnn.get_buffer(name), value), name
-    assert model.cnn.backbone.bn1.weight.grad is not None
+@pytest.mark.parametrize("head", ["residual", "linear", "sdl"])
+def test_a_network_starts_at_the_predictions_of_its_cnn(head):
+    donor, model = network().cnn.eval(), network(head, new=True).eval()
+    model.start_from(donor.state_dict())
+    with torch.no_grad():
+        logits, slice_logits = model.logits(images(), geometry(), LENGTHS)
+        inside = torch.arange(6)[None] < LENGTHS[:, None]
+        torch.testing.assert_close(logits[inside], donor(images()), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(slice_logits[inside], donor(images()), rtol=1e-5, atol=1e-6)
+
+
+def test_each_chunk_has_slices_of_all_studies(monkeypatch):
+    model, chunks = network(chunk=4).train(), list[torch.Tensor]()
+    embed = model.cnn.embed
+    monkeypatch.setattr(model.cnn, "embed", lambda part: chunks.append(part) or embed(part))
+    with torch.no_grad():
+        model(images(), geometry(), LENGTHS)
+    assert torch.equal(torch.cat(chunks), images()[[0, 2, 4, 6, 1, 3, 5]])
 
 
 @pytest.mark.parametrize("head", ["residual", "sdl_lrnn"])

@@ -14,7 +14,7 @@ from ich.networks.layers import HeadSpec, start_from_prevalence
 from ich.networks.sequence import ResidualHead, build_head
 
 VARIANTS = [  # every head, and every cell of each kind of head
-    *(("residual", "gru"), ("residual", "lstm"), ("plain", "lstm"), ("shortcut", "gru")),
+    *(("residual", "gru"), ("residual", "lstm"), ("plain", "lstm"), ("shortcut", "gru"), ("linear", "gru")),
     *(("sdl", "gru"), ("sdl", "conv"), ("lrnn", "lstm"), ("sdl_lrnn", "lstm"), ("lrnn_sdl", "conv")),
 ]
 FEATURES, CLASSES, HIDDEN = 8, 3, 4
@@ -25,9 +25,19 @@ def head(name: str, cell: str, *, trained: bool = True, dropout: float = 0.0, hi
     torch.manual_seed(0)
     network = build_head(HeadSpec(name, FEATURES, CLASSES, cell, hidden, layers=2, dropout=dropout))
     if trained:
+        for module in network.modules():
+            if isinstance(module, SliceContext):  # it starts at zero
+                perturb(module)
         last: Any = network.residual if isinstance(network, ResidualHead) else network.classifier
         nn.init.normal_(last.weight)
     return network
+
+
+@torch.no_grad()
+def perturb(network: nn.Module) -> None:
+    """Leave no weight at zero, so that each has a gradient."""
+    for value in network.parameters():
+        value.add_(torch.randn_like(value), alpha=0.1)
 
 
 def study(length: int, seed: int) -> list[torch.Tensor]:
@@ -164,18 +174,52 @@ def test_sdl_adds_the_context_to_the_features():
     features = study(5, 7)[0]
     recurrent = SliceContext(FEATURES, "gru", layers=1, dropout=0.0)
     assert recurrent.rnn is not None
+    perturb(recurrent)
     expected = features[0] + both_ways(nn.GRUCell, recurrent.rnn, features[0])
     torch.testing.assert_close(recurrent(features, torch.tensor([5]))[0], expected, rtol=1e-5, atol=1e-6)
 
-    convolved: Any = SliceContext(FEATURES, "conv", layers=1, dropout=0.0)
-    weight, bias = convolved.convolutions[0].weight, convolved.convolutions[0].bias
-    found = convolved(features, torch.tensor([5]))[0]
-    for t in range(5):
-        near = [(k, t + k - 1) for k in range(3) if 0 <= t + k - 1 < 5]
-        context = sum(weight[:, :, k] @ features[0, place] for k, place in near) + bias
-        torch.testing.assert_close(found[t], features[0, t] + context.clamp(min=0), rtol=1e-4, atol=1e-6)
+    convolved: Any = SliceContext(FEATURES, "conv", layers=2, dropout=0.0)
+    perturb(convolved)
+    context = features[0]
+    for number, layer in enumerate(convolved.convolutions):
+        below = context.clamp(min=0) if number else context
+        near = [[(k, t + k - 1) for k in range(3) if 0 <= t + k - 1 < 5] for t in range(5)]
+        context = torch.stack([sum(layer.weight[:, :, k] @ below[t] for k, t in each) + layer.bias for each in near])
+    torch.testing.assert_close(convolved(features, torch.tensor([5]))[0], features[0] + context, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="gru cannot add to 7 features"):
         SliceContext(7, "gru", layers=1, dropout=0.0)
+
+
+def classifier() -> nn.Linear:
+    torch.manual_seed(5)
+    return nn.Linear(FEATURES, CLASSES)
+
+
+@pytest.mark.parametrize(("name", "cell"), [("linear", "gru"), ("sdl", "gru"), ("sdl", "lstm"), ("sdl", "conv")])
+def test_a_head_that_starts_from_a_classifier_returns_its_logits_and_learns(name, cell):
+    inputs, last = study(5, 6), classifier()
+    model = head(name, cell, trained=False)
+    model.start_from({f"classifier.{key}": value for key, value in last.state_dict().items()})
+    logits = model(*inputs, torch.tensor([5]))
+    torch.testing.assert_close(logits, last(inputs[0]), rtol=1e-5, atol=1e-6)
+    logits.square().sum().backward()
+    for part in model.parts:
+        assert any(value.grad.any() for value in part.parameters()), "the context is not stuck at zero"
+
+
+@pytest.mark.parametrize("name", ["lrnn", "sdl_lrnn", "lrnn_sdl"])
+def test_a_decoder_takes_a_classifier_if_its_states_are_as_wide_as_the_features(name):
+    last, ones = classifier(), torch.eye(CLASSES)
+    state = {f"classifier.{key}": value for key, value in last.state_dict().items()}
+    model = head(name, "gru", trained=False, hidden=FEATURES)
+    model.start_from(state)
+    weight = model.classifier.weight.view(CLASSES, -1, FEATURES)
+    expected = ones[:, :, None] * last.weight[:, None] if name == "lrnn_sdl" else last.weight[:, None]
+    assert torch.equal(weight, expected)
+    assert torch.equal(model.classifier.bias, last.bias)
+    narrow = head(name, "gru", trained=False)
+    narrow.start_from(state)
+    assert not narrow.classifier.weight.any()
 
 
 def test_a_new_label_decoder_remembers_the_slice_at_its_last_class():

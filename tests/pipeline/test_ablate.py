@@ -54,6 +54,8 @@ def test_the_table_has_the_scores_of_one_run_per_variant_and_seed(ablated):
     mean = rows[(rows["system"] == "one") & (rows["rows"] == "oof")]["f2"].mean()
     assert f"| one | 0.7000 | {mean:.4f} ± " in text
     assert "- two over one: document +0.0500; here " in text
+    within = rows[(rows["system"] == "one") & (rows["rows"] == "oof")]["auc_fold_mean"].mean()
+    assert f"| one | - | {within:.4f} ± " in text.partition("## macro AUC, mean of the folds")[2]
     assert "- one, random over one: document -; here " in text
 
 

@@ -18,7 +18,7 @@ def figures(log_loss, auc, f1):
 
 def found(test: bool = True, auc=None) -> dict:
     """A CNN, a smoother named like its stage, and the blend, significantly better than the CNN only."""
-    auc = auc or cell(0.9, 0.85, 0.95)
+    auc = {**(auc or cell(0.9, 0.85, 0.95)), "fold_mean": 0.91, "fold_std": 0.02}
     resnet = cell(0.3, 0.25, 0.35, minus_blend=cell(0.1, 0.05, 0.15))
     smooth = cell(0.21, 0.15, 0.25, minus_blend=cell(0.01, -0.005, 0.02), in_sample=0.19)
     blend = cell(0.2, 0.15, 0.25, in_sample=0.18)
@@ -29,7 +29,7 @@ def found(test: bool = True, auc=None) -> dict:
     }
     counts = {"slices": 2032, "patients": 75, "classes": {"bleed": {"positives": 9, "patients": 3, "prevalence": 0.1}}}
     sets = ["oof", "test"] if test else ["oof"]
-    constant = figures(cell(0.33, 0.3, 0.36), cell(0.5, 0.5, 0.5), cell(0.18, 0.15, 0.2))
+    constant = figures(cell(0.33, 0.3, 0.36), cell(0.5, 0.5, 0.5, fold_mean=0.5, fold_std=None), cell(0.18, 0.15, 0.2))
     study, guess = (dict.fromkeys(scores.STUDY_SCORES, one) for one in (cell(0.8, 0.7, 0.9), cell(0.5)))
     per_study = {"blend": {**study, "classes": {"bleed": study}}, "baseline": {**guess, "classes": {"bleed": guess}}}
     studies = {"studies": 80, "positives": {"bleed": 4}, "models": per_study}
@@ -51,12 +51,21 @@ def test_models_are_listed_below_their_stages_and_in_sample_scores_out_of_fold_o
     table, per_study, test, _ = scores.tables(found(), 200)
     assert table.title == "Out of fold: 2,032 slices of 75 patients"
     assert [row[0] for row in table.rows] == ["cnn", "  resnet", "smooth", "blend", "baseline", "  prevalence"]
-    assert table.columns == ["", "log loss", "macro AUC", "macro F1", "F1 in-sample", "log loss minus the blend's"]
-    spans = ["0.3000 0.2500-0.3500", "0.9000 0.8500-0.9500", "0.6000 0.5000-0.7000", "0.6500", "0.1000 0.0500-0.1500"]
-    assert table.rows[1][1:] == spans
+    assert table.columns == [
+        "",
+        "log loss",
+        "macro AUC",
+        "mean of folds",
+        "macro F1",
+        "F1 in-sample",
+        "log loss minus the blend's",
+    ]
+    spans = ["0.3000 0.2500-0.3500", "0.9000 0.8500-0.9500", "0.9100 ± 0.0200", "0.6000 0.5000-0.7000"]
+    assert table.rows[1][1:] == [*spans, "0.6500", "0.1000 0.0500-0.1500"]
     assert table.rows[2][-1] == "0.0100 -0.0050 to 0.0200"
     assert table.rows[3][-1] == ""
-    assert table.rows[5][1:4] == ["0.3300 0.3000-0.3600", "0.5000 0.5000-0.5000", "0.1800 0.1500-0.2000"]
+    constant = ["0.3300 0.3000-0.3600", "0.5000 0.5000-0.5000", "0.5000 ± -", "0.1800 0.1500-0.2000"]
+    assert table.rows[5][1:5] == constant
     assert per_study.title == "Blend per study, out of fold: 80 studies of 75 patients"
     assert per_study.columns == ["", "positive studies", "AUC", "sensitivity", "specificity"]
     shown = "0.8000 0.7000-0.9000"
@@ -67,7 +76,7 @@ def test_models_are_listed_below_their_stages_and_in_sample_scores_out_of_fold_o
     ]
     assert len(list(scores.tables({**found(), "studies": {}}, 200))) == 2, "no studies among single images"
     assert test.title.startswith("Hidden test solution")
-    assert "F1 in-sample" not in test.columns
+    assert test.columns == ["", "log loss", "macro AUC", "macro F1", "log loss minus the blend's"]
     assert len(list(scores.tables(found(test=False), 200))) == 2
     weighted = {**found(), "class_weights": {"bleed": 1.0, "any": 2.0}}
     assert next(scores.tables(weighted, 200)).columns[1] == "weighted log loss"
@@ -116,6 +125,7 @@ def test_csv_lines_hold_scores_intervals_and_in_sample_scores():
     assert dict(list(lines[0].items())[-4:]) == baseline, "after the other columns"
     assert [lines[2][name] for name in ("log_loss", "log_loss_low", "log_loss_in_sample")] == [0.21, 0.15, 0.19]
     assert (lines[0]["f1_in_sample"], lines[0]["log_loss_in_sample"]) == (0.65, "")
+    assert [(line["auc_fold_mean"], line["auc_fold_std"]) for line in lines[:2]] == [(0.91, 0.02), ("", "")]
     expected = {"model": "resnet", "rows": "oof", "class": "bleed", "positives": 9, "patients": 3}
     expected |= {"log_loss": 0.3, "log_loss_low": 0.25, "log_loss_high": 0.35}
     expected |= {"auc": 0.9, "auc_low": 0.85, "auc_high": 0.95}

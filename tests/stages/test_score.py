@@ -62,7 +62,8 @@ def made(root: Path, *, solution: str = "whole", never: Sequence[str] = (), test
     fold = table[key].map(train.set_index(key)["fold"])
     for number, model in enumerate(plan.models):
         noise = np.random.default_rng(number).normal(size=(300, 6)) * (2 - 0.4 * number)
-        logits = pd.DataFrame(3 * table[list(CLASSES)].to_numpy() - 2 + noise, columns=logit_columns(CLASSES))
+        scale = 2 * fold.fillna(0).to_numpy()[:, None] * (number == 0)  # the folds of the first model differ
+        logits = pd.DataFrame(3 * table[list(CLASSES)].to_numpy() - 2 + noise + scale, columns=logit_columns(CLASSES))
         logits.insert(0, "image_id", table["image_id"])
         record = {"in_sample": {"weighted_log_loss": 0.1, "macro_auc": 0.99}} if number > 1 else {}
         record["warnings"] = ["its epochs were chosen on the fold"] * (number == 0)
@@ -142,10 +143,16 @@ def test_in_sample_scores_and_warnings_of_folds_are_listed(plan):
     assert scores.loc["oof"].loc[["resnet", "densenet"], mean].isna().all(axis=None)
     assert scores.loc["oof"][["f1_in_sample", "f2_in_sample"]].notna().all(axis=None)
     assert scores.loc["test"].isna().all(axis=None)
-    assert read(plan)["warnings"] == [
+    *warnings, scales = read(plan)["warnings"]
+    assert warnings == [
         *["resnet: its epochs were chosen on the fold"] * 3,
         "lgbm, blend: scores are optimistic, since those of their inputs are",
     ]
+    auc = read(plan)["models"]["resnet"]["oof"]["auc"]
+    assert auc["fold_mean"] > auc["value"] + 0.02
+    assert scales.startswith(
+        f"resnet: the macro AUC is {auc['value']:.4f} over all rows, but {auc['fold_mean']:.4f} on"
+    )
 
 
 def test_files_have_the_printed_scores_and_a_second_run_the_same_bytes(plan, capsys):
@@ -181,7 +188,8 @@ def test_the_baseline_predicts_the_prevalence(plan, capsys):
         y, cells = table.loc[table["split"] == split, list(CLASSES)], found["baseline"][where]
         losses = [log_loss(y[name], np.full(len(y), prevalence[name]), labels=[0, 1]) for name in CLASSES]
         assert cells["log_loss"]["value"] == pytest.approx(np.average(losses, weights=[1, 1, 1, 1, 1, 2]), abs=1e-6)
-        assert cells["auc"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+        folds = {"fold_mean": 0.5, "fold_std": 0.0} if where == "oof" else {}
+        assert cells["auc"] == {"value": 0.5, "low": 0.5, "high": 0.5, **folds}
         every = fbeta_score(y, np.ones(y.shape), beta=2, average="macro")
         assert cells["f2"]["value"] == pytest.approx(every, abs=1e-6), "the best decision without a model"
         assert any(line[:2] == ["prevalence", f"{cells['log_loss']['value']:.4f}"] for line in printed)
@@ -275,7 +283,7 @@ def test_another_metric_and_folds_by_slice_with_a_bootstrap_over_patients(tmp_pa
     assert "macro F0.5" in capsys.readouterr().out
     columns = set(read(plan, "scores.csv").columns)
     assert {"f0.5", "f0.5_half", "f0.5_low", "f0.5_in_sample", "f1", "f2"} <= columns
-    assert read(plan)["warnings"][-1].startswith("folds.by is slice")
+    assert any(warning.startswith("folds.by is slice") for warning in read(plan)["warnings"])
     assert read(plan)["rows"]["oof"]["patients"] == 20
 
 
@@ -302,8 +310,8 @@ def test_without_any_auc_or_solution_there_is_one_table_with_dashes(tmp_path, ca
     printed = capsys.readouterr().out
     assert "Out of fold: 200 slices of 20 patients" in printed
     assert "Hidden" not in printed
-    (blend,) = [line.split() for line in printed.splitlines() if line.split()[:1] == ["blend"]]
-    assert blend[3] == "-", "after the log loss and its interval"
+    blend = next(line.split() for line in printed.splitlines() if line.split()[:1] == ["blend"])
+    assert blend[3:7] == ["-", "-", "±", "-"], "after the log loss and its interval"
     models = read(plan)["models"]
     assert models["blend"]["oof"]["auc"]["value"] is None
     assert models["lgbm"]["oof"]["auc"]["minus_blend"] == {"value": None, "low": None, "high": None}

@@ -1,6 +1,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,23 +63,35 @@ class Scripted:
 
 
 @pytest.mark.parametrize("clip", [None, 0.05])
-def test_steps_equal_plain_adamw_without_decay_of_biases_and_norms(clip):
-    settings, losses = replace(SETTINGS, weight_decay=0.3, max_grad_norm=clip), list[float]()
+@pytest.mark.parametrize(
+    ("changes", "plain_optimizer"),
+    [
+        ({}, torch.optim.AdamW),
+        ({"optimizer": "sgd", "momentum": 0.8}, partial(torch.optim.SGD, momentum=0.8, nesterov=True)),
+        ({"optimizer": "sgd", "nesterov": False}, partial(torch.optim.SGD, momentum=0.9)),
+    ],
+)
+def test_steps_equal_those_of_torch_without_decay_of_biases_and_norms(clip, changes, plain_optimizer):
+    settings, losses = replace(SETTINGS, weight_decay=0.3, max_grad_norm=clip, **changes), list[float]()
+    settings = replace(settings, lr_scales={"3.weight": 10.0, "3.bias": 10.0})
     network, plain = small(), small()
     history = fit(network, LOADER, loss_of, settings, RUN)
     torch.manual_seed(RUN.seed)
     names = dict(plain.named_parameters())
-    optimizer = torch.optim.AdamW(
+    optimizer = plain_optimizer(
         [
-            {"params": [names["0.weight"], names["3.weight"]], "weight_decay": 0.3},
-            {"params": [value for name, value in names.items() if name not in {"0.weight", "3.weight"}]},
+            {"params": [names["0.weight"]], "weight_decay": 0.3},
+            {"params": [names["3.weight"]], "weight_decay": 0.3},
+            {"params": [names["3.bias"]]},
+            {"params": [value for name, value in names.items() if name not in {"0.weight", "3.weight", "3.bias"}]},
         ],
+        lr=1.0,
         weight_decay=0,
     )
     plain.train()
     for step, batch in enumerate(batch for epoch in range(3) for batch in batches(epoch)):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(settings, step, 12)
+        for group, scale in zip(optimizer.param_groups, (1, 10, 10, 1), strict=True):
+            group["lr"] = scale * learning_rate(settings, step, 12)
         optimizer.zero_grad()
         loss = loss_of(plain, batch)
         loss.backward()
@@ -141,7 +154,7 @@ def test_accumulated_batches_train_as_one_larger_batch(sizes, clip):
         ({}, {0: 0.4, 1: 0.8, 2: 0.8, 6: 0.4, 9: 0.4 * (1 + math.cos(math.pi * 7 / 8)), 10: 0}),
         ({"warmup_ratio": 0}, {0: 0.8}),
         ({"min_lr_ratio": 0.25}, {0: 0.4, 1: 0.8, 2: 0.8, 6: 0.5, 10: 0.2}),
-        ({"min_lr_ratio": 1}, {2: 0.8, 6: 0.8, 9: 0.8}),
+        ({"schedule": "constant"}, {0: 0.4, 1: 0.8, 2: 0.8, 6: 0.8, 9: 0.8}),
         # five epochs of two steps; the first warms up
         ({"decay_epochs": 2, "decay_rate": 0.5}, {0: 0.4, 1: 0.8, 3: 0.8, 4: 0.4, 7: 0.4, 8: 0.2, 9: 0.2}),
         ({"decay_epochs": 1, "decay_rate": 0.412, "warmup_ratio": 0}, {9: 0.8 * 0.412**4}),

@@ -1,6 +1,6 @@
 """All scores of a model's predictions, per class and over all classes, with confidence intervals of the same draws."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,8 @@ from ich.ensemble import metrics
 from ich.ensemble.intervals import Bootstrap, interval
 
 DIGITS = 6  # of a score in JSON; tables and CSV files round the same number to four
+
+FOLD_GAP = 0.02  # difference of the AUC over all rows and its mean over folds that is warned of
 
 Cell = dict[str, float | None]  # value, low, high; None where a score is undefined
 
@@ -67,6 +69,28 @@ def all_scores(
         drawn = metrics.f_draws(labels, positive, beta, bootstrap.sums)
         found[name] = _with_macro(metrics.f_from_counts(*counts, beta), drawn)
     return found
+
+
+def auc_by_fold(y: NDArray, p: NDArray, fold: NDArray) -> tuple[float, float]:
+    """Macro AUC within folds: its mean over the folds [n] of the rows, and the standard deviation between them.
+
+    A class counts in the folds that have both of its labels.
+    """
+    auc = np.stack([metrics.class_auc(y[fold == k], p[fold == k]) for k in np.unique(fold)])
+    of_folds = metrics.macro_rows(auc)
+    of_folds = of_folds[~np.isnan(of_folds)]
+    return metrics.macro(metrics.macro_rows(auc.T)), float(of_folds.std(ddof=1)) if len(of_folds) > 1 else np.nan
+
+
+def fold_warnings(auc: Mapping[str, tuple[float, float]]) -> Iterator[str]:
+    """Warn of models whose macro AUC over all rows differs from its mean over folds; auc: both, by name."""
+    for name, (pooled, mean) in auc.items():
+        if abs(pooled - mean) > FOLD_GAP:
+            yield (
+                f"{name}: the macro AUC is {pooled:.4f} over all rows, but {mean:.4f} on average within a fold. The"
+                " logits of the folds are on different scales. Compare models by the mean of the folds; thresholds or"
+                " a calibration per fold help"
+            )
 
 
 def study_scores(bootstrap: Bootstrap, y: NDArray, p: NDArray, positive: NDArray) -> dict[str, Score]:

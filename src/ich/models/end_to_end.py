@@ -37,7 +37,6 @@ class EndToEnd(Model):
         cnn = new_backbone(network, data, run)
         spec["head"] = asdict(head_spec(settings, cnn.embedding_size, len(data.table.classes)))
         spec["chunk"] = settings.chunk
-        spec["freeze_norm"] = settings.start is not None  # keep the statistics that the cnn model learned
         fitted = FittedEndToEnd(spec, run.name, network=_joined(cnn, spec))
         fit_on_labels(fitted, image_loader(series, settings, "series"), data, run)
         return fitted
@@ -50,7 +49,7 @@ class EndToEnd(Model):
 
 def _joined(cnn: Cnn, spec: Mapping[str, Any]) -> Network:
     head = build_head(HeadSpec(**spec["head"]))
-    return Network(cnn, head, chunk=spec["chunk"], freeze_norm=spec["freeze_norm"])
+    return Network(cnn, head, chunk=spec["chunk"])
 
 
 @dataclass

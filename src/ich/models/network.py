@@ -19,9 +19,9 @@ from ich.models.artifacts import require_finite
 from ich.models.base import Fitted
 from ich.models.data import FoldData
 from ich.networks import losses
-from ich.networks.cnn import Cnn, CnnSpec
+from ich.networks.cnn import Cnn, CnnSpec, lr_scales
 from ich.networks.layers import start_from_prevalence
-from ich.recipe import BETAS, Training
+from ich.recipe import BETAS, Backbone, Training
 from ich.store.atomic import atomic, write_text
 from ich.training.fit import FitSettings, Loader, Row, fit
 from ich.training.run import Run
@@ -61,25 +61,18 @@ class FittedNetwork(Fitted):
 
 
 def new_backbone(spec: CnnSpec, data: FoldData, run: Run) -> Cnn:
-    """A new Cnn; its backbone has the weights of the file `data.start` if that is set.
-
-    Raises UserError if timm has no such backbone or the weights do not fit.
-    """
+    """A new Cnn. Raises UserError if timm has no such backbone or the weights do not fit."""
     torch.manual_seed(run.seed)
     try:
-        if data.start is None:
-            return Cnn(spec)
-        network = Cnn(replace(spec, pretrained=False, weights=None))
-        with parsing(data.start):
-            state = load(data.start.read_bytes())
-        network.load_backbone(state)
+        return Cnn(spec if data.start is None else replace(spec, pretrained=False, weights=None))
     except ValueError as error:
         raise UserError(f"{data.settings.stage}.{data.model}: {error}") from None
-    return network
 
 
-def fit_settings(settings: Training, **more: Any) -> FitSettings:
+def fit_settings(settings: Training, network: nn.Module, **more: Any) -> FitSettings:
     names = {each.name for each in fields(FitSettings)}
+    if isinstance(settings, Backbone):
+        more["lr_scales"] = lr_scales(network, settings.head_lr, settings.layer_decay)
     return FitSettings(**settings.model_dump(include=names), **more)
 
 
@@ -97,15 +90,21 @@ def loss_for(data: FoldData) -> losses.Loss:
 
 
 def fit_on_labels(fitted: FittedNetwork, loader: Loader, data: FoldData, run: Run) -> None:
-    """Train `fitted.network` in place. Each epoch is evaluated on the fold and on the rows of early stopping."""
+    """Train `fitted.network` in place, from the weights of `data.start` if that is set.
+
+    Each epoch is evaluated on the fold and on the rows of early stopping.
+    """
     settings, stop = data.settings, data.settings.early_stopping
     stop_split = "inner" if "inner" in data.rows else "valid"
     splits = dict.fromkeys(("valid", stop_split))
     inputs = {split: data.inputs(split) for split in splits}
-    criterion = loss_for(data)
+    criterion, slice_loss = loss_for(data), getattr(settings, "slice_loss", 0.0)
 
-    def loss_of(network: nn.Module, batch: Any) -> torch.Tensor:
-        return criterion(batch.real(network(*batch.inputs)), batch.targets)
+    def loss_of(network: Any, batch: Any) -> torch.Tensor:
+        if not slice_loss:
+            return criterion(batch.real(network(*batch.inputs)), batch.targets)
+        losses = [criterion(batch.real(logits), batch.targets) for logits in network.logits(*batch.inputs)]
+        return losses[0] + slice_loss * losses[1]
 
     def evaluate(network: nn.Module) -> dict[str, float]:
         logits: dict[str, np.ndarray] = {}
@@ -121,6 +120,10 @@ def fit_on_labels(fitted: FittedNetwork, loader: Loader, data: FoldData, run: Ru
 
     if settings.output_bias:
         start_from_prevalence(fitted.network, data.labels("train").mean(axis=0))
+    if data.start is not None:
+        network: Any = fitted.network
+        with parsing(data.start):
+            network.start_from(load(data.start.read_bytes()))
     keep: dict[str, Any] = {}
     if stop is not None:
         larger = stop.metric != "log_loss"
@@ -129,7 +132,7 @@ def fit_on_labels(fitted: FittedNetwork, loader: Loader, data: FoldData, run: Ru
             fitted.notes["warnings"] = [
                 f"the best epoch was chosen by {stop.metric} on fold {data.fold} itself: its score is optimistic"
             ]
-    fitted.history = fit(fitted.network, loader, loss_of, fit_settings(settings, **keep), run, evaluate)
+    fitted.history = fit(fitted.network, loader, loss_of, fit_settings(settings, fitted.network, **keep), run, evaluate)
 
 
 def stopping_metric(metric: str, data: FoldData, split: str, logits: np.ndarray) -> float:

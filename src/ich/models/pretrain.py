@@ -35,7 +35,7 @@ class SimClr(Model):
             return nt_xent(network(batch.first), network(batch.second), settings.temperature)
 
         loader = image_loader(views, settings, "slices")
-        fitted.history = fit(fitted.network, loader, loss_of, fit_settings(settings), run)
+        fitted.history = fit(fitted.network, loader, loss_of, fit_settings(settings, fitted.network), run)
         return fitted
 
     def try_network(self, shape: Shape, inputs: Mapping[str, int]) -> int:

@@ -52,8 +52,14 @@ class Sequence(Model):
         return fitted
 
     def try_network(self, shape: Shape, inputs: Mapping[str, int]) -> int:
-        width = sum(inputs[name] for name in self.settings.inputs)
-        try_head(head_spec(self.settings, width, shape.classes))
+        settings = self.settings
+        head = head_spec(settings, sum(inputs[name] for name in settings.inputs), shape.classes)
+        if settings.start is not None and not head.takes_classifier:
+            raise ValueError(
+                f"start: head {head.name} with hidden: {head.hidden} cannot take the classifier of {settings.start};"
+                f" use linear or sdl, or one with lrnn and hidden: {head.features}"
+            )
+        try_head(head)
         return 0
 
 

@@ -137,7 +137,7 @@ class Cnn(nn.Module):
             found.append((layer, inputs[0].shape, output.shape))
 
         hooks = [layer.register_forward_hook(record) for layer in layers]
-        modes = [(module, module.training) for module in self.backbone.modules()]  # frozen norms differ from the rest
+        training = self.backbone.training
         image = torch.zeros(1, self.spec.in_channels, size, size, device=self.scale.device)
         try:
             self.backbone.eval()
@@ -146,25 +146,28 @@ class Cnn(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-            for module, training in modes:
-                module.training = training
+            self.backbone.train(training)
         return found
 
-    def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """Load the backbone from the state_dict of another Cnn, or of a network that has one as `cnn`.
+    def start_from(self, state: dict[str, Tensor]) -> None:
+        """Load the backbone from the state_dict of a network that has a Cnn as `cnn`, such as SimClr."""
+        prefix = "cnn.backbone."
+        self.backbone.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
-        Raises ValueError if the backbone or its number of input channels differs.
-        """
-        named = {name.removeprefix("cnn."): value for name, value in state.items()}
-        prefix = "backbone."
-        backbone = {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
-        try:
-            self.backbone.load_state_dict(backbone)
-        except RuntimeError as error:
-            raise ValueError(
-                f"these weights do not fit {self.spec.backbone} with {self.spec.in_channels} input channels and"
-                f" {self.spec.kwargs or 'no kwargs'}: {' '.join(str(error).split())[:300]}"
-            ) from None
+
+def lr_scales(network: nn.Module, head_lr: float, layer_decay: float) -> dict[str, float]:
+    """Factors of the learning rate by parameter name, of a network with a Cnn in it.
+
+    head_lr outside the backbone; inside, layer_decay to the power of the number of layers above (BEiT, Bao et al.,
+    arXiv:2106.08254), as in timm.optim, which is slow to import.
+    """
+    if head_lr == layer_decay == 1:
+        return {}
+    (backbone,) = (module.backbone for module in network.modules() if isinstance(module, Cnn))
+    layers: Any = timm.models.group_parameters(backbone, backbone.group_matcher(), reverse=True)
+    top = max(layers.values())
+    inside = {id(value): layer_decay ** (top - layers[name]) for name, value in backbone.named_parameters()}
+    return {name: inside.get(id(value), head_lr) for name, value in network.named_parameters()}
 
 
 def sized(backbone: str, kwargs: dict[str, Any], size: int) -> dict[str, Any]:

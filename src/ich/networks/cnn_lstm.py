@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ich.networks.cnn import Cnn
+from ich.networks.label_rnn import SliceLabelHead
 from ich.networks.layers import Lengths
 
 
@@ -17,28 +18,38 @@ class EndToEnd(nn.Module):
     """A head of `ich.networks.sequence.build_head` on the embeddings and logits of a Cnn.
 
     The slices pass the Cnn in chunks of at most `chunk`. The backward pass recomputes each chunk, so that only the
-    activations of one chunk are in memory (Chen et al., arXiv:1604.06174). A chunk is one batch for batch norm;
-    freeze_norm keeps its running statistics.
+    activations of one chunk are in memory (Chen et al., arXiv:1604.06174). A chunk is one batch for batch norm, so its
+    slices are spread evenly over all studies.
     """
 
-    def __init__(self, cnn: Cnn, head: nn.Module, *, chunk: int = 8, freeze_norm: bool = False) -> None:
+    def __init__(self, cnn: Cnn, head: nn.Module, *, chunk: int = 8) -> None:
         super().__init__()
-        self.cnn, self.head = cnn, head
-        self.chunk, self.freeze_norm = chunk, freeze_norm
+        self.cnn, self.head, self.chunk = cnn, head, chunk
+
+    def start_from(self, state: dict[str, Tensor]) -> None:
+        """Load the state_dict of a Cnn; its classifier also into the head, if the head takes it."""
+        self.cnn.load_state_dict(state)
+        if isinstance(self.head, SliceLabelHead):
+            self.head.start_from(state)
 
     def forward(self, images: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
-        """Logits float32 [B, T, c] of padded studies.
+        """Logits float32 [B, T, c] of padded studies, see `logits`."""
+        return self.logits(images, geometry, lengths)[0]
+
+    def logits(self, images: Tensor, geometry: Tensor, lengths: Lengths) -> tuple[Tensor, Tensor]:
+        """Logits of the head and of the Cnn, both float32 [B, T, c], of padded studies.
 
         images: uint8 [N, C, S, S], the slices of one study after the other. geometry: [B, T, 2]. lengths: int64 [B],
         their sum is N.
         """
         lengths = torch.as_tensor(lengths).cpu()
         # chunks of nearly equal size: a last chunk of one slice would be a batch of one for batch norm
-        chunks = images.tensor_split(-(-len(images) // self.chunk))
-        embeddings, logits = zip(*(self._embed(part) for part in chunks), strict=True)
+        n = -(-len(images) // self.chunk)
+        embeddings, logits = zip(*(self._embed(images[k::n]) for k in range(n)), strict=True)
+        order = torch.cat([torch.arange(k, len(images), n) for k in range(n)]).argsort().to(images.device)
         inside = (torch.arange(geometry.shape[1])[None] < lengths[:, None]).to(images.device)
-        features, base = (_padded(torch.cat(values), inside) for values in (embeddings, logits))
-        return self.head(features, base, geometry, lengths)
+        features, base = (_padded(torch.cat(values)[order], inside) for values in (embeddings, logits))
+        return self.head(features, base, geometry, lengths), base
 
     def _embed(self, part: Tensor) -> tuple[Tensor, Tensor]:
         if not torch.is_grad_enabled():
@@ -50,22 +61,12 @@ class EndToEnd(nn.Module):
         """Contexts of the forward pass of a chunk and of its recomputation."""
         return nullcontext(), _keep_statistics(self.cnn)
 
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        if self.freeze_norm:
-            for norm in _norms(self.cnn):
-                norm.eval()
-        return self
-
-
-def _norms(network: nn.Module) -> list[_BatchNorm]:
-    return [module for module in network.modules() if isinstance(module, _BatchNorm)]
-
 
 @contextmanager
 def _keep_statistics(network: nn.Module) -> Iterator[None]:
     """Let batch norm update copies of its running statistics: a recomputed slice must not count twice."""
-    buffers = [(norm, name, value) for norm in _norms(network) for name, value in norm.named_buffers(recurse=False)]
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    buffers = [(norm, name, value) for norm in norms for name, value in norm.named_buffers(recurse=False)]
     for norm, name, value in buffers:
         setattr(norm, name, value.clone())
     try:

@@ -13,7 +13,7 @@ class SliceContext(nn.Module):
     """SDL: features + context(features), both [B, T, D].
 
     The context is a bidirectional GRU or LSTM with D / 2 units per direction, or `layers` convolutions over three
-    neighbouring slices, each followed by a ReLU.
+    neighbouring slices with ReLUs between them. It starts at zero, since its last layer does.
     """
 
     def __init__(self, features: int, cell: str, layers: int, dropout: float) -> None:
@@ -22,10 +22,15 @@ class SliceContext(nn.Module):
         if cell == "conv":
             convolutions = [nn.Conv1d(features, features, kernel_size=3, padding=1) for _ in range(layers)]
             self.convolutions = nn.ModuleList(convolutions)
+            for value in convolutions[-1].parameters():
+                nn.init.zeros_(value)
         elif features % 2:
             raise ValueError(f"a bidirectional {cell} cannot add to {features} features, an odd number; use cell conv")
         else:
             self.rnn = bidirectional(cell, features, features // 2, layers, dropout)
+            for name, value in self.rnn.named_parameters():
+                if f"_l{layers - 1}" in name and "weight_hh" not in name:  # of the new state, third gate of both cells
+                    nn.init.zeros_(value[features : features + features // 2])
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor, lengths: Lengths) -> Tensor:
@@ -34,9 +39,9 @@ class SliceContext(nn.Module):
         padding = torch.arange(features.shape[1])[None] >= torch.as_tensor(lengths).cpu()[:, None]
         padding, context = padding.to(features.device)[:, None], features.transpose(1, 2)
         for number, convolution in enumerate(self.convolutions or ()):
-            context = self.dropout(context) if number else context
+            context = self.dropout(F.relu(context)) if number else context
             # zeros beyond the last slice, as in a study without padding
-            context = F.relu(convolution(context.masked_fill(padding, 0.0)))
+            context = convolution(context.masked_fill(padding, 0.0))
         return features + context.transpose(1, 2)
 
 
@@ -67,7 +72,7 @@ class LabelDecoder(nn.Module):
 
 
 class SliceLabelHead(nn.Module):
-    """SDL and LRNN in the order of the name: sdl, lrnn, sdl_lrnn or lrnn_sdl.
+    """SDL and LRNN in the order of the name: sdl, lrnn, sdl_lrnn or lrnn_sdl; linear has neither, as their control.
 
     After a final decoder, the step of each class becomes one logit by the weights of that class. SDL after the decoder
     reads the states of all classes side by side, classes x hidden features per slice. `cell` (gru, lstm or conv) and
@@ -76,16 +81,27 @@ class SliceLabelHead(nn.Module):
 
     def __init__(self, spec: HeadSpec) -> None:
         super().__init__()
-        self.parts = nn.ModuleList()
+        self.spec, self.parts = spec, nn.ModuleList()
         width = spec.features
         for part in spec.name.split("_"):
             if part == "sdl":
                 self.parts.append(SliceContext(width, spec.cell, spec.layers, spec.dropout))
-            else:
+            elif part == "lrnn":
                 self.parts.append(LabelDecoder(width, spec.classes, spec.hidden))
                 width = spec.classes * spec.hidden
         self.dropout = nn.Dropout(spec.dropout)
         self.classifier = Classifier(spec.hidden if spec.name.endswith("lrnn") else width, spec.classes)
+
+    @torch.no_grad()
+    def start_from(self, state: dict[str, Tensor]) -> None:
+        """Take the classifier from the state_dict of the Cnn whose features are read, if `HeadSpec.takes_classifier`.
+
+        linear and sdl then return the logits of the Cnn. After a decoder, each class reads its own states.
+        """
+        if self.spec.takes_classifier:
+            weight = state["classifier.weight"]
+            self.classifier.weight.copy_(torch.block_diag(*weight) if self.spec.name == "lrnn_sdl" else weight)
+            self.classifier.bias.copy_(state["classifier.bias"])
 
     def forward(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):

@@ -42,7 +42,7 @@ class HeadSpec:
     """Everything needed to rebuild a head over the slices of a study, except its weights."""
 
     name: str
-    """residual, plain, shortcut, sdl, lrnn, sdl_lrnn or lrnn_sdl; see `ich.networks.sequence.build_head`."""
+    """residual, plain, shortcut, linear, sdl, lrnn, sdl_lrnn or lrnn_sdl; see `ich.networks.sequence.build_head`."""
     features: int
     """Size of the embedding of a slice."""
     classes: int
@@ -52,6 +52,11 @@ class HeadSpec:
     """Units per direction."""
     layers: int = 1
     dropout: float = 0.0
+
+    @property
+    def takes_classifier(self) -> bool:
+        """True if the head can start from the classifier of a Cnn: each class reads a state as wide as the features."""
+        return self.name in ("linear", "sdl") or ("lrnn" in self.name and self.hidden == self.features)
 
 
 def bidirectional(cell: str, features: int, hidden: int, layers: int = 1, dropout: float = 0.0) -> nn.LSTM | nn.GRU:

@@ -15,8 +15,8 @@ def build_head(spec: HeadSpec) -> nn.Module:
     Its arguments are features [B, T, D], base logits [B, T, c], geometry [B, T, 2] and lengths int64 [B], which stay
     on the CPU: copying them from a GPU would wait for it. Padding does not change the logits of real slices.
 
-    residual: `ResidualHead`; plain, shortcut: `StackedHead`; sdl, lrnn, sdl_lrnn, lrnn_sdl: `SliceLabelHead`. Only
-    `residual` reads the base logits and the geometry. Raises ValueError where sdl cannot add its context.
+    residual: `ResidualHead`; plain, shortcut: `StackedHead`; linear, sdl, lrnn, sdl_lrnn, lrnn_sdl: `SliceLabelHead`.
+    Only `residual` reads the base logits and the geometry. Raises ValueError where sdl cannot add its context.
     """
     if spec.name == "residual":
         return ResidualHead(spec)

@@ -8,7 +8,7 @@ from ich.networks.cnn import Cnn
 class SimClr(nn.Module):
     """Embeddings of a Cnn through two linear layers (Chen et al., arXiv:2002.05709, section 2.1).
 
-    Its loss is `ich.networks.losses.nt_xent`; `Cnn.load_backbone` takes its state_dict.
+    Its loss is `ich.networks.losses.nt_xent`; `Cnn.start_from` takes its state_dict.
     """
 
     def __init__(self, cnn: Cnn, width: int = 128) -> None:

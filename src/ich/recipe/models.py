@@ -83,6 +83,14 @@ class Backbone(Training):
     minmax: bool = Field(default=False, description="rescale each channel of each image to its full range")
     clahe: NonNegativeFloat = Field(default=0.0, description="clip limit of CLAHE; 0: off")
     augment: Augment = Augment()
+    head_lr: PositiveFloat = Field(default=1.0, description="factor of the learning rate outside the backbone")
+    layer_decay: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="factor of the learning rate from a layer of the backbone to the next lower; deep"
+        " networks need values near 1",
+    )
     workers: NonNegativeInt | Literal["auto"] = Field(
         default="auto", description="data loader processes; auto: none on a CPU, up to 8 per GPU"
     )
@@ -129,10 +137,11 @@ class Cnn(Backbone, Supervised):
 class Head(Strict):
     """Recurrent head over the slices of a study, in order."""
 
-    head: Literal["residual", "plain", "shortcut", "sdl", "lrnn", "sdl_lrnn", "lrnn_sdl"] = Field(
+    head: Literal["residual", "plain", "shortcut", "linear", "sdl", "lrnn", "sdl_lrnn", "lrnn_sdl"] = Field(
         default="residual",
         description="residual: correction of the slice logits; plain: stacked RNN; shortcut: sum of its layers; sdl:"
-        " features plus context; lrnn: decoder over the labels of a slice; sdl_lrnn, lrnn_sdl: both, in this order",
+        " features plus context; lrnn: decoder over the labels of a slice; sdl_lrnn, lrnn_sdl: both, in this order;"
+        " linear: each slice alone, the control of these",
     )
     cell: Literal["lstm", "gru", "conv"] = Field(default="gru", description="conv: 1-D convolution, for sdl only")
     hidden: PositiveInt = Field(default=64, description="units per direction")
@@ -151,8 +160,13 @@ class EndToEnd(Head, Backbone, Supervised):
 
     stage: ClassVar[str] = "end_to_end"
 
-    start: str | None = Field(default=None, description="cnn model that initializes the network; freezes its norms")
+    start: str | None = Field(
+        default=None,
+        description="cnn model that initializes the network, also the last layer of heads linear and sdl, and of those"
+        " with lrnn if `hidden` is the size of the embedding",
+    )
     chunk: PositiveInt = Field(default=8, description="slices whose activations are in memory at a time")
+    slice_loss: NonNegativeFloat = Field(default=0.0, description="weight of the loss of the slice network itself")
     cutmix: NonNegativeFloat = Field(default=0.0, description="alpha of CutMix, one box per study; 0: off")
     epochs: Epochs = 8
     batch_size: BatchSize = 1
@@ -166,6 +180,9 @@ class Sequence(Head, Supervised):
     reads_embeddings: ClassVar[bool] = True
 
     inputs: tuple[str, ...] = Field(min_length=1, description="cnn models whose embeddings and logits it reads")
+    start: str | None = Field(
+        default=None, description="its only input, whose classifier initializes the head, as in end_to_end"
+    )
     features: Literal["in_sample", "aligned", "oof"] = Field(
         default="in_sample",
         description="training inputs. in_sample: predictions of the fold's model for its training rows; oof:"

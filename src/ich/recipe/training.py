@@ -11,6 +11,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     field_validator,
+    model_validator,
 )
 
 
@@ -78,16 +79,20 @@ class Augment(Strict):
 
 
 class Training(Strict):
-    """Optimization of a network: AdamW (Adam if weight_decay is 0), linear warm-up, then a cosine or step schedule."""
+    """Optimization of a network: AdamW (Adam if weight_decay is 0) or SGD, linear warm-up, then a schedule."""
 
     epochs: Epochs
     batch_size: BatchSize
     accumulate: PositiveInt = Field(default=1, description="batches per optimizer step; saves memory")
     learning_rate: LearningRate
-    weight_decay: NonNegativeFloat = Field(default=0.01, description="decoupled weight decay")
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="torch.optim.AdamW or SGD")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="sgd: momentum")
+    nesterov: bool = Field(default=True, description="sgd: Nesterov momentum")
+    weight_decay: NonNegativeFloat = Field(default=0.01, description="adamw: decoupled weight decay; sgd: L2 penalty")
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1, description="fraction of the steps used for warm-up")
+    schedule: Literal["cosine", "constant"] = Field(default="cosine", description="learning rate after the warm-up")
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1, description="final learning rate of the cosine, as a fraction")
-    decay_epochs: PositiveInt | None = Field(default=None, description="use steps, this many epochs apart")
+    decay_epochs: PositiveInt | None = Field(default=None, description="use steps, this many epochs apart, instead")
     decay_rate: float = Field(default=0.1, gt=0, le=1, description="factor of each step")
     ema_decay: float | None = Field(default=None, gt=0, lt=1, description="decay of the moving average of weights")
     max_grad_norm: PositiveFloat | None = Field(default=1.0, description="gradient clipping; null: off")
@@ -95,6 +100,14 @@ class Training(Strict):
         default="auto", description="auto: bf16 if the device supports it, else fp16 on a GPU and fp32 on a CPU"
     )
     seed: Seed = 7
+
+    @model_validator(mode="after")
+    def _optimizer_fits(self) -> "Training":
+        if self.optimizer == "sgd" and self.nesterov and not self.momentum:
+            raise ValueError("nesterov: requires momentum above 0; use nesterov: false")
+        if self.schedule == "constant" and self.decay_epochs is not None:
+            raise ValueError("decay_epochs: steps replace schedule: constant; use one of them")
+        return self
 
 
 class EarlyStopping(Strict):

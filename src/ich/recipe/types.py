@@ -218,6 +218,9 @@ class Recipe(Strict):
             _starts_from(f"cnn.{name}", settings, settings.start, self.pretrain)
         for name, settings in self.end_to_end.items():
             _starts_from(f"end_to_end.{name}", settings, settings.start, self.cnn)
+        for name, settings in self.sequence.items():
+            if settings.start is not None and settings.inputs != (settings.start,):
+                raise ValueError(f"sequence.{name}.start: must be its only input, not {settings.start!r}")
         for title, system in (self.ablation.systems if self.ablation else {}).items():
             _known(f"ablation.systems.{title}.model", [system.model], list(self.models))
         return self

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ich.ensemble import metrics, thresholds
 from ich.ensemble.intervals import Bootstrap
 from ich.ensemble.reliability import expected_calibration_error, reliability
-from ich.ensemble.scoring import DIGITS, Decisions, Score, all_scores, rounded, study_scores
+from ich.ensemble.scoring import DIGITS, Decisions, Score, all_scores, auc_by_fold, rounded, study_scores
 
 RESAMPLES = 1000  # of the bootstrap over patients
 ROWS = {"oof": "the labelled slices", "test": "the hidden solution"}
@@ -59,7 +59,8 @@ class Rows:
 class Evaluated:
     """One model: scores of slices and studies by set of rows, thresholds by metric and class, rows of confusion.csv.
 
-    The thresholds are tuned on all out-of-fold rows; `in_sample` holds the scores on these rows.
+    The thresholds are tuned on all out-of-fold rows; `in_sample` holds the scores on these rows. `fold_auc` is the mean
+    over folds of the macro AUC, and its standard deviation.
     """
 
     scores: dict[str, dict[str, Score]]
@@ -67,6 +68,7 @@ class Evaluated:
     thresholds: dict[str, dict[str, float]]
     in_sample: dict[str, float]
     confusion: list[dict[str, Any]]
+    fold_auc: tuple[float, float]
 
 
 def evaluate(
@@ -109,7 +111,8 @@ def evaluate(
         scores[where] = all_scores(some.bootstrap, some.labels, p, decisions, class_weights)
         parts = (some.per_study(values) for values in (some.labels, p, decisions[study_metric].positive))
         studies[where] = study_scores(some.study_bootstrap, *parts)
-    return Evaluated(scores, studies, cuts, in_sample, confusion)
+    fold_auc = auc_by_fold(rows["oof"].labels, probability["oof"], fold)
+    return Evaluated(scores, studies, cuts, in_sample, confusion, fold_auc)
 
 
 def cells(one: Evaluated, blend: Evaluated, classes: Sequence[str]) -> dict[str, Any]:
@@ -122,6 +125,8 @@ def cells(one: Evaluated, blend: Evaluated, classes: Sequence[str]) -> dict[str,
                 overall[name]["in_sample"] = rounded(one.in_sample[name])
             if one is not blend:
                 overall[name]["minus_blend"] = score.minus(blend.scores[where][name])
+        if where == "oof":
+            overall["auc"] |= dict(zip(("fold_mean", "fold_std"), map(rounded, one.fold_auc), strict=True))
         for label, of_class in overall["classes"].items():
             of_class["thresholds"] = {metric: rounded(cuts[label]) for metric, cuts in one.thresholds.items()}
     return found

@@ -41,6 +41,7 @@ def sentences(found: Mapping[str, Any]) -> Iterator[str]:
         f" {f} uses the thresholds of the other folds; in-sample, with thresholds tuned on the same rows, it is"
         " optimistic."
     )
+    yield "The mean of folds is that of the macro AUC within each fold, ± its standard deviation between folds."
     yield (
         "The baseline predicts the prevalence of each class for all slices. Its AUC is 0.5, and its thresholds make all"
         " slices positive."
@@ -94,6 +95,11 @@ def span(cell: Cell) -> str:
     return f"{number(cell['value'])} {interval(cell)}".rstrip()
 
 
+def deviation(cell: Cell) -> str:
+    """Mean over folds ± standard deviation; empty on the test set."""
+    return f"{number(cell['fold_mean'])} ± {number(cell['fold_std'])}" if "fold_mean" in cell else ""
+
+
 def bracketed(cell: Cell) -> str:
     """A value with its confidence interval in brackets, for text."""
     return f"{number(cell['value'])} ({interval(cell)})"
@@ -114,6 +120,9 @@ def lines(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             line = {"model": name, "stage": model["stage"], "rows": where}
             line |= {score: _float(cell["value"]) for score, cell in cells.items()}
             line |= {f"{score}_{end}": _float(cell[end]) for score, cell in cells.items() for end in ("low", "high")}
+            line |= {
+                f"auc_{key}": _float(cells["auc"][key]) if where == "oof" else "" for key in ("fold_mean", "fold_std")
+            }
             tuned = ("log_loss", "auc", *(score for score in cells if f"{score}_half" in cells))
             line |= {f"{score}_in_sample": cells[score].get("in_sample", "") for score in tuned}
             yield line | {f"{score}_baseline": _float(found["baseline"][where][score]["value"]) for score in cells}
@@ -158,7 +167,7 @@ def _columns(found: Mapping[str, Any], where: str) -> list[tuple[str, list[str]]
     """Title and cells of each column. The first column holds the models below their stages."""
     metric = found["metric"]
     log_loss = "weighted log loss" if len(set(found["class_weights"].values())) > 1 else "log loss"
-    titles = ["", log_loss, "macro AUC", f"macro {metric.upper()}"]
+    titles = ["", log_loss, "macro AUC", "mean of folds", f"macro {metric.upper()}"]
     titles += [f"{metric.upper()} in-sample", "log loss minus the blend's"]
     rows: list[list[str]] = []
     stage = ""
@@ -167,17 +176,25 @@ def _columns(found: Mapping[str, Any], where: str) -> list[tuple[str, list[str]]
             rows.append([model["stage"], *[""] * (len(titles) - 1)])
         stage = model["stage"]
         cells = model[where]
-        row = [name if name == stage else f"  {name}", *(span(cells[key]) for key in ("log_loss", "auc", metric))]
+        row = [name if name == stage else f"  {name}", *_scores(cells, metric)]
         row.append(number(cells[metric].get("in_sample")))
         row.append(span(cells["log_loss"]["minus_blend"]) if "minus_blend" in cells["log_loss"] else "")
         rows.append(row)
     cells = found["baseline"][where]
     rows.append(["baseline", *[""] * (len(titles) - 1)])
-    rows.append(["  prevalence", *(span(cells[key]) for key in ("log_loss", "auc", metric)), "", ""])
+    rows.append(["  prevalence", *_scores(cells, metric), "", ""])
     columns = [(title, [row[i] for row in rows]) for i, title in enumerate(titles)]
     if where != "oof":
-        del columns[-2]  # nothing is tuned on the test set
+        del columns[-2], columns[3]  # nothing is tuned on the test set, and it has no folds
     return columns
+
+
+def _scores(cells: Mapping[str, Any], metric: str) -> Iterator[str]:
+    """Log loss, AUC over all rows and as mean of the folds, and F of a model."""
+    yield span(cells["log_loss"])
+    yield span(cells["auc"])
+    yield deviation(cells["auc"])
+    yield span(cells[metric])
 
 
 def _study_columns(found: Mapping[str, Any], where: str) -> list[tuple[str, list[str]]]:

@@ -8,7 +8,8 @@ import csv
 from pathlib import Path
 
 from ich.console import say
-from ich.ensemble.ablation import Row, markdown
+from ich.ensemble.ablation import Row, markdown, summary
+from ich.ensemble.scoring import fold_warnings
 from ich.errors import UserError
 from ich.pipeline.graph import MODEL_STAGES
 from ich.pipeline.runner import run_stage
@@ -92,19 +93,29 @@ def table(path: Path, overrides: list[str], root: Path) -> None:
             f"{METRICS[metric]}, threshold 0.5": f"{metric}_half",
             METRICS["auc"]: "auc",
         }
-    texts: list[str] = []
+    if "auc" in columns.values():
+        columns[f"{METRICS['auc']}, mean of the folds"] = "auc_fold_mean"
+    texts, means = list[str](), dict[str, dict[str, float]]()
     for title, column in columns.items():
         rows = []
         for name, system in ablation.systems.items():
             oof, test = (
-                [float(line[column]) for line in lines if line["system"] == name and line["rows"] == where]
+                [
+                    float(line[column])
+                    for line in lines
+                    if (line["system"], line["rows"]) == (name, where) and line[column]
+                ]
                 for where in ("oof", "test")
             )
             rows.append(Row(name, system.document if column in (metric, f"{metric}_half") else None, oof, test))
         try:
             texts.append(markdown(title, rows, ablation.orders, larger_is_better=column != "log_loss"))
+            means[column] = {row.name: summary(row.oof)[0] for row in rows}
         except ValueError as error:  # an AUC is not defined if no class has both labels
             raise UserError(f"{recipe.name}, {title}: {error}") from None
+    if "auc" in means:
+        fold_auc = {name: (means["auc"][name], mean) for name, mean in means["auc_fold_mean"].items()}
+        texts += [f"- {warning}\n" for warning in fold_warnings(fold_auc)]
 
     folder = root / "submissions" / recipe.name
     write_csv(folder / "ablation.csv", lines)

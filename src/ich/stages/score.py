@@ -17,7 +17,7 @@ from ich.ensemble import metrics, thresholds
 from ich.ensemble.final import final_probabilities
 from ich.ensemble.intervals import LEVEL
 from ich.ensemble.predictions import sigmoid
-from ich.ensemble.scoring import rounded
+from ich.ensemble.scoring import fold_warnings, rounded
 from ich.errors import parsing
 from ich.models.artifacts import read_logits
 from ich.models.table import SliceTable
@@ -62,6 +62,7 @@ def _scores(plan: Plan) -> Made:
         evaluated[model].in_sample.update(_in_sample(plan, model))
     blend = evaluated["blend"]
     constant = evaluation.evaluate(rows, evaluation.baseline(rows), fold, classes, weights, goals, settings.metric)
+    fold_auc = {name: (one.scores["oof"]["auc"].values[-1], one.fold_auc[0]) for name, one in evaluated.items()}
     curves, errors = evaluation.calibration(rows, probability("blend"), classes)
     found = {
         "recipe": plan.recipe.name,
@@ -79,7 +80,11 @@ def _scores(plan: Plan) -> Made:
         "one_fold": _one_fold(plan, slices, rows["test"], blend.thresholds[settings.metric]) if "test" in rows else {},
         "submission": _submission(plan, slices, rows["test"]) if "test" in rows else {},
         "calibration_error": errors,
-        "warnings": [*_warnings(plan), *evaluation.one_label_warnings(rows, classes)],
+        "warnings": [
+            *_warnings(plan),
+            *fold_warnings(fold_auc),
+            *evaluation.one_label_warnings(rows, classes),
+        ],
     }
     write_json(folder / "scores.json", found)
     tables = {

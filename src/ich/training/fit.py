@@ -3,10 +3,10 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,11 @@ class FitSettings:
 
     epochs: int
     learning_rate: float
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.9
+    nesterov: bool = True
     weight_decay: float = 0.01
+    schedule: Literal["cosine", "constant"] = "cosine"
     warmup_ratio: float = 0.1
     min_lr_ratio: float = 0.0
     decay_epochs: int | None = None
@@ -46,6 +50,8 @@ class FitSettings:
     larger_is_better: bool = True
     patience: int | None = None
     """With keep_best: stop after this many epochs without improvement; None: train all epochs."""
+    lr_scales: Mapping[str, float] = field(default_factory=dict)
+    """Factors of the learning rate by parameter name; 1 for the others."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ def fit(
         average = None if settings.ema_decay is None else copy.deepcopy(network).requires_grad_(False)
         precision = resolve(settings.precision, device)
         scaler = GradScaler(device.type, enabled=precision == "fp16")
-        state = TrainingState(network, average, adamw(network, settings), scaler)
+        state = TrainingState(network, average, optimizer_of(network, settings), scaler)
         path = None if run.folder is None else run.folder / "checkpoint.bin"
         if path is not None:
             state.load(path, run.fingerprint)
@@ -146,7 +152,7 @@ def train_epoch(
     """Train for one epoch; return its mean loss and its last learning rate."""
     network, optimizer, scaler, epoch = state.network, state.optimizer, state.scaler, len(state.history)
     device, steps = default_device(), -(-loader.batches // settings.accumulate)
-    losses, arriving, batches = list[float](), None, 0
+    losses, arriving, batches, rate = list[float](), None, 0, 0.0
 
     def require(good: bool, what: str, step: int) -> None:
         if not good:
@@ -166,7 +172,7 @@ def train_epoch(
         done = epoch * steps + step
         rate = learning_rate(settings, done, settings.epochs * steps)
         for parameters in optimizer.param_groups:
-            parameters["lr"] = rate
+            parameters["lr"] = rate * parameters["lr_scale"]
         optimizer.zero_grad()
         loss, slices = torch.zeros((), device=device), sum(len(batch.rows) for batch in group)
         for batch in group:
@@ -195,7 +201,7 @@ def train_epoch(
     require(not overflow, "fp16 gradients overflow", steps - 1)
     require(all_finite(network.state_dict().values()), "the weights are not finite", steps - 1)
     require(all_finite(moments), "the optimizer state is not finite", steps - 1)
-    return {"learning_rate": float(optimizer.param_groups[0]["lr"]), "loss": sum(losses) / len(losses)}
+    return {"learning_rate": rate, "loss": sum(losses) / len(losses)}
 
 
 def grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -206,25 +212,34 @@ def grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def learning_rate(settings: FitSettings, step: int, total: int) -> float:
-    """Learning rate of a step: linear warm-up, then half a cosine or a decay every `decay_epochs`."""
+    """Learning rate of a step: linear warm-up, then half a cosine, a constant, or a decay every `decay_epochs`."""
     warmup = round(settings.warmup_ratio * total)
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
     if settings.decay_epochs is not None:
         epoch = step * settings.epochs // total
         return settings.learning_rate * settings.decay_rate ** (epoch // settings.decay_epochs)
+    if settings.schedule == "constant":
+        return settings.learning_rate
     cosine = (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1))) / 2
     return settings.learning_rate * (settings.min_lr_ratio + (1 - settings.min_lr_ratio) * cosine)
 
 
-def adamw(network: nn.Module, settings: FitSettings) -> torch.optim.AdamW:
-    """AdamW without weight decay of biases and norms; fused only on a GPU, as it rounds differently on a CPU."""
-    trained = [value for value in network.parameters() if value.requires_grad]
-    groups = [
-        {"params": [value for value in trained if value.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [value for value in trained if value.ndim <= 1], "weight_decay": 0.0},
+def optimizer_of(network: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
+    """The optimizer, without weight decay of biases and norms; each group has its `lr_scale`."""
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, value in network.named_parameters():
+        if value.requires_grad:
+            groups.setdefault((value.ndim > 1, settings.lr_scales.get(name, 1.0)), []).append(value)
+    parameters = [
+        {"params": groups[key], "lr_scale": key[1], "weight_decay": settings.weight_decay if key[0] else 0.0}
+        for key in sorted(groups, reverse=True)
     ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=trained[0].is_cuda or None)
+    rate = settings.learning_rate
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, rate, settings.momentum, nesterov=settings.nesterov)
+    # fused only on a GPU, as it rounds differently on a CPU
+    return torch.optim.AdamW(parameters, rate, fused=next(network.parameters()).is_cuda or None)
 
 
 @torch.no_grad()
