@@ -70,7 +70,7 @@ def shard_name(number: int) -> str:
 
 
 def notes(folder: Path) -> list[Path]:
-    """The notes beside the shards of an unfinished cache; they are removed once its record is written."""
+    """The notes next to the shards of an unfinished cache; they are removed once its record is written."""
     return sorted(folder.glob("hu-*.json"))
 
 

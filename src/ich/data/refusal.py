@@ -61,7 +61,7 @@ def require_same(crc: int, expected: int | None) -> None:
 
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)  # file handles, memory, disk
-ROOM = 1 << 28  # bytes; more than an intact file needs
+SPARE = 1 << 28  # bytes; more than an intact file needs
 
 
 def exhausted(error: Exception) -> bool:
@@ -72,7 +72,7 @@ def exhausted(error: Exception) -> bool:
     """
     if isinstance(error, MemoryError):
         try:
-            bytearray(ROOM)
+            bytearray(SPARE)
         except MemoryError:
             return True
     return isinstance(error, OSError) and error.errno in EXHAUSTED

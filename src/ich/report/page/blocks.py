@@ -117,7 +117,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Cases:
-    """Cards one below the other, or beside each other on wide screens."""
+    """Cards one below the other, or side by side on wide screens."""
 
     cases: Sequence[Case]
     beside: bool = False
