@@ -85,13 +85,10 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             merges = key_node.tag == "tag:yaml.org,2002:merge"
-            key = key_node.value if merges else self.construct_object(key_node, deep=True)
-            where = f"{key_node.start_mark.name}:{key_node.start_mark.line + 1}"
-            if not isinstance(key, str | int | float):
-                raise RecipeError(f"{where}: keys must be strings")
-            if key in seen:
-                hint = "merge with `<<: [*one, *other]`" if merges else "remove one"
-                raise RecipeError(f"{where}: duplicate key {key!r}; {hint}")
+            key, mark = key_node.value if merges else self.construct_object(key_node, deep=True), key_node.start_mark
+            hint = "merge with `<<: [*one, *other]`" if merges else "remove one"
+            self._require(isinstance(key, str | int | float), mark, "keys must be strings")
+            self._require(key not in seen, mark, f"duplicate key {key!r}; {hint}")
             seen.add(key)
 
 

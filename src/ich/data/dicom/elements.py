@@ -26,6 +26,7 @@ GROUPS = {  # functional groups that hold them in multi-frame files
     "RescaleType": "PixelValueTransformationSequence",
 }
 TAGS = {keyword: int(tag_for_keyword(keyword) or 0) for keyword in TEXTS + DECIMALS + SHORTS}
+LONGEST = 1 << 12  # bytes of a value; the standard allows 64 characters for each number or identifier
 MODALITY_LUT, SHARED_GROUPS, PER_FRAME_GROUPS = 0x00283000, 0x52009229, 0x52009230  # sequences
 DEFLATED, EXPLICIT = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1\0\0\0"  # transfer syntaxes
 
@@ -58,6 +59,8 @@ def numbers(header: Header, keyword: str, count: int = 1) -> tuple[float, ...] |
         if element is None:
             return None
         value = element.value
+        if isinstance(value, bytes) and len(value) > LONGEST:
+            return None
         if not isinstance(value, bytes):  # already parsed by pydicom
             found = tuple(map(float, [value] if isinstance(value, str | int | float) else value))
         elif keyword in DECIMALS and element.VR in ("DS", "IS", None):
@@ -110,6 +113,8 @@ def _text(header: Header, keyword: str) -> str:
     try:
         element: Any = header.get_item(TAGS[keyword])
         value = None if element is None else element.value
+        if isinstance(value, bytes) and len(value) > LONGEST:
+            return ""
         if isinstance(value, bytes) and value.isascii():
             value = value.decode("ascii")
         elif isinstance(value, bytes):  # depends on the character set
