@@ -390,7 +390,7 @@ def dicom_bytes(random: Random, side: int = 16, frames: int = 1) -> bytes:
     body = b"".join(data)
     if syntax == ".1.99":
         packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
-        body = packer.compress(body) + (zero_bytes(1 << 29) if random.random() < 0.001 else packer.flush())
+        body = zero_bytes(1 << 29) if random.random() < 0.001 else packer.compress(body) + packer.flush()
     meta = element(0x00020010, b"UI", b"1.2.840.10008.1.2" + syntax.encode())
     wrong = random.choice([0, 0, 0, 7, -7, 1 << 31]) if random.random() < 0.2 else 0
     meta = element(0x00020000, b"UL", struct.pack("<L", max(0, len(meta) + wrong))) + meta
@@ -401,7 +401,7 @@ def dicom_bytes(random: Random, side: int = 16, frames: int = 1) -> bytes:
 
 @cache
 def zero_bytes(count: int) -> bytes:
-    """The rest of a deflated stream that inflates to so many zeros."""
+    """A deflated stream of so many zeros."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     return b"".join(packer.compress(bytes(1 << 20)) for _ in range(count >> 20)) + packer.flush()
 

@@ -113,6 +113,13 @@ def test_a_value_that_claims_to_be_huge_is_not_read(tmp_path, content):
         dicom.geometry(path)
 
 
+def test_a_long_identifier_is_damaged_and_not_missing(tmp_path, content):
+    patient = element(0x10, 0x20, b"LO", b"p ")
+    data = content[0].replace(patient, element(0x10, 0x20, b"LO", b"p" * 2000))
+    assert data != content[0]
+    assert refused(tmp_path, data).reason == Reason.NO_IDENTITY
+
+
 def test_a_frame_that_is_compressed_to_more_than_its_pixels_is_not_read(tmp_path):
     path = write_compressed(tmp_path / "huge.dcm", JPEG_LS, [bytes([1]) * 100_000], (16, 16))
     with pytest.raises(Unreadable, match="larger than its pixels"):
