@@ -120,24 +120,7 @@ def overwritten(random: Random, data: bytes) -> bytes:
 ATOMS = [
     *map(os.fsencode, ("\n", "\r", "\t", "\x1b[2J", "é", "\u202e", "\u2028", "\x85", "\\", "#0", "!", ".zip", ".zip!"))
 ]
-ATOMS += [
-    b"\xff",
-    b"\xc3",
-    b"..",
-    b" ",
-    b"-",
-    b"$(x)",
-    b"'",
-    b'"',
-    b",",
-    b"=1+1",
-    b".dcm",
-    b".DCM",
-    b".",
-    b"a" * 120,
-    b"1",
-    b"a",
-]
+ATOMS += [*b"\xff \xc3 ..".split(), b" ", *b"- $(x) ' \" , =1+1 .dcm .DCM .".split(), b"a" * 120, b"1", b"a"]
 
 
 def name_of(random: Random) -> bytes:
@@ -213,26 +196,8 @@ def names(random: Random, root: Path) -> Read:
     return lambda: read_folder(root)
 
 
-CELLS = [
-    "0",
-    "1",
-    "",
-    "nan",
-    "a",
-    "1e999",
-    "-1",
-    "9" * 5000,
-    "0.5",
-    "\0",
-    "é",
-    '"',
-    "'",
-    "=1+1",
-    "\t",
-    ";",
-    "1,0",
-    "x" * 20_000,
-]
+CELLS = ["0", "1", "", "nan", "a", "1e999", "-1", "9" * 5000, "0.5", "\0", "é", '"', "'", "=1+1", "\t", ";", "1,0"]
+CELLS += ["x" * 20_000]
 TABLES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "labels.csv": ("image_id,any\n0,1\n", read_folder),
     "stage_2_train.csv": ("ID,Label\nID_0_any,1\n", lambda root: rsna2019._labels(root / "stage_2_train.csv")),
@@ -274,36 +239,18 @@ SYNTAXES = ["", ".1", ".1", ".1", ".1.99", ".1.99", ".2", ".5", ".4.70", ".4.80"
 VRS = [*b"AE AS AT CS DA DS FD FL IS LO LT OB OD OF OL OW PN SH SL SQ SS ST SV TM UC UI UL UN US UT".split(), b"\0\0"]
 LONG = (b"OB", b"OD", b"OF", b"OL", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UT", b"\0\0")
 ITEM = struct.pack("<HHL", 0xFFFE, 0xE000, UNDEFINED)
-VALUES = [
-    *b"\0 0 -1 nan 1e300 2147483648 4096 4097 1\\2\\3\\4 \\".split(b" "),
-    b"",
-    b"\xff" * 40,
-    b"\x1b[2J\n",
-    b"x" * 9000,
-    b"ab\\" * 3000,
-]
-VALUES += [bytes(8), b"\xfe\xff\0\xe0" * 9, *(struct.pack("<H", k) for k in (0, 1, 8, 12, 32, 4096, 65535))]
+VALUES = [*b"\0 0 -1 nan 1e300 2147483648 4096 4097 1\\2\\3\\4 \\".split(b" "), b"", b"\xff" * 40, b"\x1b[2J\n"]
+VALUES += [b"x" * 9000, b"ab\\" * 3000, bytes(8), b"\xfe\xff\0\xe0" * 9]
+VALUES += [struct.pack("<H", k) for k in (0, 1, 8, 12, 32, 4096, 65535)]
 ELEMENTS = {
     tag: (vr, value)
     for vr, values in {
-        b"UI": {0x00080016: b"1.2.840.10008.5.1.4.1.1.2", 0x00080018: b"1.2.3", 0x0020000D: b"1.3", 0x0020000E: b"1.4"},
-        b"CS": {0x00080060: b"CT", 0x00280004: b"MONOCHROME2", 0x00080005: b"ISO_IR 6"},
-        b"LO": {0x00100020: b"p"},
-        b"IS": {0x00200013: b"1", 0x00280008: b"1"},
-        b"DS": {
-            0x00200032: b"0\\0\\0",
-            0x00200037: b"1\\0\\0\\0\\1\\0",
-            0x00280030: b"1\\1",
-            0x00281052: b"0",
-            0x00281053: b"1",
-        },
-        b"US": {
-            0x00280002: b"\1\0",
-            0x00280100: b"\x10\0",
-            0x00280101: b"\x0c\0",
-            0x00280102: b"\x0b\0",
-            0x00280103: b"\0\0",
-        },
+        b"UI": {0x80016: b"1.2.840.10008.5.1.4.1.1.2", 0x80018: b"1.2.3", 0x20000D: b"1.3", 0x20000E: b"1.4"},
+        b"CS": {0x80060: b"CT", 0x280004: b"MONOCHROME2", 0x80005: b"ISO_IR 6"},
+        b"LO": {0x100020: b"p"},
+        b"IS": {0x200013: b"1", 0x280008: b"1"},
+        b"DS": {0x200032: b"0\\0\\0", 0x200037: b"1\\0\\0\\0\\1\\0", 0x280030: b"1\\1", 0x281052: b"0", 0x281053: b"1"},
+        b"US": {0x280002: b"\1\0", 0x280100: b"\x10\0", 0x280101: b"\x0c\0", 0x280102: b"\x0b\0", 0x280103: b"\0\0"},
     }.items()
     for tag, value in values.items()
 }
@@ -353,10 +300,10 @@ def dicom_bytes(random: Random, side: int = 16, frames: int = 1) -> bytes:
     syntax = random.choice(SYNTAXES) if side == 16 else random.choice(SYNTAXES[7:])
     explicit, order = syntax != "", ">" if syntax == ".2" else "<"
     size = struct.pack("<H", side)
-    elements = ELEMENTS | {0x00280010: (b"US", size), 0x00280011: (b"US", size), 0x00280008: (b"IS", b"%d" % frames)}
+    elements = ELEMENTS | {0x280010: (b"US", size), 0x280011: (b"US", size), 0x280008: (b"IS", b"%d" % frames)}
     elements |= {
-        0x00080018: (b"UI", b"1.2.%d" % random.randrange(1 << 30)),
-        0x00200013: (b"IS", b"%d" % random.randrange(999)),
+        0x80018: (b"UI", b"1.2.%d" % random.randrange(1 << 30)),
+        0x200013: (b"IS", b"%d" % random.randrange(999)),
     }
     parts = {tag: (tag, *element) for tag, element in elements.items()}
     lengths: dict[int, int] = {}

@@ -100,6 +100,14 @@ def test_a_hostile_override_is_refused(tmp_path: Path, override: str):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("override", ["a\nb", "name.x=\n", "name=\u2028[", "name\x1b=[]"])
+def test_an_override_with_control_characters_is_one_printable_line(tmp_path: Path, override: str):
+    (tmp_path / "x.yaml").write_text(VALID)
+    with pytest.raises(RecipeError) as error:
+        load(tmp_path / "x.yaml", [override])
+    assert str(error.value).isprintable()
+
+
 def test_study_ids_keep_their_digits(tmp_path: Path):
     ids = ["1.2.826.0.1.3680043.8.498.12345678901234567890123456789012345", "0012", "123456789012345678901234567890"]
     (tmp_path / "x.yaml").write_text(f'{VALID}report: {{studies: [{ids[0]}, "{ids[1]}", "{ids[2]}"]}}\n')
