@@ -47,7 +47,7 @@ from ich.recipe import Recipe, RecipeError, load
 from tests.plain_slice import HEADER
 
 MEMORY = 1 << 30  # bytes
-SECONDS, WAIT = 5.0, 60.0
+SECONDS, WAIT = 5.0, 300.0
 Read = Callable[[], Sequence[Quarantined]]
 
 
