@@ -273,7 +273,7 @@ def test_payloads_in_png_files_are_quarantined(tmp_path):
         (tmp_path / "a.png").write_bytes(data)
         (tmp_path / "b.png").write_bytes(head + data + b"\0\0\0\0IEND\xaeB`\x82")
         assert isinstance(slice_table.read_geometries(tmp_path, ["a.png"], 1, lambda _: None, "grey")[0], Unreadable)
-        assert isinstance(cache.read_frames(tmp_path / "b.png", [0], "grey")[0], Unreadable)
+        assert isinstance(next(cache.read_frames(tmp_path / "b.png", [0], "grey")), Unreadable)
 
 
 # ---- ich thresholds --table

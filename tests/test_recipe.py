@@ -244,7 +244,7 @@ def test_scalars_are_those_of_yaml_1_2(demo):
 def test_a_duplicate_key_is_an_error(tmp_path):
     path = tmp_path / "twice.yaml"
     path.write_text("name: a\nname: b\n")
-    with pytest.raises(RecipeError, match=r"twice\.yaml:2: duplicate key 'name'"):
+    with pytest.raises(RecipeError, match=r"twice\.yaml: invalid YAML in line 2: duplicate key 'name'"):
         load(path)
 
 
@@ -269,7 +269,7 @@ def test_anchors_are_merged(tmp_path):
 
     for line, twice in (("b: {<<: *a, epochs: 5, epochs: 6}", "epochs"), ("b: {<<: *a, <<: *a}", "<<")):
         path.write_text(ANCHORS.replace("b: {<<: *a, epochs: 5}", line))
-        with pytest.raises(RecipeError, match=rf"anchors\.yaml:5: duplicate key '{twice}'"):
+        with pytest.raises(RecipeError, match=rf"anchors\.yaml: invalid YAML in line 5: duplicate key '{twice}'"):
             load(path)
 
 

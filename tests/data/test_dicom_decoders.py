@@ -18,7 +18,7 @@ from ich.data.dicom import Reason, Unreadable
 CRASHING, HANGING, GREEDY, FAULTY = 11, 22, 33, 44
 # The decoding process with a decoder whose behaviour depends on the value of the pixels.
 FAKE = """
-import importlib.util, os, time
+import importlib.util, os
 spec = importlib.util.spec_from_file_location("decoders", {file!r})
 decoders = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(decoders)
@@ -29,7 +29,8 @@ def pixels(codec, data, rows, columns, width):
     if plain[0] == 11:
         os.abort()
     if plain[0] == 22:
-        time.sleep(60)
+        while True:
+            pass
     if plain[0] == 33:
         bytearray(1 << 40)
     if plain[0] == 44:

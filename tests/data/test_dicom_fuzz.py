@@ -94,7 +94,7 @@ def examine(sources: list[bytes], count: int, seed: int, path) -> Counter:
         try:
             first = dicom.geometry(path)
             frames = range(1 + len(first.further))
-            found = dicom.hounsfields(path, frames)
+            found = list(dicom.hounsfields(path, frames))
             assert len(found) == len(frames)
             for image in found:
                 if isinstance(image, Unreadable):

@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from compressed_slice import JPEG_LS, write_compressed
 from ich.data import dicom
-from ich.data.dicom import Reason, Unreadable, parsed
+from ich.data.cache import read_frames
+from ich.data.dicom import Reason, Unreadable, parsed, reading
 from plain_slice import HEADER
 
 STORED = np.zeros((2, 3), np.uint16)
@@ -92,5 +94,40 @@ def test_a_header_of_endless_elements_is_refused(tmp_path, content, monkeypatch,
     assert refused(tmp_path, in_front(content, LOOPS[name])).reason == Reason.NOT_DICOM
 
 
-def test_elements_that_are_not_in_order_are_refused(tmp_path, content):
-    assert refused(tmp_path, in_front(content, element(0x7000, 1, b"UN", b""))).reason == Reason.NOT_DICOM
+def test_a_header_is_parsed_within_a_time_limit(tmp_path, content, monkeypatch):
+    monkeypatch.setattr(parsed, "SECONDS", 0)
+    assert refused(tmp_path, deflated(*content)).detail == "too many or too large elements"
+
+
+@pytest.mark.parametrize("elements", [element(0x7000, 1, b"UN", b""), bytes(8), 2 * element(8, 1, b"UN", b"")])
+def test_elements_that_are_not_in_order_are_refused(tmp_path, content, elements):
+    assert refused(tmp_path, in_front(content, elements)).reason == Reason.NOT_DICOM
+
+
+def test_a_value_that_claims_to_be_huge_is_not_read(tmp_path, content):
+    path = tmp_path / "huge.dcm"
+    path.write_bytes(in_front(content, element(8, 5, b"UN", b"")[:-4] + b"\0\0\0\x40"))  # the character set
+    with path.open("r+b") as file:
+        file.truncate(1 << 31)
+    with pytest.raises(Unreadable, match="too large"):
+        dicom.geometry(path)
+
+
+def test_a_long_identifier_is_damaged_and_not_missing(tmp_path, content):
+    patient = element(0x10, 0x20, b"LO", b"p ")
+    data = content[0].replace(patient, element(0x10, 0x20, b"LO", b"p" * 2000))
+    assert data != content[0]
+    assert refused(tmp_path, data).reason == Reason.NO_IDENTITY
+
+
+def test_a_frame_that_is_compressed_to_more_than_its_pixels_is_not_read(tmp_path):
+    path = write_compressed(tmp_path / "huge.dcm", JPEG_LS, [bytes([1]) * 100_000], (16, 16))
+    with pytest.raises(Unreadable, match="larger than its pixels"):
+        dicom.hounsfield(path)
+
+
+def test_the_frames_of_a_file_are_read_one_by_one(tmp_path, content, monkeypatch):
+    path, read = tmp_path / "intact.dcm", []
+    monkeypatch.setattr(reading, "_hounsfield", lambda file, frame: read.append(frame))
+    next(read_frames(path, [0, 1]))
+    assert read == [0]

@@ -61,6 +61,8 @@ RECIPES = {
     ),
     "merged laughs": ("\n".join(MERGES), "more than 3,000 values"),
     "many values": (f"{VALID}report: {{studies: [{'a, ' * 20_000}]}}", "line 4: more than 3,000 values"),
+    "number as a key": (f"{VALID}50: 1", "x.yaml: 50 is not a setting"),
+    "number as a key of a model": (f"{HEAD}cnn: {{a: {{backbone: resnet10t, 5: 1}}}}", "cnn.a.5 is not a setting"),
     "many keys": (VALID + "".join(f"k{i}: 1\n" for i in range(700)), "k0 is not a setting"),
     "digits of a version": (f"%YAML {DIGITS}.1\n---\n{VALID}", "x.yaml: invalid YAML: Exceeds the limit"),
     "no character": (VALID.replace("name: x", r'name: "\U00110000"'), "x.yaml: invalid YAML: chr()"),
@@ -88,12 +90,22 @@ def test_a_hostile_recipe_is_refused_within_a_second(tmp_path: Path, name: str):
     assert len(str(error.value).splitlines()) == (20 if name == "many keys" else 1)
 
 
-@pytest.mark.parametrize("override", ["name=!!int x", 'name="x\\n"', f"folds.seed={DIGITS}", f"name={'[' * 20_000}"])
+@pytest.mark.parametrize(
+    "override", ["name=!!int x", "folds={[]: 1}", 'name="x\\n"', f"folds.seed={DIGITS}", f"name={'[' * 20_000}"]
+)
 def test_a_hostile_override_is_refused(tmp_path: Path, override: str):
     (tmp_path / "x.yaml").write_text(VALID)
     with pytest.raises(RecipeError, match=r"^--set .*: invalid YAML in line 1") as error:
         load(tmp_path / "x.yaml", [override])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("override", ["a\nb", "name.x=\n", "name=\u2028[", "name\x1b=[]"])
+def test_an_override_with_control_characters_is_one_printable_line(tmp_path: Path, override: str):
+    (tmp_path / "x.yaml").write_text(VALID)
+    with pytest.raises(RecipeError) as error:
+        load(tmp_path / "x.yaml", [override])
+    assert str(error.value).isprintable()
 
 
 def test_study_ids_keep_their_digits(tmp_path: Path):

@@ -30,7 +30,6 @@ from ich.store.records import read_record, record_text
 SHARD_BYTES = 1 << 27  # of pixels: 1,024 slices of 256 x 256
 LEAST_SHARDS = 32  # of a small competition, so that every core has some
 MOST_HELD = 1 << 28  # bytes of raw slices of a series; the rest of a longer series is read twice
-FRAMES = 64  # of a file, read at once
 HELD = 31 << 20  # bytes; 32 MiB are M_MMAP_THRESHOLD's maximum, mallopt(3)
 BOX = ("crop_row", "crop_column", "crop_side", "raw_rows", "raw_columns")
 Places = list[tuple[str, int, int]]  # path below the competition's folder, crc and frame, for each slice of a series
@@ -53,16 +52,19 @@ class ImageFormat:
 
 def read_frames(
     path: Path, frames: Sequence[int], values: str = "hu", crc: int | None = None
-) -> list[np.ndarray | Unreadable]:
-    """Read frames as int16 [rows, columns] of Hounsfield units or grey values; Unreadable for each rejected one.
+) -> Iterator[np.ndarray | Unreadable]:
+    """Yield frames as int16 [rows, columns] of Hounsfield units or grey values; Unreadable for each rejected one.
 
     crc: that of the file's Geometry, if it was read before.
     """
+    read = 0
     try:
         with located(path) as file:
-            return dicom.hounsfields(file, frames, crc) if values == "hu" else [images.grey(file, crc)]
+            for found in dicom.hounsfields(file, frames, crc) if values == "hu" else [images.grey(file, crc)]:
+                read += 1
+                yield found
     except Unreadable as refusal:
-        return [refusal] * len(frames)
+        yield from [refusal] * (len(frames) - read)
 
 
 def shard_name(number: int) -> str:
@@ -240,9 +242,8 @@ def _read_series(root: Path, places: Places, values: str) -> Iterator[tuple[int,
     """Yield each slice of a series with its number."""
     files = [(file, list(frames)) for file, frames in groupby(enumerate(places), key=lambda item: item[1][:2])]
     for path, ((_, crc), frames) in zip(ahead([root / name for (name, _), _ in files]), files, strict=True):
-        for some in (frames[k : k + FRAMES] for k in range(0, len(frames), FRAMES)):
-            found = read_frames(path, [frame for _, (*_, frame) in some], values, crc)
-            yield from zip([i for i, _ in some], found, strict=True)
+        found = read_frames(path, [frame for _, (*_, frame) in frames], values, crc)
+        yield from zip([i for i, _ in frames], found, strict=True)
 
 
 def _same(raw: np.ndarray | Unreadable) -> np.ndarray:

@@ -13,14 +13,15 @@ import struct
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from ich.data.refusal import Reason, Unreadable, exhausted
 
-LIMIT = 4.0  # seconds per frame, and as much again per 2048 x 2048 pixels: 500 times the usual time
-MEMORY = 4 << 30  # bytes of address space; a stream may claim a larger image than the header
+LIMIT = 2.0  # seconds of CPU time per frame, and as much again per 4096 x 4096 pixels: 100 times the usual time
+MEMORY = 384 << 20  # bytes above the start; 4096 x 4096 pixels take 150 MiB. A stream may claim more than the header
 READY = b"ready\n"
 SYNTAXES = {
     "1.2.840.10008.1.2.5": "rle",
@@ -71,23 +72,24 @@ def serve() -> None:
     """Answer requests (a line of JSON, then bytes) from standard input until it ends."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not mix with the answers
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     if sys.platform == "linux":
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        most = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers.write(READY)
     answers.flush()
     while line := sys.stdin.buffer.readline():
         request = json.loads(line)
         data = sys.stdin.buffer.read(request.pop("length"))
-        signal.setitimer(signal.ITIMER_REAL, request.pop("limit"))  # SIGALRM ends this process, also within a decoder
+        signal.setitimer(signal.ITIMER_PROF, request.pop("limit"))  # SIGPROF ends this process, also within a decoder
         try:
             message, plain = "", pixels(data=data, **request)
         except Exception as error:  # the libraries' errors have no common base
             message, plain = " ".join(f"{type(error).__name__} {error}".split()), b""
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         answers.write(json.dumps({"error": message, "length": len(plain)}).encode() + b"\n" + plain)
         answers.flush()
 
@@ -104,7 +106,7 @@ def decode(syntax: str, data: bytes, rows: int, columns: int, width: int) -> np.
 
     syntax: one of SYNTAXES. Raises Unreadable and NoDecodingProcess.
     """
-    limit = LIMIT * (1 + rows * columns / 2048**2)
+    limit = LIMIT * (1 + rows * columns / 4096**2)
     request = {"codec": SYNTAXES[syntax], "rows": rows, "columns": columns, "width": width}
     request |= {"length": len(data), "limit": limit}
     with _lock:
@@ -119,7 +121,7 @@ def decode(syntax: str, data: bytes, rows: int, columns: int, width: int) -> np.
         plain = stdout.read(answer["length"]) if answer else b""
         if answer is None or len(plain) < answer["length"]:
             stop()
-            if child.returncode == -signal.SIGALRM:
+            if child.returncode == -signal.SIGPROF:
                 raise Unreadable(Reason.DECODER_HUNG, f"more than {limit:.0f} s")
             raise Unreadable(Reason.DECODER_CRASHED, f"exit code {child.returncode}")
     if answer["error"]:

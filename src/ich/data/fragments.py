@@ -23,8 +23,8 @@ def find(stream: BinaryIO, size: int, frames: int, offsets: tuple[int, ...] = ()
     if item is None:
         raise Unreadable(Reason.TRUNCATED, "no frame")
     offset, length = item
-    basic = stream.read(length)
-    first = offset + length  # the offset tables count from here
+    basic = stream.read(length) if length == 4 * frames else b""
+    first = stream.seek(offset + length)  # the offset tables count from here
     found: list[Fragment] = []
     while item := _item(stream, size):
         found.append(item)
@@ -37,7 +37,7 @@ def find(stream: BinaryIO, size: int, frames: int, offsets: tuple[int, ...] = ()
         return [found]
     if len(found) == frames:
         return [[fragment] for fragment in found]
-    offsets = offsets or struct.unpack(f"<{len(basic) // 4}L", basic[: len(basic) // 4 * 4])
+    offsets = offsets or struct.unpack(f"<{len(basic) // 4}L", basic)
     if len(offsets) != frames:
         return [[]] * frames
     numbers = {begin - 8 - first: i for i, (begin, _) in enumerate(found)}  # by offset of the item

@@ -17,7 +17,7 @@ from ich.recipe.types import Recipe, Thresholds
 
 Model = TypeVar("Model", bound=BaseModel)
 LARGEST, DEEPEST, MOST, LONGEST = 1 << 17, 32, 3000, 1000  # bytes, levels, values, characters of a value
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # no path and no name has them
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # no path and no name has them
 REPOSITORY = Path(__file__).resolve().parents[3]  # unless the package is installed without it
 YAML_ERRORS = (yaml.YAMLError, ValueError, OverflowError)  # ValueError: wrong UTF-8, \U00110000, %YAML with digits
 YAML_ADVICE = {  # by the start of a problem of PyYAML
@@ -85,13 +85,10 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             merges = key_node.tag == "tag:yaml.org,2002:merge"
-            key = key_node.value if merges else self.construct_object(key_node, deep=True)
-            where = f"{key_node.start_mark.name}:{key_node.start_mark.line + 1}"
-            if not isinstance(key, str | int | float):
-                raise RecipeError(f"{where}: keys must be strings")
-            if key in seen:
-                hint = "merge with `<<: [*one, *other]`" if merges else "remove one"
-                raise RecipeError(f"{where}: duplicate key {key!r}; {hint}")
+            key, mark = key_node.value if merges else self.construct_object(key_node, deep=True), key_node.start_mark
+            hint = "merge with `<<: [*one, *other]`" if merges else "remove one"
+            self._require(isinstance(key, str | int | float), mark, "keys must be strings")
+            self._require(key not in seen, mark, f"duplicate key {key!r}; {hint}")
             seen.add(key)
 
 
@@ -172,18 +169,19 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _override(values: dict[str, Any], assignment: str) -> None:
+    setting = f"--set {CONTROL.sub('?', assignment)}"
     dotted, equals, text = assignment.partition("=")
-    if not equals or not dotted:
-        raise RecipeError(f"--set {assignment}: use key=value, such as cnn.resnet.epochs=8")
+    if not equals or not dotted or CONTROL.search(dotted):
+        raise RecipeError(f"{setting}: use key=value, such as cnn.resnet.epochs=8")
     *parents, last = dotted.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise RecipeError(f"--set {assignment}: {parent} is a value, not a section")
+            raise RecipeError(f"{setting}: {parent} is a value, not a section")
     try:
         value = yaml.load(text, _Loader)
     except YAML_ERRORS as error:
-        raise RecipeError(f"--set {assignment}: invalid YAML{_problem(error)}") from None
+        raise RecipeError(f"{setting}: invalid YAML{_problem(error)}") from None
     if value is None:
         values.pop(last, None)
     else:

@@ -26,6 +26,7 @@ GROUPS = {  # functional groups that hold them in multi-frame files
     "RescaleType": "PixelValueTransformationSequence",
 }
 TAGS = {keyword: int(tag_for_keyword(keyword) or 0) for keyword in TEXTS + DECIMALS + SHORTS}
+LONGEST = 1 << 10  # bytes of a value; the standard allows 64 characters for each number or identifier
 MODALITY_LUT, SHARED_GROUPS, PER_FRAME_GROUPS = 0x00283000, 0x52009229, 0x52009230  # sequences
 DEFLATED, EXPLICIT = b"1.2.840.10008.1.2.1.99", b"1.2.840.10008.1.2.1\0\0\0"  # transfer syntaxes
 
@@ -58,6 +59,8 @@ def numbers(header: Header, keyword: str, count: int = 1) -> tuple[float, ...] |
         if element is None:
             return None
         value = element.value
+        if isinstance(value, bytes) and len(value) > LONGEST:
+            return None
         if not isinstance(value, bytes):  # already parsed by pydicom
             found = tuple(map(float, [value] if isinstance(value, str | int | float) else value))
         elif keyword in DECIMALS and element.VR in ("DS", "IS", None):
@@ -97,9 +100,9 @@ def text(header: Header, keyword: str) -> str:
 
 
 def identifier(header: Header, keyword: str) -> str:
-    """`text`, but empty where a NUL shows that the length is damaged and other elements are included."""
+    """`text`, but empty where a NUL or the length shows that the element is damaged and includes others."""
     value = _text(header, keyword)
-    return "" if "\0" in value else _printable(value)
+    return "" if "\0" in value or len(value) > LONGEST else _printable(value)
 
 
 def _printable(value: str) -> str:
@@ -110,8 +113,8 @@ def _text(header: Header, keyword: str) -> str:
     try:
         element: Any = header.get_item(TAGS[keyword])
         value = None if element is None else element.value
-        if isinstance(value, bytes) and value.isascii():
-            value = value.decode("ascii")
+        if isinstance(value, bytes) and (value.isascii() or len(value) > LONGEST):
+            value = value[: LONGEST + 1].decode("ascii", "replace")
         elif isinstance(value, bytes):  # depends on the character set
             value = parsed_value(header, keyword)
         if not isinstance(value, str):

@@ -2,6 +2,7 @@
 
 import re
 import struct
+import time
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -15,13 +16,26 @@ from pydicom.filereader import read_partial
 from pydicom.uid import ImplicitVRLittleEndian
 
 from ich.data.dicom import plain
-from ich.data.dicom.elements import DEFLATED, EXPLICIT, Header, PlainHeader, parsed_value
+from ich.data.dicom.elements import (
+    DEFLATED,
+    EXPLICIT,
+    MODALITY_LUT,
+    PER_FRAME_GROUPS,
+    SHARED_GROUPS,
+    TAGS,
+    Header,
+    PlainHeader,
+    parsed_value,
+)
 from ich.data.dicom.plain import Pixels
 from ich.data.refusal import Reason, Unreadable
 
 Stream = FileIO | BufferedReader | BytesIO
 MAX_COPIED = 1 << 28  # bytes of a deflated file, or of one without preamble; such files are copied into memory
 MAX_READS = 500_000  # of a header, at least one per element; a slice has about 100 elements, 4,096 frames have 300,000
+MAX_VALUE = 1 << 18  # bytes of an element that is read
+SECONDS = 2.0  # of CPU time for a header; 4,096 frames take 0.5
+READ = [*TAGS.values(), MODALITY_LUT, SHARED_GROUPS, PER_FRAME_GROUPS, 0x7FE00001]  # pydicom skips the other elements
 FIRST_PIXELS = 0x7FE00008  # float, double float or integer pixel data
 # The beginning of files without preamble: the prefix, or an element of group 2 or 8, in either byte order.
 BARE = re.compile(rb"DICM[\2\x08]\0|[\2\x08]\0.\0|\0\x08\0.", re.DOTALL)
@@ -30,15 +44,16 @@ settings.reading_validation_mode = IGNORE
 
 
 class _Parsed:
-    """A file for pydicom, which may call `read` MAX_READS times. Raises Unreadable then."""
+    """A file for pydicom, which may call `read` MAX_READS times and for SECONDS. Raises Unreadable then."""
 
     def __init__(self, stream: BufferedReader | BytesIO) -> None:
         self._read, self.seek, self.tell, self._reads = stream.read, stream.seek, stream.tell, 0
+        self._end = time.process_time() + SECONDS
 
     def read(self, size: int = -1) -> bytes:
         self._reads += 1
-        if self._reads > MAX_READS:
-            raise Unreadable(Reason.NOT_DICOM, "too many elements")
+        if self._reads > MAX_READS or size > MAX_VALUE or time.process_time() > self._end:
+            raise Unreadable(Reason.NOT_DICOM, "too many or too large elements")
         return self._read(size)
 
 
@@ -49,7 +64,7 @@ def opened(file: BufferedReader) -> Iterator[tuple[Dataset, Stream]]:
 
     def at_pixels(tag: int, vr: str | None, length: int) -> bool:
         nonlocal last
-        if tag < last:  # PS3.5, 7.1: tags increase. pydicom would keep the last of two PatientIDs
+        if tag <= last:  # PS3.5, 7.1: tags increase. pydicom would keep the last of two PatientIDs
             raise Unreadable(Reason.NOT_DICOM, "its elements are not in order")
         last = tag
         return tag >= FIRST_PIXELS
@@ -57,7 +72,10 @@ def opened(file: BufferedReader) -> Iterator[tuple[Dataset, Stream]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         stream = _inflated(_with_preamble(file))
-        yield read_partial(cast(Any, _Parsed(stream)), at_pixels), stream
+        header = read_partial(cast(Any, _Parsed(stream)), at_pixels, specific_tags=READ)
+        if 0 in header:  # pydicom reads the elements of group 0, which no file has, before the others
+            raise Unreadable(Reason.NOT_DICOM, "its elements are not in order")
+        yield header, stream
 
 
 def syntax(dataset: Dataset) -> str:

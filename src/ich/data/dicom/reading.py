@@ -4,7 +4,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +35,7 @@ MAX_FILE = 1 << 33  # bytes
 MAX_SIDE = 4096  # pixels; a larger claim is damage
 MAX_FRAMES = 4096
 MAX_PIXELS = 1 << 30  # of all frames: 4,096 slices of 512 x 512
+LARGEST = 8  # bytes of a compressed frame per pixel, and some for headers
 IDENTITY = 1 << 12  # bytes; SOPInstanceUID is among the first elements
 MAX_POSITION = 1e5  # mm; no scanner is a hundred metres long
 CT_CLASSES = tuple(f"1.2.840.10008.5.1.4.1.1.2{suffix}" for suffix in ("", ".1", ".2"))
@@ -148,14 +149,14 @@ def hounsfield(path: Path, frame: int = 0) -> np.ndarray:
     return found
 
 
-def hounsfields(path: Path, frames: Sequence[int], crc: int | None = None) -> list[np.ndarray | Unreadable]:
-    """`hounsfield` of several frames, or why a frame is refused. Raises Unreadable for the file.
+def hounsfields(path: Path, frames: Iterable[int], crc: int | None = None) -> Iterator[np.ndarray | Unreadable]:
+    """Yield `hounsfield` of several frames, or why a frame is refused. Raises Unreadable for the file.
 
     crc: that of the file's Geometry, if it was read before.
     """
     with opened(path) as file:
         require_same(file.crc, crc)
-        return [file.hounsfield(frame) for frame in frames]
+        yield from map(file.hounsfield, frames)
 
 
 # ---- the header
@@ -280,6 +281,8 @@ def _hounsfield(file: CtFile, frame: int) -> np.ndarray:
     if file.fragments:
         if not file.fragments[frame]:
             raise Unreadable(Reason.NOT_DECODED, f"the fragments of frame {frame} of {file.frames} are unknown")
+        if sum(length for _, length in file.fragments[frame]) > LARGEST * file.rows * file.columns + plain.HEAD:
+            raise Unreadable(Reason.NOT_DECODED, "the compressed frame is larger than its pixels")
         data = fragments.read(file.stream, file.fragments[frame])
         stored = decoders.decode(file.pixels.syntax, data, file.rows, file.columns, file.dtype.itemsize)
         return units.hounsfield(stored, scale)
