@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
+from ich import cli, console, processes
 from ich.models.data import FoldData
 from ich.pipeline.graph import MODEL_STAGES
 from ich.pipeline.runner import run_stage
 from ich.pipeline.state import Plan
 from ich.recipe import load
+from ich.store import hashes
 
 settings.register_profile("any machine", deadline=None)  # a busy machine is slow
 settings.load_profile("any machine")
@@ -55,12 +57,21 @@ class Clone:
             words, cwd=self.root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
-    def ich(self, *arguments: str, code: int = 0, recipe: str | None = RECIPE) -> str:
-        process = self.start(*arguments, recipe=recipe)
-        out, err = process.communicate(timeout=600)
-        assert process.returncode == code, out + err
-        assert "Traceback" not in err, err
-        return out + err
+    def ich(self, command: str, *arguments: str, code: int = 0, recipe: str | None = RECIPE) -> str:
+        """Run `ich command recipe arguments` in this process, as in a new one; return its output, then its errors."""
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.chdir(self.root)
+            patch.setattr(sys, "argv", ["ich", command, *([recipe] if recipe else []), *arguments])
+            patch.setattr(console, "_here", console._Here())
+            patch.setattr(hashes, "_HASHES", {})
+            patch.setattr(processes, "interruptible", lambda _: nullcontext())
+            patch.setattr(Plan, "cores", 1)
+            with pytest.raises(SystemExit) as end:
+                cli.main()
+        said = out.getvalue() + err.getvalue()
+        assert (end.value.code or 0) == code, said
+        return said
 
     def run_all(self, *arguments: str) -> str:
         words = ["bash", "run_all.sh", RECIPE, *arguments]

@@ -20,4 +20,5 @@ fi
 ruff format --check .
 ruff check .
 basedpyright
+export OMP_NUM_THREADS=1    # threads of two processes on two cores only wait for one another
 pytest -n 2 "${which[@]}" "$@"

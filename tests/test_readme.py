@@ -23,6 +23,7 @@ RECIPES = {
     "configs/ensembling_demo.yaml": "tests/parts.yaml",
     "configs/seeds/unbalanced_demo.yaml": "tests/parts.yaml",
 }
+FEWER = {"300": "3", "cnn.resnet.epochs=9": "cnn.resnet.epochs=1"}  # trials and epochs
 
 
 def commands(text: str, language: str) -> list[str]:
@@ -79,10 +80,8 @@ def test_a_command_runs(clone_copy, words):
         random = np.random.default_rng(0)
         table = pd.DataFrame({"any": random.integers(0, 2, 100), "prob_any": random.random(100)})
         table.to_parquet(clone_copy.root / words[words.index("--table") + 1])
-    command, *rest = [RECIPES.get(word, word).replace("demo", "tiny") for word in words]
+    command, *rest = [FEWER.get(word, RECIPES.get(word, word)).replace("demo", "tiny") for word in words]
     recipe = next((word for word in rest if word in RECIPES.values()), None)
     rest += ["--set", "ablation.seeds=[1]"] if command == "ablate" else []
-    process = clone_copy.start(command, *(word for word in rest if word != recipe), recipe=recipe)
-    out, err = process.communicate(timeout=300)
-    warned = command == "check" and process.returncode == 1  # a gap in a series is a warning
-    assert process.returncode == 0 or warned, out + err
+    warned = command == "check"  # a gap in a series is a warning
+    clone_copy.ich(command, *(word for word in rest if word != recipe), recipe=recipe, code=int(warned))

@@ -213,8 +213,8 @@ def _by_commands(kind: str, piece: Piece, random: Random, root: Path) -> Iterato
     task = _task(plan, piece)
     readers = sorted({reader.stage for reader in _readers(plan, piece)} - {task.stage})
     yield from _says(root, ("verify",), 2, piece.path)
-    if kind != POINTER and Clone(root).states().get(task.name) == "done":
-        yield f"ich status: {task.name} is done"
+    if kind != POINTER:
+        yield from _says(root, ("status",), 0, f"Out of date: {task.stage}")
     if readers:
         yield from _says(root, (random.choice(readers),), 2, task.name)
     if task.fold is not None and (name in plan.settings_of(task.model).files or name.endswith(".txt")):

@@ -16,7 +16,7 @@ from random import Random
 
 from ich.pipeline.state import Plan
 from ich.store.records import read_record
-from tests.conftest import RECIPE, Clone, cloned
+from tests.conftest import RECIPE, cloned
 from tests.conftest import copied as copied_into
 from tests.conftest import plan_of as plan_of_recipe
 
@@ -94,7 +94,8 @@ def plan_of(root: Path, *overrides: str) -> Plan:
 
 def as_expected(root: Path, reference: "Reference") -> list[str]:
     """Return the differences from an uninterrupted run, unfinished artifacts and leftover files."""
-    unfinished = [f"ich status: {name} is {state}" for name, state in Clone(root).states().items() if state != "done"]
+    plan = plan_of(root)
+    unfinished = [f"{task.name} is {plan.state(task).why}" for task in plan.all() if not plan.state(task).done]
     return differences(reference.snapshot, snapshot(root)) + left_behind(root) + unfinished
 
 

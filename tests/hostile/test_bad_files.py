@@ -88,7 +88,8 @@ def plan(tmp_path, locked, monkeypatch):
         scan(root / f"{number}.dcm", number)
     rows = [f"{k},{k % 2}" for k in range(8)]
     (root / "labels.csv").write_text("\n".join(["image_id,any", *rows]) + "\n")
-    return Plan(load(ROOT / "configs/folder_example.yaml", ["image.size=16"]), tmp_path)
+    changes = ["image.size=16", "cnn.resnet.pretrained=false", "cnn.densenet.pretrained=false"]  # nothing is downloaded
+    return Plan(load(ROOT / "configs/folder_example.yaml", changes), tmp_path)
 
 
 def test_prepare_and_check_quarantine_them_and_use_the_others(plan):

@@ -36,11 +36,15 @@ def shuffle_labels(clone_copy, recipe: str) -> None:
 
 @pytest.mark.slow
 def test_on_shuffled_labels_every_model_is_at_chance(clone):
-    for stage in ("demo", "prepare"):
-        clone.ich(stage, recipe="tests/leak.yaml")
+    def run(*stages: str) -> None:
+        for stage in stages:
+            process = clone.start(stage, recipe="tests/leak.yaml")
+            said = process.communicate()
+            assert process.returncode == 0, said
+
+    run("demo", "prepare")
     shuffle_labels(clone, "tests/leak.yaml")
-    for stage in ("prepare", "folds", "cnn", "sequence", "smooth", "stack", "blend", "thresholds", "submit", "score"):
-        clone.ich(stage, recipe="tests/leak.yaml")
+    run("prepare", "folds", "cnn", "sequence", "smooth", "stack", "blend", "thresholds", "submit", "score")
     scores = pd.read_csv(clone.root / "submissions/leak/scores.csv")
     auc = scores[scores["rows"] == "oof"].set_index("model")["auc"]
     assert set(auc.index) == {"resnet", "densenet", "bigru", "gauss", "lgbm", "blend"}

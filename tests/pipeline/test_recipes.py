@@ -63,7 +63,7 @@ def networks(recipe: Recipe) -> list[tuple[str, str]]:
 def loaded(path: Path, backbones: str, *more: str) -> Recipe:
     """The recipe on the small competition of its format, with small images, two folds and one epoch.
 
-    backbones: "small" replaces those of full size.
+    backbones: "small" replaces those of full size, and the widths of heads.
     """
     recipe = load(path)
     root = f"input/{recipe.competition.format}"
@@ -74,6 +74,8 @@ def loaded(path: Path, backbones: str, *more: str) -> Recipe:
             changes += [f"{group}.{name}.{change}" for change in ("pretrained=false", "weights=null", "workers=0")]
             if backbones == "small" and not getattr(recipe, group)[name].kwargs:
                 changes += [f"{group}.{name}.{change}" for change in STAND_IN]
+        if group not in ("pretrain", "cnn") and backbones == "small":
+            changes.append(f"{group}.{name}.hidden=8")
     # needs networks of one fold only
     changes += [f"sequence.{name}.features=in_sample" for name in recipe.sequence]
     return load(path, [*changes, *more])

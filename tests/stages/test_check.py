@@ -1,8 +1,6 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from conftest import Clone
 from ich.data import dicom
 from ich.data.cache import HuCache
 from ich.data.competitions.rsna2019 import CLASSES
@@ -86,14 +85,8 @@ class Competition:
 
 @pytest.fixture
 def competition(tmp_path, monkeypatch) -> Competition:
-    monkeypatch.setattr(Plan, "cores", 1)  # in this process; the command below uses them all
+    monkeypatch.setattr(Plan, "cores", 1)
     return Competition(tmp_path)
-
-
-def ich(competition: Competition, command: str) -> tuple[int, str, str]:
-    words = [sys.executable, "-m", "ich.cli", command, "configs/small.yaml"]
-    done = subprocess.run(words, cwd=competition.root, capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stdout, done.stderr
 
 
 def complaints(found: pd.DataFrame) -> set[str]:
@@ -122,9 +115,9 @@ def break_everything(competition: Competition) -> None:
 def test_each_fault_is_found_and_no_file_is_changed(competition):
     break_everything(competition)
     before = competition.files()
-    code, out, err = ich(competition, "check")
+    said = Clone(competition.root).ich("check", recipe="configs/small.yaml", code=2)
     assert competition.files() == before
-    assert (code, err) == (2, ""), out + err
+    assert "error:" not in said
     found = pd.read_csv(competition.root / "submissions/small/check.csv", dtype=str, keep_default_na=False)
     names = {rule: set(part["name"]) for rule, part in found.groupby("rule")}
     train, test = "stage_2_train", "stage_2_test"
@@ -147,7 +140,7 @@ def test_each_fault_is_found_and_no_file_is_changed(competition):
         "mixed_tilt": {"s8/r8"},
     }.items():
         assert names.get(rule) == expected, rule
-    table = [line for line in out.splitlines() if line.startswith(("finding", "label without file", "gap"))]
+    table = [line for line in said.splitlines() if line.startswith(("finding", "label without file", "gap"))]
     assert table[0].split() == ["finding", "severity", "count", "examples", "what", "to", "do"]
     assert table[1].split()[3:6] == ["warning", "1", "ID_lost"]
     assert len(table) == 3
@@ -155,9 +148,8 @@ def test_each_fault_is_found_and_no_file_is_changed(competition):
 
 def test_warnings_alone_give_code_1(competition):
     (competition.raw / "stage_2_train" / ".DS_Store").write_text("")
-    code, out, err = ich(competition, "check")
-    assert code == 1, out + err
-    assert "errors: 0, warnings: 1" in out
+    said = Clone(competition.root).ich("check", recipe="configs/small.yaml", code=1)
+    assert "errors: 0, warnings: 1" in said
 
 
 def test_dropped_rows_are_noted(competition):
