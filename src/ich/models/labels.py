@@ -65,8 +65,8 @@ def _values(path: Path, slices: SliceTable, cache: Path) -> tuple[NDArray[np.flo
     if table[[*key, *columns]].columns.has_duplicates:
         raise UserError(f"{path}: two columns have the same name; it has {', '.join(table.columns)}")
     ids = table["image_id"] = table["image_id"].astype(str).str.strip()
-    known = pd.Index(slices.table["image_id"])
-    unknown = ~ids.isin(known) & ~ids.isin(quarantined_ids(cache))
+    rows = pd.Series(pd.Index(slices.table["image_id"]).get_indexer(ids), table.index)
+    unknown = (rows < 0) & ~ids.isin(quarantined_ids(cache))
     layout.refuse_rows(path, unknown, ids, "an image_id of this competition")
     if long:
         expected = f"in column 'class' {layout.one_of(table['class'].astype(str), slices.classes)}"
@@ -79,13 +79,16 @@ def _values(path: Path, slices: SliceTable, cache: Path) -> tuple[NDArray[np.flo
         column = "label" if long else name
         if column not in table:
             continue
-        part = table[table["class"] == name] if long else table
-        cells = part[column].astype(str).str.strip()
-        number = pd.to_numeric(cells.str.replace(",", "."), errors="coerce")
-        wrong = ~number.between(0, 1) & ~cells.str.lower().isin(EMPTY) & part[column].notna()
-        layout.refuse_rows(path, wrong, cells, f"in column {column!r} 0 to 1, or nothing (unlabelled)")
-        rows = known.get_indexer(part["image_id"])
-        values[rows[rows >= 0], c], given[rows[rows >= 0], c] = number[rows >= 0], True
+        cells = table.loc[table["class"] == name, column] if long else table[column]
+        number = pd.to_numeric(cells, errors="coerce").astype("float64")
+        words = cells[number.isna()].fillna("").astype(str).str.strip().str.lower()
+        number[words.index] = pd.to_numeric(words.str.replace(",", "."), errors="coerce")
+        wrong = ~number.between(0, 1)
+        wrong[words.index] &= ~words.isin(EMPTY)
+        expected = f"in column {column!r} 0 to 1, or nothing (unlabelled)"
+        layout.refuse_rows(path, wrong, cells[wrong].astype(str), expected)
+        at = rows[cells.index].to_numpy()
+        values[at[at >= 0], c], given[at[at >= 0], c] = number[at >= 0], True
     return values, given
 
 
