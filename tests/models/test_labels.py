@@ -13,6 +13,7 @@ from ich.models.pseudonyms import Pseudonyms
 from ich.models.table import SliceTable
 from ich.pipeline import runner, verify
 from ich.recipe import Labels
+from ich.stages import explain
 
 TWO = ["subdural", "any"]
 IDS = [f"ID_{i}" for i in range(8)]  # 0..2 fold 0; 3, 4 fold 1; 5, 6 unlabelled; 7 test
@@ -184,6 +185,8 @@ def test_a_chain_is_trained_on_slices_that_the_table_adds(copy):
     assert "use one table per fold" in plan.record_of(task)["warnings"][0]
     assert plan.state(task).done
     assert verify.run(plan) == 0
+    files = explain._embedding_map(plan, fold_data(plan, "resnet").table, "resnet")
+    assert not pd.read_csv(files["embedding_map.csv"])["image_id"].duplicated().any(), "test slices are mapped once"
     (copy / "labels0.csv").write_bytes((copy / "labels.csv").read_bytes())
     assert plan_of(copy, "labels={table: 'labels{fold}.csv', mode: add}").state(task).done, "the same content"
     write_table(copy, pd.Index(test[:-1]), 0.4)

@@ -128,9 +128,10 @@ def fit_on_labels(fitted: FittedNetwork, loader: Loader, data: FoldData, run: Ru
     keep: dict[str, Any] = {}
     warnings: list[str] = []
     if data.training is not None and data.recipe.labels is not None:
-        table, train = data.recipe.labels.table, data.rows["train"]
-        added = int(data.training.added[train].sum())
-        say(f"  {run.name}: trains on {len(train)} slices, {added} of them with labels from {table} alone")
+        table, rows = data.recipe.labels.table, data.in_sample_rows
+        own, added = data.table.labels[rows], int(data.training.added[data.rows["train"]].sum())
+        changed = int(((data.training.labels[rows] != own) & ~np.isnan(own)).sum())
+        say(f"  {run.name}: {table} changes or leaves out {changed} labels and adds {added} slices")
         if added and "{fold}" not in table:
             warnings.append(
                 f"{table} adds {added} slices to fold {data.fold}: if they were labelled by models that were trained on"
