@@ -113,9 +113,10 @@ def test_a_missing_or_unreadable_table_is_one_line(slices, tmp_path, name):
 # ---- in a workspace
 
 
-def write_table(root: Path, ids: pd.Index, values: object) -> None:
+def write_table(root: Path, ids: pd.Index, values: np.ndarray | float) -> None:
     """labels.csv with values [n, c], or one value."""
-    pd.DataFrame(values, index=ids, columns=pd.Index(CLASSES)).to_csv(root / "labels.csv")
+    table = pd.DataFrame(np.broadcast_to(values, (len(ids), len(CLASSES))), index=ids, columns=pd.Index(CLASSES))
+    table.to_csv(root / "labels.csv")
 
 
 def write_wrong_table(root: Path) -> SliceTable:
@@ -169,7 +170,7 @@ def test_unlabelled_slices_train_the_folds_without_their_patient(copy, model):
     train = data.rows["train"]
     added = data.training.added[train]
     assert train[added].tolist() == ([] if model == "lr" else sorted(rows[~held_out[rows]]))
-    assert (data.targets[added] == np.float32([[0.3 * 0.5], [0.3]])).all()
+    assert (data.targets[added] == np.array([[0.3 * 0.5], [0.3]], np.float32)).all()
     assert set(train[~added]) <= set(data.table.train_rows(0))
 
 

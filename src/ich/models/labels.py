@@ -65,7 +65,7 @@ def _values(path: Path, slices: SliceTable, cache: Path) -> tuple[NDArray[np.flo
     if table[[*key, *columns]].columns.has_duplicates:
         raise UserError(f"{path}: two columns have the same name; it has {', '.join(table.columns)}")
     ids = table["image_id"] = table["image_id"].astype(str).str.strip()
-    rows = pd.Series(pd.Index(slices.table["image_id"]).get_indexer(ids), table.index)
+    rows = pd.Series(pd.Index(slices.table["image_id"]).get_indexer(pd.Index(ids)), table.index)
     unknown = (rows < 0) & ~ids.isin(quarantined_ids(cache))
     layout.refuse_rows(path, unknown, ids, "an image_id of this competition")
     if long:
