@@ -14,6 +14,7 @@ from ich.data.competitions import layout
 from ich.data.refusal import Unreadable
 from ich.ensemble.thresholds import user_table
 from ich.errors import UserError
+from ich.models import labels
 from ich.models.external import External
 from ich.phantom.masks import lesion_masks
 from ich.recipe import load
@@ -40,6 +41,8 @@ READERS = {
     "own table .parquet": user_table.read,
     "external .csv": external,
     "external .parquet": external,
+    "labels .csv": labels._read,
+    "labels .parquet": labels._read,
     "masks .npz": lambda path: lesion_masks(path, [], [], 8, None),
     "recipe .yaml": load,
 }
@@ -85,7 +88,7 @@ def test_a_gzip_bomb_is_refused(tmp_path, monkeypatch):
         user_table.read(tmp_path / "a.csv.gz")
 
 
-INPUTS = ["data", "phantom", "recipe", "ensemble", "models/external.py"]  # read files of the user
+INPUTS = ["data", "phantom", "recipe", "ensemble", "models/external.py", "models/labels.py"]  # read files of the user
 OPENS = {"open", "read_bytes", "read_text", "ZipFile", "read_csv", "read_table", "read_schema", "load", "imread"}
 OURS = ("read_text", "layout.read_text")  # functions of this program
 OPENED = ("file", "data", "source", "table", "text", "io.BytesIO(content(")  # arguments that are no paths

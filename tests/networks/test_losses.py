@@ -64,6 +64,21 @@ def test_value_and_gradient_equal_the_formula_and_its_differences(settings, targ
     assert_gradient(logits.grad, expected, at)
 
 
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("label_weight", [None, LABEL_WEIGHT], ids=["plain", "weighted"])
+def test_mixed_weighted_targets_have_the_mixed_loss_and_weight_0_hides_a_label(settings, label_weight):
+    weight, other = torch.from_numpy(RNG.choice([0.0, 0.3, 1.0], (2, 7, 6)))
+    first, second = torch.stack([SOFT * weight, weight], 1), torch.stack([(1 - TARGETS) * other, other], 1)
+    loss = Loss(**settings, label_weight=label_weight)
+    mixed = loss(LOGITS, 0.3 * first + 0.7 * second)
+    assert mixed.item() == pytest.approx((0.3 * loss(LOGITS, first) + 0.7 * loss(LOGITS, second)).item(), rel=1e-5)
+    ones, hidden = torch.ones(7, 6), torch.ones(7, 6)
+    hidden[2:] = 0
+    assert loss(LOGITS, torch.stack([SOFT, ones], 1)).item() == pytest.approx(loss(LOGITS, SOFT).item(), rel=1e-6)
+    shown = loss(LOGITS[:2], SOFT[:2]).item() * 2 / 7
+    assert loss(LOGITS, torch.stack([SOFT * hidden, hidden], 1)).item() == pytest.approx(shown, rel=1e-6)
+
+
 def test_balanced_weights_equal_scikit_learn_and_pos_weights_the_limited_ratio():
     labels = (RNG.random((500, 3)) < [0.02, 0.3, 0.9]).astype(float)
     ours = balanced(labels.mean(axis=0))

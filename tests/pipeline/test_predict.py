@@ -38,10 +38,10 @@ def root(trained, tmp_path_factory) -> Path:
     return copied(trained, tmp_path_factory.mktemp("predict"))
 
 
-def scored(plan: Plan, source: Path | None = None) -> pd.DataFrame:
+def scored(plan: Plan, source: Path | None = None, fold: int | None = None) -> pd.DataFrame:
     """The table of `ich predict` for a source, or for the test folder."""
     out = plan.root / "out.csv"
-    predict.run(plan, plan.root / TEST if source is None else source, out)
+    predict.run(plan, plan.root / TEST if source is None else source, out, fold=fold)
     return pd.read_csv(out, dtype={"study_id": str})
 
 
@@ -131,9 +131,14 @@ def test_each_fold_uses_its_own_blend(root):
         write_record(folder / "run.json", record)
         test = pd.read_parquet(plan.workspace.fold(model, fold) / "test.parquet").set_index("image_id") / 2
         parts.append(pd.DataFrame(project_any(test.to_numpy(), CLASSES, WEIGHTS), test.index, columns=CLASSES))
-    found = scored(plan_of(root, "blend.inputs=[resnet, gauss]", *PLAIN)).set_index("image_id")
+    plan = plan_of(root, "blend.inputs=[resnet, gauss]", *PLAIN)
+    found = scored(plan).set_index("image_id")
     mean = sum(part.loc[found.index] for part in parts) / 3
     np.testing.assert_allclose(found[PROBABILITIES], expit(mean), rtol=1e-6)
+    found = scored(plan, fold=1).set_index("image_id")
+    np.testing.assert_allclose(found[PROBABILITIES], expit(parts[1].loc[found.index]), rtol=1e-6)
+    with pytest.raises(UserError, match="--fold 3: no such fold"):
+        scored(plan, fold=3)
     for fold in plan.fold_numbers:
         (plan.workspace.fold("blend", fold) / "run.json").unlink()
 

@@ -106,6 +106,7 @@ def test_ensembles_read_out_of_fold_predictions_of_all_folds(trained, model, inp
         ("smooth.gauss.widths=[0, 5]", whole("gauss", "blend")),
         ("blend.method=logits", whole("blend")),
         ("thresholds.metric=f1", set()),
+        ("labels.table=labels.csv", whole(*STAGES)),
         ("folds.seed=8", {"folds", *whole(*STAGES)}),
         ("image.size=48", {"prepare", "folds", "pretrain/simclr", *whole(*STAGES)}),
     ],

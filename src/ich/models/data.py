@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from ich.data.cache import HuCache
@@ -16,9 +15,10 @@ from ich.ensemble.alignment import into_space_of
 from ich.errors import UserError
 from ich.models.artifacts import read_predictions
 from ich.models.inputs import input_splits
+from ich.models.labels import TrainingLabels
 from ich.models.slices import Predictions, Shape, Slices
 from ich.models.table import SliceTable
-from ich.recipe import Recipe
+from ich.recipe import Recipe, Supervised
 from ich.store.hashes import seed_of
 from ich.store.paths import Workspace
 
@@ -44,14 +44,21 @@ class FoldData:
     cache: Path = Path()
     start: Path | None = None
     """.safetensors file of the initial weights of the network."""
+    training: TrainingLabels | None = None
+    """Of networks, with `labels` in the recipe."""
 
     @classmethod
     def read(cls, recipe: Recipe, workspace: Workspace, cache: Path, model: str, fold: int | None) -> Self:
         settings = recipe.pretrain[model] if fold is None else recipe.models[model]
         table = SliceTable.read(workspace, cache)
         images = HuCache.open(cache, table.table) if settings.reads_images else None
-        rows = {"all": np.arange(len(table.table))} if fold is None else _splits(table, settings, fold)
-        return cls(recipe, workspace, model, fold, settings, table, images, rows, cache)
+        if fold is None:
+            return cls(recipe, workspace, model, fold, settings, table, images, {"all": np.arange(len(table.table))})
+        training = None
+        if recipe.labels is not None and isinstance(settings, Supervised):
+            training = TrainingLabels.read(workspace.root / recipe.labels.file(fold), recipe.labels, table, cache)
+        rows = _splits(table, settings, fold, training)
+        return cls(recipe, workspace, model, fold, settings, table, images, rows, cache, training=training)
 
     @property
     def shape(self) -> Shape:
@@ -61,14 +68,34 @@ class FoldData:
         workers = getattr(self.settings, "workers", 0)
         return Slices(self.table.table, self.rows[split], self.table.classes, self.images, self.table.values, workers)
 
-    @cached_property
-    def quarantined(self) -> set[str]:
-        """Image ids of the competition that are not in the slice table."""
-        return set(pd.read_csv(self.cache / "quarantine.csv", dtype=str, keep_default_na=False)["image_id"])
-
     def labels(self, split: str) -> NDArray[np.float32]:
         """[n, c] of a split"""
         return self.table.labels[self.rows[split]]
+
+    @property
+    def targets(self) -> NDArray[np.float32]:
+        """[n, c]: labels of the training rows; with `training` [n, 2, c]: labels times weights, and weights."""
+        if self.training is None:
+            return self.labels("train")
+        rows = self.rows["train"]
+        weights = self.training.weights[rows]
+        return np.stack([np.nan_to_num(self.training.labels[rows]) * weights, weights], axis=1)
+
+    @property
+    def prevalence(self) -> NDArray[np.floating]:
+        """[c]: frequency of the classes in the training rows."""
+        if self.training is None:
+            return self.labels("train").mean(axis=0)
+        positive, weight = self.targets.sum(axis=0, dtype=np.float64)
+        return positive / weight
+
+    @property
+    def in_sample_rows(self) -> NDArray[np.int64]:
+        """The labelled rows of the other folds, and those that `training` adds."""
+        rows = self.table.train_rows(self.fold or 0)
+        if self.training is None:
+            return rows
+        return np.union1d(rows, self.training.rows_to_add(self.table, self.rows["valid"]))
 
     # ---- predictions of the input models
 
@@ -130,11 +157,14 @@ class FoldData:
             embeddings[start : start + ROWS] = rotate(embeddings[start : start + ROWS])
 
 
-def _splits(table: SliceTable, settings: Any, fold: int) -> dict[str, NDArray[np.int64]]:
+def _splits(
+    table: SliceTable, settings: Any, fold: int, training: TrainingLabels | None
+) -> dict[str, NDArray[np.int64]]:
     """Row numbers of train, inner, valid and test.
 
     settings.labels is the share of the training patients whose labels are used. Models with the same seed draw the same
     patients: they can be compared, and a network that starts from another's weights has not seen its inner patients.
+    The rows that `training` adds are of patients in neither valid nor inner, and have no out-of-fold features.
     """
     train = table.train_rows(fold)
     rows = {"valid": table.valid_rows(fold), "test": table.test_rows}
@@ -153,4 +183,12 @@ def _splits(table: SliceTable, settings: Any, fold: int) -> dict[str, NDArray[np
     if stop is not None and stop.split == "inner":
         inner = drawn(stop.share, "inner")
         rows["inner"], train = train[inner], train[~inner]
+    if training is not None:
+        train = train[training.weights[train].any(axis=1)]
+        if getattr(settings, "features", "in_sample") == "in_sample":
+            held_out = np.concatenate([rows["valid"], rows.get("inner", rows["valid"])])
+            train = np.union1d(train, training.rows_to_add(table, held_out))
+        for name, weight in zip(table.classes, training.weights[train].T, strict=True):
+            if not weight.any():
+                raise UserError(f"labels.table: no training label of {name} is left in fold {fold}; keep some of them")
     return {"train": train, **rows}

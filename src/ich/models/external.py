@@ -23,7 +23,7 @@ from ich.models.artifacts import write_predictions
 from ich.models.base import Fitted, Model
 from ich.models.data import FoldData
 from ich.models.slices import Predictions, Slices
-from ich.models.table import read_parquet
+from ich.models.table import quarantined_ids, read_parquet
 from ich.training.run import Run
 
 NEAREST = 1e-7  # smallest distance of a probability to 0 and 1, whose logits are infinite
@@ -81,7 +81,7 @@ class External(Model):
                 raise UserError(f"{path}: {line}, image {ids[row]}: {what} ({int(bad.sum())} such rows)")
 
         refuse(ids.duplicated(), "a second row for this image")
-        known = [*data.table.table["image_id"], *data.quarantined]
+        known = [*data.table.table["image_id"], *quarantined_ids(data.cache)]
         refuse(~ids.isin(known), "not an image of this competition")
         values = table[classes].apply(pd.to_numeric, errors="coerce").to_numpy("float64")
         refuse(np.asarray(~np.isfinite(values).all(axis=1)), f"a {name} is missing or not a finite number")

@@ -68,7 +68,7 @@ def training_dataset(data: FoldData, split: str, seed: int, *, labels: bool = Tr
     settings = data.settings
     augment = Augment(Augmentation(**settings.augment.model_dump()))
     transform = Transform(windowing(settings, data.table.values), augment, getattr(settings, "cutmix", 0.0), seed)
-    return SliceDataset(*_sources(data.slices(split)), data.labels(split) if labels else None, transform)
+    return SliceDataset(*_sources(data.slices(split)), data.targets if labels else None, transform)
 
 
 def slice_dataset(slices: Slices, windows: Windowing) -> SliceDataset:

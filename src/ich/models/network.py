@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
+from ich.console import say
 from ich.ensemble import metrics, thresholds
 from ich.ensemble.predictions import sigmoid
 from ich.errors import UserError, parsing
@@ -78,7 +79,7 @@ def fit_settings(settings: Training, network: nn.Module, **more: Any) -> FitSett
 
 def loss_for(data: FoldData) -> losses.Loss:
     """The loss of the recipe, with weights from the training labels."""
-    settings, prevalence = data.settings.loss, data.labels("train").mean(axis=0)
+    settings, prevalence = data.settings.loss, data.prevalence
     weights: dict[str, Any] = {}
     if settings.weight == "pos_weight":
         weights = {"label_weight": losses.pos_weight(prevalence, settings.max_pos_weight)}
@@ -119,19 +120,32 @@ def fit_on_labels(fitted: FittedNetwork, loader: Loader, data: FoldData, run: Ru
         return row
 
     if settings.output_bias:
-        start_from_prevalence(fitted.network, data.labels("train").mean(axis=0))
+        start_from_prevalence(fitted.network, data.prevalence)
     if data.start is not None:
         network: Any = fitted.network
         with parsing(data.start):
             network.start_from(load(data.start.read_bytes()))
     keep: dict[str, Any] = {}
+    warnings: list[str] = []
+    if data.training is not None and data.recipe.labels is not None:
+        table, rows = data.recipe.labels.table, data.in_sample_rows
+        own, added = data.table.labels[rows], int(data.training.added[data.rows["train"]].sum())
+        changed = int(((data.training.labels[rows] != own) & ~np.isnan(own)).sum())
+        say(f"  {run.name}: {table} changes or leaves out {changed} labels and adds {added} slices")
+        if added and "{fold}" not in table:
+            warnings.append(
+                f"{table} adds {added} slices to fold {data.fold}: if they were labelled by models that were trained on"
+                " the fold, its score is optimistic; use one table per fold"
+            )
     if stop is not None:
         larger = stop.metric != "log_loss"
         keep = {"keep_best": f"{stop_split}_{stop.metric}", "larger_is_better": larger, "patience": stop.patience}
         if stop.split == "fold":
-            fitted.notes["warnings"] = [
+            warnings.append(
                 f"the best epoch was chosen by {stop.metric} on fold {data.fold} itself: its score is optimistic"
-            ]
+            )
+    if warnings:
+        fitted.notes["warnings"] = warnings
     fitted.history = fit(fitted.network, loader, loss_of, fit_settings(settings, fitted.network, **keep), run, evaluate)
 
 

@@ -29,7 +29,7 @@ class Sequence(Model):
         settings = self.settings
         if settings.features == "aligned" and not len(data.rows["test"]):
             say(f"  {run.name}: without a test set, embeddings cannot be aligned; each fold keeps its own space")
-        series = series_of(data.slices("train"), data.inputs("train"), settings.inputs, data.labels("train"))
+        series = series_of(data.slices("train"), data.inputs("train"), settings.inputs, data.targets)
         width = sum(one.shape[1] for one in series.features)
         spec = {
             "inputs": list(settings.inputs),

@@ -104,6 +104,11 @@ def read_folds(path: Path, pseudonyms: Pseudonyms, slices: pd.DataFrame) -> pd.D
     return pseudonyms.revealed(pd.read_csv(path, dtype=dict.fromkeys(KINDS, str)), slices)
 
 
+def quarantined_ids(cache: Path) -> set[str]:
+    """Image ids of the competition that are not in the slice table."""
+    return set(pd.read_csv(cache / "quarantine.csv", dtype=str, keep_default_na=False)["image_id"])
+
+
 def series_codes(table: pd.DataFrame) -> pd.Series:
     """int64 [n]: one number per series, in the order of the slice table."""
     return table.groupby(["split", "study_id", "series_id"], sort=False).ngroup()

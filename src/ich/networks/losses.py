@@ -12,10 +12,16 @@ from torch import Tensor
 RAREST = 1e-6
 """Smallest frequency of a label in `pos_weight` and `balanced`: weights stay finite where a class has one label."""
 
+TINY = 1e-12
+"""Divisor where a weight is 0."""
+
 
 @dataclass(frozen=True)
 class Loss:
-    """Mean loss of logits and targets, both [..., c]; targets are within 0..1.
+    """Mean loss of logits and targets, both [n, c]; targets are within 0..1.
+
+    Weighted targets are [n, 2, c]: the targets times the weights, and the weights. Since each loss is linear in the
+    target, CutMix may mix them as it mixes targets.
 
     focal: Lin et al., arXiv:1708.02002, (1 - p)^gamma log p and p^gamma log(1 - p). asymmetric: Ridnik et al.,
     arXiv:2009.14119. Each gamma is 0 or at least 1: between them the gradient is unbounded.
@@ -36,7 +42,10 @@ class Loss:
     """Relative weights of the classes; (1, 1, 1, 1, 1, 2) makes `bce` the weighted log loss of RSNA 2019."""
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        logits, targets = logits.float(), targets.float()
+        logits, targets, weights = logits.float(), targets.float(), None
+        if targets.ndim > logits.ndim:
+            weighted, weights = targets.unbind(-2)
+            targets = weighted / weights.clamp(min=TINY)
         pairs = None if self.label_weight is None else torch.tensor(self.label_weight, device=logits.device)
         if self.name == "bce":
             each = _bce(logits, targets, pairs)
@@ -47,6 +56,8 @@ class Loss:
         if self.class_weight is not None:
             weight = torch.tensor(self.class_weight, dtype=torch.float32, device=logits.device)
             each = each * (weight / weight.mean())
+        if weights is not None:
+            each = each * weights
         return each.mean()
 
 

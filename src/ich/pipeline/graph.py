@@ -9,7 +9,7 @@ from typing import Any, Self
 from ich.console import progress
 from ich.errors import UserError
 from ich.models.inputs import input_splits
-from ich.recipe import SECTIONS, Model, Recipe, load
+from ich.recipe import SECTIONS, Model, Recipe, Supervised, load
 from ich.store import raw
 from ich.store.hashes import digest
 from ich.store.paths import Workspace
@@ -184,7 +184,7 @@ class Graph:
     def _fold(self, model: str, fold: int | None) -> Task:
         settings = self.settings_of(model)
         values = settings.model_dump(mode="json", exclude=set(settings.fingerprint_ignores))
-        sources = {name: self.root / path for name, path in settings.sources().items()}
+        sources = {name: self.root / path for name, path in settings.sources().items()} | self._labels(model, fold)
         upstream = self._prepared(SHARDS) if settings.reads_images else ()
         if start := self.start_of(model, fold):
             upstream += ((start, (WEIGHTS,)),)
@@ -198,6 +198,13 @@ class Graph:
             files += ("valid_embeddings.npy", "test_embeddings.npy") if settings.writes_embeddings else ()
         record = Record(folder / "run.json", staged=True)
         return Task(name, settings.stage, record, values, upstream, sources, model, fold, files)
+
+    def _labels(self, model: str, fold: int | None) -> dict[str, Path]:
+        """The label table of a network. Its name has the settings, so that their change makes the fold stale."""
+        labels = self.recipe.labels
+        if labels is None or fold is None or not isinstance(self.settings_of(model), Supervised):
+            return {}
+        return {f"labels.table ({labels.mode}, weight {labels.weight})": self.root / labels.file(fold)}
 
     def start_of(self, model: str, fold: int | None) -> Task | None:
         """Task of the weights that initialize a network, or None."""
@@ -231,7 +238,7 @@ class Graph:
         fitted = self.fold(model, fold)
         upstream = (*self._folds_and_slices, *self._prepared(SHARDS), (fitted, self.settings_of(model).files))
         name = f"{fitted.name}/train"
-        return Task(name, fitted.stage, record, {}, upstream, {}, model, fold, IN_SAMPLE)
+        return Task(name, fitted.stage, record, {}, upstream, self._labels(model, fold), model, fold, IN_SAMPLE)
 
     @cached_property
     def read_in_sample(self) -> set[str]:

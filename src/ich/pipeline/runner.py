@@ -123,19 +123,20 @@ def make_fold(plan: Plan, task: Task, fingerprint: str) -> Made:
 
 
 def predict_in_sample(plan: Plan, task: Task, _fingerprint: str) -> Made:
-    """Write the predictions of a fold's network for all labelled rows of the other folds.
+    """Write the predictions of a fold's network for all labelled rows of the other folds and those of a label table.
 
     They include rows that it was not trained on: inner patients of early stopping, and patients beyond `labels`.
     """
     fold = task.fold or 0
     data = FoldData.read(plan.recipe, plan.workspace, plan.prepared.folder, task.model, fold)
-    data = replace(data, rows={"train": data.table.train_rows(fold)})
+    data = replace(data, rows={"train": data.in_sample_rows})
     fitted = load_fitted(plan, task.model, fold)
     slices = data.slices("train")
     predictions = fitted.predict(slices, {})
     require_finite(_label(task), slices.ids, predictions)
     files = write_predictions(task.folder, "train", slices.ids, slices.classes, predictions)
-    return files, {"metrics": data.table.metrics(slices.rows, predictions.logits)}
+    known = data.table.labelled[slices.rows]
+    return files, {"metrics": data.table.metrics(slices.rows[known], predictions.logits[known])}
 
 
 def load_fitted(plan: Plan, model: str, fold: int) -> Fitted:

@@ -22,6 +22,7 @@ from ich.data.folds import fold_of
 from ich.ensemble import invariants
 from ich.ensemble.final import final_probabilities
 from ich.ensemble.predictions import aligned
+from ich.models.data import FoldData
 from ich.models.pseudonyms import Pseudonyms
 from ich.models.table import FOLDS_REMEDY, read_folds, read_parquet
 from ich.pipeline.graph import Task
@@ -166,7 +167,11 @@ class _Rules:
                     yield task, self._predicted(task, "valid", ids, self.fold_of)
                     yield task, self._predicted(task, "test", self.test_ids)
                 if self._is_sound(in_sample := plan.in_sample(model, k)):
-                    yield in_sample, self._predicted(in_sample, "train", self.fold_of.index[self.fold_of != k])
+                    ids = self.fold_of.index[self.fold_of != k]
+                    if plan.recipe.labels is not None:
+                        data = FoldData.read(plan.recipe, plan.workspace, plan.prepared.folder, model, k)
+                        ids = data.table.ids(data.in_sample_rows)
+                    yield in_sample, self._predicted(in_sample, "train", ids)
             assembled = plan.assembled(model)
             if all(self._is_sound(task) for task in (*parts, assembled)):
                 yield assembled, self._assembled(assembled, parts)

@@ -4,9 +4,9 @@
 """
 
 from ich.recipe.loading import RecipeError, how_to_write, in_yaml, load, table_thresholds
-from ich.recipe.models import BETAS, Backbone, Blend, Cnn, Head, Model, Smooth, Stack, beta_of
+from ich.recipe.models import BETAS, Backbone, Blend, Cnn, Head, Model, Smooth, Stack, Supervised, beta_of
 from ich.recipe.training import Training
-from ich.recipe.types import SECTIONS, Ablation, Recipe, Thresholds
+from ich.recipe.types import SECTIONS, Ablation, Labels, Recipe, Thresholds
 
 __all__ = [
     "BETAS",
@@ -16,11 +16,13 @@ __all__ = [
     "Blend",
     "Cnn",
     "Head",
+    "Labels",
     "Model",
     "Recipe",
     "RecipeError",
     "Smooth",
     "Stack",
+    "Supervised",
     "Thresholds",
     "Training",
     "beta_of",

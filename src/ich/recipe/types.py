@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from ich.recipe.models import (
     Backbone,
@@ -69,6 +69,25 @@ class Folds(Strict):
         default="patient", description="slice: random folds, which leak; for comparison only"
     )
     seed: Seed = 7
+
+
+class Labels(Strict):
+    """Training labels of the networks from a table; validation, stack, blend, thresholds and scores do not use it."""
+
+    table: str = Field(
+        description="CSV or Parquet with image_id and one column per class, or with image_id, class and label; values"
+        " 0 to 1, empty: unlabelled. {fold} in its name is replaced by the number of the fold"
+    )
+    mode: Literal["replace", "add"] = Field(
+        default="replace",
+        description="replace: use its values instead of the competition's labels; add: use them only where the"
+        " competition has none",
+    )
+    weight: PositiveFloat = Field(default=1.0, description="factor of the loss of labels from the table")
+
+    def file(self, fold: int) -> str:
+        """Path of the table of a fold, relative to the repository root."""
+        return self.table.replace("{fold}", str(fold))
 
 
 class Thresholds(Strict):
@@ -175,6 +194,7 @@ class Recipe(Strict):
     demo: Demo | None = None
     image: Image = Image()
     folds: Folds = Folds()
+    labels: Labels | None = None
     pretrain: dict[str, Pretrain] = Field(default_factory=dict)
     cnn: dict[str, Cnn] = Field(default_factory=dict)
     end_to_end: dict[str, EndToEnd] = Field(default_factory=dict)

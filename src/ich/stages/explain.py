@@ -92,13 +92,15 @@ def _embedding_map(plan: Plan, slices: SliceTable, model: str) -> dict[str, Path
     folders = {"valid": fold, "train": fold / "train", "test": fold}
     if model not in plan.read_in_sample:
         del folders["train"]
+    labelled = slices.ids(slices.labelled.nonzero()[0])
     ids: list[str] = []
     parts: list[np.ndarray] = []
     for split, folder in folders.items():
         with parsing(folder / f"{split}_embeddings.npy"):
             embeddings = np.load(folder / f"{split}_embeddings.npy", mmap_mode="r", allow_pickle=False)
         there = read_parquet(folder / f"{split}.parquet", ["image_id"])["image_id"]
-        chosen = embedding_map.sample_rows(len(there), MAPPED[split], seed=0)
+        mapped = np.flatnonzero((split == "test") | there.isin(labelled))  # no slices that a label table adds
+        chosen = mapped[embedding_map.sample_rows(len(mapped), MAPPED[split], seed=0)]
         ids += there.iloc[chosen].tolist()
         parts.append(embeddings[chosen])
 

@@ -39,13 +39,14 @@ from ich.store.records import Record
 LISTED = 20  # quarantined files that are listed
 
 
-def run(plan: Plan, source: Path, out: Path) -> None:
+def run(plan: Plan, source: Path, out: Path, *, fold: int | None = None) -> None:
     """Score the DICOM files of `source` and write the table `out`, with those of files and studies next to it.
 
     source: a DICOM file, a .zip archive, or a folder of both at any depth. out: .csv, .parquet, or .zip of CSV files.
+    fold: use the models of this fold only, which were not trained on it.
     """
     require_writable(out)
-    plan.require(_task(plan, out))
+    plan.require(_task(plan, out, fold))
     for name in needed(plan):
         if not plan.settings_of(name).scores_new_scans:
             raise UserError(f"{name} cannot score new scans. Remove it from blend.inputs")
@@ -60,7 +61,7 @@ def run(plan: Plan, source: Path, out: Path) -> None:
             why = f"{first.path}: {_why(first)}"
             raise UserError(f"{source}: no readable slice in {len(files)} files; {why}. {path} lists all files")
         _warn_of_single_slices(slices, plan.record_of(plan.prepared)["values"])
-        logits = ensemble_logits(plan, slices, cache.HuCache.open(Path(folder), slices))
+        logits = ensemble_logits(plan, slices, cache.HuCache.open(Path(folder), slices), fold)
     scored = _scored(plan, slices, logits)
     studies = _study_table(scored)
     uids = {path: header.instance_uid for path, header in headers.items() if isinstance(header, Geometry)}
@@ -94,9 +95,9 @@ def run_outside(plan: Plan, *, force: bool = False) -> None:
     say(f"predict: {'wrote' if made else 'up to date,'} {path}")
 
 
-def _task(plan: Plan, out: Path) -> Task:
-    """Task with the inputs of a prediction: all folds of the blend, and the thresholds if there are any."""
-    upstream = tuple((plan.fold("blend", k), ()) for k in plan.fold_numbers)
+def _task(plan: Plan, out: Path, fold: int | None = None) -> Task:
+    """Task with the inputs of a prediction: the folds of the blend, and the thresholds if there are any."""
+    upstream = tuple((task, ()) for task in plan.tasks_of("blend", fold=fold))
     if plan.record_of(plan.thresholds):
         upstream += ((plan.thresholds, ()),)
     return Task("predict", "predict", Record(out), {}, upstream)
@@ -157,22 +158,24 @@ def _why(item: Quarantined) -> str:
 # ---- the ensemble
 
 
-def ensemble_logits(plan: Plan, table: pd.DataFrame, images: cache.HuCache) -> NDArray[np.float64]:
-    """Return the mean logits [n, c] of the blend over folds, one row per slice."""
+def ensemble_logits(
+    plan: Plan, table: pd.DataFrame, images: cache.HuCache, fold: int | None = None
+) -> NDArray[np.float64]:
+    """Return the mean logits [n, c] of the blend over folds, or those of one fold, one row per slice."""
     torch.set_num_threads(plan.recipe.compute.threads)
     values = plan.record_of(plan.prepared)["values"]
     slices = Slices(table, np.arange(len(table)), _classes(plan), images, values)
-    models, folds, done = needed(plan), [], 0
+    models, numbers, folds, done = needed(plan), plan.fold_numbers if fold is None else [fold], [], 0
     with progress("predict: ensemble", len(slices)) as work:
-        for fold in plan.fold_numbers:
+        for k in numbers:
             found: dict[str, Predictions] = {}
             for name in models:  # each after its inputs
                 settings = plan.settings_of(name)
-                fitted = load_fitted(plan, name, fold)
+                fitted = load_fitted(plan, name, k)
                 inputs = {other: found[other] for other in plan.recipe.inputs_of(name)}
                 found[name] = fitted.predict(replace(slices, workers=getattr(settings, "workers", 0)), inputs)
                 done += 1
-                work.at(len(slices) * done // (len(models) * len(plan.fold_numbers)))
+                work.at(len(slices) * done // (len(models) * len(numbers)))
             folds.append(found["blend"].logits)
     return np.asarray(np.mean(folds, axis=0, dtype=np.float64))
 
