@@ -201,7 +201,7 @@ def test_tta_is_the_mean_of_the_predictions_of_flipped_and_shifted_slices(traine
     step = 3  # of 32 pixels
     copies = [moved(hu, x, y) for x, y in ((0, 0), (step, 0), (-step, 0), (0, step), (0, -step))]
 
-    def predicted(tta: dict[str, Any], images: Any) -> dict[str, np.ndarray]:
+    def predicted(tta: dict[str, Any], images: Any) -> dict[str, Any]:
         found = replace(fitted, spec={**fitted.spec, "precision": "fp32", "tta": tta})
         values = vars(found.predict(replace(slices, images=images), {}))
         return {name: np.float32(value) for name, value in values.items() if value is not None}
