@@ -305,3 +305,11 @@ def test_an_interval_of_rows_equals_that_of_patients_with_one_row(average):
     copies = np.tile(np.arange(2000), 4)
     clusters = thresholds.f_interval(y[copies], decided[copies], goal, Bootstrap(copies))
     assert clusters == pytest.approx(patients, abs=0.006)
+
+
+def test_thresholds_are_transferred_by_the_number_of_positives():
+    mean = np.array([[0.1, 0.1], [0.4, 0.2], [0.3, 0.3], [0.2, 0.4]])
+    folds = [np.where(mean >= 0.4, 0.9, 0.0), np.where(mean >= 0.2, 0.9, 0.0)]
+    assert thresholds.transfer([0.5, 0.5], folds, mean) == pytest.approx([0.25, 0.25])  # 1 and 3 positives: 2
+    assert thresholds.transfer([thresholds.NEVER, 0.0], folds, mean) == [thresholds.NEVER, 0.0]
+    assert thresholds.transfer([0.3, 0.3], [mean[:0]], mean[:0]) == [0.3, 0.3]

@@ -1,5 +1,6 @@
 """Networks before and after training: initial weights, training rows, and the epoch that is kept."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -178,6 +179,54 @@ def test_label_weights_come_from_the_training_labels_and_class_weights_from_the_
     np.testing.assert_allclose(np.array(loss.label_weight)[:, 1], np.minimum((1 - share) / share, 20), rtol=1e-5)
     plan = plan_of(trained, "cnn.resnext.loss={weight: competition}")
     assert network_module.loss_for(fold_data(plan, "resnext")).class_weight == [1, 1, 1, 1, 1, 2]
+
+
+# ---- test-time augmentation
+
+
+def moved(hu: np.ndarray, x: int, y: int) -> np.ndarray:
+    """Hounsfield units [n, S, S] shifted to the right and downwards, with air behind."""
+    found, size = np.full_like(hu, -1024), hu.shape[-1]
+    found[:, max(y, 0) : size + min(y, 0), max(x, 0) : size + min(x, 0)] = hu[
+        :, max(-y, 0) : size + min(-y, 0), max(-x, 0) : size + min(-x, 0)
+    ]
+    return found
+
+
+@pytest.mark.parametrize("model", ["small", "joint"])
+def test_tta_is_the_mean_of_the_predictions_of_flipped_and_shifted_slices(trained, model):
+    plan = plan_of(trained)
+    fitted, slices = runner.load_fitted(plan, model, 0), fold_data(plan, model).slices("valid")
+    hu = np.stack([np.asarray(slices.images[row]) for row in range(len(slices.table))])
+    step = 3  # of 32 pixels
+    copies = [moved(hu, x, y) for x, y in ((0, 0), (step, 0), (-step, 0), (0, step), (0, -step))]
+
+    def predicted(tta: dict[str, Any], images: Any) -> dict[str, Any]:
+        found = replace(fitted, spec={**fitted.spec, "precision": "fp32", "tta": tta})
+        values = vars(found.predict(replace(slices, images=images), {}))
+        return {name: np.float32(value) for name, value in values.items() if value is not None}
+
+    for tta, views in (
+        ({"flip": True}, [hu, hu[..., ::-1]]),
+        ({"shift": 0.1}, copies),
+        ({"flip": True, "shift": 0.1}, copies + [one[..., ::-1] for one in copies]),
+    ):
+        alone = [predicted({}, np.ascontiguousarray(view)) for view in views]
+        for name, value in predicted(tta, hu).items():
+            np.testing.assert_allclose(value, np.mean([one[name] for one in alone], axis=0), atol=1e-3, rtol=1e-3)
+            assert np.abs(value - alone[0][name]).max() > 0.01
+
+
+def test_epochs_are_evaluated_without_tta_and_folds_with_it(trained):
+    plan = plan_of(trained)
+    data, fitted = fold_data(plan, "small"), runner.load_fitted(plan, "small", 0)
+    plain = replace(fitted, spec={**fitted.spec, "tta": {}}).predict(data.slices("valid"), {})
+    history = pd.read_csv(plan.workspace.fold("small", 0) / "history.csv")["valid_loss"].iloc[-1]
+    assert data.table.log_loss(data.rows["valid"], plain.logits) == pytest.approx(history, abs=1e-6)
+    recorded = plan.record_of(plan.fold("small", 0))["metrics"]["weighted_log_loss"]
+    assert abs(recorded - history) > 1e-6
+    changed = plan_of(trained, "cnn.small.tta.flip=false")
+    assert not changed.state(changed.fold("small", 0)).done
 
 
 # ---- early stopping

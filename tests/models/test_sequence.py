@@ -67,7 +67,7 @@ def test_a_reversed_series_equals_one_numbered_from_the_other_end(seed, lengths)
 def model(head: str, cell: str, *, reverse: bool, batch_size: int = 2) -> FittedSequence:
     """A model with random weights; a residual head begins at zero."""
     shape = {"features": 5, "classes": 2, "cell": cell, "hidden": 4, "layers": 2, "dropout": 0.3}
-    spec = {"inputs": ["a"], "head": {"name": head, **shape}, "reverse": reverse}
+    spec = {"inputs": ["a"], "head": {"name": head, **shape}, "tta": {"reverse": reverse}}
     spec |= {"batch_size": batch_size, "precision": "fp32"}
     network = FittedSequence.build(spec)
     torch.manual_seed(0)

@@ -103,12 +103,12 @@ def test_predictions_of_each_blend_equal_the_submission(root, method, calibratio
     assert_as_submitted(plan, scored(plan))
 
 
-@pytest.mark.parametrize(("subtypes", "any_"), [(2.0, 2.0), (1.0, 0.05)])
-def test_predictions_with_an_applied_prevalence_equal_the_submission(root, monkeypatch, subtypes, any_):
+@pytest.mark.parametrize(("subtypes", "any_", "transfer"), [(2.0, 2.0, "quantile"), (1.0, 0.05, "value")])
+def test_predictions_with_an_applied_prevalence_equal_the_submission(root, monkeypatch, subtypes, any_, transfer):
     inputs = ("blend.inputs=[resnext, gauss]", *PLAIN)
     before = submitted(remade(root, *inputs).root)
     estimate_another_prevalence(monkeypatch, subtypes, any_)
-    plan = remade(root, *inputs, "thresholds.prevalence=apply")
+    plan = remade(root, *inputs, "thresholds.prevalence=apply", f"thresholds.transfer={transfer}")
     assert not np.allclose(submitted(root), before)
     assert_as_submitted(plan, scored(plan))
 

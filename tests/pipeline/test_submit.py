@@ -154,6 +154,26 @@ def test_a_reported_prevalence_does_not_change_the_submission(root, monkeypatch)
 # ---- thresholds
 
 
+def test_transferred_thresholds_keep_the_positives_of_single_folds(root):
+    make(plan_of(root), "thresholds", force=True)
+    path = plan_of(root).workspace.thresholds
+    by_value = read_json(path)
+    plan = plan_of(root, "thresholds.transfer=quantile")
+    make(plan, "thresholds", "submit", force=True)
+    found = read_json(path)
+    moved = found.pop("transferred")
+    assert found == by_value, "the scores are those of single folds"
+    folds = [pd.read_parquet(plan.workspace.fold("blend", k) / "test.parquet") for k in plan.fold_numbers]
+    decided = submitted(root, "submission_binary")
+    single = [
+        (expit(fold[LOGITS].to_numpy("float64")) >= list(found["thresholds"].values())).sum(axis=0) for fold in folds
+    ]
+    expected = np.rint(np.mean(single, axis=0))
+    assert decided.sum().tolist() == expected.tolist()
+    assert 0 < expected.max() < len(decided)
+    assert (decided.to_numpy() == (submitted(root) >= pd.Series(moved)).to_numpy()).all()
+
+
 def test_a_killed_search_restarts_to_the_same_bytes(root, monkeypatch):
     plan = plan_of(root)
     make(plan, "thresholds", force=True)

@@ -31,6 +31,8 @@ def test_one_row_per_class_below_the_in_sample_and_the_cross_fitted_score():
     [(table, _)] = parts(FOUND | crossed | {"recall_cross_fitted": {"bleed": 0.5, "any": None}})
     assert table.title.endswith(", 0.4500 (0.3000 to 0.5500) with thresholds from other folds")
     assert table.rows[0][-1] == "0.500"
+    [(_, said)] = parts(FOUND | {"transferred": {"bleed": 0.2, "any": 2.0}})
+    assert said[-1] == "The submission is the mean of the folds; its thresholds are bleed 0.2000, any 2.0000."
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """Slices of the HU cache as images: the datasets of networks that read single slices."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import pad
 
 from ich.data.augment import Augment
 from ich.data.batches import Batches
@@ -148,6 +149,26 @@ class TwoViews(Batches[TwoViewBatch]):
             for use in ("first", "second")
         )
         return TwoViewBatch(first, second, torch.from_numpy(self.dataset.rows[chosen]))
+
+
+@dataclass(frozen=True)
+class Views:
+    """Test-time augmentation: a batch of images, and copies of it that are flipped or shifted.
+
+    flip: also mirrored left to right. shift: also moved left, right, up and down by this fraction of the side, with
+    black behind.
+    """
+
+    flip: bool = False
+    shift: float = 0.0
+
+    def __call__(self, batch: Any) -> Iterator[Any]:
+        step = round(self.shift * batch.images.shape[-1])
+        places = [(step, 0), (-step, 0), (0, step), (0, -step)] if step else []
+        for images in (batch.images, *(pad(batch.images, (x, -x, y, -y)) for x, y in places)):
+            yield batch._replace(images=images)
+            if self.flip:
+                yield batch._replace(images=images.flip(-1))
 
 
 def as_tensor(images: NDArray[np.uint8]) -> torch.Tensor:

@@ -19,11 +19,14 @@ def final_probabilities(
     tuned: Mapping[str, Any], logits: NDArray, classes: Sequence[str], class_weights: Sequence[float]
 ) -> tuple[NDArray, list[float]]:
     """Probabilities [n, c] of logits [n, c], and thresholds [c], by the content of thresholds.json (`tuned`)."""
-    if not tuned["prevalence"]["applied"]:
-        return sigmoid(logits), [tuned["thresholds"][name] for name in classes]
-    shifts = [tuned["prevalence"]["classes"][name] for name in classes]
-    shifted = shift_all(logits, classes, class_weights, [(shift["train"], shift["test"]) for shift in shifts])
-    return sigmoid(shifted), [shift["threshold"] for shift in shifts]
+    cuts = tuned["thresholds"]
+    if tuned["prevalence"]["applied"]:
+        shifts = tuned["prevalence"]["classes"]
+        changes = [(shifts[name]["train"], shifts[name]["test"]) for name in classes]
+        logits = shift_all(logits, classes, class_weights, changes)
+        cuts = {name: shift["threshold"] for name, shift in shifts.items()}
+    cuts = tuned.get("transferred", cuts)
+    return sigmoid(logits), [cuts[name] for name in classes]
 
 
 def shift_all(

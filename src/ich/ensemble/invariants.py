@@ -62,9 +62,9 @@ def embeddings(array: NDArray, image_ids: pd.Series) -> Broken:
 
 
 def thresholds(tuned: Mapping[str, Any], classes: Sequence[str]) -> Broken:
-    """One threshold per class, in 0..1 or NEVER; for the test set's prevalence too."""
+    """One threshold per class, in 0..1 or NEVER; for the test set's prevalence and the mean of the folds too."""
     moved = {name: shift["threshold"] for name, shift in tuned["prevalence"]["classes"].items()}
-    for cuts in filter(None, (tuned["thresholds"], moved)):
+    for cuts in filter(None, (tuned["thresholds"], moved, tuned.get("transferred"))):
         if list(cuts) != list(classes):
             raise ValueError(f"thresholds of {', '.join(cuts)}, expected {', '.join(classes)}")
         yield (

@@ -29,6 +29,7 @@ class Cnn(Model):
     def fit(self, data: FoldData, run: Run) -> "FittedCnn":
         images = training_dataset(data, "train", run.seed)
         network, spec = image_spec(self.settings, data.shape, dropout=self.settings.dropout)
+        spec["tta"] = self.settings.tta.model_dump()
         fitted = FittedCnn(spec, run.name, network=new_backbone(network, data, run))
         fit_on_labels(fitted, image_loader(images, self.settings, "slices"), data, run)
         return fitted

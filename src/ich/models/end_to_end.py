@@ -36,7 +36,7 @@ class EndToEnd(Model):
         network, spec = image_spec(settings, data.shape)
         cnn = new_backbone(network, data, run)
         spec["head"] = asdict(head_spec(settings, cnn.embedding_size, len(data.table.classes)))
-        spec["chunk"] = settings.chunk
+        spec["chunk"], spec["tta"] = settings.chunk, settings.tta.model_dump()
         fitted = FittedEndToEnd(spec, run.name, network=_joined(cnn, spec))
         fit_on_labels(fitted, image_loader(series, settings, "series"), data, run)
         return fitted

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from ich.console import progress
 from ich.data.augment import Augment, Augmentation
 from ich.data.batches import Batches, epoch_loader
-from ich.data.datasets import SliceDataset, Transform
+from ich.data.datasets import SliceDataset, Transform, Views
 from ich.data.series_images import SeriesImages
 from ich.data.windowing import Window, Windowing, neighbour_rows
 from ich.models.data import FoldData
@@ -100,7 +100,8 @@ def image_loader(dataset: Batches[Any], settings: Backbone, unit: str) -> Loader
 def predict_images(
     fitted: FittedNetwork, dataset: Batches[Any], slices: Slices, batch_size: int
 ) -> dict[str, np.ndarray]:
-    """Logits, and the embeddings of a Cnn, of the slices of a dataset."""
+    """Logits, and the embeddings of a Cnn, of the slices of a dataset; means over the views of `tta`."""
     batches = epoch_loader(dataset, 0, batch_size, shuffle=False, workers=loader_workers(slices.workers))
     with progress(f"{fitted.name}: predicting", len(slices), inner=True) as advance:
-        return predict(fitted.network, batches, len(slices), fitted.spec["precision"], advance)
+        views = Views(**fitted.spec["tta"])
+        return predict(fitted.network, batches, len(slices), fitted.spec["precision"], advance, views)

@@ -93,12 +93,13 @@ def loss_for(data: FoldData) -> losses.Loss:
 def fit_on_labels(fitted: FittedNetwork, loader: Loader, data: FoldData, run: Run) -> None:
     """Train `fitted.network` in place, from the weights of `data.start` if that is set.
 
-    Each epoch is evaluated on the fold and on the rows of early stopping.
+    Each epoch is evaluated on the fold and on the rows of early stopping, without test-time augmentation.
     """
     settings, stop = data.settings, data.settings.early_stopping
     stop_split = "inner" if "inner" in data.rows else "valid"
     splits = dict.fromkeys(("valid", stop_split))
     inputs = {split: data.inputs(split) for split in splits}
+    plain = {**fitted.spec, "tta": {}}
     criterion, slice_loss = loss_for(data), getattr(settings, "slice_loss", 0.0)
 
     def loss_of(network: Any, batch: Any) -> torch.Tensor:
@@ -111,7 +112,7 @@ def fit_on_labels(fitted: FittedNetwork, loader: Loader, data: FoldData, run: Ru
         logits: dict[str, np.ndarray] = {}
         for split in splits:
             slices = data.slices(split)
-            predictions = replace(fitted, network=network).predict(slices, inputs[split])
+            predictions = replace(fitted, spec=plain, network=network).predict(slices, inputs[split])
             require_finite(run.name, slices.ids, predictions)
             logits[split] = predictions.logits
         row = {"valid_loss": data.table.log_loss(data.rows["valid"], logits["valid"])}

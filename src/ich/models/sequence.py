@@ -34,7 +34,7 @@ class Sequence(Model):
         spec = {
             "inputs": list(settings.inputs),
             "head": asdict(head_spec(settings, width, len(data.table.classes))),
-            "reverse": settings.reverse,
+            "tta": settings.tta.model_dump(),
             "batch_size": settings.batch_size,
             "precision": settings.precision,
         }
@@ -89,7 +89,7 @@ class FittedSequence(FittedNetwork):
         return build_head(HeadSpec(**spec["head"]))
 
     def predict(self, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:
-        """With `reverse`, the mean of each series read forwards and backwards."""
+        """With `tta.reverse`, the mean of each series read forwards and backwards."""
         n, precision = len(slices), self.spec["precision"]
         if not n:  # no test set
             return Predictions(np.empty((0, len(slices.classes))))
@@ -100,6 +100,6 @@ class FittedSequence(FittedNetwork):
 
         with progress(f"{self.name}: predicting", n, inner=True) as advance:
             logits = predict(self.network, batches(), n, precision, advance)["logits"]
-            if self.spec["reverse"]:
+            if self.spec["tta"].get("reverse"):
                 logits = (logits + predict(self.network, batches(reverse=True), n, precision)["logits"]) / 2
         return Predictions(logits)

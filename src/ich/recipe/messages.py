@@ -50,6 +50,7 @@ SYNONYMS = {  # words of other tools, and keys of earlier versions
     "path": "root",
     "folder": "root",
     "beta": "metric",
+    "reverse": "tta",
 }
 
 

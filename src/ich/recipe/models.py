@@ -106,6 +106,18 @@ class Backbone(Training):
         return {} if self.weights is None else {"weights": self.weights}
 
 
+class ImageTta(Strict):
+    """Test-time augmentation: predictions are the mean over the image and changed copies of it."""
+
+    flip: bool = Field(default=False, description="the horizontal flip: 2 forward passes")
+    shift: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.5,
+        description="shifts left, right, up and down by this fraction of the image: 5 passes, 10 with flip; 0: off",
+    )
+
+
 class Pretrain(Backbone, Model):
     """SimCLR on all slices, without labels (Chen et al., arXiv:2002.05709)."""
 
@@ -129,6 +141,7 @@ class Cnn(Backbone, Supervised):
     labels: float = Field(default=1.0, gt=0, le=1, description="fraction of training patients whose labels are used")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="before the last layer")
     cutmix: NonNegativeFloat = Field(default=0.0, description="alpha of CutMix; 0: off")
+    tta: ImageTta = ImageTta()
     epochs: Epochs = 8
     batch_size: BatchSize = 32
     learning_rate: LearningRate = 3e-3
@@ -168,9 +181,16 @@ class EndToEnd(Head, Backbone, Supervised):
     chunk: PositiveInt = Field(default=8, description="slices whose activations are in memory at a time")
     slice_loss: NonNegativeFloat = Field(default=0.0, description="weight of the loss of the slice network itself")
     cutmix: NonNegativeFloat = Field(default=0.0, description="alpha of CutMix, one box per study; 0: off")
+    tta: ImageTta = ImageTta()
     epochs: Epochs = 8
     batch_size: BatchSize = 1
     learning_rate: LearningRate = 1e-3
+
+
+class SeriesTta(Strict):
+    """Test-time augmentation: predictions are the mean over several ways to read a series."""
+
+    reverse: bool = Field(default=False, description="both slice orders: 2 forward passes")
 
 
 class Sequence(Head, Supervised):
@@ -189,7 +209,7 @@ class Sequence(Head, Supervised):
         " out-of-fold embeddings and logits; aligned: the same, with embeddings aligned by the test rows."
         " docs/background/ensembling.md compares them",
     )
-    reverse: bool = Field(default=False, description="average over both slice orders (test-time augmentation)")
+    tta: SeriesTta = SeriesTta()
     epochs: Epochs = 10
     batch_size: BatchSize = 8
     learning_rate: LearningRate = 2e-3

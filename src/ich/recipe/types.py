@@ -109,6 +109,11 @@ class Thresholds(Strict):
     prevalence: Literal["report", "apply"] = Field(
         default="report", description="test prevalence, estimated: report it, or shift the submission to it"
     )
+    transfer: Literal["value", "quantile"] = Field(
+        default="value",
+        description="thresholds of the submission, which is the mean of the folds. value: those of single folds;"
+        " quantile: those with as many positives in the test set as single folds have there",
+    )
     trials: PositiveInt = Field(default=200, description="Optuna trials per class")
     seed: Seed = 7
 

@@ -8,7 +8,11 @@ from ich.report.page.blocks import Table
 
 def parts(found: Mapping[str, Any]) -> Iterator[tuple[Table, list[str]]]:
     """Each table with the notes below it."""
-    yield _classes(found), [_distance(found), *(f"warning: {warning}" for warning in found["warnings"])]
+    notes = [_distance(found), *(f"warning: {warning}" for warning in found["warnings"])]
+    if moved := found.get("transferred"):
+        values = ", ".join(f"{name} {threshold:.4f}" for name, threshold in moved.items())
+        notes.append(f"The submission is the mean of the folds; its thresholds are {values}.")
+    yield _classes(found), notes
     shifts = found.get("prevalence", {}).get("classes")
     if shifts:
         yield _prevalences(shifts), _shifted(shifts, found["prevalence"]["applied"], found["average"])

@@ -10,7 +10,7 @@ import numpy as np
 
 from ich.console import say, table
 from ich.ensemble import prevalence, thresholds
-from ich.ensemble.final import prevalence_factors, shift_all
+from ich.ensemble.final import final_probabilities, prevalence_factors, shift_all
 from ich.ensemble.intervals import Bootstrap
 from ich.ensemble.predictions import sigmoid
 from ich.ensemble.thresholds import Goal, user_table
@@ -38,7 +38,8 @@ def _tune_blend(plan: Plan) -> Made:
     path, blend = plan.workspace.thresholds, plan.workspace.model("blend")
     rows = slices.labelled.nonzero()[0]
     z = read_logits(blend / "oof.parquet", slices.ids(rows), slices.classes)
-    z_test = read_logits(blend / "test.parquet", slices.ids(slices.test_rows), slices.classes)
+    test_ids = slices.ids(slices.test_rows)
+    z_test = read_logits(blend / "test.parquet", test_ids, slices.classes)
     labelled = slices.table.iloc[rows]
     found = tuned(
         slices.labels[rows],
@@ -49,6 +50,12 @@ def _tune_blend(plan: Plan) -> Made:
         patients=labelled["patient_id"].to_numpy(),
     )
     found["prevalence"] = _prevalence(slices, settings, z, z_test, found["thresholds"])
+    if settings.transfer == "quantile":
+        folds = [plan.workspace.fold("blend", k) / "test.parquet" for k in plan.fold_numbers]
+        tables = [*(read_logits(fold, test_ids, slices.classes) for fold in folds), z_test]
+        *single, (mean, cuts) = (final_probabilities(found, z, slices.classes, slices.class_weights) for z in tables)
+        moved = thresholds.transfer(cuts, [p for p, _ in single], mean)
+        found["transferred"] = dict(zip(slices.classes, moved, strict=True))
     write_json(path, found)
     return {path.name: path}, {}
 

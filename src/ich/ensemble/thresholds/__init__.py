@@ -5,6 +5,6 @@ Importing this package does not import Optuna.
 
 from ich.ensemble.thresholds.operating_points import NEVER
 from ich.ensemble.thresholds.problem import Goal
-from ich.ensemble.thresholds.tuning import Tuned, apply, exact, exact_all, f_interval, tune
+from ich.ensemble.thresholds.tuning import Tuned, apply, exact, exact_all, f_interval, transfer, tune
 
-__all__ = ["NEVER", "Goal", "Tuned", "apply", "exact", "exact_all", "f_interval", "tune"]
+__all__ = ["NEVER", "Goal", "Tuned", "apply", "exact", "exact_all", "f_interval", "transfer", "tune"]

@@ -81,6 +81,20 @@ def apply(p: ArrayLike, thresholds: Sequence[float] | NDArray) -> NDArray[np.boo
     return probabilities >= limits
 
 
+def transfer(thresholds: Sequence[float], folds: Sequence[NDArray], mean: NDArray) -> list[float]:
+    """Thresholds [c] for the mean of folds, with as many positives as the folds have on average by `thresholds` [c].
+
+    folds: probabilities [m, c] of the same rows by each fold; mean [m, c]: of the mean logits. A threshold that no row
+    or every row reaches stays as it is.
+    """
+    counts = np.rint(np.mean([apply(p, thresholds).sum(axis=0) for p in folds], axis=0)).astype(int)
+    falling = -np.sort(-mean, axis=0)
+    return [
+        float(column[n - 1] + column[n]) / 2 if 0 < n < len(column) else threshold
+        for threshold, n, column in zip(thresholds, counts, falling.T, strict=True)
+    ]
+
+
 def exact(y_column: ArrayLike, p_column: ArrayLike, beta: float) -> tuple[float, float]:
     """The threshold with the highest F-beta of one class, and that F-beta; (NEVER, 0.0) without positives.
 
