@@ -116,6 +116,14 @@ def test_other_uncompressed_syntaxes_give_the_same_units(path, syntax):
     assert dicom.hounsfield(path).tolist() == HU
 
 
+@pytest.mark.parametrize("explicit", [True, False])
+def test_a_file_whose_encoding_is_not_as_declared_is_read(path, explicit):
+    dicom.write(path, STORED, replace(HEADER, explicit_vr=explicit))
+    syntaxes = [b"\x14\01.2.840.10008.1.2.1\0", b"\x12\01.2.840.10008.1.2\0"]  # explicit, implicit; with lengths
+    path.write_bytes(path.read_bytes().replace(*(syntaxes if explicit else syntaxes[::-1])))
+    assert dicom.hounsfield(path).tolist() == HU
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
 def test_a_full_disk_raises_the_error_of_the_system():
     with pytest.raises(OSError, check=lambda error: error.errno == errno.ENOSPC):

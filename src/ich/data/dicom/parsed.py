@@ -60,13 +60,14 @@ class _Parsed:
 @contextmanager
 def opened(file: BufferedReader) -> Iterator[tuple[Dataset, Stream]]:
     """The header of a file, and the stream at the element of the pixels. Raises Unreadable and pydicom's errors."""
-    last = 0
+    last, place = 0, 0
 
     def at_pixels(tag: int, vr: str | None, length: int) -> bool:
-        nonlocal last
-        if tag <= last:  # PS3.5, 7.1: tags increase. pydicom would keep the last of two PatientIDs
+        nonlocal last, place
+        again = stream.tell() <= place + 6  # pydicom looks twice at the first element if its VR is not as declared
+        if tag <= last and not again:  # PS3.5, 7.1: tags increase. pydicom would keep the last of two PatientIDs
             raise Unreadable(Reason.NOT_DICOM, "its elements are not in order")
-        last = tag
+        last, place = tag, stream.tell()
         return tag >= FIRST_PIXELS
 
     with warnings.catch_warnings():
@@ -126,7 +127,8 @@ def _inflated(file: BufferedReader | BytesIO) -> BufferedReader | BytesIO:
 
 def pixels(dataset: Dataset, stream: Stream) -> Pixels:
     """The pixels, at whose element the stream is. Raises Unreadable."""
-    implicit, little = dataset.original_encoding
+    declared, little = dataset.original_encoding
+    implicit = getattr(dataset.get_item(TAGS["Rows"]), "is_implicit_VR", declared)  # some files are not as declared
     order = "<" if little else ">"
     head = stream.read(8)
     if len(head) < 8 or struct.unpack(f"{order}HH", head[:4]) != (0x7FE0, 0x0010):
