@@ -218,10 +218,10 @@ def test_a_file_replaced_after_its_header_was_read_is_quarantined(tmp_path, valu
 def test_a_damaged_header_and_labelled_or_test_images_without_a_file_are_quarantined(tmp_path):
     competition(tmp_path, {"a": at(0)})
     (tmp_path / "b.dcm").write_text("no")
-    _, quarantined = table_of(tmp_path, raw_of(["a.dcm", "b.dcm"], {"a": 1.0, "b": 1.0, "z": 0.0}, ["t"]))
+    _, quarantined = table_of(tmp_path, raw_of(["a.dcm", "b.dcm"], {"a": 1.0, "b": 1.0, "y\nz": 0.0}, ["t"]))
     assert [(q.image_id, q.split, q.reason) for q in quarantined] == [
         ("b", "train", "not_dicom"),
-        ("z", "train", "label_without_file"),
+        (r"y\nz", "train", "label_without_file"),
         ("t", "test", "label_without_file"),
     ]
 

@@ -458,7 +458,7 @@ def classified(read: Read) -> tuple[str, str]:
             return "refused", lines[0][:200]
         return "failed", f"{type(error).__name__}: {str(error)[:200]!r}"
     except (Exception, Slow):
-        return "failed", " | ".join(traceback.format_exc().splitlines()[-5:])[:500]
+        return "failed", " | ".join(line[:200] for line in traceback.format_exc().splitlines()[-5:])
     return ("quarantined", quarantined[0].reason) if quarantined else ("read", "")
 
 

@@ -94,6 +94,7 @@ OURS = ("read_text", "layout.read_text")  # functions of this program
 OPENED = ("file", "data", "source", "table", "text", "io.BytesIO(content(")  # arguments that are no paths
 OTHERWISE = {  # what is no input file
     "data/cache.py": ["temporary.open('wb')", "np.load(path, mmap_mode='r', allow_pickle=False)"],
+    "data/decoders.py": ["Path('/proc/self/statm').read_text()"],
     "data/files.py": ["os.open(path, os.O_RDONLY | os.O_NONBLOCK)", "opened.open(entries[name])"],
     "phantom/masks.py": ["archive.open(entry, 'w')"],
     "phantom/competition.py": [

@@ -11,7 +11,7 @@ import pandas as pd
 from ich.data import dicom, images
 from ich.data.competitions import Raw, Selection
 from ich.data.dicom import Geometry, Reason, Unreadable
-from ich.data.files import located
+from ich.data.files import escaped, located
 from ich.data.refusal import Quarantined
 from ich.data.rules import SAME_PLACE
 from ich.processes import run_parallel
@@ -198,6 +198,6 @@ def _without_file(raw: Raw, table: pd.DataFrame) -> list[Quarantined]:
     """List the images (studies) of the labels or the sample submission without a (readable) file."""
     present = set(raw.files["image_id"]) | set(table["image_id"])
     present |= set(table["study_id"]) if raw.level == "study" else set()
-    promised = [("train", i) for i in raw.labels[ID_OF[raw.level]]] + [("test", i) for i in raw.test_ids]
+    promised = [("train", escaped(i)) for i in raw.labels[ID_OF[raw.level]]] + [("test", i) for i in raw.test_ids]
     reason = Reason.LABEL_WITHOUT_FILE.name.lower()
     return [Quarantined(i, split, "", reason, "") for split, i in promised if i not in present]
