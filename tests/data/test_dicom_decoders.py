@@ -1,5 +1,7 @@
 """A decoder that crashes or hangs ends its own process and that file only."""
 
+import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -98,3 +100,10 @@ def test_an_installation_without_decoders_is_an_error_and_blames_no_file(folder,
     monkeypatch.setattr(decoders, "COMMAND", [sys.executable, "-c", "raise ImportError"])
     with pytest.raises(decoders.NoDecodingProcess, match="does not start"):
         dicom.hounsfield(path)
+
+
+def test_a_decoder_that_blocks_without_computing_is_ended():
+    code = "import time; from ich.data import decoders; decoders.pixels = lambda **_: time.sleep(60); decoders.serve()"
+    request = b'{"length": 0, "limit": 0.05}\n'
+    done = subprocess.run([sys.executable, "-c", code], input=request, capture_output=True, timeout=30, check=False)
+    assert done.returncode == -signal.SIGALRM

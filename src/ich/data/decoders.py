@@ -22,6 +22,7 @@ from ich.data.refusal import Reason, Unreadable, exhausted
 
 LIMIT = 2.0  # seconds of CPU time per frame, and as much again per 4096 x 4096 pixels: 100 times the usual time
 MEMORY = 384 << 20  # bytes above the start; 4096 x 4096 pixels take 150 MiB. A stream may claim more than the header
+WAIT = 20  # times the limit in seconds of wall-clock time, for a decoder that blocks; a busy machine is slow
 READY = b"ready\n"
 SYNTAXES = {
     "1.2.840.10008.1.2.5": "rle",
@@ -73,6 +74,7 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not mix with the answers
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     if sys.platform == "linux":
         import resource
 
@@ -84,12 +86,15 @@ def serve() -> None:
     while line := sys.stdin.buffer.readline():
         request = json.loads(line)
         data = sys.stdin.buffer.read(request.pop("length"))
-        signal.setitimer(signal.ITIMER_PROF, request.pop("limit"))  # SIGPROF ends this process, also within a decoder
+        limit = request.pop("limit")
+        signal.setitimer(signal.ITIMER_PROF, limit)  # these signals end this process, also within a decoder
+        signal.setitimer(signal.ITIMER_REAL, WAIT * limit)
         try:
             message, plain = "", pixels(data=data, **request)
         except Exception as error:  # the libraries' errors have no common base
             message, plain = " ".join(f"{type(error).__name__} {error}".split()), b""
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         answers.write(json.dumps({"error": message, "length": len(plain)}).encode() + b"\n" + plain)
         answers.flush()
 
@@ -121,7 +126,7 @@ def decode(syntax: str, data: bytes, rows: int, columns: int, width: int) -> np.
         plain = stdout.read(answer["length"]) if answer else b""
         if answer is None or len(plain) < answer["length"]:
             stop()
-            if child.returncode == -signal.SIGPROF:
+            if child.returncode in (-signal.SIGPROF, -signal.SIGALRM):
                 raise Unreadable(Reason.DECODER_HUNG, f"more than {limit:.0f} s")
             raise Unreadable(Reason.DECODER_CRASHED, f"exit code {child.returncode}")
     if answer["error"]:
