@@ -72,7 +72,7 @@ def test_feature_layer_has_a_map_of_the_requested_size(name: str, width: int):
             assert layer is model.backbone.get_submodule(model.backbone.feature_info[0]["module"])
         else:
             assert maps[0].shape[-2:] == (side, side)
-        torch.nn.init.ones_(model.classifier.weight)
+        torch.nn.init.normal_(model.classifier.weight)
         gradient = torch.autograd.grad(model.classifier(embeddings).sum(), maps[0])[0]
         assert gradient.any()
 
