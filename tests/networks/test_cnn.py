@@ -17,6 +17,7 @@ DEMO = {
     "seresnet": CnnSpec("resnet10t", 3, 6, RESNET | {"block_args": {"attn_layer": "se"}}),
     "densenet": CnnSpec("densenet121", 3, 6, {"growth_rate": 16, "block_config": [2, 4, 6, 4]}),
 }
+CONVNEXT = CnnSpec("convnext_tiny", 9, 6, {"depths": [1, 1, 2, 1], "dims": [8, 16, 24, 32], "drop_path_rate": 0.1})
 SMALL = CnnSpec("resnet10t", 3, 6, {"channels": [8, 8, 16, 16], "stem_width": 8})
 
 
@@ -30,22 +31,31 @@ def net(spec: CnnSpec, seed: int = 0) -> Cnn:
     return Cnn(spec)
 
 
-@pytest.mark.parametrize("name", DEMO)
-def test_demo_backbones_train_and_embed(name: str):
-    model = net(DEMO[name])
+@pytest.mark.parametrize("spec", [*DEMO.values(), CONVNEXT], ids=[*DEMO, "convnext"])
+def test_backbones_train_and_embed(spec: CnnSpec):
+    model = net(spec)
     torch.nn.init.normal_(model.classifier.weight)
-    Loss("bce")(model(images()), torch.eye(6)[:4]).backward()
+    pixels = images(spec.in_channels)
+    Loss("bce")(model(pixels), torch.eye(6)[:4]).backward()
     assert all(value.grad is not None for value in model.parameters())
     model.eval()
-    embeddings, logits = model.embed(images())
+    embeddings, logits = model.embed(pixels)
     assert embeddings.shape == (4, model.embedding_size)
-    assert torch.equal(logits, model(images()))
+    assert torch.equal(logits, model(pixels))
     assert torch.equal(logits, model.classifier(embeddings))
 
 
 @pytest.mark.parametrize(
     ("name", "width"),
-    [("resnet10t", 512), ("seresnet50", 2048), ("densenet121", 1024), ("vgg11_bn", 512), ("legacy_seresnet18", 512)],
+    [
+        ("resnet10t", 512),
+        ("seresnet50", 2048),
+        ("densenet121", 1024),
+        ("vgg11_bn", 512),
+        ("legacy_seresnet18", 512),
+        ("convnext_atto", 320),
+        ("tf_efficientnetv2_b0", 1280),
+    ],
 )
 def test_feature_layer_has_a_map_of_the_requested_size(name: str, width: int):
     kwargs = {"mlp_ratio": 0.01} if name.startswith("vgg") else {}  # its fully connected layers are built and dropped
@@ -62,7 +72,7 @@ def test_feature_layer_has_a_map_of_the_requested_size(name: str, width: int):
             assert layer is model.backbone.get_submodule(model.backbone.feature_info[0]["module"])
         else:
             assert maps[0].shape[-2:] == (side, side)
-        torch.nn.init.ones_(model.classifier.weight)
+        torch.nn.init.normal_(model.classifier.weight)
         gradient = torch.autograd.grad(model.classifier(embeddings).sum(), maps[0])[0]
         assert gradient.any()
 
@@ -225,7 +235,7 @@ def test_pretrained_weights_without_internet_name_the_setting(monkeypatch: pytes
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("spec", [SMALL, DEMO["densenet"]], ids=["resnet", "densenet"])
+@pytest.mark.parametrize("spec", [SMALL, DEMO["densenet"], CONVNEXT], ids=["resnet", "densenet", "convnext"])
 def test_learning_rates_fall_by_layer_as_in_timm(spec):
     from timm.optim import param_groups_layer_decay  # after ich.networks.cnn, which lets timm import torchvision
 
@@ -234,6 +244,11 @@ def test_learning_rates_fall_by_layer_as_in_timm(spec):
     for group in param_groups_layer_decay(model.backbone, layer_decay=0.5):
         names = [name for name, value in model.named_parameters() if any(value is one for one in group["params"])]
         assert {scales[name] for name in names} == {group["lr_scale"]}
+
+
+def test_drop_path_grows_with_the_depth():
+    rates = [layer.drop_prob for layer in net(CONVNEXT).modules() if type(layer).__name__ == "DropPath"]
+    assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1])  # and 0 in the first of five blocks
 
 
 def test_learning_rates_fall_with_the_depth_below_the_output_of_the_backbone():

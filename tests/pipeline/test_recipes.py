@@ -53,6 +53,7 @@ def competitions(tmp_path_factory) -> Path:
 
 GROUPS = ("pretrain", "cnn", "end_to_end", "sequence")
 READ_IMAGES = GROUPS[:3]
+REGULAR = {"drop_path_rate"}  # kwargs that do not make a backbone small
 STAND_IN = ("backbone=resnet10t", "kwargs={channels: [4, 8, 8, 8], stem_width: 4}")
 
 
@@ -72,7 +73,7 @@ def loaded(path: Path, backbones: str, *more: str) -> Recipe:
         changes += [f"{group}.{name}.{change}" for change in ("epochs=1", "precision=fp32", "accumulate=1")]
         if group in READ_IMAGES:
             changes += [f"{group}.{name}.{change}" for change in ("pretrained=false", "weights=null", "workers=0")]
-            if backbones == "small" and not getattr(recipe, group)[name].kwargs:
+            if backbones == "small" and getattr(recipe, group)[name].kwargs.keys() <= REGULAR:
                 changes += [f"{group}.{name}.{change}" for change in STAND_IN]
         if group not in ("pretrain", "cnn") and backbones == "small":
             changes.append(f"{group}.{name}.hidden=8")

@@ -71,6 +71,7 @@ def made_evidence(never: Sequence[str] = ()) -> Evidence:
     }
     tuned = {"metric": "f2", "average": "macro", "shrink": 0, "thresholds": dict.fromkeys(CLASSES, CUT), "gap": 0.0}
     tuned |= {"positives": dict.fromkeys(CLASSES, 9), "score": 0.5, "interval": [0.4, 0.6], "recall": None}
+    tuned["averages"] = {"macro": 0.5, "micro": 0.6}
     tuned |= {"score_cross_fitted": None, "recall_cross_fitted": None, "warnings": []}
     fitted = {"combination": {"method": "weights", "weights": WEIGHTS}, "calibration": {"method": "platt"}}
     blend = {"inputs": list(MODELS)[:-1], "classes": dict.fromkeys(CLASSES, fitted)}

@@ -12,6 +12,7 @@ def cell(value, low=None, high=None, **more):
 
 
 def figures(log_loss, auc, f1):
+    f1 = {**f1, "micro": 0.8765}
     found = {"log_loss": log_loss, "auc": auc, "f1": f1, "f1_half": f1}
     return {**found, "classes": {"bleed": {**found, "thresholds": {"f1": 0.25}}}}
 
@@ -57,11 +58,12 @@ def test_models_are_listed_below_their_stages_and_in_sample_scores_out_of_fold_o
         "macro AUC",
         "mean of folds",
         "macro F1",
+        "micro F1",
         "F1 in-sample",
         "log loss minus the blend's",
     ]
     spans = ["0.3000 0.2500-0.3500", "0.9000 0.8500-0.9500", "0.9100 ± 0.0200", "0.6000 0.5000-0.7000"]
-    assert table.rows[1][1:] == [*spans, "0.6500", "0.1000 0.0500-0.1500"]
+    assert table.rows[1][1:] == [*spans, "0.8765", "0.6500", "0.1000 0.0500-0.1500"]
     assert table.rows[2][-1] == "0.0100 -0.0050 to 0.0200"
     assert table.rows[3][-1] == ""
     constant = ["0.3300 0.3000-0.3600", "0.5000 0.5000-0.5000", "0.5000 ± -", "0.1800 0.1500-0.2000"]
@@ -76,7 +78,7 @@ def test_models_are_listed_below_their_stages_and_in_sample_scores_out_of_fold_o
     ]
     assert len(list(scores.tables({**found(), "studies": {}}, 200))) == 2, "no studies among single images"
     assert test.title.startswith("Hidden test solution")
-    assert test.columns == ["", "log loss", "macro AUC", "macro F1", "log loss minus the blend's"]
+    assert test.columns == ["", "log loss", "macro AUC", "macro F1", "micro F1", "log loss minus the blend's"]
     assert len(list(scores.tables(found(test=False), 200))) == 2
     weighted = {**found(), "class_weights": {"bleed": 1.0, "any": 2.0}}
     assert next(scores.tables(weighted, 200)).columns[1] == "weighted log loss"
@@ -125,6 +127,7 @@ def test_csv_lines_hold_scores_intervals_and_in_sample_scores():
     assert dict(list(lines[0].items())[-4:]) == baseline, "after the other columns"
     assert [lines[2][name] for name in ("log_loss", "log_loss_low", "log_loss_in_sample")] == [0.21, 0.15, 0.19]
     assert (lines[0]["f1_in_sample"], lines[0]["log_loss_in_sample"]) == (0.65, "")
+    assert (lines[0]["f1_micro"], lines[0]["f1_half_micro"]) == (0.8765, 0.8765)
     assert [(line["auc_fold_mean"], line["auc_fold_std"]) for line in lines[:2]] == [(0.91, 0.02), ("", "")]
     expected = {"model": "resnet", "rows": "oof", "class": "bleed", "positives": 9, "patients": 3}
     expected |= {"log_loss": 0.3, "log_loss_low": 0.25, "log_loss_high": 0.35}

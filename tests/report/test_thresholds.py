@@ -11,6 +11,7 @@ FOUND = {
     "thresholds": {"bleed": 0.25, "any": 2.0},
     "positives": {"bleed": 9, "any": 0},
     "score": 0.5,
+    "averages": {"macro": 0.5, "micro": 0.75},
     "interval": [0.4, 0.6],
     "recall": {"bleed": 0.875, "any": None},
     "score_cross_fitted": None,
@@ -20,13 +21,14 @@ FOUND = {
     "warnings": ["any: no positive row."],
 }
 SHIFT = {"train": 0.1, "test": 0.2, "estimated": 0.2, "low": 0.15, "high": 0.25, "threshold": 0.5, "warning": ""}
+BOTH = "In-sample: macro F2 0.5000, micro F2 0.7500."
 
 
 def test_one_row_per_class_below_the_in_sample_and_the_cross_fitted_score():
     [(table, said)] = parts(FOUND)
     assert table.title == "macro F2 0.5000 (0.4000 to 0.6000) in-sample"
     assert table.rows == [["bleed", "0.2500", "9", "0.875", "-"], ["any", "2.0000", "0", "-", "-"]]
-    assert said == ["Optuna reached the exact optimum.", "warning: any: no positive row."]
+    assert said == ["Optuna reached the exact optimum.", BOTH, "warning: any: no positive row."]
     crossed = {"score_cross_fitted": 0.45, "interval_cross_fitted": [0.3, 0.55]}
     [(table, _)] = parts(FOUND | crossed | {"recall_cross_fitted": {"bleed": 0.5, "any": None}})
     assert table.title.endswith(", 0.4500 (0.3000 to 0.5500) with thresholds from other folds")

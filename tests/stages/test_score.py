@@ -113,6 +113,7 @@ def test_scores_equal_those_of_scikit_learn(plan):
         y, p, _ = truth_and_probability(plan, model, where)
         assert row["auc"] == pytest.approx(roc_auc_score(y, p, average="macro"), abs=6e-5)
         assert row["f2_half"] == pytest.approx(fbeta_score(y, p >= 0.5, beta=2, average="macro"), abs=6e-5)
+        assert row["f2_half_micro"] == pytest.approx(fbeta_score(y, p >= 0.5, beta=2, average="micro"), abs=6e-5)
 
 
 def test_thresholds_are_cross_fitted_and_use_all_folds_on_the_test_set(plan):

@@ -52,6 +52,10 @@ def test_thresholds_of_a_table_have_scores(tmp_path, average, capsys):
     said = capsys.readouterr().out
     assert "Optuna " in said
     assert f"{found['score_cross_fitted']:.4f}" in said
+    assert found["averages"].get(average, found["score_cross_fitted"]) == found["score_cross_fitted"]
+    macro, micro = found["averages"]["macro"], found["averages"]["micro"]
+    assert macro != micro
+    assert f"Cross-fitted: macro F2 {macro:.4f}, micro F2 {micro:.4f}." in said
 
 
 @pytest.mark.parametrize("name", ["table.csv", "table.csv.gz", "table.parquet"])

@@ -28,11 +28,11 @@ VERSIONS = {
     "smooth": 2,
     "stack": 3,
     "blend": 3,
-    "thresholds": 2,
+    "thresholds": 3,
     "submit": 1,
-    "score": 5,
+    "score": 6,
     "explain": 4,
-    "report": 7,
+    "report": 8,
     "predict": 1,
 }
 # files in the raw folder that training does not read

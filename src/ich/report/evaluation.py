@@ -60,7 +60,7 @@ class Evaluated:
     """One model: scores of slices and studies by set of rows, thresholds by metric and class, rows of confusion.csv.
 
     The thresholds are tuned on all out-of-fold rows; `in_sample` holds the scores on these rows. `fold_auc` is the mean
-    over folds of the macro AUC, and its standard deviation.
+    over folds of the macro AUC, and its standard deviation. `micro` holds the micro F by set of rows and metric.
     """
 
     scores: dict[str, dict[str, Score]]
@@ -69,6 +69,7 @@ class Evaluated:
     in_sample: dict[str, float]
     confusion: list[dict[str, Any]]
     fold_auc: tuple[float, float]
+    micro: dict[str, dict[str, float]]
 
 
 def evaluate(
@@ -91,6 +92,7 @@ def evaluate(
     cuts: dict[str, dict[str, float]] = {}
     in_sample: dict[str, float] = {}
     confusion: list[dict[str, Any]] = []
+    micro: dict[str, dict[str, float]] = {}
     for where, some in rows.items():
         p = probability[where]
         decisions: dict[str, Decisions] = {}
@@ -109,10 +111,13 @@ def evaluate(
                 line = {"rows": where, "thresholds": name, "class": label}
                 confusion.append(line | {key: column[c].item() for key, column in counts.items()})
         scores[where] = all_scores(some.bootstrap, some.labels, p, decisions, class_weights)
+        micro[where] = {
+            name: metrics.f_beta(some.labels, positive, beta, "micro") for name, (beta, positive) in decisions.items()
+        }
         parts = (some.per_study(values) for values in (some.labels, p, decisions[study_metric].positive))
         studies[where] = study_scores(some.study_bootstrap, *parts)
     fold_auc = auc_by_fold(rows["oof"].labels, probability["oof"], fold)
-    return Evaluated(scores, studies, cuts, in_sample, confusion, fold_auc)
+    return Evaluated(scores, studies, cuts, in_sample, confusion, fold_auc, micro)
 
 
 def cells(one: Evaluated, blend: Evaluated, classes: Sequence[str]) -> dict[str, Any]:
@@ -125,6 +130,8 @@ def cells(one: Evaluated, blend: Evaluated, classes: Sequence[str]) -> dict[str,
                 overall[name]["in_sample"] = rounded(one.in_sample[name])
             if one is not blend:
                 overall[name]["minus_blend"] = score.minus(blend.scores[where][name])
+        for name, value in one.micro[where].items():
+            overall[name]["micro"] = rounded(value)
         if where == "oof":
             overall["auc"] |= dict(zip(("fold_mean", "fold_std"), map(rounded, one.fold_auc), strict=True))
         for label, of_class in overall["classes"].items():

@@ -41,7 +41,10 @@ def sentences(found: Mapping[str, Any]) -> Iterator[str]:
         f" {f} uses the thresholds of the other folds; in-sample, with thresholds tuned on the same rows, it is"
         " optimistic."
     )
-    yield "The mean of folds is that of the macro AUC within each fold, ± its standard deviation between folds."
+    yield (
+        "The mean of folds is that of the macro AUC within each fold, ± its standard deviation between folds. Micro"
+        f" {f} pools the counts of all classes, at the thresholds tuned for macro {f}."
+    )
     yield (
         "The baseline predicts the prevalence of each class for all slices. Its AUC is 0.5, and its thresholds make all"
         " slices positive."
@@ -123,6 +126,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             line |= {
                 f"auc_{key}": _float(cells["auc"][key]) if where == "oof" else "" for key in ("fold_mean", "fold_std")
             }
+            line |= {f"{score}_micro": cell["micro"] for score, cell in cells.items() if "micro" in cell}
             tuned = ("log_loss", "auc", *(score for score in cells if f"{score}_half" in cells))
             line |= {f"{score}_in_sample": cells[score].get("in_sample", "") for score in tuned}
             yield line | {f"{score}_baseline": _float(found["baseline"][where][score]["value"]) for score in cells}
@@ -168,7 +172,7 @@ def _columns(found: Mapping[str, Any], where: str) -> list[tuple[str, list[str]]
     metric = found["metric"]
     log_loss = "weighted log loss" if len(set(found["class_weights"].values())) > 1 else "log loss"
     titles = ["", log_loss, "macro AUC", "mean of folds", f"macro {metric.upper()}"]
-    titles += [f"{metric.upper()} in-sample", "log loss minus the blend's"]
+    titles += [f"micro {metric.upper()}", f"{metric.upper()} in-sample", "log loss minus the blend's"]
     rows: list[list[str]] = []
     stage = ""
     for name, model in found["models"].items():
@@ -190,11 +194,12 @@ def _columns(found: Mapping[str, Any], where: str) -> list[tuple[str, list[str]]
 
 
 def _scores(cells: Mapping[str, Any], metric: str) -> Iterator[str]:
-    """Log loss, AUC over all rows and as mean of the folds, and F of a model."""
+    """Log loss, AUC over all rows and as mean of the folds, macro and micro F of a model."""
     yield span(cells["log_loss"])
     yield span(cells["auc"])
     yield deviation(cells["auc"])
     yield span(cells[metric])
+    yield number(cells[metric]["micro"])
 
 
 def _study_columns(found: Mapping[str, Any], where: str) -> list[tuple[str, list[str]]]:

@@ -8,7 +8,7 @@ from ich.report.page.blocks import Table
 
 def parts(found: Mapping[str, Any]) -> Iterator[tuple[Table, list[str]]]:
     """Each table with the notes below it."""
-    notes = [_distance(found), *(f"warning: {warning}" for warning in found["warnings"])]
+    notes = [_distance(found), _averages(found), *(f"warning: {warning}" for warning in found["warnings"])]
     if moved := found.get("transferred"):
         values = ", ".join(f"{name} {threshold:.4f}" for name, threshold in moved.items())
         notes.append(f"The submission is the mean of the folds; its thresholds are {values}.")
@@ -50,6 +50,12 @@ def _distance(found: Mapping[str, Any]) -> str:
     if abs(gap) < 1e-12:
         return f"Optuna reached {optimum}."
     return f"Optuna is {abs(gap):.1e} {'below' if gap > 0 else 'above'} {optimum}."
+
+
+def _averages(found: Mapping[str, Any]) -> str:
+    """Macro and micro F of the same decisions."""
+    scores = ", ".join(f"{name} {found['metric'].upper()} {value:.4f}" for name, value in found["averages"].items())
+    return f"{'In-sample' if found['score_cross_fitted'] is None else 'Cross-fitted'}: {scores}."
 
 
 def _prevalences(shifts: Mapping[str, Any]) -> Table:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ich.console import say, table
-from ich.ensemble import prevalence, thresholds
+from ich.ensemble import metrics, prevalence, thresholds
 from ich.ensemble.final import final_probabilities, prevalence_factors, shift_all
 from ich.ensemble.intervals import Bootstrap
 from ich.ensemble.predictions import sigmoid
@@ -22,6 +22,8 @@ from ich.pipeline.state import Made, Plan
 from ich.recipe import Thresholds
 from ich.report import thresholds as report
 from ich.store.atomic import read_json, require_writable, write_json
+
+AVERAGES: tuple[metrics.Average, ...] = ("macro", "micro")  # reported, whichever of them is tuned
 
 
 def run(plan: Plan, *, force: bool = False) -> None:
@@ -102,7 +104,8 @@ def tuned(
 ) -> dict[str, Any]:
     """Return the content of thresholds.json: goal, thresholds, and their in-sample and cross-fitted scores.
 
-    score_exact and gap are those of the goal, which has shrunk labels if shrink > 0.
+    averages: macro and micro F, cross-fitted if there are folds. score_exact and gap are those of the goal, which has
+    shrunk labels if shrink > 0.
     """
     goal = _goal(settings, classes)
     search = Search(settings.trials, settings.seed)
@@ -123,6 +126,8 @@ def tuned(
             hits = np.einsum("nc,nc->c", labels, decided)
             recall = {name: float(hits[c] / positives[c]) if positives[c] else None for c, name in enumerate(classes)}
         scores |= {f"score{suffix}": score, f"interval{suffix}": interval, f"recall{suffix}": recall}
+    applied = in_sample if found.decided is None else found.decided
+    averages = {name: metrics.f_beta(labels, applied, goal.beta, name, goal.zero_division) for name in AVERAGES}
     return {
         "metric": settings.metric,
         "beta": goal.beta,
@@ -132,6 +137,7 @@ def tuned(
         "shrink": goal.shrink,
         "thresholds": found.thresholds,
         **scores,
+        "averages": averages,
         "score_exact": found.exact,
         "gap": found.gap,
         "thresholds_exact": found.thresholds_exact,
