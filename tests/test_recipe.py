@@ -36,6 +36,7 @@ def demo():
         ("stack.resnet.neighbours=1", "model name 'resnet' is used twice"),
         ("pretrain.blend.backbone=resnet18", "model name 'blend'"),
         ("sequence.bigru.cell=conv", "sequence.bigru: cell: conv requires a head with sdl, not residual"),
+        ("sequence.bigru.seeds=0", "sequence.bigru.seeds: must be an integer > 0 (got 0)"),
         ("cnn.resnet.start=simclr", "cnn.resnet.start: unknown name 'simclr'. Choose from none"),
         ("sequence.bigru.start=resnet", "sequence.bigru.start: must be its only input, not 'resnet'"),
         ("folds.by=slice", "folds.by: slice allows cnn models only"),
@@ -67,6 +68,12 @@ ABLATION = "ablation={metric: f2, systems: {a: {model: resnet}, b: {model: blend
         (["end_to_end.joint.backbone=resnet18"], "end_to_end.joint.backbone: must be the same as in resnet"),
         (["end_to_end.joint.windows=[[40, 80]]"], "end_to_end.joint.windows: must be the same as in resnet"),
         (["end_to_end.joint.cell=conv"], "end_to_end.joint: cell: conv requires a head with sdl"),
+        (["end_to_end.joint.cell=conv_gru", "end_to_end.joint.head=plain"], "joint: cell: conv_gru requires head: res"),
+        (
+            ["sequence.bigru.cell=transformer", "sequence.bigru.head=sdl"],
+            "transformer requires head: residual, not sdl",
+        ),
+        (["sequence.bigru.differences=true", "sequence.bigru.head=plain"], "differences: requires head: residual, not"),
         (["cnn.resnet.optimizer=sgd", "cnn.resnet.momentum=0"], "cnn.resnet: nesterov: requires momentum above 0"),
         (
             ["cnn.resnet.schedule=constant", "cnn.resnet.decay_epochs=2"],

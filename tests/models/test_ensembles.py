@@ -1,6 +1,6 @@
 """smooth, stack and blend on synthetic predictions."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +11,7 @@ from ich.ensemble.smoothing import choose_widths, smooth_each
 from ich.models.blend import Blend, FittedBlend
 from ich.models.slices import Predictions, Slices
 from ich.models.smooth import Smooth
-from ich.models.stack import Stack
+from ich.models.stack import FittedStack, Stack
 from ich.recipe import Blend as BlendSettings
 from ich.recipe import Smooth as SmoothSettings
 from ich.recipe import Stack as StackSettings
@@ -85,6 +85,20 @@ def test_stack_spaces_slices_without_a_position_evenly_and_keeps_the_order_of_it
     backwards = dict(reversed(data.inputs("train").items()))
     np.testing.assert_array_equal(fitted.features(data.slices("train"), backwards)[0], x)
     np.testing.assert_allclose(base, np.mean([found.logits for found in backwards.values()], axis=0), atol=1e-6)
+
+
+def test_a_stack_of_several_seeds_is_the_mean_of_them(tmp_path):
+    data, settings = Data(), {"neighbours": 1, "num_iterations": 3, "min_data_in_leaf": 5}
+    slices, inputs = data.slices("valid"), data.inputs("valid")
+    one, three = (Stack(StackSettings(**settings, seeds=n)).fit(data, RUN) for n in (1, 3))
+    assert three.save(tmp_path) == ["stack.json", *(f"model{k}_{name}.txt" for k in ("", 1, 2) for name in CLASSES)]
+    assert {file: three.boosters[file] for file in one.boosters} == one.boosters
+    texts = [[three.boosters[f"model{k}_{name}.txt"] for name in CLASSES] for k in ("", 1, 2)]
+    assert len({two for _, two in texts}) == 3, "the seeds differ"
+    alone = [replace(one, boosters=dict(zip(one.boosters, each, strict=True))) for each in texts]
+    expected = np.mean([each.predict(slices, inputs).logits for each in alone], axis=0)
+    found = FittedStack.load(tmp_path).predict(slices, inputs).logits
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("folds", "plain"), [(2, ["epidural", "any"]), (3, ["epidural"])])

@@ -20,7 +20,11 @@ from ich.models.registry import build
 from ich.models.slices import Predictions, Shape
 from ich.pipeline import runner
 from ich.pipeline.state import Plan
+from ich.store.hashes import seed_of
+from ich.training import fit as training
+from ich.training.checkpoint import TrainingState
 from ich.training.fit import Loader
+from ich.training.run import Run
 
 
 class Begun(Exception):
@@ -283,3 +287,40 @@ def test_nan_predictions_end_the_training(trained, monkeypatch):
     first = fold_data(plan, "resnext", 1).slices("valid").ids[2]
     with pytest.raises(UserError, match=f"^resnext fold 1: the logits of 1 of .* are not finite, .* of {first};"):
         runner.make_fold(plan, plan.fold("resnext", 1), "fingerprint")
+
+
+# ---- several seeds
+
+
+def test_several_seeds_are_the_mean_of_separate_trainings_and_resume_to_the_same_weights(
+    trained, tmp_path, monkeypatch
+):
+    plan, run = plan_of(trained, "sequence.inside.seeds=2"), Run("inside fold 0", seed=3, folder=tmp_path)
+    data, save, epoch, trainings = fold_data(plan, "inside"), TrainingState.save, training.train_epoch, []
+    slices, inputs = data.slices("valid"), data.inputs("valid")
+
+    def killed_in_the_second_seed(self: TrainingState, *arguments: Any) -> None:
+        save(self, *arguments)
+        if (tmp_path / "seed1").exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainingState, "save", killed_in_the_second_seed)
+        build(plan.settings_of("inside")).fit(data, run)
+    monkeypatch.setattr(training, "train_epoch", lambda state, *rest: trainings.append(0) or epoch(state, *rest))
+    resumed = build(plan.settings_of("inside")).fit(data, run)
+    assert len(trainings) == 1, "of four epochs"
+    whole = build(plan.settings_of("inside")).fit(data, replace(run, folder=None))
+    assert same(resumed.network.state_dict(), whole.network.state_dict())
+    assert resumed.history == whole.history
+    assert [(row["seed"], row["epoch"]) for row in whole.history] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+    plan = plan_of(trained)
+    data, seeds = fold_data(plan, "inside"), (3, seed_of(3, 1))
+    alone = [build(plan.settings_of("inside")).fit(data, Run("alone", seed=seed)) for seed in seeds]
+    assert not same(alone[0].network.state_dict(), alone[1].network.state_dict())
+    expected = np.mean([one.predict(slices, inputs).logits for one in alone], axis=0)
+    np.testing.assert_allclose(whole.predict(slices, inputs).logits, expected, atol=1e-6)
+    whole.save(tmp_path)
+    loaded = registry.load("sequence", tmp_path, "inside").predict(slices, inputs).logits
+    np.testing.assert_array_equal(loaded, whole.predict(slices, inputs).logits)

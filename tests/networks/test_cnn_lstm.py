@@ -18,7 +18,8 @@ TARGETS = torch.tensor([[1.0, 0.0, 1.0]])
 def network(head: str = "plain", *, new: bool = False, **settings: Any) -> EndToEnd:
     torch.manual_seed(0)
     cnn = Cnn(SPEC)
-    spec = HeadSpec(head, cnn.embedding_size, 3, "lstm", hidden=4, layers=2, dropout=0.2)
+    name, cell = ("residual", "transformer") if head == "transformer" else (head, "lstm")
+    spec = HeadSpec(name, cnn.embedding_size, 3, cell, 4, layers=2, dropout=0.2, differences=cell == "transformer")
     model = EndToEnd(cnn, build_head(spec), **settings)
     if new:
         return model
@@ -45,7 +46,7 @@ def loss(model: EndToEnd) -> torch.Tensor:
     return (logits[inside] - TARGETS).square().mean()
 
 
-@pytest.mark.parametrize("head", ["residual", "shortcut"])
+@pytest.mark.parametrize("head", ["residual", "transformer", "shortcut"])
 def test_recomputation_changes_no_gradient_and_counts_no_batch_twice(head, monkeypatch):
     plain, saving = (network(head, chunk=3).train() for _ in range(2))
     torch.manual_seed(2)  # of the dropout

@@ -11,10 +11,13 @@ from torch import nn
 
 from ich.networks.label_rnn import LabelDecoder, SliceContext
 from ich.networks.layers import HeadSpec, start_from_prevalence
-from ich.networks.sequence import ResidualHead, build_head
+from ich.networks.sequence import ResidualHead, build_head, neighbour_differences
+from ich.networks.transformer import EncoderLayer, SliceTransformer
 
 VARIANTS = [  # every head, and every cell of each kind of head
-    *(("residual", "gru"), ("residual", "lstm"), ("plain", "lstm"), ("shortcut", "gru"), ("linear", "gru")),
+    *(("residual", "gru"), ("residual", "lstm"), ("residual", "conv_gru"), ("residual", "transformer")),
+    *(("residual", "gru, differences"), ("residual", "transformer, differences")),
+    *(("plain", "lstm"), ("shortcut", "gru"), ("linear", "gru")),
     *(("sdl", "gru"), ("sdl", "conv"), ("lrnn", "lstm"), ("sdl_lrnn", "lstm"), ("lrnn_sdl", "conv")),
 ]
 FEATURES, CLASSES, HIDDEN = 8, 3, 4
@@ -23,7 +26,8 @@ PREVALENCE = np.array([0.1, 0.5, 0.02])
 
 def head(name: str, cell: str, *, trained: bool = True, dropout: float = 0.0, hidden: int = HIDDEN) -> Any:
     torch.manual_seed(0)
-    network = build_head(HeadSpec(name, FEATURES, CLASSES, cell, hidden, layers=2, dropout=dropout))
+    cell, _, differences = cell.partition(", ")
+    network = build_head(HeadSpec(name, FEATURES, CLASSES, cell, hidden, 2, dropout, bool(differences)))
     if trained:
         for module in network.modules():
             if isinstance(module, SliceContext):  # it starts at zero
@@ -122,6 +126,78 @@ def test_residual_head_by_single_cells():
     states = both_ways(nn.GRUCell, model.rnn, torch.cat([model.norm(inputs[0]), *inputs[1:]], dim=-1)[0])  # pyright: ignore
     expected = inputs[1][0] + states @ model.residual.weight.T  # pyright: ignore
     torch.testing.assert_close(model(*inputs, torch.tensor([6]))[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_convolution_before_the_gru_by_single_cells():
+    model = head("residual", "conv_gru").eval()
+    model.rnn = nn.GRU(2 * HIDDEN, HIDDEN, batch_first=True, bidirectional=True)
+    inputs, layer = study(5, 4), model.convolution
+    below = torch.cat([model.norm(inputs[0]), *inputs[1:]], dim=-1)[0]
+    near = [[(k, t + k - 1) for k in range(3) if 0 <= t + k - 1 < 5] for t in range(5)]
+    local = torch.stack([sum(layer.weight[:, :, k] @ below[t] for k, t in each) + layer.bias for each in near])
+    states = both_ways(nn.GRUCell, model.rnn, local.clamp(min=0))
+    expected = inputs[1][0] + states @ model.residual.weight.T
+    torch.testing.assert_close(model(*inputs, torch.tensor([5]))[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_differences_to_the_neighbours_are_zero_at_the_ends_and_in_the_padding():
+    values = torch.tensor([[1.0, 3.0, 7.0, 99.0], [2.0, 99.0, 99.0, 99.0]])[..., None]
+    padding = torch.tensor([[False, False, False, True], [False, True, True, True]])
+    before, after = neighbour_differences(values, padding)
+    assert before[..., 0].tolist() == [[0, 2, 4, 0], [0, 0, 0, 0]]
+    assert after[..., 0].tolist() == [[-2, -4, 0, 0], [0, 0, 0, 0]]
+
+
+def test_encoder_layer_equals_that_of_torch():
+    torch.manual_seed(0)
+    layer, bias = EncoderLayer(8, 4, 0.0), torch.randn(2, 4, 5, 5)
+    other = nn.TransformerEncoderLayer(8, 4, 16, 0.0, nn.functional.gelu, batch_first=True, norm_first=True)
+    ours = [layer.attention, layer.project, layer.wide, layer.narrow, *layer.norms]
+    assert isinstance(other.self_attn.in_proj_bias, torch.Tensor)
+    attention = (other.self_attn.in_proj_weight, other.self_attn.in_proj_bias)
+    theirs = [
+        attention,
+        *((part.weight, part.bias) for part in (other.self_attn.out_proj, other.linear1, other.linear2)),
+    ]
+    theirs += [(part.weight, part.bias) for part in (other.norm1, other.norm2)]
+    perturb(other)
+    for mine, values in zip(ours, theirs, strict=True):
+        mine.load_state_dict({"weight": values[0], "bias": values[1]})
+    states = torch.randn(2, 5, 8)
+    torch.testing.assert_close(layer(states, bias), other(states, bias.flatten(0, 1)), rtol=1e-4, atol=1e-5)
+
+
+def test_attention_decreases_with_the_distance_before_and_after_a_slice():
+    torch.manual_seed(0)
+    network, inputs, padding = SliceTransformer(3, 8, 2, 0.0), torch.randn(1, 6, 3), torch.zeros(1, 6).bool()
+    gaps = torch.tensor([[1.0, 2.0, 1e6, 0.5, 1.0, 1.0]])
+    apart = torch.cat([network(inputs[:, at], gaps[:, at], padding[:, at]) for at in (slice(3), slice(3, 6))], dim=1)
+    torch.testing.assert_close(network(inputs, gaps, padding), apart, rtol=1e-4, atol=1e-5)
+
+    gaps, states = torch.tensor([[1.0, 2.0, 3.0, 0.5, 1.0, 0.0]]), network(inputs, torch.ones(1, 6), padding)
+    assert (network(inputs, gaps, padding) - states).abs().max() > 1e-3, "gaps matter"
+    perturb(network)
+    states = network(inputs, gaps, padding)
+    network.before, network.after = network.after, network.before
+    turned = network(inputs.flip(1), torch.cat([gaps[:, :5].flip(1), gaps[:, 5:]], dim=1), padding)
+    torch.testing.assert_close(turned.flip(1), states, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cell", ["gru", "conv_gru", "transformer", "gru, differences"])
+def test_a_residual_head_learns_a_label_that_only_the_next_slice_shows(cell):
+    model = head("residual", cell, trained=False)
+    optimizer, rng = torch.optim.Adam(model.parameters(), 0.02), torch.Generator().manual_seed(0)
+    lengths, geometry = torch.full((16,), 6), torch.zeros(16, 6, 2)
+    correct = 0.0
+    for _ in range(80):
+        features, base = torch.randn(16, 6, FEATURES, generator=rng), torch.zeros(16, 6, CLASSES)
+        logits = model(features, base, geometry, lengths)[:, :5, 0]
+        target = (features[:, 1:, 0] > 0).float()
+        optimizer.zero_grad()
+        nn.functional.binary_cross_entropy_with_logits(logits, target).backward()
+        optimizer.step()
+        correct = ((logits > 0).float() == target).float().mean()
+    assert correct > 0.85
 
 
 @pytest.mark.parametrize(("name", "cell"), [("lstm", nn.LSTMCell), ("gru", nn.GRUCell)])

@@ -279,6 +279,9 @@ def test_learning_curves_show_the_histories_and_the_epoch_that_was_kept(sections
     assert stopped.figure["layout"]["yaxis3"]["title"]["text"] == "fold, F1"
     assert "optimistic" in stopped.caption
     assert "The last epoch was kept" in whole.caption
+    assert "seed" not in whole.caption
+    training = replace(next(iter(EVIDENCE.trainings.values())), seeds=3)
+    assert "those of the first of 3 seeds" in models._learning("model", 0, training).caption
 
 
 def test_the_map_reports_the_mixing_of_splits_or_why_it_is_missing(sections):

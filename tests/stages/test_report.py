@@ -75,6 +75,15 @@ def test_predictions_records_and_hashes_are_read_by_image_id(finished, plan, evi
     assert str(finished.root) not in (finished.root / PAGE).read_text(), "no folder of the machine"
 
 
+def test_learning_curves_of_several_seeds_are_those_of_the_first(finished, monkeypatch):
+    plan = plan_of(finished.root, "sequence.bigru.seeds=2", recipe=RECIPE)
+    table = pd.DataFrame({"seed": [0, 0, 1], "epoch": [0, 1, 0], "loss": [0.5, 0.4, 0.6]})
+    monkeypatch.setattr(evidence_stage, "_table", lambda _: table)
+    found = evidence_stage._training(plan, "bigru")
+    assert found.seeds == 2
+    assert found.histories[0] == [{"epoch": 0, "loss": 0.5}, {"epoch": 1, "loss": 0.4}]
+
+
 def test_warnings_of_the_folds_and_of_unreadable_test_images_are_read(finished, monkeypatch):
     plan = plan_of(finished.root, recipe=RECIPE)
     monkeypatch.setattr(plan, "record_of", lambda _: {"warnings": ["few patients"], "filled_with_prior": 3})

@@ -1,4 +1,4 @@
-"""end_to_end: a backbone and a recurrent head over the series, trained as one network on whole series."""
+"""end_to_end: a backbone and a head over the slices of a series, trained as one network on whole series."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""sequence: a recurrent network over the slices of a series, on the embeddings and logits of cnn models."""
+"""sequence: a network over the slices of a series, on the embeddings and logits of cnn models."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ from ich.models.data import FoldData
 from ich.models.network import FittedNetwork, fit_on_labels
 from ich.models.slices import Predictions, Shape, Slices, geometry
 from ich.networks.layers import HeadSpec
-from ich.networks.sequence import build_head, try_head
+from ich.networks.sequence import MeanOfNetworks, build_head, try_head
 from ich.recipe import Head
 from ich.training.device import default_device
 from ich.training.fit import Loader
@@ -38,18 +38,12 @@ class Sequence(Model):
             "batch_size": settings.batch_size,
             "precision": settings.precision,
         }
-        torch.manual_seed(run.seed)
-        try:
-            fitted = FittedSequence(spec, run.name, network=FittedSequence.build(spec))
-        except ValueError as error:
-            raise UserError(f"sequence.{data.model}: {error}") from None
-        size = settings.batch_size
-
-        def epoch(number: int) -> Iterable[SeriesBatch]:
-            return series_loader(series, size, shuffle=True, seed=run.seed, epoch=number)
-
-        fit_on_labels(fitted, Loader(epoch, -(-len(series) // size), len(series), "series"), data, run)
-        return fitted
+        members = [_fit(spec, series, data, one) for one in run.seeds(settings.seeds)]
+        if settings.seeds == 1:
+            return members[0]
+        history = [{"seed": number, **row} for number, one in enumerate(members) for row in one.history]
+        network = MeanOfNetworks(one.network for one in members)
+        return FittedSequence({**spec, "seeds": settings.seeds}, run.name, members[0].notes, network, history)
 
     def try_network(self, shape: Shape, inputs: Mapping[str, int]) -> int:
         settings = self.settings
@@ -61,6 +55,22 @@ class Sequence(Model):
             )
         try_head(head)
         return 0
+
+
+def _fit(spec: dict[str, Any], series: SeriesArrays, data: FoldData, run: Run) -> "FittedSequence":
+    """Fit the network of one seed."""
+    torch.manual_seed(run.seed)
+    try:
+        fitted = FittedSequence(spec, run.name, network=FittedSequence.build(spec))
+    except ValueError as error:
+        raise UserError(f"sequence.{data.model}: {error}") from None
+    size = spec["batch_size"]
+
+    def epoch(number: int) -> Iterable[SeriesBatch]:
+        return series_loader(series, size, shuffle=True, seed=run.seed, epoch=number)
+
+    fit_on_labels(fitted, Loader(epoch, -(-len(series) // size), len(series), "series"), data, run)
+    return fitted
 
 
 def head_spec(settings: Head, features: int, classes: int) -> HeadSpec:
@@ -86,7 +96,8 @@ def series_of(
 class FittedSequence(FittedNetwork):
     @staticmethod
     def build(spec: Mapping[str, Any]) -> nn.Module:
-        return build_head(HeadSpec(**spec["head"]))
+        heads = [build_head(HeadSpec(**spec["head"])) for _ in range(spec.get("seeds", 1))]
+        return heads[0] if len(heads) == 1 else MeanOfNetworks(heads)
 
     def predict(self, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:
         """With `tta.reverse`, the mean of each series read forwards and backwards."""

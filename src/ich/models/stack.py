@@ -1,4 +1,4 @@
-"""stack: LightGBM on the inputs' logits of a slice, its neighbours and its series; one model per class."""
+"""stack: LightGBM on the inputs' logits of a slice, its neighbours and its series; one model per class and seed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,30 +21,37 @@ from ich.training.run import Run
 
 class Stack(Model):
     def fit(self, data: FoldData, run: Run) -> "FittedStack":
-        settings, classes = self.settings, data.table.classes
-        spec = {"inputs": list(data.input_names), "neighbours": settings.neighbours, "classes": classes}
+        settings, classes, n = self.settings, data.table.classes, self.settings.seeds
+        spec = {"inputs": list(data.input_names), "neighbours": settings.neighbours, "classes": classes, "seeds": n}
         fitted = FittedStack(spec, run.name, threads=run.threads)
         try:
             x, names, base = fitted.features(data.slices("train"), data.inputs("train"))
         except ValueError as error:
             raise UserError(f"stack.{data.model}: {error}") from None
+        first = [seed_of(settings.seed, data.model, data.fold, name) for name in classes]
         boosters = stacker.fit(
             x,
-            data.labels("train"),
-            base,
-            seeds=[seed_of(settings.seed, data.model, data.fold, name) for name in classes],
+            np.tile(data.labels("train"), n),
+            np.tile(base, n),
+            seeds=[*first, *(seed_of(seed, number) for number in range(1, n) for seed in first)],
             threads=run.threads,
             num_iterations=settings.num_iterations,
             learning_rate=settings.learning_rate,
             num_leaves=settings.num_leaves,
             min_data_in_leaf=settings.min_data_in_leaf,
         )
-        with progress(run.name, len(classes), "classes", inner=True) as advance:
-            for name, text in zip(classes, boosters, strict=True):
-                fitted.boosters[name] = text
+        files = [file for number in range(n) for file in _files(classes, number)]
+        with progress(run.name, len(files), "classes", inner=True) as advance:
+            for file, text in zip(files, boosters, strict=True):
+                fitted.boosters[file] = text
                 advance(1)
         fitted.notes["features"] = names
         return fitted
+
+
+def _files(classes: list[str], number: int) -> list[str]:
+    """The files of a seed: model_<class>.txt, or model1_<class>.txt, model2_<class>.txt, ..."""
+    return [f"model{number or ''}_{name}.txt" for name in classes]
 
 
 @dataclass
@@ -53,8 +60,12 @@ class FittedStack(Fitted):
     KEYS: ClassVar[frozenset[str]] = frozenset({"inputs", "neighbours", "classes"})
 
     boosters: dict[str, str] = field(default_factory=dict)
-    """LightGBM's text format, per class"""
+    """LightGBM's text format, by file"""
     threads: int = 1
+
+    @property
+    def seeds(self) -> int:
+        return self.spec.get("seeds", 1)
 
     def features(
         self, slices: Slices, inputs: Mapping[str, Predictions]
@@ -69,24 +80,24 @@ class FittedStack(Fitted):
         if not len(slices):  # no test set
             return Predictions(np.empty((0, len(slices.classes))))
         x, _, base = self.features(slices, inputs)
-        found = np.empty(base.shape)
-        for c, name in enumerate(slices.classes):
-            try:
-                found[:, c] = stacker.predict(self.boosters[name], x, base[:, c], threads=self.threads)
-            except ValueError as error:
-                raise UserError(f"{self.name}, model_{name}.txt: {error}") from None
-        return Predictions(found)
+        found = np.zeros(base.shape)
+        for number in range(self.seeds):
+            for c, file in enumerate(_files(slices.classes, number)):
+                try:
+                    found[:, c] += stacker.predict(self.boosters[file], x, base[:, c], threads=self.threads)
+                except ValueError as error:
+                    raise UserError(f"{self.name}, {file}: {error}") from None
+        return Predictions(found / self.seeds)
 
     def save(self, folder: Path) -> list[str]:
-        for name, text in self.boosters.items():
-            write_text(folder / f"model_{name}.txt", text)
-        return [*super().save(folder), *(f"model_{name}.txt" for name in self.boosters)]
+        for file, text in self.boosters.items():
+            write_text(folder / file, text)
+        return [*super().save(folder), *self.boosters]
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        spec, boosters = cls.read_spec(folder), {}
-        for name in spec["classes"]:
-            path = folder / f"model_{name}.txt"
-            with parsing(path):
-                boosters[name] = path.read_text(encoding="utf-8")
-        return cls(spec, boosters=boosters)
+        fitted = cls(cls.read_spec(folder))
+        for file in (file for number in range(fitted.seeds) for file in _files(fitted.spec["classes"], number)):
+            with parsing(folder / file):
+                fitted.boosters[file] = (folder / file).read_text(encoding="utf-8")
+        return fitted

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ich.networks.cnn import Cnn
 from ich.networks.label_rnn import SliceLabelHead
-from ich.networks.layers import Lengths
+from ich.networks.layers import Lengths, padding_of
 
 
 class EndToEnd(nn.Module):
@@ -47,7 +47,7 @@ class EndToEnd(nn.Module):
         n = -(-len(images) // self.chunk)
         embeddings, logits = zip(*(self._embed(images[k::n]) for k in range(n)), strict=True)
         order = torch.cat([torch.arange(k, len(images), n) for k in range(n)]).argsort().to(images.device)
-        inside = (torch.arange(geometry.shape[1])[None] < lengths[:, None]).to(images.device)
+        inside = ~padding_of(geometry, lengths)
         features, base = (_padded(torch.cat(values)[order], inside) for values in (embeddings, logits))
         return self.head(features, base, geometry, lengths), base
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ich.networks.layers import Classifier, HeadSpec, Lengths, bidirectional, over_slices
+from ich.networks.layers import Classifier, HeadSpec, Lengths, bidirectional, over_slices, padding_of
 
 
 class SliceContext(nn.Module):
@@ -36,8 +36,7 @@ class SliceContext(nn.Module):
     def forward(self, features: Tensor, lengths: Lengths) -> Tensor:
         if self.rnn is not None:
             return features + over_slices(self.rnn, features, lengths)
-        padding = torch.arange(features.shape[1])[None] >= torch.as_tensor(lengths).cpu()[:, None]
-        padding, context = padding.to(features.device)[:, None], features.transpose(1, 2)
+        padding, context = padding_of(features, lengths)[:, None], features.transpose(1, 2)
         for number, convolution in enumerate(self.convolutions or ()):
             context = self.dropout(F.relu(context)) if number else context
             # zeros beyond the last slice, as in a study without padding

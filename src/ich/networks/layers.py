@@ -47,11 +47,13 @@ class HeadSpec:
     """Size of the embedding of a slice."""
     classes: int
     cell: str = "gru"
-    """gru or lstm; for sdl also conv."""
+    """gru or lstm; for sdl also conv; for residual also conv_gru and transformer."""
     hidden: int = 64
     """Units per direction."""
     layers: int = 1
     dropout: float = 0.0
+    differences: bool = False
+    """residual: the network also reads the differences to the two neighbouring slices."""
 
     @property
     def takes_classifier(self) -> bool:
@@ -63,6 +65,12 @@ def bidirectional(cell: str, features: int, hidden: int, layers: int = 1, dropou
     """Bidirectional network with `hidden` units per direction and dropout between its layers."""
     between = dropout if layers > 1 else 0.0
     return CELLS[cell](features, hidden, num_layers=layers, batch_first=True, bidirectional=True, dropout=between)
+
+
+def padding_of(values: Tensor, lengths: Lengths) -> Tensor:
+    """Mask [B, T], true beyond the length of a study, of values [B, T, ...]."""
+    mask = torch.arange(values.shape[1])[None] >= torch.as_tensor(lengths).cpu()[:, None]
+    return mask.to(values.device)
 
 
 def over_slices(rnn: nn.LSTM | nn.GRU, inputs: Tensor, lengths: Lengths) -> Tensor:

@@ -1,10 +1,12 @@
 """Networks over the slices of a study: from slice embeddings and logits to final logits."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ich.networks.label_rnn import SliceLabelHead
-from ich.networks.layers import Classifier, HeadSpec, Lengths, ZeroLinear, bidirectional, over_slices
+from ich.networks.layers import Classifier, HeadSpec, Lengths, ZeroLinear, bidirectional, over_slices, padding_of
+from ich.networks.transformer import SliceTransformer
 
 GEOMETRY = 2  # values per slice: gap to the next slice, position in the series
 
@@ -29,26 +31,60 @@ def try_head(spec: HeadSpec) -> None:
         build_head(spec)
 
 
+class MeanOfNetworks(nn.ModuleList):
+    """The mean of the outputs of several networks on the same inputs."""
+
+    def forward(self, *inputs: Tensor | Lengths) -> Tensor:
+        return torch.stack([network(*inputs) for network in self]).mean(dim=0)
+
+
 class ResidualHead(nn.Module):
-    """base + linear(bidirectional RNN of [LayerNorm(features), base, geometry]).
+    """base + linear(context of [LayerNorm(features), base, geometry, differences]).
 
     The linear layer starts at zero, so that an untrained head returns the base logits: it learns what the neighbours
-    of a slice add.
+    of a slice add. The context is a bidirectional GRU or LSTM, a convolution over three slices before a GRU
+    (conv_gru), or a transformer; its states have twice `hidden` values. The differences are optional.
     """
 
     def __init__(self, spec: HeadSpec) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(spec.features)
-        width = spec.features + spec.classes + GEOMETRY
-        self.rnn = bidirectional(spec.cell, width, spec.hidden, spec.layers, spec.dropout)
+        self.differences = spec.differences
+        width = spec.features * (3 if spec.differences else 1) + spec.classes + GEOMETRY
+        self.convolution, self.rnn, self.transformer = None, None, None
+        if spec.cell == "transformer":
+            self.transformer = SliceTransformer(width, 2 * spec.hidden, spec.layers, spec.dropout)
+        else:
+            if spec.cell == "conv_gru":
+                self.convolution = nn.Conv1d(width, 2 * spec.hidden, kernel_size=3, padding=1)
+                width = 2 * spec.hidden
+            self.rnn = bidirectional(spec.cell.removeprefix("conv_"), width, spec.hidden, spec.layers, spec.dropout)
         self.dropout = nn.Dropout(spec.dropout)
         self.residual = ZeroLinear(2 * spec.hidden, spec.classes)
 
     def forward(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):  # half precision would round the logits
-            inputs = torch.cat([self.norm(features.float()), base.float(), geometry.float()], dim=-1)
-            states = over_slices(self.rnn, inputs, lengths)
-            return base.float() + self.residual(self.dropout(states))
+            normed, padding = self.norm(features.float()), padding_of(features, lengths)
+            parts = [normed, base.float(), geometry.float()]
+            if self.differences:
+                parts += neighbour_differences(normed, padding)
+            inputs = torch.cat(parts, dim=-1).masked_fill(padding[..., None], 0.0)
+            return base.float() + self.residual(self.dropout(self._states(inputs, geometry, padding, lengths)))
+
+    def _states(self, inputs: Tensor, geometry: Tensor, padding: Tensor, lengths: Lengths) -> Tensor:
+        """States [B, T, 2 hidden] of inputs [B, T, width], which are zero in the padding."""
+        if self.transformer is not None:
+            gaps = (geometry[..., 0].float() + 1).masked_fill(padding, 0.0)
+            return self.transformer(inputs, gaps, padding)
+        if self.convolution is not None:
+            inputs = F.relu(self.convolution(inputs.transpose(1, 2))).transpose(1, 2)
+        return over_slices(self.rnn, inputs, lengths)  # pyright: ignore[reportArgumentType]
+
+
+def neighbour_differences(values: Tensor, padding: Tensor) -> list[Tensor]:
+    """Differences to the previous and to the next slice, both [B, T, d]; zero at the ends of a study."""
+    steps = (values[:, 1:] - values[:, :-1]).masked_fill(padding[:, 1:, None], 0.0)
+    return [F.pad(steps, (0, 0, 1, 0)), F.pad(-steps, (0, 0, 0, 1))]
 
 
 class StackedHead(nn.Module):

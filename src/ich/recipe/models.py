@@ -24,6 +24,7 @@ from ich.recipe.training import (
     LearningRate,
     Loss,
     Seed,
+    Seeds,
     Strict,
     Training,
 )
@@ -148,7 +149,7 @@ class Cnn(Backbone, Supervised):
 
 
 class Head(Strict):
-    """Recurrent head over the slices of a study, in order."""
+    """Head over the slices of a study, in order."""
 
     head: Literal["residual", "plain", "shortcut", "linear", "sdl", "lrnn", "sdl_lrnn", "lrnn_sdl"] = Field(
         default="residual",
@@ -156,20 +157,31 @@ class Head(Strict):
         " features plus context; lrnn: decoder over the labels of a slice; sdl_lrnn, lrnn_sdl: both, in this order;"
         " linear: each slice alone, the control of these",
     )
-    cell: Literal["lstm", "gru", "conv"] = Field(default="gru", description="conv: 1-D convolution, for sdl only")
-    hidden: PositiveInt = Field(default=64, description="units per direction")
-    layers: PositiveInt = Field(default=1, description="recurrent layers")
+    cell: Literal["lstm", "gru", "conv", "conv_gru", "transformer"] = Field(
+        default="gru",
+        description="conv: 1-D convolution, for sdl only. For residual only: conv_gru: 1-D convolution before a GRU;"
+        " transformer: encoder whose attention decreases with the distance of slices, learned",
+    )
+    differences: bool = Field(
+        default=False, description="residual: also read the differences of the embedding to the two neighbouring slices"
+    )
+    hidden: PositiveInt = Field(default=64, description="units per direction; half the width of a transformer")
+    layers: PositiveInt = Field(default=1, description="recurrent or encoder layers")
     dropout: float = Field(default=0.2, ge=0, lt=1, description="between layers and before the last one")
 
     @model_validator(mode="after")
     def _cell_fits(self) -> "Head":
         if self.cell == "conv" and "sdl" not in self.head:
             raise ValueError(f"cell: conv requires a head with sdl, not {self.head}; use lstm or gru")
+        if self.cell in ("conv_gru", "transformer") and self.head != "residual":
+            raise ValueError(f"cell: {self.cell} requires head: residual, not {self.head}; use lstm or gru")
+        if self.differences and self.head != "residual":
+            raise ValueError(f"differences: requires head: residual, not {self.head}; use differences: false")
         return self
 
 
 class EndToEnd(Head, Backbone, Supervised):
-    """Train a CNN and a recurrent head as one network on whole studies."""
+    """Train a CNN and a head over the slices as one network, on whole studies."""
 
     stage: ClassVar[str] = "end_to_end"
 
@@ -194,7 +206,7 @@ class SeriesTta(Strict):
 
 
 class Sequence(Head, Supervised):
-    """Stage 2: train LSTMs and GRUs over the slices of each study."""
+    """Stage 2: train recurrent networks or transformers over the slices of each study."""
 
     stage: ClassVar[str] = "sequence"
     reads_embeddings: ClassVar[bool] = True
@@ -210,6 +222,7 @@ class Sequence(Head, Supervised):
         " docs/background/ensembling.md compares them",
     )
     tta: SeriesTta = SeriesTta()
+    seeds: Seeds = 1
     epochs: Epochs = 10
     batch_size: BatchSize = 8
     learning_rate: LearningRate = 2e-3
@@ -271,6 +284,7 @@ class Stack(Model):
     num_leaves: int = Field(default=7, ge=2, description="maximum leaves per tree")
     min_data_in_leaf: PositiveInt = Field(default=30, description="minimum number of slices in a leaf")
     seed: Seed = 7
+    seeds: Seeds = 1
 
     def input_models(self, recipe: Any) -> tuple[str, ...]:
         return (*recipe.networks, *recipe.external) if self.inputs == "all" else self.inputs

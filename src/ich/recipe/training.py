@@ -30,6 +30,7 @@ Epochs = Annotated[PositiveInt, Field(description="passes over the training rows
 BatchSize = Annotated[PositiveInt, Field(description="slices, or series for sequence and end_to_end, per batch")]
 LearningRate = Annotated[PositiveFloat, Field(description="peak learning rate")]
 Seed = Annotated[int, Field(description="seed of all random numbers")]
+Seeds = Annotated[PositiveInt, Field(description="number of trainings with different seeds, whose logits are averaged")]
 Metric = Annotated[
     Literal["f1", "f2", "auc", "log_loss"],
     BeforeValidator(lambda name: name.lower() if isinstance(name, str) else name),

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Training:
-    """The histories of a network by fold, one row per epoch, and its early stopping."""
+    """The histories of a network by fold, one row per epoch, and its early stopping; of the first of its seeds."""
 
     histories: Mapping[int, Sequence[Mapping[str, float]]]
     stopped_by: str | None = None
     """The column of the history whose best epoch was kept; None if the last epoch was kept."""
     stopped_on_fold: bool = False
     """True if that column was computed on the validation fold itself."""
+    seeds: int = 1
 
 
 @dataclass(frozen=True)

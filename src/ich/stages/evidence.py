@@ -99,13 +99,16 @@ def _explained(plan: Plan, name: str) -> pd.DataFrame | None:
 
 
 def _training(plan: Plan, model: str) -> Training:
-    folders = {k: plan.workspace.fold(model, k) for k in plan.fold_numbers}
-    histories: Any = {k: _table(folder / "history.csv").to_dict("records") for k, folder in folders.items()}
     settings: Any = plan.settings_of(model)
-    stop = settings.early_stopping
+    histories, seeds, stop = {}, getattr(settings, "seeds", 1), settings.early_stopping
+    for k in plan.fold_numbers:
+        table = _table(plan.workspace.fold(model, k) / "history.csv")
+        first = table[table["seed"] == 0].drop(columns="seed") if seeds > 1 else table
+        histories[k] = first.to_dict("records")
     if stop is None:
-        return Training(histories)
-    return Training(histories, f"{'inner' if stop.split == 'inner' else 'valid'}_{stop.metric}", stop.split == "fold")
+        return Training(histories, seeds=seeds)
+    kept = f"{'inner' if stop.split == 'inner' else 'valid'}_{stop.metric}"
+    return Training(histories, kept, stop.split == "fold", seeds)
 
 
 def _warnings(plan: Plan) -> Iterator[str]:

@@ -124,6 +124,8 @@ def _learning(model: str, number: int, training: Training) -> Chart:
         caption += " The ringed epoch was kept because it is best on this fold, so the model's scores are optimistic."
     else:
         caption += " The ringed epoch was kept because it is best on an inner split of the training patients."
+    if training.seeds > 1:
+        caption += f" The curves are those of the first of {training.seeds} seeds."
     return Chart(f"learning-{number}", f"Learning curves of {model}", caption, figure)
 
 
