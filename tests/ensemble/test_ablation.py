@@ -47,25 +47,29 @@ def test_verdicts_by_hand(better, worse, verdict):
 
 
 def test_markup_in_names_is_escaped():
-    text = markdown("Losses", [Row("a|b\n<c>*", 0.5, [0.5], [])], [])
-    assert r"| a\|b \<c>\* | 0.5000 | 0.5000 | - | 1 |" in text
+    text = markdown("Losses", [Row("a|b\n<c>*", [0.5], [], {"d|": 0.5})], [])
+    assert r"| system | document, d\| | out of fold | hidden test |" in text
+    assert r"| a\|b \<c>\* | 0.5000 | 0.5000 | - |" in text
 
 
 def test_a_section_by_hand():
     # two scores d apart have the half width 12.7062 * d / 2
     rows = [
-        Row("plain", 0.721, [0.60, 0.62], [0.50, 0.52]),
-        Row("asymmetric", 0.745, [0.61, 0.63], [0.49, 0.53]),
-        Row("ours", None, [0.7, 0.72], []),
+        Row("plain", [0.60, 0.62], [0.50, 0.52], {"validation": 0.741, "test": 0.721}),
+        Row("asymmetric", [0.61, 0.63], [0.49, 0.53], {"test": 0.745}),
+        Row("ours", [0.7, 0.72], []),
     ]
     lines = markdown("Losses", rows, [("asymmetric", "plain"), ("ours", "plain")]).splitlines()
-    assert [line for line in lines if line.startswith(("| plain", "| asymmetric", "| ours", "- "))] == [
-        "| plain | 0.7210 | 0.6100 ± 0.1271 | 0.5100 ± 0.1271 | 2 |",
-        "| asymmetric | 0.7450 | 0.6200 ± 0.1271 | 0.5100 ± 0.2541 | 2 |",
-        "| ours | - | 0.7100 ± 0.1271 | - | 2 |",
-        "- asymmetric over plain: document +0.0240; here +0.0100 ± 0.0000 out of fold: reproduced; "
-        "+0.0000 ± 0.1271 on the hidden test: undecided",
-        "- ours over plain: document -; here +0.1000 ± 0.0000 out of fold: reproduced; - on the hidden test",
+    assert [line for line in lines if line.startswith(("| ", "Claims"))] == [
+        "| system | document, validation | document, test | out of fold | hidden test |",
+        "| plain | 0.7410 | 0.7210 | 0.6100 ± 0.1271 | 0.5100 ± 0.1271 |",
+        "| asymmetric | - | 0.7450 | 0.6200 ± 0.1271 | 0.5100 ± 0.2541 |",
+        "| ours | - | - | 0.7100 ± 0.1271 | - |",
+        "| claim | document, validation | document, test | out of fold | hidden test |",
+        "| asymmetric over plain | - | +0.0240 | +0.0100 ± 0.0000: reproduced | +0.0000 ± 0.1271: undecided |",
+        "| ours over plain | - | - | +0.1000 ± 0.0000: reproduced | - |",
+        "Claims out of fold: 2 reproduced, 0 undecided, 0 reversed.",
+        "Claims on the hidden test: 0 reproduced, 1 undecided, 0 reversed.",
     ]
     with pytest.raises(ValueError, match="paired by seed, but there are 1 and 2"):
-        markdown("Losses", [Row("ours", None, [0.7], []), rows[0]], [("ours", "plain")])
+        markdown("Losses", [Row("ours", [0.7], []), rows[0]], [("ours", "plain")])

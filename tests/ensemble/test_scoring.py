@@ -72,15 +72,23 @@ def test_a_draw_without_positives_of_a_class_has_no_f():
     np.testing.assert_allclose(found["f2"].draws[~held, -1], found["f2"].draws[~held, 1:3].mean(axis=1))
 
 
-def test_auc_within_folds_does_not_see_their_scales_and_a_warning_does():
+def test_scores_within_folds_do_not_see_their_scales_and_a_warning_does():
     y, p, _ = simulated()
     fold = np.arange(90) % 3
     y[fold == 2, 0] = 0  # no positive: the class counts in the other folds
     p = p * np.array([1, 0.1, 0.01])[fold][:, None]
-    auc = np.stack([metrics.class_auc(y[fold == k], p[fold == k]) for k in range(3)])
-    mean, deviation = scoring.auc_by_fold(y, p, fold)
+    of_folds = [fold == k for k in range(3)]
+    auc = np.stack([metrics.class_auc(y[k], p[k]) for k in of_folds])
+    decisions = {"f2": Decisions(2, p > 0.4)}
+    found = scoring.scores_by_fold(y, p, fold, decisions, WEIGHTS)
+    mean, deviation = found["auc"]
     assert mean == pytest.approx(np.nanmean(auc, axis=0).mean())
     assert deviation == pytest.approx(np.nanmean(auc, axis=1).std(ddof=1))
+    f2 = np.stack([fbeta_score(y[k], p[k] > 0.4, beta=2, average=None, zero_division=0) for k in of_folds])
+    f2[2, 0] = np.nan
+    assert found["f2"][0] == pytest.approx(np.nanmean(f2, axis=0).mean())
+    losses = [metrics.weighted_log_loss(y[k], p[k], WEIGHTS) for k in of_folds]
+    assert found["log_loss"] == pytest.approx((np.mean(losses), np.std(losses, ddof=1)))
     pooled = metrics.macro(metrics.class_auc(y, p))
     assert pooled < mean - 0.1
     (warning,) = scoring.fold_warnings({"resnet": (pooled, mean), "lgbm": (mean - 0.019, mean), "none": (np.nan, mean)})
@@ -88,4 +96,5 @@ def test_auc_within_folds_does_not_see_their_scales_and_a_warning_does():
         f"resnet: the macro AUC is {pooled:.4f} over all rows, but {mean:.4f} on average within a"
     )
     with np.errstate(all="raise"):
-        assert np.isnan(scoring.auc_by_fold(np.zeros((4, 1)), np.ones((4, 1)), np.arange(4) % 2)).all()
+        found = scoring.scores_by_fold(np.zeros((4, 1)), np.ones((4, 1)), np.arange(4) % 2, {}, [1])
+    assert np.isnan(found["auc"]).all()

@@ -8,7 +8,7 @@ SPAN = {"": 0.8, "_low": 0.7, "_high": 0.9}
 
 
 def cell(value, low=None, high=None, **more):
-    return {"value": value, "low": low, "high": high, **more}
+    return {"value": value, "low": low, "high": high, "fold_mean": value, "fold_std": 0.02, **more}
 
 
 def figures(log_loss, auc, f1):
@@ -129,6 +129,7 @@ def test_csv_lines_hold_scores_intervals_and_in_sample_scores():
     assert (lines[0]["f1_in_sample"], lines[0]["log_loss_in_sample"]) == (0.65, "")
     assert (lines[0]["f1_micro"], lines[0]["f1_half_micro"]) == (0.8765, 0.8765)
     assert [(line["auc_fold_mean"], line["auc_fold_std"]) for line in lines[:2]] == [(0.91, 0.02), ("", "")]
+    assert [line["f1_half_fold_mean"] for line in lines[:2]] == [0.6, ""]
     expected = {"model": "resnet", "rows": "oof", "class": "bleed", "positives": 9, "patients": 3}
     expected |= {"log_loss": 0.3, "log_loss_low": 0.25, "log_loss_high": 0.35}
     expected |= {"auc": 0.9, "auc_low": 0.85, "auc_high": 0.95}

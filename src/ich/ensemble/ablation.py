@@ -1,4 +1,4 @@
-"""Ablations over several seeds next to published scores: confidence intervals, claimed orders, a Markdown table.
+"""Ablations over several seeds next to published scores: confidence intervals, claimed orders, Markdown tables.
 
 An order is a document's claim that one of its systems is better than another. It is tested by the differences of the
 two at equal seeds, which share the folds and so most of the variance.
@@ -6,13 +6,14 @@ two at equal seeds, which share the folds and so most of the variance.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from scipy.special import stdtrit
 
 Verdict = Literal["reproduced", "reversed", "undecided, as claimed", "undecided, opposite", "undecided"]
+WORDS = ("reproduced", "undecided", "reversed")
 
 MARKS = re.compile(r"[\\|`*<\[]|&(?=[#\w])|(?<![^\W_])_|_(?![^\W_])")  # _ within a word is no mark-up
 DIGITS = 4
@@ -20,12 +21,12 @@ DIGITS = 4
 
 @dataclass(frozen=True)
 class Row:
-    """A system: the document's score or None, and one score per seed, out of fold and on the hidden test; may be []."""
+    """A system: one score per seed, out of fold and on the hidden test (may be []), and the document's, by column."""
 
     name: str
-    document: float | None
     oof: list[float]
     hidden: list[float]
+    document: dict[str, float] = field(default_factory=dict)
 
 
 def summary(values: Sequence[float]) -> tuple[float, float]:
@@ -48,7 +49,9 @@ def order(
     """Test a claim by the scores of both systems, paired by seed: mean difference, half width of its interval, verdict.
 
     reproduced: the whole interval of the difference is on the claimed side of 0; reversed: on the other side; else
-    undecided, with the side of the mean. One seed has no interval, so that it is undecided.
+    undecided, with the side of the mean. One seed has no interval, so that it is undecided. Out of fold, the score of a
+    seed must be its mean over folds: both systems have the same folds, so it pairs by seed and fold. The folds of a
+    seed share training rows and are not independent, so the interval is over seeds.
     """
     if len(better) != len(worse):
         raise ValueError(f"scores are paired by seed, but there are {len(better)} and {len(worse)} of them.")
@@ -66,43 +69,57 @@ def order(
 def markdown(
     title: str, rows: Sequence[Row], claims: Sequence[tuple[str, str]], *, larger_is_better: bool = True
 ) -> str:
-    """A section: the table of the systems, then one line per claim.
+    """A section: the table of the systems, that of the claims, and the number of claims by verdict.
 
     claims: pairs of systems, the first claimed to be better.
     """
-    lines = [
-        f"## {_escaped(title)}",
-        "",
-        "| system | document | out of fold | hidden test | seeds |",
-        "|---|--:|--:|--:|--:|",
+    columns = list(dict.fromkeys(column for row in rows for column in row.document))
+    titles = [f"document{', ' if column else ''}{column}" for column in columns]
+    systems = [
+        [
+            row.name,
+            *(f"{row.document[column]:.{DIGITS}f}" if column in row.document else "-" for column in columns),
+            *(_interval(*summary(values)) if values else "-" for values in (row.oof, row.hidden)),
+        ]
+        for row in rows
     ]
-    for row in rows:
-        document = "-" if row.document is None else f"{row.document:.{DIGITS}f}"
-        oof, hidden = (_interval(*summary(values)) if values else "-" for values in (row.oof, row.hidden))
-        seeds = max(len(row.oof), len(row.hidden))
-        lines.append(f"| {_escaped(row.name)} | {document} | {oof} | {hidden} | {seeds} |")
     side = "larger" if larger_is_better else "smaller"
-    lines += ["", f"Means over seeds ± half of their 95 % interval; {side} is better."]
-    if claims:
-        lines += ["Orders are judged by the differences at equal seeds.", ""]
-    systems = {row.name: row for row in rows}
-    for better, worse in claims:
-        one, other = systems[better], systems[worse]
-        claimed, parts = "-", []
-        if one.document is not None and other.document is not None:
-            claimed = f"{one.document - other.document:+.{DIGITS}f}"
-        for where, ours, theirs in (
-            ("out of fold", one.oof, other.oof),
-            ("on the hidden test", one.hidden, other.hidden),
+    seeds = max((len(values) for row in rows for values in (row.oof, row.hidden)), default=0)
+    lines = [f"## {_escaped(title)}", "", *_table(["system", *titles, "out of fold", "hidden test"], systems)]
+    lines += ["", f"Seeds: {seeds}. Means ± half of their 95 % interval; {side} is better."]
+    if not claims:
+        return "\n".join(lines) + "\n"
+
+    by_name = {row.name: row for row in rows}
+    orders = list[list[str]]()
+    verdicts: dict[str, list[Verdict]] = {"out of fold": [], "on the hidden test": []}
+    for one, other in ((by_name[better], by_name[worse]) for better, worse in claims):
+        cells = [f"{one.name} over {other.name}"]
+        for column in columns:
+            known = column in one.document and column in other.document
+            cells.append(f"{one.document[column] - other.document[column]:+.{DIGITS}f}" if known else "-")
+        for found, ours, theirs in zip(
+            verdicts.values(), (one.oof, one.hidden), (other.oof, other.hidden), strict=True
         ):
             if ours and theirs:
                 difference, half_width, verdict = order(ours, theirs, larger_is_better=larger_is_better)
-                parts.append(f"{_interval(difference, half_width, '+')} {where}: {verdict}")
+                found.append(verdict)
+                cells.append(f"{_interval(difference, half_width, '+')}: {verdict}")
             else:
-                parts.append(f"- {where}")
-        names = f"{_escaped(one.name)} over {_escaped(other.name)}"
-        lines.append(f"- {names}: document {claimed}; here {'; '.join(parts)}")
+                cells.append("-")
+        orders.append(cells)
+    lines += ["", *_table(["claim", *titles, "out of fold", "hidden test"], orders), ""]
+    lines.append("Differences at equal seeds, and whether their interval excludes 0.")
+    for where, found in verdicts.items():
+        counts = (f"{sum(verdict.startswith(word) for verdict in found)} {word}" for word in WORDS)
+        lines.append(f"Claims {where}: {', '.join(counts)}.")
     return "\n".join(lines) + "\n"
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table; cells but the first are right-aligned."""
+    head = [f"| {' | '.join(map(_escaped, titles))} |", f"|---|{'--:|' * (len(titles) - 1)}"]
+    return head + [f"| {' | '.join([_escaped(name), *cells])} |" for name, *cells in rows]
 
 
 def _interval(mean: float, half_width: float, sign: str = "") -> str:

@@ -71,15 +71,29 @@ def all_scores(
     return found
 
 
-def auc_by_fold(y: NDArray, p: NDArray, fold: NDArray) -> tuple[float, float]:
-    """Macro AUC within folds: its mean over the folds [n] of the rows, and the standard deviation between them.
+def scores_by_fold(
+    y: NDArray, p: NDArray, fold: NDArray, decisions: Mapping[str, Decisions], weights: Sequence[float]
+) -> dict[str, tuple[float, float]]:
+    """Each of `all_scores` within folds: its mean over the folds [n] of the rows, and the standard deviation.
 
-    A class counts in the folds that have both of its labels.
+    A class counts in the folds that have both of its labels (auc, ap) or positives (F-beta).
     """
-    auc = np.stack([metrics.class_auc(y[fold == k], p[fold == k]) for k in np.unique(fold)])
-    of_folds = metrics.macro_rows(auc)
+    folds = [fold == k for k in np.unique(fold)]
+    found = {
+        "log_loss": np.array([[metrics.weighted_log_loss(y[k], p[k], weights)] for k in folds]),
+        "auc": np.stack([metrics.class_auc(y[k], p[k]) for k in folds]),
+        "ap": np.stack([metrics.class_average_precision(y[k], p[k]) for k in folds]),
+    }
+    for name, (beta, positive) in decisions.items():
+        found[name] = metrics.f_draws(y, positive, beta, lambda values: np.array([values[k].sum() for k in folds]))
+    return {name: _mean_and_deviation(values) for name, values in found.items()}
+
+
+def _mean_and_deviation(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Of values [k, c] of folds and classes: mean over folds, then classes; deviation of the folds' macro means."""
+    of_folds = metrics.macro_rows(values)
     of_folds = of_folds[~np.isnan(of_folds)]
-    return metrics.macro(metrics.macro_rows(auc.T)), float(of_folds.std(ddof=1)) if len(of_folds) > 1 else np.nan
+    return metrics.macro(metrics.macro_rows(values.T)), float(of_folds.std(ddof=1)) if len(of_folds) > 1 else np.nan
 
 
 def fold_warnings(auc: Mapping[str, tuple[float, float]]) -> Iterator[str]:

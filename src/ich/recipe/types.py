@@ -130,11 +130,18 @@ class Thresholds(Strict):
 
 
 class System(Strict):
-    """One row of an ablation table: a model and its published score."""
+    """One row of an ablation table: a model and its published scores."""
 
     model: str = Field(description="name of a model of the recipe")
     variant: str = Field(default="", description="a key of `variants`; default: the recipe itself")
-    document: float | None = Field(default=None, description="published score")
+    document: float | dict[str, float] = Field(
+        default_factory=dict, description="published score, or several by column of the table: {validation: 0.74, ...}"
+    )
+
+    @property
+    def documents(self) -> dict[str, float]:
+        """Published scores by column; a single one has no name."""
+        return self.document if isinstance(self.document, dict) else {"": self.document}
 
 
 class Ablation(Strict):

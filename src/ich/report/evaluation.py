@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ich.ensemble import metrics, thresholds
 from ich.ensemble.intervals import Bootstrap
 from ich.ensemble.reliability import expected_calibration_error, reliability
-from ich.ensemble.scoring import DIGITS, Decisions, Score, all_scores, auc_by_fold, rounded, study_scores
+from ich.ensemble.scoring import DIGITS, Decisions, Score, all_scores, rounded, scores_by_fold, study_scores
 
 RESAMPLES = 1000  # of the bootstrap over patients
 ROWS = {"oof": "the labelled slices", "test": "the hidden solution"}
@@ -59,8 +59,8 @@ class Rows:
 class Evaluated:
     """One model: scores of slices and studies by set of rows, thresholds by metric and class, rows of confusion.csv.
 
-    The thresholds are tuned on all out-of-fold rows; `in_sample` holds the scores on these rows. `fold_auc` is the mean
-    over folds of the macro AUC, and its standard deviation. `micro` holds the micro F by set of rows and metric.
+    The thresholds are tuned on all out-of-fold rows; `in_sample` holds the scores on these rows. `by_fold` holds the
+    mean over folds of each score and its standard deviation; `micro` the micro F by set of rows and metric.
     """
 
     scores: dict[str, dict[str, Score]]
@@ -68,7 +68,7 @@ class Evaluated:
     thresholds: dict[str, dict[str, float]]
     in_sample: dict[str, float]
     confusion: list[dict[str, Any]]
-    fold_auc: tuple[float, float]
+    by_fold: dict[str, tuple[float, float]]
     micro: dict[str, dict[str, float]]
 
 
@@ -92,6 +92,7 @@ def evaluate(
     cuts: dict[str, dict[str, float]] = {}
     in_sample: dict[str, float] = {}
     confusion: list[dict[str, Any]] = []
+    by_fold: dict[str, tuple[float, float]] = {}
     micro: dict[str, dict[str, float]] = {}
     for where, some in rows.items():
         p = probability[where]
@@ -110,14 +111,15 @@ def evaluate(
             for c, label in enumerate(classes):
                 line = {"rows": where, "thresholds": name, "class": label}
                 confusion.append(line | {key: column[c].item() for key, column in counts.items()})
+        if where == "oof":
+            by_fold = scores_by_fold(some.labels, p, fold, decisions, class_weights)
         scores[where] = all_scores(some.bootstrap, some.labels, p, decisions, class_weights)
         micro[where] = {
             name: metrics.f_beta(some.labels, positive, beta, "micro") for name, (beta, positive) in decisions.items()
         }
         parts = (some.per_study(values) for values in (some.labels, p, decisions[study_metric].positive))
         studies[where] = study_scores(some.study_bootstrap, *parts)
-    fold_auc = auc_by_fold(rows["oof"].labels, probability["oof"], fold)
-    return Evaluated(scores, studies, cuts, in_sample, confusion, fold_auc, micro)
+    return Evaluated(scores, studies, cuts, in_sample, confusion, by_fold, micro)
 
 
 def cells(one: Evaluated, blend: Evaluated, classes: Sequence[str]) -> dict[str, Any]:
@@ -130,10 +132,10 @@ def cells(one: Evaluated, blend: Evaluated, classes: Sequence[str]) -> dict[str,
                 overall[name]["in_sample"] = rounded(one.in_sample[name])
             if one is not blend:
                 overall[name]["minus_blend"] = score.minus(blend.scores[where][name])
+            if where == "oof":
+                overall[name] |= dict(zip(("fold_mean", "fold_std"), map(rounded, one.by_fold[name]), strict=True))
         for name, value in one.micro[where].items():
             overall[name]["micro"] = rounded(value)
-        if where == "oof":
-            overall["auc"] |= dict(zip(("fold_mean", "fold_std"), map(rounded, one.fold_auc), strict=True))
         for label, of_class in overall["classes"].items():
             of_class["thresholds"] = {metric: rounded(cuts[label]) for metric, cuts in one.thresholds.items()}
     return found

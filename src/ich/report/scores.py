@@ -124,7 +124,9 @@ def lines(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             line |= {score: _float(cell["value"]) for score, cell in cells.items()}
             line |= {f"{score}_{end}": _float(cell[end]) for score, cell in cells.items() for end in ("low", "high")}
             line |= {
-                f"auc_{key}": _float(cells["auc"][key]) if where == "oof" else "" for key in ("fold_mean", "fold_std")
+                f"{score}_{key}": _float(cell[key]) if where == "oof" else ""
+                for score, cell in cells.items()
+                for key in ("fold_mean", "fold_std")
             }
             line |= {f"{score}_micro": cell["micro"] for score, cell in cells.items() if "micro" in cell}
             tuned = ("log_loss", "auc", *(score for score in cells if f"{score}_half" in cells))

@@ -8,8 +8,7 @@ import csv
 from pathlib import Path
 
 from ich.console import say
-from ich.ensemble.ablation import Row, markdown, summary
-from ich.ensemble.scoring import fold_warnings
+from ich.ensemble.ablation import Row, markdown
 from ich.errors import UserError
 from ich.pipeline.graph import MODEL_STAGES
 from ich.pipeline.runner import run_stage
@@ -40,13 +39,9 @@ def runs(path: Path, overrides: list[str], root: Path) -> list[Plan]:
     Raises UserError if the recipe has no ablation, or a variant removes the model of a system.
     """
     recipe = load(path, overrides)
-    ablation, plans = _ablation(recipe), []
-    for variant in dict.fromkeys(system.variant for system in ablation.systems.values()):
-        plans += [_run(path, overrides, root, recipe, variant, seed) for seed in ablation.seeds]
-        for title, system in ablation.systems.items():
-            if system.variant == variant and system.model not in plans[-1].models:
-                raise UserError(f"ablation.systems.{title}: variant {variant!r} removes the model {system.model!r}")
-    return plans
+    ablation = _ablation(recipe)
+    variants = dict.fromkeys(system.variant for system in ablation.systems.values())
+    return [_run(path, overrides, root, recipe, variant, seed) for variant in variants for seed in ablation.seeds]
 
 
 def _ablation(recipe: Recipe) -> Ablation:
@@ -56,16 +51,35 @@ def _ablation(recipe: Recipe) -> Ablation:
 
 
 def _run(path: Path, overrides: list[str], root: Path, recipe: Recipe, variant: str, seed: int) -> Plan:
-    """Return the plan of a variant, with the seed in its folds and all its models."""
-    changes = [*overrides, *(_ablation(recipe).variants[variant] if variant else ())]
+    """Return the plan of a variant: the models of its systems and those that they need, and the seed everywhere."""
+    ablation = _ablation(recipe)
+    changes = [*overrides, *(ablation.variants[variant] if variant else ())]
     changes.append("ablation=null")  # it may name models that the variant removes
     kept = load(path, changes)
+    systems = {title: system for title, system in ablation.systems.items() if system.variant == variant}
+    for title, system in systems.items():
+        if system.model not in kept.models:
+            raise UserError(f"ablation.systems.{title}: variant {variant!r} removes the model {system.model!r}")
+    needed = _needed(kept, {system.model for system in systems.values()})
     seeds = [f"folds.seed={seed}"]
+    if "blend" not in needed:  # its inputs may be among the models left out
+        seeds.append(f"blend.inputs=[{next(iter(systems.values())).model}]")
     for section in SECTIONS:
-        seeded = [name for name, settings in getattr(kept, section).items() if hasattr(settings, "seed")]
-        seeds += [f"{section}.{model}.seed={seed}" for model in seeded]
+        for name, settings in getattr(kept, section).items():
+            if name not in needed:
+                seeds.append(f"{section}.{name}=null")
+            elif hasattr(settings, "seed"):
+                seeds.append(f"{section}.{name}.seed={seed}")
     name = "_".join(filter(None, (recipe.name, variant, f"s{seed}")))
     return Plan(load(path, [*changes, *seeds, f"name={name}"]), root)
+
+
+def _needed(recipe: Recipe, names: set[str]) -> set[str]:
+    """Return the names and those of all models that these start from or read."""
+    known = recipe.models | recipe.pretrain
+    below = {getattr(known[name], "start", None) for name in names & known.keys()} - {None}
+    below |= {one for name in names & recipe.models.keys() for one in recipe.inputs_of(name)}
+    return names if below <= names else _needed(recipe, names | below)
 
 
 def table(path: Path, overrides: list[str], root: Path) -> None:
@@ -93,29 +107,19 @@ def table(path: Path, overrides: list[str], root: Path) -> None:
             f"{METRICS[metric]}, threshold 0.5": f"{metric}_half",
             METRICS["auc"]: "auc",
         }
-    if "auc" in columns.values():
-        columns[f"{METRICS['auc']}, mean of the folds"] = "auc_fold_mean"
-    texts, means = list[str](), dict[str, dict[str, float]]()
+    texts = ["Scores out of fold are means over folds: the logits of the folds may be on different scales.\n"]
     for title, column in columns.items():
         rows = []
         for name, system in ablation.systems.items():
             oof, test = (
-                [
-                    float(line[column])
-                    for line in lines
-                    if (line["system"], line["rows"]) == (name, where) and line[column]
-                ]
-                for where in ("oof", "test")
+                [float(line[key]) for line in lines if (line["system"], line["rows"]) == (name, where) and line[key]]
+                for where, key in (("oof", f"{column}_fold_mean"), ("test", column))
             )
-            rows.append(Row(name, system.document if column in (metric, f"{metric}_half") else None, oof, test))
+            rows.append(Row(name, oof, test, system.documents if column in (metric, f"{metric}_half") else {}))
         try:
             texts.append(markdown(title, rows, ablation.orders, larger_is_better=column != "log_loss"))
-            means[column] = {row.name: summary(row.oof)[0] for row in rows}
         except ValueError as error:  # an AUC is not defined if no class has both labels
             raise UserError(f"{recipe.name}, {title}: {error}") from None
-    if "auc" in means:
-        fold_auc = {name: (means["auc"][name], mean) for name, mean in means["auc_fold_mean"].items()}
-        texts += [f"- {warning}\n" for warning in fold_warnings(fold_auc)]
 
     folder = root / "submissions" / recipe.name
     write_csv(folder / "ablation.csv", lines)

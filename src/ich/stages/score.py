@@ -62,7 +62,7 @@ def _scores(plan: Plan) -> Made:
         evaluated[model].in_sample.update(_in_sample(plan, model))
     blend = evaluated["blend"]
     constant = evaluation.evaluate(rows, evaluation.baseline(rows), fold, classes, weights, goals, settings.metric)
-    fold_auc = {name: (one.scores["oof"]["auc"].values[-1], one.fold_auc[0]) for name, one in evaluated.items()}
+    fold_auc = {name: (one.scores["oof"]["auc"].values[-1], one.by_fold["auc"][0]) for name, one in evaluated.items()}
     curves, errors = evaluation.calibration(rows, probability("blend"), classes)
     found = {
         "recipe": plan.recipe.name,
