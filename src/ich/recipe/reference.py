@@ -94,7 +94,7 @@ def _type(value: dict[str, Any]) -> str:
     if not (names := _references(value)):
         return wanted({}, value)
     links = [f"[{name}](#{name.lower()})" for name in names]
-    return " or ".join([*links, *(["null"] if {"type": "null"} in value.get("anyOf", []) else [])])
+    return " or ".join([*links, *(wanted({}, one) for one in value.get("anyOf", ()) if not _references(one))])
 
 
 def _references(value: Any) -> list[str]:
