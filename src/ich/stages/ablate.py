@@ -77,7 +77,8 @@ def _run(path: Path, overrides: list[str], root: Path, recipe: Recipe, variant: 
 def _needed(recipe: Recipe, names: set[str]) -> set[str]:
     """Return the names and those of all models that these start from or read."""
     known = recipe.models | recipe.pretrain
-    below = {getattr(known[name], "start", None) for name in names & known.keys()} - {None}
+    starts = (getattr(known[name], "start", None) for name in names & known.keys())
+    below = {start for start in starts if start is not None}
     below |= {one for name in names & recipe.models.keys() for one in recipe.inputs_of(name)}
     return names if below <= names else _needed(recipe, names | below)
 
