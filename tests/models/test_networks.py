@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file
 from scipy.special import expit, logit
 from sklearn import metrics
@@ -18,6 +19,7 @@ from ich.models import registry
 from ich.models.cnn import FittedCnn
 from ich.models.registry import build
 from ich.models.slices import Predictions, Shape
+from ich.networks.losses import nt_xent
 from ich.pipeline import runner
 from ich.pipeline.state import Plan
 from ich.store.hashes import seed_of
@@ -175,6 +177,16 @@ def test_pretraining_reads_every_slice_and_no_label(trained):
     assert data.rows["all"].tolist() == list(range(len(data.table.table)))
     assert loader.samples == len(data.table.table)
     assert next(iter(loader.epoch(0))).targets is None
+
+
+def test_slices_of_the_same_study_are_not_negatives_in_pretraining(trained):
+    data, found = fold_data(plan_of(trained), "simclr", None), begun(plan_of(trained), "simclr", None)
+    batch, network = next(iter(found.loader.epoch(0))), found.network.eval()
+    studies = data.table.table["study_id"].iloc[batch.rows].astype("category").cat.codes.to_numpy(np.int64)
+    assert 1 < len(set(studies)) < len(studies)
+    views = network(batch.first), network(batch.second)
+    expected = nt_xent(*views, data.settings.temperature, torch.from_numpy(studies))
+    torch.testing.assert_close(found.loss_of(network, batch), expected)
 
 
 def test_label_weights_come_from_the_training_labels_and_class_weights_from_the_competition(trained):

@@ -129,38 +129,56 @@ def views(images: int) -> tuple[torch.Tensor, torch.Tensor]:
     return first, second
 
 
-def nt_xent_loop(first: np.ndarray, second: np.ndarray, temperature: float) -> float:
-    """Equation 1 of the paper for each of the 2 B views."""
+def nt_xent_loop(first: np.ndarray, second: np.ndarray, temperature: float, studies: list[int]) -> float:
+    """Equation 1 of the paper for each of the 2 B views, without other slices of its study."""
     both, n = [*first, *second], len(first)
     unit = [view / math.sqrt(sum(x * x for x in view)) for view in both]
     total = 0.0
     for i in range(2 * n):
         partner = i + n if i < n else i - n
-        others = sum(math.exp(float(unit[i] @ unit[k]) / temperature) for k in range(2 * n) if k != i)
+        compared = [k for k in range(2 * n) if k == partner or studies[k % n] != studies[i % n]]
+        others = sum(math.exp(float(unit[i] @ unit[k]) / temperature) for k in compared)
         total -= math.log(math.exp(float(unit[i] @ unit[partner]) / temperature) / others)
     return total / (2 * n)
 
 
-@pytest.mark.parametrize("images", [1, 2, 7])
+@pytest.mark.parametrize("studies", [[3], [0, 1], [0, 1, 2, 3, 4, 5, 6], [2, 0, 2, 1, 1, 2, 0]])
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
-def test_nt_xent_equals_a_double_loop_and_its_differences(images, temperature):
-    first, second = views(images)
+def test_nt_xent_equals_a_double_loop_and_its_differences(studies, temperature):
+    first, second = views(len(studies))
     leaf = first.float().requires_grad_()
-    expected = partial(nt_xent_loop, second=second.numpy(), temperature=temperature)
-    value = nt_xent(leaf, second, temperature)
+    expected = partial(nt_xent_loop, second=second.numpy(), temperature=temperature, studies=studies)
+    value = nt_xent(leaf, second, temperature, torch.tensor(studies))
     value.backward()
     at = leaf.detach().numpy().astype(float)
     assert value.item() == pytest.approx(expected(at), rel=1e-5, abs=1e-6)
     assert_gradient(leaf.grad, expected, at)
 
 
+def test_slices_of_the_same_study_are_not_negatives():
+    first, second = torch.tensor([[[1.0, 0], [0, 1], [1, 0]], [[1, 0], [0, 1], [0, 1]]])
+    # partners of the first study have similarity 1, and 1 and 0 to the slice of the second, whose own views have 0
+    expected = (4 * math.log((2 * math.e + 1) / math.e) + 2 * math.log(2 * math.e + 3)) / 6
+    assert nt_xent(first, second, 1.0, torch.tensor([0, 0, 1])).item() == pytest.approx(expected)
+
+
+def test_a_batch_of_one_study_has_no_loss_and_a_gradient_of_zero():
+    first, second = views(4)
+    leaf = first.float().requires_grad_()
+    value = nt_xent(leaf, second, 0.5, torch.zeros(4, dtype=torch.int64))
+    value.backward()
+    assert value.item() == 0
+    assert leaf.grad is not None
+    assert not leaf.grad.any()
+
+
 def test_nt_xent_keeps_full_precision_under_autocast_and_is_finite_at_small_temperatures():
     first, second = (view.bfloat16() for view in views(4))
     with torch.autocast("cpu", torch.bfloat16):
-        value = nt_xent(first, second, 0.5)
-    assert torch.equal(value, nt_xent(first.float(), second.float(), 0.5))
+        value = nt_xent(first, second, 0.5, torch.arange(4))
+    assert torch.equal(value, nt_xent(first.float(), second.float(), 0.5, torch.arange(4)))
     leaf = (1e3 * first.float()).requires_grad_()
-    sharp = nt_xent(leaf, -leaf, 1e-3)  # exp(1000) would be infinite
+    sharp = nt_xent(leaf, -leaf, 1e-3, torch.arange(4))  # exp(1000) would be infinite
     sharp.backward()
     assert torch.isfinite(sharp)
     assert leaf.grad is not None

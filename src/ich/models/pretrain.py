@@ -1,6 +1,7 @@
 """pretrain: SimCLR on every slice of the competition (labelled, unlabelled and test); no label is read.
 
-Chen et al., arXiv:2002.05709. It is fitted and saved but does not predict: cnn models start from its weights.
+Chen et al., arXiv:2002.05709, with slices of other studies as negatives. It is fitted and saved but does not predict:
+cnn models start from its weights.
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from ich.data.datasets import TwoViews
+from ich.errors import UserError
 from ich.models.base import Model
 from ich.models.data import FoldData
 from ich.models.images import image_loader, image_spec, training_dataset, try_backbone
@@ -31,8 +33,15 @@ class SimClr(Model):
         fitted = FittedSimClr(spec, run.name, network=Network(new_backbone(network, data, run)))
         fitted.notes["slices"] = len(views)
 
+        studies = torch.from_numpy(data.table.table["study_id"].factorize()[0])
+        if len(studies.unique()) < 2:
+            raise UserError(
+                f"pretrain.{data.model}: SimCLR compares slices of different studies, but there is only one"
+            )
+
         def loss_of(network: nn.Module, batch: Any) -> torch.Tensor:
-            return nt_xent(network(batch.first), network(batch.second), settings.temperature)
+            of_slice = studies.to(batch.rows.device)[batch.rows]
+            return nt_xent(network(batch.first), network(batch.second), settings.temperature, of_slice)
 
         loader = image_loader(views, settings, "slices")
         fitted.history = fit(fitted.network, loader, loss_of, fit_settings(settings, fitted.network), run)

@@ -104,14 +104,17 @@ def _asymmetric(
     return -(targets * positive + (1 - targets) * negative)
 
 
-def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+def nt_xent(first: Tensor, second: Tensor, temperature: float, studies: Tensor) -> Tensor:
     """Loss of SimCLR (Chen et al., arXiv:2002.05709, equation 1) for two views [B, d] of the same B images, a scalar.
 
-    Each of the 2 B views is to find its partner among the 2 B - 1 others by cosine similarity.
+    Each of the 2 B views is to find its partner by cosine similarity, among the views of other studies. studies: one
+    number per image, int64 [B]. Slices of the same study are similar, so they are not used as negatives (false negative
+    elimination, Huynh et al., arXiv:2011.11765). A batch of a single study has the loss 0 and no gradient.
     """
     with torch.autocast(first.device.type, enabled=False):
         views = F.normalize(torch.cat([first.float(), second.float()]), dim=-1)
         similarity = views @ views.T / temperature
-        itself = torch.eye(len(views), dtype=torch.bool, device=views.device)
+        of_view = studies.repeat(2)
         partner = torch.arange(len(views), device=views.device).roll(len(first))
-        return F.cross_entropy(similarity.masked_fill(itself, -torch.inf), partner)
+        excluded = (of_view[:, None] == of_view).scatter(1, partner[:, None], False)
+        return F.cross_entropy(similarity.masked_fill(excluded, -torch.inf), partner)

@@ -20,7 +20,7 @@ VERSIONS = {
     "demo": 2,
     "prepare": 2,
     "folds": 2,
-    "pretrain": 2,
+    "pretrain": 3,
     "cnn": 2,
     "end_to_end": 3,
     "sequence": 3,

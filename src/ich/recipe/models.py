@@ -162,7 +162,7 @@ class ImageTta(Strict):
 
 
 class Pretrain(Backbone, Model):
-    """SimCLR on all slices, without labels (Chen et al., arXiv:2002.05709)."""
+    """SimCLR on all slices, without labels (Chen et al., arXiv:2002.05709); negatives are slices of other studies."""
 
     stage: ClassVar[str] = "pretrain"
     files: ClassVar[tuple[str, ...]] = ("model.safetensors", "model.json", "history.csv")
