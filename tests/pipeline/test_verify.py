@@ -275,7 +275,7 @@ BROKEN = {
         lambda plan: plan.assembled("bigru"),
         "oof.parquet",
         put(0, "logit_any", ULP),
-        "has other logits than its fold's valid.parquet",
+        "has other logits than the table of its fold",
     ),
     "no mean": (lambda plan: plan.assembled("lgbm"), "test.parquet", put(0, "logit_any", 7.0), "than the mean over"),
     "a threshold of 1.5": ("thresholds", "thresholds.json", thresholds_of(any=1.5), "any has a threshold outside 0..1"),

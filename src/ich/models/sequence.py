@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
@@ -17,6 +18,7 @@ from ich.models.network import FittedNetwork, fit_on_labels
 from ich.models.slices import Predictions, Shape, Slices, geometry
 from ich.networks.layers import HeadSpec
 from ich.networks.sequence import build_head, try_head
+from ich.networks.study import StudyHead
 from ich.recipe import Head
 from ich.training.device import default_device
 from ich.training.fit import Loader
@@ -38,6 +40,8 @@ class Sequence(Model):
             "batch_size": settings.batch_size,
             "precision": settings.precision,
         }
+        if settings.writes_studies:
+            spec["studies"] = True
         torch.manual_seed(run.seed)
         try:
             fitted = FittedSequence(spec, run.name, network=FittedSequence.build(spec))
@@ -86,13 +90,18 @@ def series_of(
 class FittedSequence(FittedNetwork):
     @staticmethod
     def build(spec: Mapping[str, Any]) -> nn.Module:
-        return build_head(HeadSpec(**spec["head"]))
+        head = HeadSpec(**spec["head"])
+        network = build_head(head)
+        return StudyHead(network, head.classes, head.dropout) if spec.get("studies") else network
 
     def predict(self, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:
-        """With `tta.reverse`, the mean of each series read forwards and backwards."""
+        """With `tta.reverse`, the mean of each series read forwards and backwards.
+
+        With `study_loss`, a study has the largest pooled logit of its series.
+        """
         n, precision = len(slices), self.spec["precision"]
         if not n:  # no test set
-            return Predictions(np.empty((0, len(slices.classes))))
+            return self._predictions(slices, np.empty((0, 2 * len(slices.classes))))
         series = series_of(slices, inputs, self.spec["inputs"])
 
         def batches(*, reverse: bool = False) -> Iterable[SeriesBatch]:
@@ -102,4 +111,13 @@ class FittedSequence(FittedNetwork):
             logits = predict(self.network, batches(), n, precision, advance)["logits"]
             if self.spec["tta"].get("reverse"):
                 logits = (logits + predict(self.network, batches(reverse=True), n, precision)["logits"]) / 2
-        return Predictions(logits)
+        return self._predictions(slices, logits)
+
+    def _predictions(self, slices: Slices, logits: np.ndarray) -> Predictions:
+        """Predictions of the outputs of the network, [n, c] or [n, 2 c]; see `StudyHead`."""
+        classes = pd.Index(slices.classes)
+        if not self.spec.get("studies"):
+            return Predictions(logits[:, : len(classes)])
+        series = pd.DataFrame(logits[:, len(classes) :], columns=classes)  # repeated for each slice
+        studies = series.groupby(slices.frame["study_id"].to_numpy(), sort=False).max()
+        return Predictions(logits[:, : len(classes)], studies=studies)

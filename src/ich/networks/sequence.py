@@ -4,12 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from ich.networks.label_rnn import SliceLabelHead
-from ich.networks.layers import Classifier, HeadSpec, Lengths, ZeroLinear, bidirectional, over_slices
+from ich.networks.layers import Classifier, Head, HeadSpec, Lengths, ZeroLinear, bidirectional, over_slices
 
 GEOMETRY = 2  # values per slice: gap to the next slice, position in the series
 
 
-def build_head(spec: HeadSpec) -> nn.Module:
+def build_head(spec: HeadSpec) -> Head:
     """Build a network whose forward maps padded studies to logits float32 [B, T, c].
 
     Its arguments are features [B, T, D], base logits [B, T, c], geometry [B, T, 2] and lengths int64 [B], which stay
@@ -29,7 +29,7 @@ def try_head(spec: HeadSpec) -> None:
         build_head(spec)
 
 
-class ResidualHead(nn.Module):
+class ResidualHead(Head):
     """base + linear(bidirectional RNN of [LayerNorm(features), base, geometry]).
 
     The linear layer starts at zero, so that an untrained head returns the base logits: it learns what the neighbours
@@ -42,16 +42,18 @@ class ResidualHead(nn.Module):
         width = spec.features + spec.classes + GEOMETRY
         self.rnn = bidirectional(spec.cell, width, spec.hidden, spec.layers, spec.dropout)
         self.dropout = nn.Dropout(spec.dropout)
-        self.residual = ZeroLinear(2 * spec.hidden, spec.classes)
+        self.width = 2 * spec.hidden
+        self.residual = ZeroLinear(self.width, spec.classes)
 
-    def forward(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):  # half precision would round the logits
-            inputs = torch.cat([self.norm(features.float()), base.float(), geometry.float()], dim=-1)
-            states = over_slices(self.rnn, inputs, lengths)
-            return base.float() + self.residual(self.dropout(states))
+    def states(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
+        inputs = torch.cat([self.norm(features.float()), base.float(), geometry.float()], dim=-1)
+        return over_slices(self.rnn, inputs, lengths)
+
+    def classify(self, states: Tensor, base: Tensor) -> Tensor:
+        return base.float() + self.residual(self.dropout(states))
 
 
-class StackedHead(nn.Module):
+class StackedHead(Head):
     """linear(stacked bidirectional RNN), of its last layer (docs/background/seeds.md, CNN-LSTM).
 
     shortcut: of the sum of all layers, which shortens the path of the gradient to the first of them
@@ -64,13 +66,15 @@ class StackedHead(nn.Module):
         widths = [spec.features] + [2 * spec.hidden] * (spec.layers - 1)
         self.layers = nn.ModuleList([bidirectional(spec.cell, width, spec.hidden) for width in widths])
         self.dropout = nn.Dropout(spec.dropout)
-        self.classifier = Classifier(2 * spec.hidden, spec.classes)
+        self.width = 2 * spec.hidden
+        self.classifier = Classifier(self.width, spec.classes)
 
-    def forward(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):
-            below, outputs = features.float(), list[Tensor]()
-            for layer in self.layers:
-                below = self.dropout(outputs[-1]) if outputs else below
-                outputs.append(over_slices(layer, below, lengths))  # pyright: ignore[reportArgumentType]
-            states = torch.stack(outputs).sum(dim=0) if self.shortcuts else outputs[-1]
-            return self.classifier(self.dropout(states))
+    def states(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
+        below, outputs = features.float(), list[Tensor]()
+        for layer in self.layers:
+            below = self.dropout(outputs[-1]) if outputs else below
+            outputs.append(over_slices(layer, below, lengths))  # pyright: ignore[reportArgumentType]
+        return torch.stack(outputs).sum(dim=0) if self.shortcuts else outputs[-1]
+
+    def classify(self, states: Tensor, base: Tensor) -> Tensor:
+        return self.classifier(self.dropout(states))
