@@ -195,7 +195,7 @@ def test_study_logits_are_calibrated_and_thresholded_on_the_other_folds():
         assert calibrated[where]["log_loss"].values[-1] < log_loss_of(y, sigmoid(sharp[where]))
     oof = rows["oof"]
     columns = zip(sharp["oof"].T, labels["oof"].T, strict=True)
-    chosen = [choose_calibrator(z, y, fold[oof.first], oof.study_bootstrap).logits for z, y in columns]
+    chosen = [choose_calibrator(z, y, fold[oof.first], oof.study_bootstrap, "platt").logits for z, y in columns]
     expected = log_loss_of(labels["oof"], sigmoid(np.column_stack(chosen)))
     assert calibrated["oof"]["log_loss"].values[-1] == pytest.approx(expected)
     cells = evaluation.pooled_cells(scores["oof"], calibrated["oof"], CLASSES)

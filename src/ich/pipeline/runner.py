@@ -8,8 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ich.console import detail, say, time_left, whole
-from ich.ensemble.calibration import choose_calibrator
-from ich.ensemble.intervals import Bootstrap
+from ich.ensemble.calibration import fit
 from ich.ensemble.predictions import aligned, assemble_oof, mean_test
 from ich.errors import UserError
 from ich.models.artifacts import require_finite, write_predictions
@@ -212,9 +211,5 @@ def _assembled_tables(plan: Plan, task: Task, table: SliceTable, key: str, files
 
 def _calibrators(table: SliceTable, oof: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """The calibrator of the study logits of each class, fitted on all folds, for `ich predict`."""
-    known = table.table[table.labelled].groupby("study_id")[["patient_id", *table.classes]].max().loc[oof["study_id"]]
-    bootstrap = Bootstrap(known["patient_id"])
-    return {
-        name: choose_calibrator(oof[f"logit_{name}"], known[name], oof["fold"], bootstrap).calibrator.as_dict()
-        for name in table.classes
-    }
+    known = table.table[table.labelled].groupby("study_id")[table.classes].max().loc[oof["study_id"]]
+    return {name: fit("platt", oof[f"logit_{name}"], known[name]).as_dict() for name in table.classes}

@@ -128,11 +128,11 @@ def evaluate_studies(
 ) -> dict[str, dict[str, Score]]:
     """Score study logits [s, c] on "oof" and, if given, "test". fold [n]: of the out-of-fold slices.
 
-    They are calibrated, and their thresholds tuned, on the studies of the other folds; for the test set on all.
+    Platt scaling and thresholds are fitted on the studies of the other folds; for the test set on all.
     """
     oof, labels = rows["oof"], rows["oof"].per_study(rows["oof"].labels)
     fold, pairs = fold[oof.first], zip(logits["oof"].T, labels.T, strict=True)
-    chosen = [choose_calibrator(z, y, fold, oof.study_bootstrap) for z, y in pairs]
+    chosen = [choose_calibrator(z, y, fold, oof.study_bootstrap, "platt") for z, y in pairs]
     p = {"oof": sigmoid(np.column_stack([one.logits for one in chosen]))}
     tuned = thresholds.tune(labels, p["oof"], classes, goal, fold=fold)
     assert tuned.decided is not None, "folds are given"

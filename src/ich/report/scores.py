@@ -55,8 +55,8 @@ def sentences(found: Mapping[str, Any]) -> Iterator[str]:
         )
     if "pooled" in found["studies"].get("oof", {}):
         yield (
-            "Models with study_loss also predict studies by attention pooling. For comparison, both these and the"
-            " maximum over the model's slices are calibrated, and their thresholds tuned, on the studies of the other"
+            "Models with study_loss also predict studies by attention pooling. For comparison, these logits and the"
+            " maximum over the model's slices get a Platt scaling and thresholds, fitted on the studies of the other"
             " folds."
         )
     if "test" in found["rows"]:

@@ -102,7 +102,9 @@ def run_outside(plan: Plan, *, force: bool = False) -> None:
 def _task(plan: Plan, out: Path, fold: int | None = None) -> Task:
     """Task with the inputs of a prediction: the folds of the blend, and the thresholds if there are any."""
     upstream = tuple((task, ()) for task in plan.tasks_of("blend", fold=fold))
-    upstream += tuple((plan.assembled(name), (STUDIES,)) for name in with_studies(plan, fold))
+    if fold is None:  # their calibration needs all folds
+        names = (name for name in needed(plan) if plan.settings_of(name).writes_studies)
+        upstream += tuple((plan.assembled(name), (STUDIES,)) for name in names)
     if plan.record_of(plan.thresholds):
         upstream += ((plan.thresholds, ()),)
     return Task("predict", "predict", Record(out), {}, upstream)
@@ -175,7 +177,7 @@ def ensemble_logits(
     values = plan.record_of(plan.prepared)["values"]
     slices = Slices(table, np.arange(len(table)), _classes(plan), images, values)
     models, numbers, folds, done = needed(plan), plan.fold_numbers if fold is None else [fold], [], 0
-    studies: dict[str, list[pd.DataFrame]] = {name: [] for name in with_studies(plan, fold)}
+    pooled: dict[str, list[pd.DataFrame]] = {}
     with progress("predict: ensemble", len(slices)) as work:
         for k in numbers:
             found: dict[str, Predictions] = {}
@@ -184,13 +186,17 @@ def ensemble_logits(
                 fitted = load_fitted(plan, name, k)
                 inputs = {other: found[other] for other in plan.recipe.inputs_of(name)}
                 found[name] = fitted.predict(replace(slices, workers=getattr(settings, "workers", 0)), inputs)
-                if name in studies:
-                    studies[name].append(found[name].studies)
+                if (studies := found[name].studies) is not None and fold is None:
+                    pooled.setdefault(name, []).append(studies)
                 done += 1
                 work.at(len(slices) * done // (len(models) * len(numbers)))
             folds.append(found["blend"].logits)
-    likely = [_calibrated(plan, name, sum(parts) / len(numbers)) for name, parts in studies.items()]
-    return np.asarray(np.mean(folds, axis=0, dtype=np.float64)), sum(likely) / len(likely) if likely else None
+    likely = [_calibrated(plan, name, _mean(parts)) for name, parts in pooled.items()]
+    return np.asarray(np.mean(folds, axis=0, dtype=np.float64)), _mean(likely) if likely else None
+
+
+def _mean(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(tables).astype("float64").groupby(level=0, sort=False).mean()
 
 
 def _calibrated(plan: Plan, model: str, logits: pd.DataFrame) -> pd.DataFrame:
@@ -201,11 +207,6 @@ def _calibrated(plan: Plan, model: str, logits: pd.DataFrame) -> pd.DataFrame:
     with parsing(task.folder / STUDIES):
         found = read_json(task.folder / STUDIES)
         return logits.apply(lambda column: sigmoid(Calibrator.from_dict(found[column.name]).apply(column)))
-
-
-def with_studies(plan: Plan, fold: int | None) -> list[str]:
-    """Return the models of the ensemble that predict studies; none for one fold, since calibration needs all."""
-    return [name for name in needed(plan) if fold is None and plan.settings_of(name).writes_studies]
 
 
 def needed(plan: Plan) -> list[str]:

@@ -130,12 +130,12 @@ def _pooled(
             path = folder / f"{where}_studies.parquet"
             pooled[where] = read_logits(path, pd.Index(some.study_ids), slices.classes, "study_id")
             maximum[where] = some.per_study(read_logits(folder / f"{where}.parquet", some.ids, slices.classes))
-        both = [
+        of_pooled, of_maximum = (
             evaluation.evaluate_studies(rows, logits, fold, slices.classes, slices.class_weights, goal)
             for logits in (pooled, maximum)
-        ]
+        )
         for where in rows:
-            found[where][model] = evaluation.pooled_cells(*(scores[where] for scores in both), slices.classes)
+            found[where][model] = evaluation.pooled_cells(of_pooled[where], of_maximum[where], slices.classes)
     return found
 
 
