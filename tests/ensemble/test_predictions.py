@@ -46,6 +46,17 @@ def test_out_of_fold_tables_must_have_every_labelled_slice_once(broken, labelled
         predictions.assemble_oof({**parts(), 0: broken}, labelled, CLASSES)
 
 
+def test_tables_of_studies_must_have_every_study_once():
+    studies = {k: part.rename(columns={"image_id": "study_id"}) for k, part in parts().items()}
+    oof = predictions.assemble_oof(studies, LABELLED, CLASSES, "study_id")
+    assert oof["study_id"].tolist() == ["a", "b", "c", "d"]
+    twice = pd.concat([studies[0], studies[0][:1]])
+    with pytest.raises(ValueError, match=r"fold 0: studies that occur more than once \(1\): d\."):
+        predictions.assemble_oof({**studies, 0: twice}, LABELLED, CLASSES, "study_id")
+    with pytest.raises(ValueError, match=r"test table 1: studies that test table 0 does not have"):
+        predictions.mean_test([studies[0], studies[1]], CLASSES, "study_id")
+
+
 def test_the_test_mean_is_joined_by_id():
     mean = predictions.mean_test([table(["b", "a"], [1.0, 2.0]), table(["a", "b"], [4.0, 5.0])], CLASSES)
     assert mean["image_id"].tolist() == ["a", "b"]

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import CLASSES, fold_data, plan_of
+from conftest import CLASSES, LOGITS, fold_data, plan_of
 from ich.errors import UserError
 from ich.models import registry
 from ich.models.artifacts import read_predictions
@@ -72,6 +72,11 @@ def test_a_loaded_model_predicts_what_was_recorded(trained, kind):
         folder = plan.workspace.fold(model, 0)
         recorded = read_predictions(folder, split, slices.ids, CLASSES, embeddings=embeddings)
         np.testing.assert_array_equal(found.logits, recorded.logits)
+        if found.studies is not None:
+            table = pd.read_parquet(folder / f"{split}_studies.parquet").set_index("study_id")
+            pd.testing.assert_frame_equal(
+                table[LOGITS].loc[found.studies.index].set_axis(CLASSES, axis=1), found.studies, check_names=False
+            )
         assert (found.embeddings is None) == (recorded.embeddings is None)
         if found.embeddings is not None:
             np.testing.assert_array_equal(found.embeddings, recorded.embeddings)

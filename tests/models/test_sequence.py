@@ -64,11 +64,11 @@ def test_a_reversed_series_equals_one_numbered_from_the_other_end(seed, lengths)
     np.testing.assert_array_equal(mirrored.rows, rows[expected.rows])
 
 
-def model(head: str, cell: str, *, reverse: bool, batch_size: int = 2) -> FittedSequence:
+def model(head: str, cell: str, *, reverse: bool, batch_size: int = 2, studies: bool = False) -> FittedSequence:
     """A model with random weights; a residual head begins at zero."""
     shape = {"features": 5, "classes": 2, "cell": cell, "hidden": 4, "layers": 2, "dropout": 0.3}
     spec = {"inputs": ["a"], "head": {"name": head, **shape}, "tta": {"reverse": reverse}}
-    spec |= {"batch_size": batch_size, "precision": "fp32"}
+    spec |= {"batch_size": batch_size, "precision": "fp32", "studies": studies}
     network = FittedSequence.build(spec)
     torch.manual_seed(0)
     for values in network.parameters():
@@ -89,6 +89,34 @@ def test_reverse_is_the_mean_of_both_directions(head, cell):
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, (forwards + backwards) / 2, atol=1e-6)
     assert np.abs(forwards - backwards).max() > 0.01
+
+
+@pytest.mark.parametrize("head", ["residual", "shortcut"])
+def test_a_study_has_the_largest_logit_of_its_series_in_the_mean_of_both_directions(head):
+    slices, found = drawn(1, [4, 1, 7, 2])
+    other, moved, _ = turned(slices, found)
+    table = slices.table
+    once, both = (model(head, "gru", reverse=reverse, studies=True) for reverse in (False, True))
+
+    def studies(fitted: FittedSequence, of: Slices, inputs: Predictions, names: list[str]) -> pd.DataFrame:
+        named = Slices(of.table.assign(study_id=np.array(names)[of.table["series"]]), of.rows, CLASSES)
+        result = fitted.predict(named, {"a": inputs})
+        assert result.studies is not None
+        assert result.logits.shape == (len(table), 2)
+        return result.studies
+
+    own = studies(once, slices, found, list("abcd"))
+    assert own.index.tolist() == list("abcd")
+    assert (own.dtypes == np.float32).all()
+    shared = studies(once, slices, found, list("baab"))  # in the order of the slices
+    assert shared.index.tolist() == ["b", "a"]
+    np.testing.assert_array_equal(shared.loc["b"], own.loc[["a", "d"]].max())
+    mean = (own + studies(once, other, moved, list("abcd"))) / 2
+    np.testing.assert_allclose(studies(both, slices, found, list("abcd")), mean, atol=1e-6)
+    none = Slices(table.assign(study_id="a"), np.arange(0), CLASSES)
+    empty = once.predict(none, {}).studies
+    assert empty is not None
+    assert empty.shape == (0, 2)
 
 
 def test_inputs_are_in_the_order_of_the_settings_and_need_embeddings():

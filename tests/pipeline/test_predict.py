@@ -15,6 +15,7 @@ from scipy.special import expit, logit
 
 from conftest import CLASSES, copied, plan_of
 from conftest import make as run
+from ich.ensemble.calibration import Calibrator
 from ich.ensemble.hierarchy import project_any
 from ich.errors import UserError
 from ich.pipeline.state import Plan
@@ -66,11 +67,12 @@ def remade(root: Path, *changes: str) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def whole(trained, tmp_path_factory) -> tuple[pd.DataFrame, str]:
-    """The table of the recipe's own test folder, and what was printed."""
+def whole(trained, tmp_path_factory) -> tuple[pd.DataFrame, str, pd.DataFrame]:
+    """The table of the recipe's own test folder, what was printed, and the table of studies."""
     root = copied(trained, tmp_path_factory.mktemp("whole"))
     with redirect_stdout(io.StringIO()) as printed:
-        return scored(plan_of(root)), printed.getvalue()
+        table = scored(plan_of(root))
+    return table, printed.getvalue(), pd.read_csv(root / "out.studies.csv", dtype={"study_id": str})
 
 
 def test_predictions_of_the_test_folder_equal_the_submission(trained, whole):
@@ -173,8 +175,18 @@ def test_the_table_has_study_and_series_ids_but_no_patient_id(trained, whole):
     assert not set(slices["patient_id"]) & set(table.astype(str).to_numpy().ravel())
 
 
+def test_studies_have_the_calibrated_probabilities_of_attention_pooling(trained, whole):
+    folder = plan_of(trained).workspace.model("inside")
+    logits = pd.read_parquet(folder / "test_studies.parquet").set_index("study_id")
+    found, calibrators = whole[2].set_index("study_id"), read_json(folder / "studies.json")
+    assert sorted(found.index) == sorted(logits.index)
+    for name in CLASSES:
+        expected = expit(Calibrator.from_dict(calibrators[name]).apply(logits.loc[found.index, f"logit_{name}"]))
+        np.testing.assert_allclose(found[f"pooled_{name}"], expected, rtol=1e-6)
+
+
 def test_the_maximum_per_study_is_printed(whole):
-    table, printed = whole
+    table, printed, _ = whole
     for study, part in table.groupby("study_id"):
         row = next(line.split() for line in printed.splitlines() if line.startswith(str(study)))
         assert row == [str(study), str(len(part)), *(f"{p:.3f}" for p in part[PROBABILITIES].max())]
@@ -300,7 +312,7 @@ def test_the_study_table_has_the_maximum_of_its_slices(copy):
 
 
 def test_progress_is_in_slices(whole):
-    table, printed = whole
+    table, printed, _ = whole
     assert f"predict: ensemble: {len(table)} slices in " in printed
 
 

@@ -46,7 +46,7 @@ def dead_fold(plan: Plan, model: str) -> Task:
 # ---- killed
 
 
-@pytest.mark.parametrize("model", ["simclr", "resnet", "joint", "bigru"])
+@pytest.mark.parametrize("model", ["simclr", "resnet", "joint", "inside"])
 def test_a_killed_network_of_any_kind_resumes_to_the_same_bytes(copy, monkeypatch, model):
     changes = ["pretrain.simclr.epochs=2"] if model == "simclr" else []
     plan = plan_of(copy, *changes)

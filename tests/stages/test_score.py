@@ -10,6 +10,7 @@ import pytest
 from sklearn.metrics import fbeta_score, log_loss, recall_score, roc_auc_score
 
 from ich.ensemble import thresholds
+from ich.ensemble.calibration import choose_calibrator
 from ich.ensemble.hierarchy import project_any
 from ich.ensemble.predictions import logit_columns, sigmoid
 from ich.phantom.study import CLASSES
@@ -178,6 +179,33 @@ def test_files_have_the_printed_scores_and_a_second_run_the_same_bytes(plan, cap
         cells = models[row["model"]][row["rows"]]["classes"][row["class"]]
         assert row["f2_low"] == f"{cells['f2']['low']:.4f}"
         assert row["f2_threshold"] == f"{cells['thresholds']['f2']:.4f}"
+
+
+def test_study_logits_are_calibrated_and_thresholded_on_the_other_folds():
+    table = slice_table((), CLASSES)
+    train = table["split"] == "train"
+    rows = {"oof": evaluation.Rows(table[train], CLASSES), "test": evaluation.Rows(table[~train], CLASSES)}
+    codes, _ = pd.factorize(table.loc[train, "study_id"])
+    fold, goal, draws = codes % 3, thresholds.Goal(2.0), np.random.default_rng(0)
+    labels = {where: some.per_study(some.labels) for where, some in rows.items()}
+    logits = {where: 3 * y - 2 + draws.normal(size=y.shape) for where, y in labels.items()}
+    sharp = {where: 5 * values for where, values in logits.items()}  # overconfident
+    arguments = (fold, CLASSES, [1.0] * 6, goal)
+    scores, calibrated = (evaluation.evaluate_studies(rows, one, *arguments) for one in (logits, sharp))
+    for where, y in labels.items():
+        assert calibrated[where]["log_loss"].values[-1] < log_loss_of(y, sigmoid(sharp[where]))
+    oof = rows["oof"]
+    columns = zip(sharp["oof"].T, labels["oof"].T, strict=True)
+    chosen = [choose_calibrator(z, y, fold[oof.first], oof.study_bootstrap, "platt").logits for z, y in columns]
+    expected = log_loss_of(labels["oof"], sigmoid(np.column_stack(chosen)))
+    assert calibrated["oof"]["log_loss"].values[-1] == pytest.approx(expected)
+    cells = evaluation.pooled_cells(scores["oof"], calibrated["oof"], CLASSES)
+    values = [cells[way]["log_loss"]["value"] for way in ("pooled", "maximum")]
+    assert cells["pooled"]["log_loss"]["minus_maximum"]["value"] == pytest.approx(values[0] - values[1], abs=2e-6)
+
+
+def log_loss_of(y: np.ndarray, p: np.ndarray) -> float:
+    return float(np.mean([log_loss(a, b, labels=[0, 1]) for a, b in zip(y.T, p.T, strict=True)]))
 
 
 def test_the_baseline_predicts_the_prevalence(plan, capsys):

@@ -19,14 +19,18 @@ Broken = Iterator[tuple[Sequence[str] | pd.Series | pd.Index, str]]
 
 
 def predictions(
-    table: pd.DataFrame, wanted: pd.Index, classes: Sequence[str], folds: pd.Series | None = None
+    table: pd.DataFrame,
+    wanted: pd.Index,
+    classes: Sequence[str],
+    folds: pd.Series | None = None,
+    key: str = "image_id",
 ) -> Broken:
-    """Each wanted image once and no other, finite logits, and the fold of each image as in `folds` (by image_id)."""
+    """Each wanted id once and no other, finite logits, and the fold of each id as in `folds` (by id)."""
     columns = logit_columns(classes)
-    named = ["image_id", *(["fold"] if folds is not None else []), *columns]
+    named = [key, *(["fold"] if folds is not None else []), *columns]
     if list(table.columns) != named:
         raise ValueError(f"columns {', '.join(map(str, table.columns))}, expected {', '.join(named)}")
-    ids = pd.Index(table["image_id"])
+    ids = pd.Index(table[key])
     known = wanted.get_indexer(ids) >= 0  # `isin` takes ten times as long
     yield ids[ids.duplicated()], "occurs twice"
     yield wanted[ids.unique().get_indexer(wanted) < 0], "is missing"
@@ -37,17 +41,17 @@ def predictions(
     yield ids[_rows(~np.isfinite(table[columns].to_numpy("float64")))], "has a logit that is not finite"
 
 
-def as_in(oof: pd.DataFrame, parts: Sequence[pd.DataFrame], classes: Sequence[str]) -> Broken:
+def as_in(oof: pd.DataFrame, parts: Sequence[pd.DataFrame], classes: Sequence[str], key: str = "image_id") -> Broken:
     """The out-of-fold logits equal those of the folds, to the bit."""
-    there, here = _by_image(pd.concat(parts), classes), _by_image(oof, classes)
+    there, here = _by_id(pd.concat(parts), classes, key), _by_id(oof, classes, key)
     differ = here.to_numpy() != there.reindex(here.index).to_numpy()
-    yield here.index[_rows(differ)], "has other logits than its fold's valid.parquet"
+    yield here.index[_rows(differ)], "has other logits than the table of its fold"
 
 
-def mean_of(test: pd.DataFrame, parts: Sequence[pd.DataFrame], classes: Sequence[str]) -> Broken:
+def mean_of(test: pd.DataFrame, parts: Sequence[pd.DataFrame], classes: Sequence[str], key: str = "image_id") -> Broken:
     """The test logits equal the mean over the folds."""
-    here = _by_image(test, classes)
-    mean = np.mean([_by_image(part, classes).reindex(here.index).to_numpy("float64") for part in parts], axis=0)
+    here = _by_id(test, classes, key)
+    mean = np.mean([_by_id(part, classes, key).reindex(here.index).to_numpy("float64") for part in parts], axis=0)
     differ = ~np.isclose(here.to_numpy("float64"), mean, rtol=1e-9, atol=1e-12)
     yield here.index[_rows(differ)], "has other logits than the mean over the folds"
 
@@ -104,5 +108,5 @@ def _rows(mask: NDArray) -> NDArray[np.bool_]:
     return np.asarray(mask.any(axis=1))
 
 
-def _by_image(table: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    return table.drop_duplicates("image_id").set_index("image_id")[logit_columns(classes)]
+def _by_id(table: pd.DataFrame, classes: Sequence[str], key: str) -> pd.DataFrame:
+    return table.drop_duplicates(key).set_index(key)[logit_columns(classes)]

@@ -1,4 +1,4 @@
-"""Prediction files of a fold, <split>.parquet and <split>_embeddings.npy, joined by image id."""
+"""Prediction files of a fold: <split>.parquet, <split>_embeddings.npy and <split>_studies.parquet, joined by id."""
 
 from pathlib import Path
 
@@ -19,15 +19,24 @@ BLOCK = 1 << 14  # rows checked at a time
 def write_predictions(
     folder: Path, split: str, ids: pd.Index, classes: list[str], predictions: Predictions, fold: int | None = None
 ) -> dict[str, Path]:
-    """Write a table of image_id, fold (valid only) and logit_<class> as float32, and float16 embeddings if any."""
-    table = pd.DataFrame(predictions.logits, columns=pd.Index(logit_columns(classes)))
-    if split == "valid":
-        table.insert(0, "fold", fold)
-    table.insert(0, "image_id", ids)
-    path = folder / f"{split}.parquet"
-    with atomic(path) as temporary:
-        table.to_parquet(temporary, index=False)
-    files = {path.name: path}
+    """Write a table of image_id, fold (valid only) and logit_<class> as float32, and float16 embeddings if any.
+
+    Predictions of studies are a table of the same kind, with study_id.
+    """
+    files: dict[str, Path] = {}
+
+    def write(path: Path, key: str, ids: pd.Index, logits: np.ndarray) -> None:
+        table = pd.DataFrame(logits, columns=pd.Index(logit_columns(classes)))
+        if split == "valid":
+            table.insert(0, "fold", fold)
+        table.insert(0, key, ids)
+        with atomic(path) as temporary:
+            table.to_parquet(temporary, index=False)
+        files[path.name] = path
+
+    write(folder / f"{split}.parquet", "image_id", ids, predictions.logits)
+    if (studies := predictions.studies) is not None:
+        write(folder / f"{split}_studies.parquet", "study_id", studies.index, studies.to_numpy(np.float32))
     if predictions.embeddings is not None:
         path = folder / f"{split}_embeddings.npy"
         write_array(path, predictions.embeddings)
@@ -64,11 +73,11 @@ def read_predictions(
     return Predictions(logits, array[pd.Index(table["image_id"]).get_indexer(ids)])
 
 
-def read_logits(path: Path, ids: pd.Index, classes: list[str]) -> np.ndarray:
-    """Logits float64 [n, c] in the order of `ids`, from oof.parquet or test.parquet."""
+def read_logits(path: Path, ids: pd.Index, classes: list[str], key: str = "image_id") -> np.ndarray:
+    """Logits float64 [n, c] in the order of `ids`, from oof.parquet or test.parquet. key: study_id for studies."""
     table = read_parquet(path)
     with parsing(path):
-        return aligned(table, ids, classes)
+        return aligned(table, ids, classes, key)
 
 
 def _require_recorded(record: dict, path: Path) -> None:
@@ -78,13 +87,16 @@ def _require_recorded(record: dict, path: Path) -> None:
 
 def require_finite(what: str, ids: pd.Index, predictions: Predictions) -> None:
     """Raise UserError with the first slice that has a logit or an embedding that is not finite."""
-    for name, array in (("logits", predictions.logits), ("embeddings", predictions.embeddings)):
+    arrays = [("logits", "slices", ids, predictions.logits), ("embeddings", "slices", ids, predictions.embeddings)]
+    if (studies := predictions.studies) is not None:
+        arrays.append(("logits", "studies", studies.index, studies.to_numpy()))
+    for name, unit, rows, array in arrays:
         if array is None:
             continue
         blocks = [np.isfinite(array[start : start + BLOCK]).all(axis=1) for start in range(0, len(array), BLOCK)]
         bad = np.flatnonzero(~np.concatenate(blocks)) if blocks else []
         if len(bad):
             raise UserError(
-                f"{what}: the {name} of {len(bad)} of {len(ids)} slices are not finite, the first of {ids[bad[0]]};"
+                f"{what}: the {name} of {len(bad)} of {len(rows)} {unit} are not finite, the first of {rows[bad[0]]};"
                 " lower learning_rate, raise warmup_ratio, set max_grad_norm or train with precision fp32"
             )

@@ -101,12 +101,17 @@ def fit_on_labels(fitted: FittedNetwork, loader: Loader, data: FoldData, run: Ru
     inputs = {split: data.inputs(split) for split in splits}
     plain = {**fitted.spec, "tta": {}}
     criterion, slice_loss = loss_for(data), getattr(settings, "slice_loss", 0.0)
+    study_loss = getattr(settings, "study_loss", 0.0)
 
     def loss_of(network: Any, batch: Any) -> torch.Tensor:
+        if study_loss:
+            slices, series = batch.real(network(*batch.inputs)).chunk(2, dim=-1)
+            of_series = losses.study_loss(series, batch.targets, batch.lengths)
+            return criterion(slices, batch.targets) + study_loss * of_series
         if not slice_loss:
             return criterion(batch.real(network(*batch.inputs)), batch.targets)
-        losses = [criterion(batch.real(logits), batch.targets) for logits in network.logits(*batch.inputs)]
-        return losses[0] + slice_loss * losses[1]
+        of_head, of_slices = (criterion(batch.real(one), batch.targets) for one in network.logits(*batch.inputs))
+        return of_head + slice_loss * of_slices
 
     def evaluate(network: nn.Module) -> dict[str, float]:
         logits: dict[str, np.ndarray] = {}

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
@@ -17,6 +18,7 @@ from ich.models.network import FittedNetwork, fit_on_labels
 from ich.models.slices import Predictions, Shape, Slices, geometry
 from ich.networks.layers import HeadSpec
 from ich.networks.sequence import MeanOfNetworks, build_head, try_head
+from ich.networks.study import StudyHead
 from ich.recipe import Head
 from ich.training.device import default_device
 from ich.training.fit import Loader
@@ -38,6 +40,8 @@ class Sequence(Model):
             "batch_size": settings.batch_size,
             "precision": settings.precision,
         }
+        if settings.writes_studies:
+            spec["studies"] = True
         members = [_fit(spec, series, data, one) for one in run.seeds(settings.seeds)]
         if settings.seeds == 1:
             return members[0]
@@ -73,6 +77,13 @@ def _fit(spec: dict[str, Any], series: SeriesArrays, data: FoldData, run: Run) -
     return fitted
 
 
+def _network(spec: Mapping[str, Any]) -> nn.Module:
+    """The network of one seed."""
+    head = HeadSpec(**spec["head"])
+    network = build_head(head)
+    return StudyHead(network, head.classes, head.dropout) if spec.get("studies") else network
+
+
 def head_spec(settings: Head, features: int, classes: int) -> HeadSpec:
     shape = settings.model_dump(include=set(Head.model_fields) - {"head"})
     return HeadSpec(settings.head, features, classes, **shape)
@@ -96,14 +107,17 @@ def series_of(
 class FittedSequence(FittedNetwork):
     @staticmethod
     def build(spec: Mapping[str, Any]) -> nn.Module:
-        heads = [build_head(HeadSpec(**spec["head"])) for _ in range(spec.get("seeds", 1))]
-        return heads[0] if len(heads) == 1 else MeanOfNetworks(heads)
+        networks = [_network(spec) for _ in range(spec.get("seeds", 1))]
+        return networks[0] if len(networks) == 1 else MeanOfNetworks(networks)
 
     def predict(self, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:
-        """With `tta.reverse`, the mean of each series read forwards and backwards."""
+        """With `tta.reverse`, the mean of each series read forwards and backwards.
+
+        With `study_loss`, a study has the largest pooled logit of its series.
+        """
         n, precision = len(slices), self.spec["precision"]
         if not n:  # no test set
-            return Predictions(np.empty((0, len(slices.classes))))
+            return self._predictions(slices, np.empty((0, 2 * len(slices.classes))))
         series = series_of(slices, inputs, self.spec["inputs"])
 
         def batches(*, reverse: bool = False) -> Iterable[SeriesBatch]:
@@ -113,4 +127,13 @@ class FittedSequence(FittedNetwork):
             logits = predict(self.network, batches(), n, precision, advance)["logits"]
             if self.spec["tta"].get("reverse"):
                 logits = (logits + predict(self.network, batches(reverse=True), n, precision)["logits"]) / 2
-        return Predictions(logits)
+        return self._predictions(slices, logits)
+
+    def _predictions(self, slices: Slices, logits: np.ndarray) -> Predictions:
+        """Predictions of the outputs of the network, [n, c] or [n, 2 c]; see `StudyHead`."""
+        classes = pd.Index(slices.classes)
+        if not self.spec.get("studies"):
+            return Predictions(logits[:, : len(classes)])
+        series = pd.DataFrame(logits[:, len(classes) :], columns=classes)  # repeated for each slice
+        studies = series.groupby(slices.frame["study_id"].to_numpy(), sort=False).max()
+        return Predictions(logits[:, : len(classes)], studies=studies)

@@ -19,6 +19,8 @@ class Predictions:
     """[n, c], kept as float32"""
     embeddings: NDArray[np.float16] | None = None
     """[n, d], of networks on single slices"""
+    studies: pd.DataFrame | None = None
+    """Logits [m, c] of the m studies of the slices, by study id; of models with `writes_studies`"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "logits", np.asarray(self.logits, dtype=np.float32))

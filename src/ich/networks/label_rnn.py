@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ich.networks.layers import Classifier, HeadSpec, Lengths, bidirectional, over_slices, padding_of
+from ich.networks.layers import Classifier, Head, HeadSpec, Lengths, bidirectional, over_slices, padding_of
 
 
 class SliceContext(nn.Module):
@@ -36,11 +36,11 @@ class SliceContext(nn.Module):
     def forward(self, features: Tensor, lengths: Lengths) -> Tensor:
         if self.rnn is not None:
             return features + over_slices(self.rnn, features, lengths)
-        padding, context = padding_of(features, lengths)[:, None], features.transpose(1, 2)
+        beyond, context = padding_of(features, lengths)[:, None], features.transpose(1, 2)
         for number, convolution in enumerate(self.convolutions or ()):
             context = self.dropout(F.relu(context)) if number else context
             # zeros beyond the last slice, as in a study without padding
-            context = convolution(context.masked_fill(padding, 0.0))
+            context = convolution(context.masked_fill(beyond, 0.0))
         return features + context.transpose(1, 2)
 
 
@@ -70,7 +70,7 @@ class LabelDecoder(nn.Module):
         return states.unflatten(0, features.shape[:2])
 
 
-class SliceLabelHead(nn.Module):
+class SliceLabelHead(Head):
     """SDL and LRNN in the order of the name: sdl, lrnn, sdl_lrnn or lrnn_sdl; linear has neither, as their control.
 
     After a final decoder, the step of each class becomes one logit by the weights of that class. SDL after the decoder
@@ -89,6 +89,7 @@ class SliceLabelHead(nn.Module):
                 self.parts.append(LabelDecoder(width, spec.classes, spec.hidden))
                 width = spec.classes * spec.hidden
         self.dropout = nn.Dropout(spec.dropout)
+        self.width = spec.classes * spec.hidden if spec.name.endswith("lrnn") else width
         self.classifier = Classifier(spec.hidden if spec.name.endswith("lrnn") else width, spec.classes)
 
     @torch.no_grad()
@@ -102,12 +103,14 @@ class SliceLabelHead(nn.Module):
             self.classifier.weight.copy_(torch.block_diag(*weight) if self.spec.name == "lrnn_sdl" else weight)
             self.classifier.bias.copy_(state["classifier.bias"])
 
-    def forward(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):
-            states = features.float()
-            for part in self.parts:
-                states = part(states.flatten(2), lengths)
-            states = self.dropout(states)
-            if states.ndim == 4:  # one state per class
-                return (states * self.classifier.weight).sum(dim=-1) + self.classifier.bias
-            return self.classifier(states)
+    def states(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
+        states = features.float()
+        for part in self.parts:
+            states = part(states.flatten(2), lengths)
+        return states
+
+    def classify(self, states: Tensor, base: Tensor) -> Tensor:
+        states = self.dropout(states)
+        if states.ndim == 4:  # one state per class
+            return (states * self.classifier.weight).sum(dim=-1) + self.classifier.bias
+        return self.classifier(states)

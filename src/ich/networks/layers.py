@@ -61,6 +61,28 @@ class HeadSpec:
         return self.name in ("linear", "sdl") or ("lrnn" in self.name and self.hidden == self.features)
 
 
+class Head(nn.Module):
+    """Base class of the heads over the slices of a study: states of the slices, and logits from them.
+
+    Features [B, T, D], base logits [B, T, c], geometry [B, T, 2] and lengths int64 [B] are as in `build_head`.
+    """
+
+    width: int
+    """Values in the state of a slice."""
+
+    def states(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
+        """States [B, T, width], or [B, T, c, width / c] if each class has its own."""
+        raise NotImplementedError
+
+    def classify(self, states: Tensor, base: Tensor) -> Tensor:
+        """Logits float32 [B, T, c] of states and base logits."""
+        raise NotImplementedError
+
+    def forward(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):  # half precision would round the logits
+            return self.classify(self.states(features, base, geometry, lengths), base)
+
+
 def bidirectional(cell: str, features: int, hidden: int, layers: int = 1, dropout: float = 0.0) -> nn.LSTM | nn.GRU:
     """Bidirectional network with `hidden` units per direction and dropout between its layers."""
     between = dropout if layers > 1 else 0.0

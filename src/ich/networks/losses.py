@@ -1,6 +1,6 @@
 """Losses for several binary labels per slice, always the mean over all elements."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,6 +59,22 @@ class Loss:
         if weights is not None:
             each = each * weights
         return each.mean()
+
+
+def study_loss(logits: Tensor, targets: Tensor, lengths: Iterable[int]) -> Tensor:
+    """Mean cross-entropy of one label per series and class: the maximum over its labelled slices.
+
+    logits [n, c]: of the series, repeated for each of its slices. targets: [n, c], or weighted as in `Loss`: the weight
+    of a series is then the mean of its slices. lengths: slices of each series; their sum is n.
+    """
+    targets, weights = targets.float(), torch.ones_like(logits)
+    if targets.ndim > logits.ndim:
+        weighted, weights = targets.unbind(-2)
+        targets = weighted / weights.clamp(min=TINY)
+    sizes = [int(n) for n in lengths]
+    series, labels = (torch.stack([part.amax(dim=0) for part in all_.split(sizes)]) for all_ in (logits, targets))
+    weight = torch.stack([part.mean(dim=0) for part in weights.split(sizes)])
+    return F.binary_cross_entropy_with_logits(series.float(), labels, weight.float())
 
 
 def pos_weight(prevalence: np.ndarray, max_pos_weight: float) -> list[tuple[float, float]]:

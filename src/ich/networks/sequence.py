@@ -5,13 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ich.networks.label_rnn import SliceLabelHead
-from ich.networks.layers import Classifier, HeadSpec, Lengths, ZeroLinear, bidirectional, over_slices, padding_of
+from ich.networks.layers import Classifier, Head, HeadSpec, Lengths, ZeroLinear, bidirectional, over_slices, padding_of
 from ich.networks.transformer import SliceTransformer
 
 GEOMETRY = 2  # values per slice: gap to the next slice, position in the series
 
 
-def build_head(spec: HeadSpec) -> nn.Module:
+def build_head(spec: HeadSpec) -> Head:
     """Build a network whose forward maps padded studies to logits float32 [B, T, c].
 
     Its arguments are features [B, T, D], base logits [B, T, c], geometry [B, T, 2] and lengths int64 [B], which stay
@@ -38,7 +38,7 @@ class MeanOfNetworks(nn.ModuleList):
         return torch.stack([network(*inputs) for network in self]).mean(dim=0)
 
 
-class ResidualHead(nn.Module):
+class ResidualHead(Head):
     """base + linear(context of [LayerNorm(features), base, geometry, differences]).
 
     The linear layer starts at zero, so that an untrained head returns the base logits: it learns what the neighbours
@@ -60,25 +60,24 @@ class ResidualHead(nn.Module):
                 width = 2 * spec.hidden
             self.rnn = bidirectional(spec.cell.removeprefix("conv_"), width, spec.hidden, spec.layers, spec.dropout)
         self.dropout = nn.Dropout(spec.dropout)
-        self.residual = ZeroLinear(2 * spec.hidden, spec.classes)
+        self.width = 2 * spec.hidden
+        self.residual = ZeroLinear(self.width, spec.classes)
 
-    def forward(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):  # half precision would round the logits
-            normed, padding = self.norm(features.float()), padding_of(features, lengths)
-            parts = [normed, base.float(), geometry.float()]
-            if self.differences:
-                parts += neighbour_differences(normed, padding)
-            inputs = torch.cat(parts, dim=-1).masked_fill(padding[..., None], 0.0)
-            return base.float() + self.residual(self.dropout(self._states(inputs, geometry, padding, lengths)))
-
-    def _states(self, inputs: Tensor, geometry: Tensor, padding: Tensor, lengths: Lengths) -> Tensor:
-        """States [B, T, 2 hidden] of inputs [B, T, width], which are zero in the padding."""
+    def states(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
+        normed, padding = self.norm(features.float()), padding_of(features, lengths)
+        parts = [normed, base.float(), geometry.float()]
+        if self.differences:
+            parts += neighbour_differences(normed, padding)
+        inputs = torch.cat(parts, dim=-1).masked_fill(padding[..., None], 0.0)
         if self.transformer is not None:
             gaps = (geometry[..., 0].float() + 1).masked_fill(padding, 0.0)
             return self.transformer(inputs, gaps, padding)
         if self.convolution is not None:
             inputs = F.relu(self.convolution(inputs.transpose(1, 2))).transpose(1, 2)
         return over_slices(self.rnn, inputs, lengths)  # pyright: ignore[reportArgumentType]
+
+    def classify(self, states: Tensor, base: Tensor) -> Tensor:
+        return base.float() + self.residual(self.dropout(states))
 
 
 def neighbour_differences(values: Tensor, padding: Tensor) -> list[Tensor]:
@@ -87,7 +86,7 @@ def neighbour_differences(values: Tensor, padding: Tensor) -> list[Tensor]:
     return [F.pad(steps, (0, 0, 1, 0)), F.pad(-steps, (0, 0, 0, 1))]
 
 
-class StackedHead(nn.Module):
+class StackedHead(Head):
     """linear(stacked bidirectional RNN), of its last layer (docs/background/seeds.md, CNN-LSTM).
 
     shortcut: of the sum of all layers, which shortens the path of the gradient to the first of them
@@ -100,13 +99,15 @@ class StackedHead(nn.Module):
         widths = [spec.features] + [2 * spec.hidden] * (spec.layers - 1)
         self.layers = nn.ModuleList([bidirectional(spec.cell, width, spec.hidden) for width in widths])
         self.dropout = nn.Dropout(spec.dropout)
-        self.classifier = Classifier(2 * spec.hidden, spec.classes)
+        self.width = 2 * spec.hidden
+        self.classifier = Classifier(self.width, spec.classes)
 
-    def forward(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):
-            below, outputs = features.float(), list[Tensor]()
-            for layer in self.layers:
-                below = self.dropout(outputs[-1]) if outputs else below
-                outputs.append(over_slices(layer, below, lengths))  # pyright: ignore[reportArgumentType]
-            states = torch.stack(outputs).sum(dim=0) if self.shortcuts else outputs[-1]
-            return self.classifier(self.dropout(states))
+    def states(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
+        below, outputs = features.float(), list[Tensor]()
+        for layer in self.layers:
+            below = self.dropout(outputs[-1]) if outputs else below
+            outputs.append(over_slices(layer, below, lengths))  # pyright: ignore[reportArgumentType]
+        return torch.stack(outputs).sum(dim=0) if self.shortcuts else outputs[-1]
+
+    def classify(self, states: Tensor, base: Tensor) -> Tensor:
+        return self.classifier(self.dropout(states))

@@ -38,6 +38,10 @@ VERSIONS = {
 # files in the raw folder that training does not read
 NOT_RAW = ("run.json", "solution.csv", "mislabelled.csv", "masks.npz")
 PREDICTED = ("valid.parquet", "test.parquet")
+PREDICTED_STUDIES = ("valid_studies.parquet", "test_studies.parquet")
+ASSEMBLED = ("oof.parquet", "test.parquet")
+STUDIES = "studies.json"  # calibration of the study logits
+ASSEMBLED_STUDIES = ("oof_studies.parquet", "test_studies.parquet", STUDIES)
 SHARDS = "hu-*.npy"  # pixels of the Hounsfield cache
 SLICES = "slices.parquet"  # its slice table
 WEIGHTS = "model.safetensors"
@@ -196,6 +200,7 @@ class Graph:
             upstream = (*self._folds_and_slices, *upstream, *self._inputs(model, fold))
             files += PREDICTED
             files += ("valid_embeddings.npy", "test_embeddings.npy") if settings.writes_embeddings else ()
+            files += PREDICTED_STUDIES if settings.writes_studies else ()
         record = Record(folder / "run.json", staged=True)
         return Task(name, settings.stage, record, values, upstream, sources, model, fold, files)
 
@@ -247,11 +252,13 @@ class Graph:
         return {name for s in sequences if s.features == "in_sample" for name in s.inputs}
 
     def assembled(self, model: str) -> Task:
-        """Task of oof.parquet and test.parquet of a model."""
-        stage = self.settings_of(model).stage
-        parts = tuple((self.fold(model, k), PREDICTED) for k in self.fold_numbers)
+        """Task of oof.parquet and test.parquet of a model, and of those of studies."""
+        stage, read, files = self.settings_of(model).stage, PREDICTED, ASSEMBLED
+        if self.settings_of(model).writes_studies:
+            read, files = read + PREDICTED_STUDIES, files + ASSEMBLED_STUDIES
+        parts = tuple((self.fold(model, k), read) for k in self.fold_numbers)
         record, upstream = Record(self.workspace.model(model) / "run.json"), self._folds_and_slices + parts
-        return Task(f"{stage}/{model}", stage, record, {}, upstream, model=model, files=("oof.parquet", "test.parquet"))
+        return Task(f"{stage}/{model}", stage, record, {}, upstream, model=model, files=files)
 
     def tasks_of(self, stage: str, model: str | None = None, fold: int | None = None) -> list[Task]:
         """Folds of a stage, selected by --model and --fold, and the in-sample predictions that other models read.
@@ -302,7 +309,7 @@ class Graph:
     @cached_property
     def score(self) -> Task:
         upstream = self._folds_and_slices
-        upstream += tuple((self.assembled(m), ("oof.parquet", "test.parquet")) for m in self.models)
+        upstream += tuple((self.assembled(m), self.assembled(m).files) for m in self.models)
         upstream += ((self.thresholds, (self.workspace.thresholds.name,)),)
         settings = self.recipe.thresholds.model_dump(mode="json", include={"metric", "shrink"})
         record = self._submission("scores.run.json", "scores_by_class", "scores_by_study", "confusion", "reliability")

@@ -5,7 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ich.console import detail, say, time_left, whole
+from ich.ensemble.calibration import fit
 from ich.ensemble.predictions import aligned, assemble_oof, mean_test
 from ich.errors import UserError
 from ich.models.artifacts import require_finite, write_predictions
@@ -13,12 +16,12 @@ from ich.models.base import Fitted
 from ich.models.data import FoldData
 from ich.models.registry import build, load
 from ich.models.table import SliceTable, read_parquet
-from ich.pipeline.graph import WEIGHTS, Task
+from ich.pipeline.graph import STUDIES, WEIGHTS, Task
 from ich.pipeline.state import Busy, Made, Plan
 from ich.pipeline.untrainable import untrainable
 from ich.processes import run_parallel
 from ich.recipe import Recipe
-from ich.store.atomic import atomic
+from ich.store.atomic import atomic, write_json
 from ich.store.hashes import seed_of
 from ich.training.run import Run, Trackers
 
@@ -179,17 +182,34 @@ def assemble(plan: Plan, model: str) -> bool:
 
 def _assembled(plan: Plan, task: Task) -> Made:
     table = SliceTable.read(plan.workspace, plan.prepared.folder)
+    files: dict[str, Path] = {}
+    oof = _assembled_tables(plan, task, table, "image_id", files)
+    if plan.settings_of(task.model).writes_studies:
+        write_json(task.folder / STUDIES, _calibrators(table, _assembled_tables(plan, task, table, "study_id", files)))
+        files[STUDIES] = task.folder / STUDIES
+    rows = table.labelled.nonzero()[0]
+    return files, {"metrics": table.metrics(rows, aligned(oof, table.ids(rows), table.classes))}
+
+
+def _assembled_tables(plan: Plan, task: Task, table: SliceTable, key: str, files: dict[str, Path]) -> pd.DataFrame:
+    """Write the out-of-fold and the test table of slices or studies, and add them to `files`. Return the first."""
+    end = "_studies.parquet" if key == "study_id" else ".parquet"
     folders = [plan.workspace.fold(task.model, k) for k in plan.fold_numbers]
-    valid = {k: read_parquet(folder / "valid.parquet") for k, folder in enumerate(folders)}
+    valid = {k: read_parquet(folder / f"valid{end}") for k, folder in enumerate(folders)}
+    labelled = {k: table.table[key].iloc[table.valid_rows(k)].unique().tolist() for k in valid}
     try:
-        oof = assemble_oof(valid, {k: table.ids(table.valid_rows(k)).tolist() for k in valid}, table.classes)
-        test = mean_test([read_parquet(folder / "test.parquet") for folder in folders], table.classes)
+        oof = assemble_oof(valid, labelled, table.classes, key)
+        test = mean_test([read_parquet(folder / f"test{end}") for folder in folders], table.classes, key)
     except (ValueError, TypeError) as error:
         raise UserError(f"{task.name}: {error}. Run `ich {task.stage} --model {task.model} --force`") from None
-    files: dict[str, Path] = {}
-    for name, content in (("oof.parquet", oof), ("test.parquet", test)):
+    for name, content in ((f"oof{end}", oof), (f"test{end}", test)):
         with atomic(task.folder / name) as temporary:
             content.to_parquet(temporary, index=False)
         files[name] = task.folder / name
-    rows = table.labelled.nonzero()[0]
-    return files, {"metrics": table.metrics(rows, aligned(oof, table.ids(rows), table.classes))}
+    return oof
+
+
+def _calibrators(table: SliceTable, oof: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """The calibrator of the study logits of each class, fitted on all folds, for `ich predict`."""
+    known = table.table[table.labelled].groupby("study_id")[table.classes].max().loc[oof["study_id"]]
+    return {name: fit("platt", oof[f"logit_{name}"], known[name]).as_dict() for name in table.classes}

@@ -166,6 +166,10 @@ class _Rules:
                     ids = self.fold_of.index[self.fold_of == k]
                     yield task, self._predicted(task, "valid", ids, self.fold_of)
                     yield task, self._predicted(task, "test", self.test_ids)
+                    if plan.settings_of(model).writes_studies:
+                        ids = self.study_fold.index[self.study_fold == k]
+                        yield task, self._predicted(task, "valid_studies", ids, self.study_fold, "study_id")
+                        yield task, self._predicted(task, "test_studies", self.test_studies, key="study_id")
                 if self._is_sound(in_sample := plan.in_sample(model, k)):
                     ids = self.fold_of.index[self.fold_of != k]
                     if plan.recipe.labels is not None:
@@ -225,6 +229,16 @@ class _Rules:
         """Fold of each labelled slice, by image_id."""
         return fold_of(self.assigned, self.labelled)
 
+    @cached_property
+    def study_fold(self) -> pd.Series:
+        """Fold of each study with a label, by study_id."""
+        study = self.labelled.set_index("image_id")["study_id"].loc[self.fold_of.index]
+        return self.fold_of.groupby(study.to_numpy()).first()
+
+    @cached_property
+    def test_studies(self) -> pd.Index:
+        return pd.Index(self.slices.loc[self.slices["split"] == "test", "study_id"].unique())
+
     def _cache(self) -> Iterator[Fault]:
         folder, values = self.plan.prepared.folder, self.plan.record_of(self.plan.prepared)["values"]
         yield from _ruled("slices.parquet", lambda: self.slices, lambda table: rules.slice_table(table, self.classes))
@@ -239,7 +253,9 @@ class _Rules:
 
                 yield from _ruled(name, lambda rows=rows: rows, shard)
 
-    def _predicted(self, task: Task, split: str, ids: pd.Index, folds: pd.Series | None = None) -> Iterator[Fault]:
+    def _predicted(
+        self, task: Task, split: str, ids: pd.Index, folds: pd.Series | None = None, key: str = "image_id"
+    ) -> Iterator[Fault]:
         """Check <split>.parquet and, if there are any, the embeddings of its rows."""
         path, array = task.folder / f"{split}.parquet", task.folder / f"{split}_embeddings.npy"
 
@@ -247,29 +263,33 @@ class _Rules:
             image_ids = pd.read_parquet(path, columns=["image_id"])["image_id"]
             return invariants.embeddings(np.load(array, mmap_mode="r", allow_pickle=False), image_ids)
 
-        rule = lambda: invariants.predictions(pd.read_parquet(path), ids, self.classes, folds)
+        rule = lambda: invariants.predictions(pd.read_parquet(path), ids, self.classes, folds, key)
         yield from _told(path.name, rule)
         if array.name in task.files:
             yield from _told(array.name, embeddings)
 
     def _assembled(self, task: Task, parts: list[Task]) -> Iterator[Fault]:
-        """Check oof.parquet and test.parquet against the slices and the folds."""
+        """Check the out-of-fold and test tables against the slices, the studies and the folds."""
 
-        def of_folds(split: str) -> list[pd.DataFrame]:
-            return [pd.read_parquet(part.folder / f"{split}.parquet") for part in parts]
+        def of_folds(name: str) -> list[pd.DataFrame]:
+            return [pd.read_parquet(part.folder / name) for part in parts]
 
-        def oof() -> Broken:
-            table = pd.read_parquet(task.folder / "oof.parquet")
-            yield from invariants.predictions(table, self.fold_of.index, self.classes, self.fold_of)
-            yield from invariants.as_in(table, of_folds("valid"), self.classes)
+        def oof(end: str, folds: pd.Series, key: str) -> Broken:
+            table = pd.read_parquet(task.folder / f"oof{end}")
+            yield from invariants.predictions(table, folds.index, self.classes, folds, key)
+            yield from invariants.as_in(table, of_folds(f"valid{end}"), self.classes, key)
 
-        def test() -> Broken:
-            table = pd.read_parquet(task.folder / "test.parquet")
-            yield from invariants.predictions(table, self.test_ids, self.classes)
-            yield from invariants.mean_of(table, of_folds("test"), self.classes)
+        def test(end: str, ids: pd.Index, key: str) -> Broken:
+            table = pd.read_parquet(task.folder / f"test{end}")
+            yield from invariants.predictions(table, ids, self.classes, key=key)
+            yield from invariants.mean_of(table, of_folds(f"test{end}"), self.classes, key)
 
-        yield from _told("oof.parquet", oof)
-        yield from _told("test.parquet", test)
+        yield from _told("oof.parquet", lambda: oof(".parquet", self.fold_of, "image_id"))
+        yield from _told("test.parquet", lambda: test(".parquet", self.test_ids, "image_id"))
+        if self.plan.settings_of(task.model).writes_studies:
+            end, key = "_studies.parquet", "study_id"
+            yield from _told(f"oof{end}", lambda: oof(end, self.study_fold, key))
+            yield from _told(f"test{end}", lambda: test(end, self.test_studies, key))
 
     def _submission(self) -> Iterator[Fault]:
         """Check both files against the logits of the blend and the thresholds."""

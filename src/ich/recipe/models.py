@@ -44,6 +44,11 @@ class Model(Strict):
     scores_in_sample: ClassVar[bool] = False  # also record the scores of the training rows; cheap models only
     fingerprint_ignores: ClassVar[frozenset[str]] = frozenset()  # settings that do not change the artifacts
 
+    @property
+    def writes_studies(self) -> bool:
+        """True if it predicts studies, in addition to slices."""
+        return False
+
     def input_models(self, recipe: Any) -> tuple[str, ...]:
         """Names of the models whose predictions it reads."""
         return ()
@@ -263,11 +268,18 @@ class Sequence(Head, Supervised):
         " out-of-fold embeddings and logits; aligned: the same, with embeddings aligned by the test rows."
         " docs/background/ensembling.md compares them",
     )
+    study_loss: NonNegativeFloat = Field(
+        default=0.0, description="weight of the loss of studies, which are then predicted by attention pooling; 0: off"
+    )
     tta: SeriesTta = SeriesTta()
     seeds: Seeds = 1
     epochs: Epochs = 10
     batch_size: BatchSize = 8
     learning_rate: LearningRate = 2e-3
+
+    @property
+    def writes_studies(self) -> bool:
+        return self.study_loss > 0
 
     def input_models(self, recipe: Any) -> tuple[str, ...]:
         return self.inputs

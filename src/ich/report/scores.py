@@ -23,6 +23,8 @@ def tables(found: Mapping[str, Any], width: int) -> Iterator[Table]:
         if where in found["studies"]:
             size = f"{found['studies'][where]['studies']:,} studies of {rows['patients']:,} patients"
             yield from _split(f"Blend per study, {PLACES[where]}", size, _study_columns(found, where), width)
+            if "pooled" in found["studies"][where]:
+                yield from _split(f"Attention pooling, {PLACES[where]}", size, _pooled_columns(found, where), width)
 
 
 def _split(title: str, size: str, columns: Sequence[tuple[str, list[str]]], width: int) -> Iterator[Table]:
@@ -53,6 +55,12 @@ def sentences(found: Mapping[str, Any]) -> Iterator[str]:
         yield (
             "A study has the maximum probability of its slices, and is positive if one of them is. Its sensitivity and"
             f" specificity use the thresholds for {f} of slices."
+        )
+    if "pooled" in found["studies"].get("oof", {}):
+        yield (
+            "Models with study_loss also predict studies by attention pooling. For comparison, these logits and the"
+            " maximum over the model's slices get a Platt scaling and thresholds, fitted on the studies of the other"
+            " folds."
         )
     if "test" in found["rows"]:
         yield (
@@ -153,9 +161,14 @@ def lines_by_class(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def lines_by_study(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Rows of scores_by_study.csv, by model, set of rows and class; the mean over classes has the class "macro"."""
+    """Rows of scores_by_study.csv, by model, set of rows and class; the mean over classes has the class "macro".
+
+    "NAME pooled" and "NAME maximum" are the calibrated predictions of studies by a model with study_loss.
+    """
     for where, of_rows in found["studies"].items():
-        for model, of_model in of_rows["models"].items():
+        ways = of_rows.get("pooled", {}).items()
+        studies = {f"{model} {way}": cells for model, of_model in ways for way, cells in of_model.items()}
+        for model, of_model in {**of_rows["models"], **studies}.items():
             for name, cells in {**of_model["classes"], "macro": of_model}.items():
                 line = {"model": model, "rows": where, "class": name, "studies": of_rows["studies"]}
                 line |= {"positives": of_rows["positives"].get(name, "")}
@@ -212,6 +225,17 @@ def _study_columns(found: Mapping[str, Any], where: str) -> list[tuple[str, list
     positives = [f"{n:,}" for n in studies["positives"].values()]
     columns = [("", list(rows)), ("positive studies", [*positives, "", ""])]
     return columns + [(title, [span(cells[key]) for cells in rows.values()]) for key, title in STUDY_SCORES.items()]
+
+
+def _pooled_columns(found: Mapping[str, Any], where: str) -> list[tuple[str, list[str]]]:
+    """Title and cells of each column: per model the macro means of both predictions, and their difference."""
+    titles = {"log_loss": "log loss", **STUDY_SCORES}
+    names, rows = list[str](), list[Mapping[str, Any]]()
+    for model, ways in found["studies"][where]["pooled"].items():
+        names += [model, "  maximum over slices", "  attention pooling", "  difference"]
+        rows += [{}, ways["maximum"], ways["pooled"], {k: ways["pooled"][k]["minus_maximum"] for k in titles}]
+    columns = [(title, [span(row[key]) if row else "" for row in rows]) for key, title in titles.items()]
+    return [("", names), *columns]
 
 
 def _fitting(columns: Sequence[tuple[str, list[str]]], width: int) -> Iterator[list[tuple[str, list[str]]]]:

@@ -25,12 +25,13 @@ from ich.data.dicom import Geometry, Reason, Unreadable
 from ich.data.files import INSIDE, below, checked, escaped, image_ids, with_members
 from ich.data.slice_table import Quarantined, read_geometries, slice_table
 from ich.ensemble import thresholds
+from ich.ensemble.calibration import Calibrator
 from ich.ensemble.final import final_probabilities
 from ich.ensemble.predictions import sigmoid
 from ich.errors import UserError, parsing
 from ich.models.slices import Predictions, Slices
 from ich.models.table import read_parquet, series_codes
-from ich.pipeline.graph import Task
+from ich.pipeline.graph import STUDIES, Task
 from ich.pipeline.runner import load_fitted
 from ich.pipeline.state import Made, Plan
 from ich.store.atomic import atomic, read_json, require_writable, write_text
@@ -61,9 +62,11 @@ def run(plan: Plan, source: Path, out: Path, *, fold: int | None = None) -> None
             why = f"{first.path}: {_why(first)}"
             raise UserError(f"{source}: no readable slice in {len(files)} files; {why}. {path} lists all files")
         _warn_of_single_slices(slices, plan.record_of(plan.prepared)["values"])
-        logits = ensemble_logits(plan, slices, cache.HuCache.open(Path(folder), slices), fold)
+        logits, pooled = ensemble_logits(plan, slices, cache.HuCache.open(Path(folder), slices), fold)
     scored = _scored(plan, slices, logits)
     studies = _study_table(scored)
+    if pooled is not None:
+        studies = studies.join(pooled.add_prefix("pooled_"), on="study_id")
     uids = {path: header.instance_uid for path, header in headers.items() if isinstance(header, Geometry)}
     scored = scored.assign(sop_instance_uid=slices["path"].map(uids), path=slices["path"])
     written = _write(out, {"files": files, "studies": studies, "": scored})
@@ -86,7 +89,8 @@ def run_outside(plan: Plan, *, force: bool = False) -> None:
         folder = plan.prepared.folder
         slices = read_parquet(folder / "slices.parquet")
         slices["series"] = series_codes(slices)
-        scored = _scored(trained, slices, ensemble_logits(trained, slices, cache.HuCache.open(folder, slices)))
+        logits, _ = ensemble_logits(trained, slices, cache.HuCache.open(folder, slices))
+        scored = _scored(trained, slices, logits)
         scored.insert(0, "scan", slices["path"].map(scan_of))
         write_text(path, scored.to_csv(index=False))
         return {path.name: path}, {"slices": len(scored)}
@@ -98,6 +102,9 @@ def run_outside(plan: Plan, *, force: bool = False) -> None:
 def _task(plan: Plan, out: Path, fold: int | None = None) -> Task:
     """Task with the inputs of a prediction: the folds of the blend, and the thresholds if there are any."""
     upstream = tuple((task, ()) for task in plan.tasks_of("blend", fold=fold))
+    if fold is None:  # their calibration needs all folds
+        names = (name for name in needed(plan) if plan.settings_of(name).writes_studies)
+        upstream += tuple((plan.assembled(name), (STUDIES,)) for name in names)
     if plan.record_of(plan.thresholds):
         upstream += ((plan.thresholds, ()),)
     return Task("predict", "predict", Record(out), {}, upstream)
@@ -160,12 +167,17 @@ def _why(item: Quarantined) -> str:
 
 def ensemble_logits(
     plan: Plan, table: pd.DataFrame, images: cache.HuCache, fold: int | None = None
-) -> NDArray[np.float64]:
-    """Return the mean logits [n, c] of the blend over folds, or those of one fold, one row per slice."""
+) -> tuple[NDArray[np.float64], pd.DataFrame | None]:
+    """Return the mean logits [n, c] of the blend over folds, or those of one fold, one row per slice.
+
+    The second value holds probabilities of studies [m, c], by study id: the mean over the models with attention
+    pooling, calibrated as in `ich score`. It is None without such a model, and for one fold.
+    """
     torch.set_num_threads(plan.recipe.compute.threads)
     values = plan.record_of(plan.prepared)["values"]
     slices = Slices(table, np.arange(len(table)), _classes(plan), images, values)
     models, numbers, folds, done = needed(plan), plan.fold_numbers if fold is None else [fold], [], 0
+    pooled: dict[str, list[pd.DataFrame]] = {}
     with progress("predict: ensemble", len(slices)) as work:
         for k in numbers:
             found: dict[str, Predictions] = {}
@@ -174,10 +186,27 @@ def ensemble_logits(
                 fitted = load_fitted(plan, name, k)
                 inputs = {other: found[other] for other in plan.recipe.inputs_of(name)}
                 found[name] = fitted.predict(replace(slices, workers=getattr(settings, "workers", 0)), inputs)
+                if (studies := found[name].studies) is not None and fold is None:
+                    pooled.setdefault(name, []).append(studies)
                 done += 1
                 work.at(len(slices) * done // (len(models) * len(numbers)))
             folds.append(found["blend"].logits)
-    return np.asarray(np.mean(folds, axis=0, dtype=np.float64))
+    likely = [_calibrated(plan, name, _mean(parts)) for name, parts in pooled.items()]
+    return np.asarray(np.mean(folds, axis=0, dtype=np.float64)), _mean(likely) if likely else None
+
+
+def _mean(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(tables).astype("float64").groupby(level=0, sort=False).mean()
+
+
+def _calibrated(plan: Plan, model: str, logits: pd.DataFrame) -> pd.DataFrame:
+    """Return probabilities of the study logits [m, c] of a model."""
+    task = plan.assembled(model)
+    if damage := task.record.damage(plan.record_of(task), STUDIES):
+        raise UserError(f"{task.folder / STUDIES} {damage}. Run `ich {task.stage}`, then rerun this command")
+    with parsing(task.folder / STUDIES):
+        found = read_json(task.folder / STUDIES)
+        return logits.apply(lambda column: sigmoid(Calibrator.from_dict(found[column.name]).apply(column)))
 
 
 def needed(plan: Plan) -> list[str]:

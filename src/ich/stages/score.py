@@ -1,6 +1,7 @@
 """`ich score`: score all models with confidence intervals, out-of-fold and on the test set if there is a solution.
 
-The baseline predicts the prevalence of each class. Studies are scored by the maximum of their slices.
+The baseline predicts the prevalence of each class. Studies are scored by the maximum of their slices, and by the
+attention pooling of the models that have it.
 """
 
 import shutil
@@ -86,6 +87,9 @@ def _scores(plan: Plan) -> Made:
             *evaluation.one_label_warnings(rows, classes),
         ],
     }
+    for where, pooled in _pooled(plan, rows, slices, fold, goals[settings.metric]).items():
+        if pooled and where in found["studies"]:
+            found["studies"][where]["pooled"] = pooled
     write_json(folder / "scores.json", found)
     tables = {
         "scores.csv": list(scores.lines(found)),
@@ -111,6 +115,28 @@ def _rows(plan: Plan, slices: SliceTable) -> dict[str, Rows]:
     test = slices.table.iloc[slices.test_rows][list(dict.fromkeys(["image_id", "patient_id", "study_id", key]))]
     known: pd.DataFrame = test.merge(solution, on=key, validate="many_to_one")
     return found | {"test": Rows(known, slices.classes)} if len(known) else found
+
+
+def _pooled(
+    plan: Plan, rows: Mapping[str, Rows], slices: SliceTable, fold: np.ndarray, goal: thresholds.Goal
+) -> dict[str, dict[str, Any]]:
+    """Return the scores of studies by attention pooling and by the maximum over slices, by set of rows and model."""
+    found: dict[str, dict[str, Any]] = {where: {} for where in rows}
+    for model in plan.models:
+        if not plan.settings_of(model).writes_studies:
+            continue
+        folder, pooled, maximum = plan.workspace.model(model), dict[str, np.ndarray](), dict[str, np.ndarray]()
+        for where, some in rows.items():
+            path = folder / f"{where}_studies.parquet"
+            pooled[where] = read_logits(path, pd.Index(some.study_ids), slices.classes, "study_id")
+            maximum[where] = some.per_study(read_logits(folder / f"{where}.parquet", some.ids, slices.classes))
+        of_pooled, of_maximum = (
+            evaluation.evaluate_studies(rows, logits, fold, slices.classes, slices.class_weights, goal)
+            for logits in (pooled, maximum)
+        )
+        for where in rows:
+            found[where][model] = evaluation.pooled_cells(of_pooled[where], of_maximum[where], slices.classes)
+    return found
 
 
 def _in_sample(plan: Plan, model: str) -> dict[str, float]:
