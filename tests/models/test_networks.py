@@ -69,6 +69,11 @@ def test_a_cnn_starts_from_the_pretrained_backbone(trained):
         assert same(backbone(weights, "backbone."), learned)
     fresh = begun(plan_of(trained, "cnn.small.start=null"), "small").network.state_dict()
     assert not same(backbone(fresh, "backbone."), learned)
+    frozen = begun(plan_of(trained, "cnn.small.frozen=true"), "small").network
+    assert [name for name, value in frozen.named_parameters() if value.requires_grad] == [
+        "classifier.weight",
+        "classifier.bias",
+    ]
 
 
 def test_an_end_to_end_network_starts_from_the_network_of_its_own_fold(trained):

@@ -50,6 +50,17 @@ def test_backbones_train_and_embed(spec: CnnSpec):
     assert torch.equal(logits, model.classifier(embeddings))
 
 
+def test_a_frozen_backbone_keeps_its_weights_and_statistics():
+    model = net(SMALL)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.freeze()
+    model.train()
+    Loss("bce")(model(images()), torch.eye(6)[:4]).backward()
+    torch.optim.SGD([value for value in model.parameters() if value.requires_grad], 1.0).step()
+    changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed == ["classifier.weight", "classifier.bias"]
+
+
 @pytest.mark.parametrize(
     ("name", "width"),
     [

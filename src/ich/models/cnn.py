@@ -31,6 +31,8 @@ class Cnn(Model):
         network, spec = image_spec(self.settings, data.shape, dropout=self.settings.dropout)
         spec["tta"] = self.settings.tta.model_dump()
         fitted = FittedCnn(spec, run.name, network=new_backbone(network, data, run))
+        if self.settings.frozen:
+            cast(Network, fitted.network).freeze()
         fit_on_labels(fitted, image_loader(images, self.settings, "slices"), data, run)
         return fitted
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, is_dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -80,7 +80,19 @@ class Cnn(nn.Module):
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -mean / std, persistent=False)
         self._oversized_kernels: dict[int, bool] = {}  # by image size
+        self.frozen = False
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def freeze(self) -> None:
+        """Keep the backbone as it is from now on, also its batch norm statistics."""
+        self.frozen = True
+        self.backbone.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float32 [B, c] of uint8 [B, C, S, S]."""

@@ -186,6 +186,7 @@ class Cnn(Backbone, Supervised):
     writes_embeddings: ClassVar[bool] = True
 
     start: str | None = Field(default=None, description="pretrain model that initializes the backbone")
+    frozen: bool = Field(default=False, description="train the last layer only (a linear probe)")
     labels: float = Field(default=1.0, gt=0, le=1, description="fraction of training patients whose labels are used")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="before the last layer")
     cutmix: NonNegativeFloat = Field(default=0.0, description="alpha of CutMix; 0: off")
