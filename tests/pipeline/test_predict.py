@@ -300,7 +300,8 @@ def test_the_suffix_of_the_output_is_its_format(copy, tmp_path):
 def test_the_study_table_has_the_maximum_of_its_slices(copy):
     table = scored(plan_of(copy))
     studies = pd.read_csv(copy / "out.studies.csv", dtype={"study_id": str}).set_index("study_id")
-    assert list(studies.columns) == ["series", "slices", *PROBABILITIES, *POSITIVES]
+    pooled = [f"pooled_{name}" for name in CLASSES]
+    assert list(studies.columns) == ["series", "slices", *PROBABILITIES, *POSITIVES, *pooled]
     assert set(studies.index) == set(table["study_id"])
     for study, part in table.groupby("study_id"):
         assert studies["slices"][study] == len(part)

@@ -135,7 +135,7 @@ def test_every_network_of_a_recipe_trains_two_steps(competitions, steps, name, b
     plan = Plan(recipe, competitions)
     make(plan, "pretrain")
     make(plan, "cnn", "end_to_end", "sequence", fold=0)
-    assert len(steps) == len(networks(recipe))
+    assert len(steps) == sum(getattr(recipe.models.get(model), "seeds", 1) for _, model in networks(recipe))
     assert min(steps) >= 2
     for group, model in networks(recipe):
         task = plan.fold(model, None if group == "pretrain" else 0)

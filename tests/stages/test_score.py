@@ -16,7 +16,7 @@ from ich.ensemble.predictions import logit_columns, sigmoid
 from ich.phantom.study import CLASSES
 from ich.pipeline.state import Plan
 from ich.recipe import Recipe
-from ich.report import evaluation
+from ich.report import evaluation, study_evaluation
 from ich.stages import score
 from ich.store.atomic import write_json
 from report.made import slice_table
@@ -191,7 +191,7 @@ def test_study_logits_are_calibrated_and_thresholded_on_the_other_folds():
     logits = {where: 3 * y - 2 + draws.normal(size=y.shape) for where, y in labels.items()}
     sharp = {where: 5 * values for where, values in logits.items()}  # overconfident
     arguments = (fold, CLASSES, [1.0] * 6, goal)
-    scores, calibrated = (evaluation.evaluate_studies(rows, one, *arguments) for one in (logits, sharp))
+    scores, calibrated = (study_evaluation.evaluate_studies(rows, one, *arguments) for one in (logits, sharp))
     for where, y in labels.items():
         assert calibrated[where]["log_loss"].values[-1] < log_loss_of(y, sigmoid(sharp[where]))
     oof = rows["oof"]
@@ -199,7 +199,7 @@ def test_study_logits_are_calibrated_and_thresholded_on_the_other_folds():
     chosen = [choose_calibrator(z, y, fold[oof.first], oof.study_bootstrap, "platt").logits for z, y in columns]
     expected = log_loss_of(labels["oof"], sigmoid(np.column_stack(chosen)))
     assert calibrated["oof"]["log_loss"].values[-1] == pytest.approx(expected)
-    cells = evaluation.pooled_cells(scores["oof"], calibrated["oof"], CLASSES)
+    cells = study_evaluation.pooled_cells(scores["oof"], calibrated["oof"], CLASSES)
     values = [cells[way]["log_loss"]["value"] for way in ("pooled", "maximum")]
     assert cells["pooled"]["log_loss"]["minus_maximum"]["value"] == pytest.approx(values[0] - values[1], abs=2e-6)
 

@@ -9,9 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ich.ensemble import metrics, thresholds
-from ich.ensemble.calibration import choose_calibrator
 from ich.ensemble.intervals import Bootstrap
-from ich.ensemble.predictions import sigmoid
 from ich.ensemble.reliability import expected_calibration_error, reliability
 from ich.ensemble.scoring import DIGITS, Decisions, Score, all_scores, rounded, scores_by_fold, study_scores
 
@@ -125,43 +123,11 @@ def evaluate(
     return Evaluated(scores, studies, cuts, in_sample, confusion, by_fold, micro)
 
 
-def evaluate_studies(
-    rows: Mapping[str, Rows],
-    logits: Mapping[str, NDArray[np.float64]],
-    fold: NDArray[np.integer],
-    classes: Sequence[str],
-    class_weights: Sequence[float],
-    goal: thresholds.Goal,
-) -> dict[str, dict[str, Score]]:
-    """Score study logits [s, c] on "oof" and, if given, "test". fold [n]: of the out-of-fold slices.
-
-    Platt scaling and thresholds are fitted on the studies of the other folds; for the test set on all.
-    """
-    oof, labels = rows["oof"], rows["oof"].per_study(rows["oof"].labels)
-    fold, pairs = fold[oof.first], zip(logits["oof"].T, labels.T, strict=True)
-    chosen = [choose_calibrator(z, y, fold, oof.study_bootstrap, "platt") for z, y in pairs]
-    p = {"oof": sigmoid(np.column_stack([one.logits for one in chosen]))}
-    tuned = thresholds.tune(labels, p["oof"], classes, goal, fold=fold)
-    assert tuned.decided is not None, "folds are given"
-    positive = {"oof": tuned.decided}
-    if "test" in rows:
-        columns = zip(chosen, logits["test"].T, strict=True)
-        p["test"] = sigmoid(np.column_stack([one.calibrator.apply(z) for one, z in columns]))
-        positive["test"] = thresholds.apply(p["test"], [tuned.thresholds[name] for name in classes])
-    found: dict[str, dict[str, Score]] = {}
-    for where, some in rows.items():
-        labels = some.per_study(some.labels)
-        log_loss = all_scores(some.study_bootstrap, labels, p[where], {}, class_weights)["log_loss"]
-        scores = study_scores(some.study_bootstrap, labels, p[where], positive[where])
-        found[where] = {"log_loss": log_loss, **scores}
-    return found
-
-
 def cells(one: Evaluated, blend: Evaluated, classes: Sequence[str]) -> dict[str, Any]:
     """The scores of a model as in scores.json, with the difference to the blend unless it is the blend."""
     found: dict[str, Any] = {}
     for where, scores in one.scores.items():
-        overall = found[where] = _cells(scores, classes)
+        overall = found[where] = score_cells(scores, classes)
         for name, score in scores.items():
             if where == "oof" and name in one.in_sample:
                 overall[name]["in_sample"] = rounded(one.in_sample[name])
@@ -190,24 +156,15 @@ def study_cells(
         where: {
             "studies": len(some.study_bootstrap.owner),
             "positives": dict(zip(classes, some.per_study(some.labels).sum(axis=0).astype(int).tolist(), strict=True)),
-            "models": {model: _cells(one.studies[where], classes) for model, one in models.items()},
+            "models": {model: score_cells(one.studies[where], classes) for model, one in models.items()},
         }
         for where, some in rows.items()
         if some.has_studies
     }
 
 
-def pooled_cells(
-    pooled: Mapping[str, Score], maximum: Mapping[str, Score], classes: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """Both ways to predict studies as in scores.json, with the differences of the pooled ones to the maximum."""
-    found = {"pooled": _cells(pooled, classes), "maximum": _cells(maximum, classes)}
-    for name, score in pooled.items():
-        found["pooled"][name]["minus_maximum"] = score.minus(maximum[name])
-    return found
-
-
-def _cells(scores: Mapping[str, Score], classes: Sequence[str]) -> dict[str, Any]:
+def score_cells(scores: Mapping[str, Score], classes: Sequence[str]) -> dict[str, Any]:
+    """Scores as in scores.json, of the macro mean and by class."""
     by_class = {label: {name: score.cell(c) for name, score in scores.items()} for c, label in enumerate(classes)}
     return {**{name: score.cell() for name, score in scores.items()}, "classes": by_class}
 

@@ -24,7 +24,7 @@ from ich.models.artifacts import read_logits
 from ich.models.table import SliceTable
 from ich.pipeline.state import Made, Plan
 from ich.recipe import BETAS
-from ich.report import evaluation, scores
+from ich.report import evaluation, scores, study_evaluation
 from ich.report.evaluation import Evaluated, Rows
 from ich.store.atomic import read_json, write_csv, write_json
 
@@ -131,11 +131,11 @@ def _pooled(
             pooled[where] = read_logits(path, pd.Index(some.study_ids), slices.classes, "study_id")
             maximum[where] = some.per_study(read_logits(folder / f"{where}.parquet", some.ids, slices.classes))
         of_pooled, of_maximum = (
-            evaluation.evaluate_studies(rows, logits, fold, slices.classes, slices.class_weights, goal)
+            study_evaluation.evaluate_studies(rows, logits, fold, slices.classes, slices.class_weights, goal)
             for logits in (pooled, maximum)
         )
         for where in rows:
-            found[where][model] = evaluation.pooled_cells(of_pooled[where], of_maximum[where], slices.classes)
+            found[where][model] = study_evaluation.pooled_cells(of_pooled[where], of_maximum[where], slices.classes)
     return found
 
 
