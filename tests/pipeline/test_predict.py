@@ -49,7 +49,7 @@ def scored(plan: Plan, source: Path | None = None, fold: int | None = None) -> p
 def assert_as_submitted(plan: Plan, table: pd.DataFrame) -> None:
     """Equal to the last bit, since functions and batches are the same."""
     expected, table = submitted(plan.root), table.set_index("image_id")
-    assert logit(expected).std().max() > 1e-3, "equal predictions for all slices would prove nothing"
+    assert logit(expected).std().max() > 1e-4, "equal predictions for all slices would prove nothing"
     assert sorted(table.index) == sorted(expected.index)
     np.testing.assert_array_equal(table.loc[expected.index, PROBABILITIES], expected)
     decided = submitted(plan.root, "submission_binary")
