@@ -1,4 +1,4 @@
-"""Logits of a whole series, beside those of its slices: attention pooling over the states of a head."""
+"""Logits of a whole series, in addition to those of its slices: attention pooling over the states of a head."""
 
 from collections.abc import Mapping
 from typing import Any
