@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ich.recipe.models import BLEND_METRIC, F_SCORE, closest
-from ich.recipe.types import NAME
+from ich.recipe.types import NAME, REMOTE
 
 Schema = Mapping[str, Any]
 Place = tuple[Any, ...]  # keys and list indices that lead to a setting
@@ -25,6 +25,7 @@ LIMITS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveM
 PATTERNS = {
     NAME: "at most 64 lower-case letters, digits and _",
     F_SCORE: "f1, f2, f0.5, ...",
+    REMOTE: "s3://bucket/prefix, gs://bucket/prefix or file:///folder, without credentials",
     BLEND_METRIC: "log_loss, f1, f2, f0.5, ...",
 }
 SYNONYMS = {  # words of other tools, and keys of earlier versions

@@ -25,6 +25,7 @@ from ich.recipe.models import (
 from ich.recipe.training import Metric, Seed, Strict
 
 Share = Annotated[float, Field(ge=0, le=1)]
+REMOTE = r"^(file|s3|gs|memory)://[^\s@]+$"  # without @: credentials come from the environment
 NAME = r"^[a-z0-9][a-z0-9_]{0,63}$"  # names become folder names, so they are kept plain
 
 
@@ -174,6 +175,10 @@ class Compute(Strict):
         default=None, description="parallel folds; default: 1 with a GPU, else one per core"
     )
     threads: PositiveInt = Field(default=1, description="CPU threads per process")
+    gpus_per_fold: NonNegativeFloat | None = Field(
+        default=None,
+        description="GPUs that one fold uses on a cluster; 0.5: two folds share one; default: 1 if the cluster has any",
+    )
     busy: Literal["wait", "leave"] = Field(
         default="wait", description="wait for a fold that another process is making, or leave it and end with an error"
     )
@@ -187,6 +192,16 @@ class Compute(Strict):
         if names:
             _known("", names, list(TRACKERS))
         return names
+
+
+class Store(Strict):
+    """Where artifacts are kept beside the workspace. They do not change the results."""
+
+    remote: str | None = Field(
+        default=None,
+        pattern=REMOTE,
+        description="object store that machines without a shared folder use: s3://bucket/prefix, gs://... or file:///...",
+    )
 
 
 class Report(Strict):
@@ -219,6 +234,7 @@ class Recipe(Strict):
     report: Report = Report()
     ablation: Ablation | None = None
     compute: Compute = Compute()
+    store: Store = Store()
 
     @field_validator(*SECTIONS)
     @classmethod

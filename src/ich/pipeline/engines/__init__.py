@@ -1,0 +1,55 @@
+"""Engines run the steps of `ich run` on one machine, on a Ray cluster or on a SLURM cluster.
+
+Each engine is a module with the function `run(steps, make, recipe, root)`. It yields a result as soon as a step has
+finished or failed. It calls `make(name)` for a step once all steps in its `needs` have finished. A step that needs a
+failed one is not run and yields nothing. Steps are idempotent: an engine may run one twice, on any machine.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from ich.errors import UserError
+
+NAMES = ("local", "ray", "slurm")
+Make = Callable[[str], None]
+"""Makes a step by its name. Can be pickled. Raises UserError for an error that the user can fix."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One task: its name, the steps that it needs, and what it uses of a machine."""
+
+    name: str
+    needs: tuple[str, ...] = ()
+    cores: int | None = 1
+    """CPU threads; None: all of the machine."""
+    on_gpu: bool = False
+    """Uses `compute.gpus_per_fold` GPUs if there are any."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished or failed step."""
+
+    name: str
+    machine: str
+    seconds: float
+    error: str = ""
+    """Empty if the step has finished."""
+
+
+def attempt(make: Make, name: str) -> Result:
+    """Make a step on this machine. An error that the user can fix becomes part of the result."""
+    started, error = time.perf_counter(), ""
+    try:
+        make(name)
+    except UserError as failure:
+        error = str(failure) or "failed"
+    return Result(name, platform.node(), time.perf_counter() - started, error)
+
+
+def ready(steps: Iterable[Step], finished: set[str], begun: set[str]) -> list[Step]:
+    """Return the steps that can begin: not begun yet, and all that they need has finished."""
+    return [step for step in steps if step.name not in begun and finished.issuperset(step.needs)]
