@@ -152,6 +152,7 @@ def predict_in_sample(plan: Plan, task: Task, _fingerprint: str) -> Made:
 def load_fitted(plan: Plan, model: str, fold: int) -> Fitted:
     """Load a fitted fold. The hash of each file is checked before it is parsed."""
     task, settings = plan.fold(model, fold), plan.settings_of(model)
+    plan.pull(((task, (*settings.files, "*.txt")),))
     record = plan.record_of(task)
     for name in record["files"]:
         if name in settings.files or name.endswith(".txt"):
