@@ -17,7 +17,7 @@ from ich.console import duration, say, time_left, warn, whole
 from ich.errors import UserError
 from ich.pipeline.engines import NAMES, Make, Result, Step
 from ich.pipeline.runner import label, make_task
-from ich.pipeline.state import Plan
+from ich.pipeline.state import IN_STORE, Plan
 from ich.pipeline.untrainable import untrainable
 from ich.recipe import Recipe, Training
 from ich.stages import status
@@ -82,7 +82,7 @@ def steps_of(plan: Plan) -> tuple[list[Step], dict[str, str]]:
     for task in plan.all():
         needs = [upstream.name for upstream, _ in task.upstream if upstream.name in steps]
         needs += ["demo"] if task.stage == "prepare" and "demo" in steps else []
-        if not needs and plan.finished(task):
+        if not needs and (plan.finished(task) or plan.state(task).why == IN_STORE):
             continue
         network = bool(task.model) and isinstance(plan.settings_of(task.model), Training)
         if network and task.files != plan.assembled(task.model).files:
