@@ -44,6 +44,7 @@ STUDIES = "studies.json"  # calibration of the study logits
 ASSEMBLED_STUDIES = ("oof_studies.parquet", "test_studies.parquet", STUDIES)
 SHARDS = "hu-*.npy"  # pixels of the Hounsfield cache
 SLICES = "slices.parquet"  # its slice table
+HEADERS = "headers.bin"  # what was read from the headers, of an unfinished cache
 WEIGHTS = "model.safetensors"
 CHECKPOINT = "checkpoint.bin"  # training state after the last finished epoch
 IN_SAMPLE = ("train.parquet", "train_embeddings.npy")

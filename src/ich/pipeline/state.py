@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from ich.console import detail, duration, say
 from ich.errors import UserError
-from ich.pipeline.graph import CHECKPOINT, VERSIONS, Graph, Task, Upstream
+from ich.pipeline.graph import CHECKPOINT, HEADERS, VERSIONS, Graph, Task, Upstream
 from ich.recipe import Recipe
 from ich.store import raw
 from ich.store.hashes import digest, sha256_file
@@ -63,7 +63,7 @@ class Plan(Graph):
                 hashes[f"{upstream.name}/{file}"] = digest(several) if several else written.get(file, "")
         return hashes
 
-    def _fingerprint(self, task: Task, inputs: Mapping[str, str]) -> str:
+    def fingerprint(self, task: Task, inputs: Mapping[str, str]) -> str:
         return digest([VERSIONS[task.stage], task.settings, inputs])
 
     def state(self, task: Task) -> State:
@@ -76,7 +76,7 @@ class Plan(Graph):
         here = self._state_here(task)
         if here.done or self.remote is None or not all(self.state(one).done for one, _ in task.upstream):
             return here
-        record = self.remote.read_record(self.name_of(task), self._fingerprint(task, self.inputs(task)))
+        record = self.remote.read_record(self.name_of(task), self.fingerprint(task, self.inputs(task)))
         if record is None:
             return here
         mine = self.record_of(task)
@@ -98,7 +98,7 @@ class Plan(Graph):
             if not self.state(upstream).done:
                 return State("stale", f"{upstream.name} is {self.state(upstream).kind}")
         inputs = self.inputs(task)
-        if record.get("fingerprint") != self._fingerprint(task, inputs):
+        if record.get("fingerprint") != self.fingerprint(task, inputs):
             return State("stale", self._difference(task, record, inputs))
         damaged = task.record.damaged(record)
         return State("stale", damaged) if damaged else State("done")
@@ -148,6 +148,8 @@ class Plan(Graph):
             after = "will resume after the last finished epoch"
         elif any(task.folder.glob("hu-*.json")):
             after = "will resume after the finished shards"
+        elif (task.folder / HEADERS).is_file():
+            after = "will resume after the headers"
         return State("killed", f"{who}; {after}")
 
     def forget(self) -> None:
@@ -255,7 +257,7 @@ class Plan(Graph):
         self.pull(task.upstream)
         task.record.sweep()
         started, inputs = time.perf_counter(), self.inputs(task)
-        fingerprint = self._fingerprint(task, inputs)
+        fingerprint = self.fingerprint(task, inputs)
         files, more = function(fingerprint)
         seconds = round(time.perf_counter() - started, 2)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -278,10 +280,14 @@ class Plan(Graph):
         pointer = {"key": prepared.folder.name, "settings": self.image_settings}
         if read_record(self.workspace.cache_pointer) != pointer:
             write_record(self.workspace.cache_pointer, pointer)
+        self.remember_raw_files()
+        self.__dict__.pop("prepared", None)
+
+    def remember_raw_files(self) -> None:
+        """Keep the samples of the raw files, so that the next `prepare` reads new files only."""
         if self.known_raw_files() != self.raw_files:
             root = self.recipe.competition.root
             raw.write_files(self.workspace.raw_files(root), root, self.raw_files)
-        self.__dict__.pop("prepared", None)
 
     # ---- this machine
 

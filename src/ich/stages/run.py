@@ -14,14 +14,16 @@ from importlib import import_module
 from pathlib import Path
 
 from ich.console import duration, say, time_left, warn, whole
+from ich.data.cache import PARTS
 from ich.errors import UserError
 from ich.pipeline.engines import NAMES, Make, Result, Step
 from ich.pipeline.runner import label, make_task
 from ich.pipeline.state import IN_STORE, Plan
 from ich.pipeline.untrainable import untrainable
 from ich.recipe import Recipe, Training
-from ich.stages import status
+from ich.stages import prepare, status
 
+HEADERS, PART = "prepare/headers", "prepare/part"  # steps of a cluster: the slice table, and parts of the pixels
 CHECK = "networks"  # step that builds every network once, before the first is trained
 WHOLE = ("demo", "prepare", "pretrain", "predict")  # stages that use all cores of a machine
 ROOT = "ICH_ROOT"  # environment variable: the folder with input, folds, oof and submissions on a machine of a cluster
@@ -35,7 +37,7 @@ def run(plan: Plan, engine: str, recipe: str) -> None:
     begun = time.monotonic()
     run_steps = _engine(engine)
     status.changes(plan, recipe)
-    steps, labels = steps_of(plan)
+    steps, labels = steps_of(plan, in_parts=engine != "local")
     if not steps:
         say("run: everything is up to date")
     make = partial(make_step, plan.recipe, plan.root.absolute(), engine != "local")
@@ -72,10 +74,11 @@ def _engine(name: str) -> Callable[[Sequence[Step], Make, Recipe, Path], Iterato
 # ---- the steps
 
 
-def steps_of(plan: Plan) -> tuple[list[Step], dict[str, str]]:
+def steps_of(plan: Plan, *, in_parts: bool = False) -> tuple[list[Step], dict[str, str]]:
     """Return the steps that are out of date, each after those that it needs, and their names in progress messages.
 
     A step that needs such a step is included: its inputs may change. It ends at once if they do not.
+    in_parts: divide `prepare` into steps for several machines.
     """
     steps: dict[str, Step] = {}
     labels: dict[str, str] = {}
@@ -84,6 +87,12 @@ def steps_of(plan: Plan) -> tuple[list[Step], dict[str, str]]:
         needs += ["demo"] if task.stage == "prepare" and "demo" in steps else []
         if not needs and (plan.finished(task) or plan.state(task).why == IN_STORE):
             continue
+        if task.stage == "prepare" and in_parts:
+            parts = [f"{PART}{number:02}" for number in range(PARTS)]
+            steps[HEADERS] = Step(HEADERS, tuple(needs), None)
+            steps |= {part: Step(part, (HEADERS,)) for part in parts}
+            labels |= {name: name for name in (HEADERS, *parts)}
+            needs = parts
         network = bool(task.model) and isinstance(plan.settings_of(task.model), Training)
         if network and task.files != plan.assembled(task.model).files:
             if CHECK not in steps:
@@ -117,6 +126,10 @@ def _make(plan: Plan, name: str) -> None:
         record = plan.record_of(plan.prepared)
         if found := untrainable(plan, len(record["classes"]), record["values"]):
             raise UserError("\n".join(f"{where}: {why}" for where, why in found.items()))
+    elif name == HEADERS:
+        prepare.make_table(plan)
+    elif name.startswith(PART):
+        prepare.make_part(plan, int(name.removeprefix(PART)))
     elif "/" in name:
         make_task(plan, name)
     elif name == "predict":
