@@ -107,8 +107,13 @@ class Graph:
     def image_settings(self) -> dict[str, Any]:
         return self.recipe.model_dump(mode="json", include={"competition", "image"})
 
-    def prepare(self) -> Task:
-        """Cache task of the current raw files. Later stages use `prepared`."""
+    def prepare(self, *, listed: bool = False) -> Task:
+        """Cache task of the current raw files. Later stages use `prepared`.
+
+        listed: use the list of an earlier call, since listing takes minutes in a large shared folder.
+        """
+        if listed and (known := self.known_raw_files()):
+            return self._cache_of(known)
         if not self.raw_root.is_dir():
             hint = "Run `ich demo` first" if self.recipe.demo else "See input/README.md for its content"
             raise UserError(f"{self.raw_root}: no such folder. {hint}")
@@ -119,7 +124,10 @@ class Graph:
             for path, sample in raw.samples(self.raw_root, new):
                 found[path] = sample
                 advance(1)
-        self.raw_files = {path: [*stamp, found[path]] for path, stamp in stamps.items()}
+        return self._cache_of({path: [*stamp, found[path]] for path, stamp in stamps.items()})
+
+    def _cache_of(self, raw_files: raw.RawFiles) -> Task:
+        self.raw_files = raw_files
         settings = {**self.image_settings, "raw": digest(raw.identity(self.raw_files))}
         settings["competition"].pop("root")  # the files may be moved
         key = digest([VERSIONS["prepare"], settings])[:16]

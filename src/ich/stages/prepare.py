@@ -23,8 +23,9 @@ from ich.store.locks import held
 from ich.store.records import Record, read_hashed, write_hashed
 
 
-def run(plan: Plan, *, force: bool = False) -> None:
-    task = plan.prepare()
+def run(plan: Plan, *, force: bool = False, listed: bool = False) -> None:
+    """Write the cache. listed: after `make_table`."""
+    task = plan.prepare(listed=listed)
     _name_unfinished(plan, task)
     made = plan.make(task, lambda fingerprint: _prepare(plan, task.folder, fingerprint, force), force=force)
     plan.point_to(task)
@@ -52,7 +53,7 @@ def make_part(plan: Plan, part: int) -> None:
 
     No lock is needed: the shards of other parts are other files, and a second maker writes the same bytes.
     """
-    task = plan.prepare()
+    task = plan.prepare(listed=True)
     if not plan.state(task).done:
         fingerprint = plan.fingerprint(task, plan.inputs(task))
         table, _, found = _read_headers(plan, task.folder, fingerprint)

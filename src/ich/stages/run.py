@@ -8,7 +8,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -107,25 +107,24 @@ def steps_of(plan: Plan, *, in_parts: bool = False) -> tuple[list[Step], dict[st
     return list(steps.values()), labels
 
 
-def make_step(recipe: Recipe, root: Path, logged: bool, name: str) -> None:
+def make_step(recipe: Recipe, root: Path, cluster: bool, name: str) -> None:
     """Make the task of this name on this machine, if it is out of date.
 
-    logged: print to oof/<recipe>/logs/<name>.log.
+    cluster: print to oof/<recipe>/logs/<name>.log.
     """
     plan = Plan(recipe, Path(os.environ.get(ROOT, root)))
-    if not logged:
-        _make(plan, name)
-        return
-    with _log(plan.workspace.oof / "logs" / f"{name}.log"):
-        _make(plan, name)
+    with _log(plan.workspace.oof / "logs" / f"{name}.log") if cluster else nullcontext():
+        _make(plan, name, cluster)
 
 
-def _make(plan: Plan, name: str) -> None:
+def _make(plan: Plan, name: str, cluster: bool) -> None:
     outside = plan.recipe.competition.trained_by is not None
     if name == CHECK:
         record = plan.record_of(plan.prepared)
         if found := untrainable(plan, len(record["classes"]), record["values"]):
             raise UserError("\n".join(f"{where}: {why}" for where, why in found.items()))
+    elif name == "prepare":
+        prepare.run(plan, listed=cluster)
     elif name == HEADERS:
         prepare.make_table(plan)
     elif name.startswith(PART):
