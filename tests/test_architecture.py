@@ -40,6 +40,7 @@ OWNERS = {
     "albumentations": {"data/augment.py"},
     "lightgbm": {"ensemble/stacker.py"},
     "optuna": {"ensemble/thresholds/search.py"},
+    "ray": {"pipeline/engines/ray.py"},
     "captum": {"report/gradcam.py"},
     "matplotlib": {"report/figures.py"},
     "plotly": {"report/page/document.py"},
