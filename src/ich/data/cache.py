@@ -29,7 +29,7 @@ from ich.store.records import read_record, record_text
 
 SHARD_BYTES = 1 << 27  # of pixels: 1,024 slices of 256 x 256
 LEAST_SHARDS = 32  # of a small competition, so that every core has some
-PARTS = LEAST_SHARDS  # of the shards, for several machines
+PARTS = LEAST_SHARDS  # steps that write the shards, on several machines
 MOST_HELD = 1 << 28  # bytes of raw slices of a series; the rest of a longer series is read twice
 HELD = 31 << 20  # bytes; 32 MiB are M_MMAP_THRESHOLD's maximum, mallopt(3)
 BOX = ("crop_row", "crop_column", "crop_side", "raw_rows", "raw_columns")

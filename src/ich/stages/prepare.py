@@ -4,7 +4,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, fields
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def _prepare(plan: Plan, folder: Path, fingerprint: str, force: bool) -> Made:
     if reused:
         say(f"prepare: resumed, {reused:,} of {len(table) + len(unread):,} slices were in finished shards")
     quarantined += unread
-    refused = pd.DataFrame([asdict(item) for item in quarantined], columns=[f.name for f in fields(Quarantined)])
+    refused = pd.DataFrame(list(map(astuple, quarantined)), columns=[f.name for f in fields(Quarantined)])
     rules.require(rules.slice_table(table, found["classes"]), table, "image_id")
     rules.require(rules.quarantine(refused), refused, "image_id")
     with atomic(folder / "slices.parquet") as temporary:
@@ -120,11 +120,11 @@ def _read_headers(plan: Plan, folder: Path, fingerprint: str) -> tuple[pd.DataFr
 
 def _headers(plan: Plan) -> bytes:
     """Read all headers. Raises UserError if there is no readable slice."""
-    plan.remember_raw_files()
     recipe, root = plan.recipe, plan.raw_root
     raw = ADAPTERS[recipe.competition.format].raw(root)
     if raw.no_labels:
         raise UserError(raw.no_labels)
+    plan.remember_raw_files()
     with progress("prepare: headers", len(raw.files), "files") as advance:
         geometries = slice_table.read_geometries(root, raw.files["path"].tolist(), plan.cores, advance, raw.values)
     try:
@@ -142,7 +142,7 @@ def _headers(plan: Plan) -> bytes:
     _refuse_empty(plan, raw, table, quarantined)
     found = {"template": raw.template, "values": raw.values, "burned_in": slice_table.burned_in(geometries)}
     found |= {"classes": list(raw.classes), "class_weights": list(raw.classes.values()), "notes": remarks}
-    found |= {"quarantined": [astuple(item) for item in quarantined]}
+    found |= {"quarantined": list(map(astuple, quarantined))}
     return json.dumps(found).encode() + b"\n" + table.to_parquet(index=False)
 
 
