@@ -130,7 +130,8 @@ class Remote:
         name, fingerprint = _record_path(record_name, record["fingerprint"]), record["fingerprint"]
         if not _sound(record, fingerprint):
             raise UserError(f"{record_name} is not a valid record. Run `ich status`")
-        self._compare(name, record_name, record)
+        with suppress(Damaged):  # a damaged record will be replaced
+            self._compare(name, record_name, record)
         self.push_files({files[file]: digest for file, digest in record["files"].items()}, on_bytes)
 
         def attempt() -> None:
@@ -348,8 +349,8 @@ def _translated() -> Iterator[None]:
             raise
         response = getattr(error.__cause__ or error, "response", None)
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
-        if "Credentials" in kind.__name__:
-            raise _Refused("no credentials") from None
+        if "Credentials" in kind.__name__ or status in (401, 403):
+            raise _Refused("permission denied") from None
         number = getattr(error, "errno", None)
         reason = os.strerror(number) if isinstance(number, int) else kind.__name__
         raise _Failed(f"HTTP status {status}" if isinstance(status, int) else reason) from None
