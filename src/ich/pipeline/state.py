@@ -6,19 +6,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from ich.console import detail, duration, say
 from ich.errors import UserError
-from ich.pipeline.graph import CHECKPOINT, VERSIONS, Graph, Task
+from ich.pipeline.graph import CHECKPOINT, VERSIONS, Graph, Task, Upstream
 from ich.recipe import Recipe
 from ich.store import raw
 from ich.store.hashes import digest, sha256_file
 from ich.store.locks import held, hold, owner
 from ich.store.records import read_record, write_record
+from ich.store.remote import Remote
 
+IN_STORE = "in the store"  # why a task is done although not all of its files are here
 NVIDIA = Path("/proc/driver/nvidia/gpus")  # one folder per GPU; importing torch takes seconds
 LIBRARIES = ("torch", "timm", "albumentations", "lightgbm", "optuna", "numpy", "pandas", "scikit-learn", "pydicom")
 Made = tuple[Mapping[str, Path], Mapping[str, Any]]  # files by name, and further entries of the record
@@ -70,6 +73,20 @@ class Plan(Graph):
         return self._states[path]
 
     def _state(self, task: Task) -> State:
+        here = self._state_here(task)
+        if here.done or self.remote is None or not all(self.state(one).done for one, _ in task.upstream):
+            return here
+        record = self.remote.read_record(self.name_of(task), self._fingerprint(task, self.inputs(task)))
+        if record is None:
+            return here
+        mine = self.record_of(task)
+        if (record["fingerprint"], record["files"]) != (mine.get("fingerprint"), mine.get("files")):
+            write_record(task.record.path, record)
+            self._records[task.record.path] = record
+        return State("done", IN_STORE)
+
+    def _state_here(self, task: Task) -> State:
+        """Return the state by the files of this workspace."""
         record = self.record_of(task)
         if not record:
             if task.record.path.is_file():
@@ -138,12 +155,51 @@ class Plan(Graph):
         self._records.clear()
         self._states.clear()
 
-    # ---- making
-
     def finished(self, task: Task) -> bool:
-        """Return whether the task is done, without unfinished files, shard notes or outdated stamps to tidy."""
+        """Return whether the task is done, here and in the store, with no unfinished files or old stamps to tidy."""
         left = (task.record.staged and task.record.work.exists()) or any(task.folder.glob("hu-*.json"))
-        return self.state(task).done and not left and not task.record.outdated_stamps(self.record_of(task))
+        here = self.state(task) == State("done") and not left
+        return here and not task.record.outdated_stamps(self.record_of(task)) and self.pushed(task)
+
+    # ---- the store
+
+    @property
+    def remote(self) -> Remote | None:
+        """The object store of the recipe, if there is one."""
+        url = self.recipe.store.remote
+        return None if url is None else _opened(url)
+
+    def name_of(self, task: Task) -> str:
+        """Name of the record of a task in the store."""
+        return os.path.relpath(task.record.path, self.root)
+
+    def pull(self, parts: Upstream) -> None:
+        """Copy those files of finished tasks that are missing here from the store. Patterns are as in Task.upstream."""
+        if self.remote is None:
+            return
+        for task, patterns in parts:
+            record = self.record_of(task)
+            names = [name for name in record["files"] if any(fnmatch(name, pattern) for pattern in patterns)]
+            missing = {task.folder / n: record["files"][n] for n in names if task.record.damage(record, n)}
+            if missing:
+                detail(f"{task.name}: reading {len(missing)} files from {self.recipe.store.remote}")
+                self.remote.pull(missing)
+                if not task.record.damaged(record) and task.record.outdated_stamps(record):
+                    task.record.restamp()
+                    self.forget()
+
+    def push(self, task: Task) -> None:
+        """Write the files of a task that is done here to the store, the record last."""
+        if self.remote is not None and not self.pushed(task):
+            record = self.record_of(task)
+            self.remote.push(self.name_of(task), record, {name: task.folder / name for name in record["files"]})
+
+    def pushed(self, task: Task) -> bool:
+        """Return whether the store has this task, or there is no store."""
+        record = self.record_of(task)
+        return self.remote is None or self.remote.has(self.name_of(task), record["fingerprint"])
+
+    # ---- making
 
     def all_finished(self, tasks: list[Task]) -> bool:
         """Return whether the tasks of a stage are finished and their tables are assembled."""
@@ -185,14 +241,18 @@ class Plan(Graph):
             if making:
                 detail(f"{task.name}: started, {'--force' if state.done else _reason(state)}")
                 self._make(task, function)
-            elif task.record.outdated_stamps(self.record_of(task)):
+            elif state.why != IN_STORE and task.record.outdated_stamps(self.record_of(task)):
                 task.record.restamp()
             task.record.discard()  # of a killed run with other settings, or with --force
+            self.forget()
+            self.pull(((task, ("*",)),))
+            self.push(task)
         self.forget()
         return making
 
     def _make(self, task: Task, function: Callable[[str], Made]) -> None:
         self.require(task)
+        self.pull(task.upstream)
         task.record.sweep()
         started, inputs = time.perf_counter(), self.inputs(task)
         fingerprint = self._fingerprint(task, inputs)
@@ -231,10 +291,24 @@ class Plan(Graph):
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     @property
+    def gpus(self) -> list[str]:
+        """Ids of the GPUs that this process may use."""
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is not None:
+            return [gpu for gpu in visible.split(",") if gpu.strip()]
+        return [str(number) for number, _ in enumerate(NVIDIA.iterdir())] if NVIDIA.is_dir() else []
+
+    @property
     def processes(self) -> int:
-        """Number of parallel folds: compute.processes, else one with a GPU and one per core without."""
-        default = 1 if NVIDIA.is_dir() and any(NVIDIA.iterdir()) else max(1, self.cores // self.recipe.compute.threads)
+        """Number of parallel folds: compute.processes, else one per GPU, or one per core without GPUs."""
+        default = len(self.gpus) or max(1, self.cores // self.recipe.compute.threads)
         return self.recipe.compute.processes or default
+
+
+@cache
+def _opened(url: str) -> Remote:
+    """Return the store at `url`, opened once per process."""
+    return Remote(url)
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[Change]:
