@@ -25,7 +25,7 @@ GROUPS = {  # of the commands, in `ich --help`
     "Models": ("pretrain", "cnn", "end_to_end", "sequence", "external", "smooth", "stack", "blend", "ablate"),
     "Results": ("thresholds", "submit", "score", "explain", "report"),
     "New scans": ("predict",),
-    "Workspace": ("verify", "clean"),
+    "Workspace": ("verify", "push", "pull", "clean"),
 }
 
 
@@ -345,6 +345,31 @@ def predict(
 
 
 command(predict)
+
+
+Raw = Annotated[bool, typer.Option("--raw", help="the raw files instead of artifacts")]
+
+
+def push(recipe: RecipePath, model: Model = None, raw: Raw = False, overrides: Set = None) -> None:
+    """Copy finished artifacts to the object store of the recipe."""
+    _transfer("push", recipe, model, raw, overrides)
+
+
+def pull(recipe: RecipePath, model: Model = None, raw: Raw = False, overrides: Set = None) -> None:
+    """Copy artifacts that fit the recipe from its object store."""
+    _transfer("pull", recipe, model, raw, overrides)
+
+
+def _transfer(name: str, recipe: Path, model: str | None, raw: bool, overrides: list[str] | None) -> None:
+    if raw and model is not None:
+        raise UserError("--raw and --model exclude each other; use one")
+    from ich.stages import transfer
+
+    getattr(transfer, name)(_plan(recipe, overrides), model=model, raw=raw)
+
+
+command(push)
+command(pull)
 
 
 def clean(yes: Annotated[bool, typer.Option("--yes", help="remove them")] = False) -> None:

@@ -3,7 +3,7 @@
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
@@ -19,7 +19,7 @@ from ich.store import raw
 from ich.store.hashes import digest, sha256_file
 from ich.store.locks import held, hold, owner
 from ich.store.records import read_record, write_record
-from ich.store.remote import Remote
+from ich.store.remote import OnBytes, Remote
 
 IN_STORE = "in the store"  # why a task is done although not all of its files are here
 NVIDIA = Path("/proc/driver/nvidia/gpus")  # one folder per GPU; importing torch takes seconds
@@ -175,20 +175,24 @@ class Plan(Graph):
         """Name of the record of a task in the store."""
         return os.path.relpath(task.record.path, self.root)
 
-    def pull(self, parts: Upstream) -> None:
+    def pull(self, parts: Upstream, on_bytes: OnBytes | None = None) -> None:
         """Copy those files of finished tasks that are missing here from the store. Patterns are as in Task.upstream."""
         if self.remote is None:
             return
         for task, patterns in parts:
-            record = self.record_of(task)
-            names = [name for name in record["files"] if any(fnmatch(name, pattern) for pattern in patterns)]
-            missing = {task.folder / n: record["files"][n] for n in names if task.record.damage(record, n)}
+            record, missing = self.record_of(task), self.missing(task, patterns)
             if missing:
                 detail(f"{task.name}: reading {len(missing)} files from {self.recipe.store.remote}")
-                self.remote.pull(missing)
+                self.remote.pull(missing, on_bytes)
                 if not task.record.damaged(record) and task.record.outdated_stamps(record):
                     task.record.restamp()
                     self.forget()
+
+    def missing(self, task: Task, patterns: Sequence[str] = ("*",)) -> dict[Path, str]:
+        """Return path and SHA-256 of those recorded files that are missing or damaged here."""
+        record = self.record_of(task)
+        names = [name for name in record["files"] if any(fnmatch(name, pattern) for pattern in patterns)]
+        return {task.folder / name: record["files"][name] for name in names if task.record.damage(record, name)}
 
     def push(self, task: Task) -> None:
         """Write the files of a task that is done here to the store, the record last."""

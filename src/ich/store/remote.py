@@ -2,7 +2,7 @@
 
     objects/<first 2 digits>/<SHA-256>            content of files, by the hash that records hold
     records/<path of the record>/<fingerprint>.json
-    latest/<path>                                 small files that change, such as pointers
+    latest/<path>                                 small files that change, such as pointers, with their hash
 
 Objects are written before the record that names them, and read only if their hash is right. Every write is atomic, so
 an interrupted push is never visible as finished. Two machines that make the same artifact write the same objects, so
@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 from ich.errors import UserError
 from ich.store.atomic import atomic
 from ich.store.hashes import remember, sha256_file
-from ich.store.records import record_text, record_value
+from ich.store.records import hashed, payload_of, record_text, record_value
 
 THREADS = 8  # parallel transfers
 TOGETHER = 1024  # files that wait for a thread
@@ -119,6 +119,19 @@ class Remote:
 
         return self._repeated("read", name, attempt)
 
+    def fingerprints(self, record_name: str) -> list[str]:
+        """Return the fingerprints of all records of an artifact."""
+        folder = f"records/{_checked(record_name)}"
+
+        def attempt() -> list[str]:
+            try:
+                with _translated():
+                    return [PurePosixPath(path).stem for path in self.fs.ls(self._path(folder), detail=False)]
+            except _Missing:
+                return []
+
+        return self._repeated("list", folder, attempt)
+
     def push(
         self, record_name: str, record: Mapping[str, Any], files: Mapping[str, Path], on_bytes: OnBytes | None = None
     ) -> None:
@@ -130,7 +143,8 @@ class Remote:
         name, fingerprint = _record_path(record_name, record["fingerprint"]), record["fingerprint"]
         if not _sound(record, fingerprint):
             raise UserError(f"{record_name} is not a valid record. Run `ich status`")
-        self._compare(name, record_name, record)
+        with suppress(Damaged):  # a damaged record will be replaced
+            self._compare(name, record_name, record)
         self.push_files({files[file]: digest for file, digest in record["files"].items()}, on_bytes)
 
         def attempt() -> None:
@@ -170,7 +184,7 @@ class Remote:
                 self._push_file(path, digest, size, progress)
             progress.at(size)
 
-        for _ in _in_parallel(push, paths):
+        for _ in in_parallel(push, paths):
             pass
 
     def _push_file(self, path: Path, digest: str, size: int, progress: "_Progress") -> None:
@@ -207,7 +221,7 @@ class Remote:
             for path in paths[digest]:
                 self._pull_file(path, digest, known, _Progress(on_bytes, self._lock))
 
-        for _ in _in_parallel(pull, paths):
+        for _ in in_parallel(pull, paths):
             pass
 
     def _pull_file(self, path: Path, digest: str, known: dict[str, int], progress: "_Progress") -> None:
@@ -254,7 +268,7 @@ class Remote:
             known = self._repeated("list", "objects", listing)
             return {digest: known[digest] for digest in wanted if digest in known}
         ask = lambda digest: self._repeated("read", _object_path(digest), lambda: self._size(digest))
-        return {digest: size for digest, size in _in_parallel(ask, wanted) if size is not None}
+        return {digest: size for digest, size in in_parallel(ask, wanted) if size is not None}
 
     def _size(self, digest: str) -> int | None:
         try:
@@ -268,12 +282,20 @@ class Remote:
     def write_latest(self, name: str, data: bytes) -> None:
         """Write a small file, replacing an earlier one."""
         path = f"latest/{_checked(name)}"
-        self._repeated("write", path, lambda: self._write(path, data))
+        self._repeated("write", path, lambda: self._write(path, hashed(name, data)))
 
     def read_latest(self, name: str) -> bytes | None:
-        """Return the content of a small file, or None. The caller checks it."""
+        """Return the content of a small file, or None if there is none. Raises Damaged if its hash is wrong."""
         path = f"latest/{_checked(name)}"
-        return self._repeated("read", path, lambda: self._read(path))
+
+        def attempt() -> bytes | None:
+            data = self._read(path)
+            payload = None if data is None else payload_of(data, name)
+            if data is not None and payload is None:
+                raise _Wrong("it is damaged")
+            return payload
+
+        return self._repeated("read", path, attempt)
 
     def _read(self, name: str) -> bytes | None:
         try:
@@ -348,14 +370,14 @@ def _translated() -> Iterator[None]:
             raise
         response = getattr(error.__cause__ or error, "response", None)
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
-        if "Credentials" in kind.__name__:
-            raise _Refused("no credentials") from None
+        if "Credentials" in kind.__name__ or status in (401, 403):
+            raise _Refused("permission denied") from None
         number = getattr(error, "errno", None)
         reason = os.strerror(number) if isinstance(number, int) else kind.__name__
         raise _Failed(f"HTTP status {status}" if isinstance(status, int) else reason) from None
 
 
-def _in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
+def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
     """Yield items and results in order, computed by threads."""
     waiting = list(items)
     with ThreadPoolExecutor(THREADS) as pool:
@@ -379,20 +401,24 @@ def _sound(record: Any, fingerprint: str) -> bool:
     """Return whether a record has this fingerprint, and its files have plain names and hashes."""
     if not isinstance(record, Mapping) or record.get("fingerprint") != fingerprint:
         return False
-    files = record.get("files")
+    return plain_files(record.get("files"))
+
+
+def plain_files(files: Any) -> bool:
+    """Return whether these are hashes by path, and no path leads out of its folder."""
     return isinstance(files, Mapping) and all(
-        _plain(name) and isinstance(digest, str) and HEX.fullmatch(digest) for name, digest in files.items()
+        plain(name) and isinstance(digest, str) and HEX.fullmatch(digest) for name, digest in files.items()
     )
 
 
-def _plain(name: str) -> bool:
+def plain(name: str) -> bool:
     """Return whether a name is a relative path that leads below its folder."""
     return name.isprintable() and "\\" not in name and not {"", ".", ".."} & {*name.split("/")}
 
 
 def _checked(name: str) -> str:
     """Return a relative path below the store. Raises UserError for one that leads elsewhere."""
-    if not _plain(name):
+    if not plain(name):
         raise UserError(f"{name!r} is not the name of a file in a store")
     return name
 
