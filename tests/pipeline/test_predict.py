@@ -351,6 +351,9 @@ def test_a_killed_run_resumes_with_the_missing_chunks(trained, made, tmp_path, m
         return made
 
     assert rerun() == CHUNKS[:2]
+    kept = [pd.read_parquet(io.BytesIO(path.read_bytes().partition(b"\n")[2])) for path in unfinished.iterdir()]
+    assert len(kept) == 6
+    assert not any("patient_id" in table for table in kept)
     part = unfinished / f"{CHUNKS[1]}.scores"
     part.write_bytes(part.read_bytes()[:-1])
     assert rerun() == CHUNKS[1:]

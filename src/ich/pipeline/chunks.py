@@ -113,8 +113,10 @@ class Chunks:
     """Processes that read pixels."""
 
     def write(self, slices: pd.DataFrame) -> dict[str, int]:
-        """Write the slices of each chunk, without their pixels; return the number of slices by name of the chunk."""
-        parts = [slices.iloc[rows] for rows in split(slices["study_id"], self.recipe.image.size)]
+        """Write the slices of each chunk, without pixels and patients; return the number of slices of each chunk."""
+        parts = [
+            slices.drop(columns="patient_id").iloc[rows] for rows in split(slices["study_id"], self.recipe.image.size)
+        ]
         named = {f"chunk-{number:05}": part for number, part in enumerate(parts)}
         for name, part in named.items():
             self._write(f"{name}.slices", part, [])
