@@ -329,6 +329,9 @@ def predict(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="file to write: .csv, .parquet or .zip")] = None,
     fold: Annotated[int | None, typer.Option(help="use the models of one fold only")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="score studies in parallel: local, ray or slurm; default: in this process")
+    ] = None,
     overrides: Set = None,
     force: Force = False,
 ) -> None:
@@ -336,12 +339,12 @@ def predict(
     from ich.stages import predict as stage
 
     plan = _plan(recipe, overrides)
-    if plan.recipe.competition.trained_by is not None and path is None and out is None and fold is None:
+    if plan.recipe.competition.trained_by is not None and not any((path, out, engine)) and fold is None:
         stage.run_outside(plan, force=force)
     elif path is None or out is None or plan.recipe.competition.trained_by is not None:
         raise UserError("give PATH and --out OUT.csv, or neither for a recipe with competition.trained_by")
     else:
-        stage.run(plan, path, out, fold=fold)
+        stage.run(plan, path, out, fold=fold, engine=engine)
 
 
 command(predict)
