@@ -5,7 +5,7 @@ one: by the seconds in the records of its finished workspace. Simulated times ar
 """
 
 import argparse
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -62,19 +62,21 @@ class Slot:
 
 
 def simulate(steps: Sequence[Step], duration: Callable[[str, int], float], machines: int) -> list[Slot]:
-    """Schedule as the engines do: a free machine takes the first step, in their order, whose needs have finished.
+    """Schedule as the engines do: a step queues when its needs have finished; a free machine takes the first in line.
 
-    duration: seconds of a step on a machine; called when it starts. Every step takes a whole machine.
+    Steps that become ready together queue in their order. Each takes a whole machine.
+    duration: seconds of a step on a machine; called when it starts.
     """
-    slots, finished, begun = list[Slot](), set[str](), set[str]()
+    slots, finished, begun, queue = list[Slot](), set[str](), set[str](), deque[str]()
     free, running = list(range(machines)), list[tuple[float, int, str]]()
     now = 0.0
     while len(finished) < len(steps):
-        for step in ready(steps, finished, begun)[: len(free)]:
-            machine = heappop(free)
-            begun.add(step.name)
-            slots.append(Slot(step.name, machine, now, now + duration(step.name, machine)))
-            heappush(running, (slots[-1].end, machine, step.name))
+        queue.extend(step.name for step in ready(steps, finished, begun))
+        begun.update(queue)
+        while queue and free:
+            name, machine = queue.popleft(), heappop(free)
+            slots.append(Slot(name, machine, now, now + duration(name, machine)))
+            heappush(running, (slots[-1].end, machine, name))
         now = running[0][0]
         while running and running[0][0] == now:
             _, machine, name = heappop(running)

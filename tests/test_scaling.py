@@ -20,11 +20,12 @@ def spans(steps, seconds, machines):
     return {slot.name: (slot.start, slot.end) for slot in simulate(steps, lambda name, _: seconds[name], machines)}
 
 
-def test_a_free_machine_takes_the_first_step_that_is_ready():
-    steps, seconds = [Step("a"), Step("b", ("a",)), Step("c")], {"a": 2, "b": 3, "c": 4}
-    assert spans(steps, seconds, 1) == {"a": (0, 2), "b": (2, 5), "c": (5, 9)}
-    assert spans(steps, seconds, 2) == {"a": (0, 2), "c": (0, 4), "b": (2, 5)}
-    assert spans(steps[::-1], seconds, 1) == {"c": (0, 4), "a": (4, 6), "b": (6, 9)}
+def test_a_free_machine_takes_the_first_step_in_line():
+    steps, seconds = [Step("a"), Step("b", ("a",)), Step("c"), Step("d")], {"a": 2, "b": 3, "c": 4, "d": 1}
+    assert spans(steps, seconds, 1) == {"a": (0, 2), "c": (2, 6), "d": (6, 7), "b": (7, 10)}
+    assert spans(steps, seconds, 2) == {"a": (0, 2), "c": (0, 4), "d": (2, 3), "b": (3, 6)}
+    assert spans(steps, seconds, 3) == {"a": (0, 2), "c": (0, 4), "d": (0, 1), "b": (2, 5)}
+    assert spans(steps[::-1], seconds, 1) == {"d": (0, 1), "c": (1, 5), "a": (5, 7), "b": (7, 10)}
 
 
 def test_there_are_no_barriers_between_stages():
