@@ -20,11 +20,12 @@ from ich import console  # noqa: E402
 from ich.errors import ADVICE, UserError, refused  # noqa: E402
 
 GROUPS = {  # of the commands, in `ich --help`
+    "Pipeline": ("run", "status", "changes", "results"),
     "Data": ("demo", "check", "prepare", "folds"),
     "Models": ("pretrain", "cnn", "end_to_end", "sequence", "external", "smooth", "stack", "blend", "ablate"),
-    "Results": ("thresholds", "submit", "score", "explain", "report", "results"),
+    "Results": ("thresholds", "submit", "score", "explain", "report"),
     "New scans": ("predict",),
-    "Workspace": ("changes", "status", "verify", "clean"),
+    "Workspace": ("verify", "clean"),
 }
 
 
@@ -186,6 +187,20 @@ def _prepared(plan: Any) -> Any:
     if plan.finished(task):
         plan.point_to(task)
     return task
+
+
+def run(
+    recipe: RecipePath,
+    engine: Annotated[str, typer.Option(help="local, ray or slurm")] = "local",
+    overrides: Set = None,
+) -> None:
+    """Make everything that is not up to date, here or on a cluster."""
+    from ich.stages import run as stage
+
+    stage.run(_plan(recipe, overrides), engine, "" if overrides else str(recipe))
+
+
+command(run)
 
 
 def status(recipe: RecipePath, overrides: Set = None) -> None:

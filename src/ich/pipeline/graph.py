@@ -260,6 +260,14 @@ class Graph:
         record, upstream = Record(self.workspace.model(model) / "run.json"), self._folds_and_slices + parts
         return Task(f"{stage}/{model}", stage, record, {}, upstream, model=model, files=files)
 
+    def model_task(self, name: str) -> Task:
+        """Return the task of a model by its name, such as cnn/resnet/fold0 or cnn/resnet."""
+        _, model, fold, *in_sample = [*name.split("/"), ""][:4]
+        if not fold:
+            return self.fold(model, None) if model in self.recipe.pretrain else self.assembled(model)
+        number = int(fold.removeprefix("fold"))
+        return self.in_sample(model, number) if any(in_sample) else self.fold(model, number)
+
     def tasks_of(self, stage: str, model: str | None = None, fold: int | None = None) -> list[Task]:
         """Folds of a stage, selected by --model and --fold, and the in-sample predictions that other models read.
 

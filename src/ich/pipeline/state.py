@@ -231,9 +231,17 @@ class Plan(Graph):
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     @property
+    def gpus(self) -> list[str]:
+        """Ids of the GPUs that this process may use."""
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is not None:
+            return [gpu for gpu in visible.split(",") if gpu.strip()]
+        return [str(number) for number, _ in enumerate(NVIDIA.iterdir())] if NVIDIA.is_dir() else []
+
+    @property
     def processes(self) -> int:
-        """Number of parallel folds: compute.processes, else one with a GPU and one per core without."""
-        default = 1 if NVIDIA.is_dir() and any(NVIDIA.iterdir()) else max(1, self.cores // self.recipe.compute.threads)
+        """Number of parallel folds: compute.processes, else one per GPU, or one per core without GPUs."""
+        default = len(self.gpus) or max(1, self.cores // self.recipe.compute.threads)
         return self.recipe.compute.processes or default
 
 

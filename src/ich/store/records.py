@@ -32,10 +32,17 @@ def record_text(value: Mapping[str, Any]) -> str:
 def read_record(path: Path) -> dict[str, Any] | None:
     """Return the object that `write_record` wrote, or None if it is missing or damaged."""
     try:
-        text = path.read_text(encoding="utf-8")
-        plain = {key: value for key, value in json.loads(text).items() if key != HASH}
-        return plain if text == json_text({**plain, HASH: digest(plain)}) else None
-    except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError, RecursionError):
+        return record_value(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def record_value(data: bytes) -> dict[str, Any] | None:
+    """Return the object in the content of such a file, or None if it is damaged."""
+    try:
+        plain = {key: value for key, value in json.loads(data).items() if key != HASH}
+        return plain if data == json_text({**plain, HASH: digest(plain)}).encode() else None
+    except (ValueError, AttributeError, RecursionError):
         return None
 
 
