@@ -1,20 +1,26 @@
-"""`python -m benchmarks.scaling [RECIPE]`: simulate `ich run` on several machines of one GPU each.
+"""`python -m benchmarks.scaling [RECIPE [--run]]`: simulate `ich run` on several machines of one GPU each.
 
-Without a recipe: RSNA 2019 at full size, by measured, published and assumed rates (docs/background/scaling.md). With
-one: by the seconds in the records of its finished workspace. Simulated times are no measurements.
+Without a recipe: RSNA 2019 at full size, by measured, published and assumed rates (docs/background/scaling.md). With a
+recipe: by the seconds in the records of its finished workspace. With --run: run the recipe in an empty folder, two
+steps at a time, and compare the time that this takes with a simulation by the seconds of its steps.
 """
 
 import argparse
+import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from heapq import heappop, heappush
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from benchmarks.harness import ROOT, RSNA_SLICES
-from ich.pipeline.engines import Step, ready
+from ich.pipeline.engines import Step, local, ready
 from ich.pipeline.graph import IN_SAMPLE, SHARDS, Graph, Task
+from ich.pipeline.state import Plan
 from ich.recipe import load
+from ich.stages import run
 
 TEST_SLICES = 121_232  # of RSNA 2019
 RAW_BYTES = 460e9
@@ -103,40 +109,34 @@ def critical_path(steps: Sequence[Step], seconds: Seconds) -> list[str]:
 
 
 class Disks:
-    """Durations of steps on machines that first pull what they read from a remote store, unless they hold it."""
+    """Durations of steps on machines that pull what they read, unless they hold it, and push what others read."""
 
     def __init__(self, reads: Mapping[str, Mapping[File, float]], seconds: Seconds, bandwidth: float) -> None:
         """reads: the files that each step reads and their bytes. bandwidth: bytes/s of each machine."""
         self.reads, self.seconds, self.bandwidth = reads, seconds, bandwidth
         self.held = defaultdict[int, set[str | File]](set)  # steps made there, and files pulled
-        self.pulled = Counter[int]()  # bytes by machine
+        self.moved = Counter[int]()  # bytes pulled and pushed, by machine
+        self.pushed = Counter[str]()  # bytes by step
+        for (step, _), size in {file: size for files in reads.values() for file, size in files.items()}.items():
+            self.pushed[step] += size
 
     def __call__(self, name: str, machine: int) -> float:
         held = self.held[machine]
         missing = {file: size for file, size in self.reads[name].items() if held.isdisjoint((file, file[0]))}
         held.update((name, *missing))
-        self.pulled[machine] += sum(missing.values())
-        return self.seconds[name] + sum(missing.values()) / self.bandwidth
+        moved = sum(missing.values()) + self.pushed[name]
+        self.moved[machine] += moved
+        return self.seconds[name] + moved / self.bandwidth
 
 
 # ---- the steps of a recipe
-
-
-def steps_of(tasks: Iterable[Task]) -> list[Step]:
-    steps = list[Step]()
-    for task in tasks:
-        needs = dict.fromkeys(upstream.name for upstream, _ in task.upstream)
-        if task.stage == "prepare" and steps and not needs:
-            needs = {"demo": None}
-        steps.append(Step(task.name, tuple(needs)))
-    return steps
 
 
 def recorded(graph: Graph, task: Task) -> float:
     """Seconds in the record of a task."""
     record = graph.record_of(task)
     if "seconds" not in record:
-        raise SystemExit(f"{task.record.path}: no record of a finished run. Run `bash run_all.sh RECIPE` first")
+        raise SystemExit(f"{task.record.path}: no record of a finished run. Run `ich run RECIPE` first")
     return record["seconds"]
 
 
@@ -173,32 +173,57 @@ def bytes_of(graph: Graph, task: Task, file: str) -> float:
 # ---- results
 
 
-def table(steps: Sequence[Step], seconds: Seconds, machines: Iterable[int], price: float, disks: Callable[[], Disks]):
+def table(
+    steps: Sequence[Step], seconds: Seconds, machines: Iterable[int], price: float, disks: Callable[[], Disks]
+) -> Iterator[str]:
     """Yield the rows of the table: in the order of the recipe, and with the longest remaining path first."""
     left = remaining(steps, seconds)
     orders = {"recipe": steps, "longest path first": sorted(steps, key=lambda step: -left[step.name])}
-    yield from ("| GPUs | order | makespan, h | idle | pulled per machine, GB | cost, $ |", "|--:|---|--:|--:|--:|--:|")
+    yield from ("| GPUs | order | makespan, h | idle | moved per machine, GB | cost, $ |", "|--:|---|--:|--:|--:|--:|")
     for count in machines:
         for order, sequence in orders.items():
             slots = simulate(sequence, on := disks(), count)
             makespan, busy = max(slot.end for slot in slots), sum(slot.end - slot.start for slot in slots)
-            idle, pulled = 1 - busy / (count * makespan), sum(on.pulled.values()) / count / 1e9
+            idle, moved = 1 - busy / (count * makespan), sum(on.moved.values()) / count / 1e9
             cost = price * count * makespan / 3600
-            yield f"| {count} | {order} | {makespan / 3600:.2f} | {idle:.0%} | {pulled:,.0f} | {cost:,.0f} |"
+            yield f"| {count} | {order} | {makespan / 3600:.2f} | {idle:.0%} | {moved:,.0f} | {cost:,.0f} |"
+
+
+def compared(path: str) -> str:
+    """Run a recipe with two worker processes in an empty folder; return measured and simulated seconds."""
+    recipe = load(path, ["compute.processes=2"])
+    with TemporaryDirectory(prefix="ich-benchmark-") as folder:
+        steps, _ = run.steps_of(Plan(recipe, Path(folder)))
+        make = partial(run.make_step, recipe, Path(folder), False)
+        started = time.perf_counter()
+        results = list(local.run(steps, make, recipe, Path(folder)))
+        measured = time.perf_counter() - started
+    if failed := [result.error for result in results if result.error]:
+        raise SystemExit(failed[0])
+    seconds = {result.name: result.seconds for result in results}
+    simulated = max(slot.end for slot in simulate(steps, lambda name, _: seconds[name], 2))
+    work = sum(seconds.values())
+    return f"{measured:.1f} s measured, {simulated:.1f} s simulated: {simulated / measured:.3f}; {work:.1f} s of work"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("recipe", nargs="?", help="a recipe whose workspace is finished (default: RSNA 2019)")
+    parser.add_argument("--run", action="store_true", help="run the recipe and compare the time")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for `ich run`")
     parser.add_argument("--machines", type=int, nargs="+", default=[1, 4, 8, 20], help="numbers of machines")
     parser.add_argument("--price", type=float, default=2.0, help="dollars per GPU hour (default: 2, assumed)")
     parser.add_argument("--network", type=float, default=10.0, help="Gbit/s of each machine (default: 10, assumed)")
     given = parser.parse_args()
-    graph = Graph(load(given.recipe or ROOT / "configs" / "rsna2019.yaml"), Path.cwd())
+    if given.run:
+        print(compared(given.recipe))
+        return
+    graph = Graph(load(given.recipe or ROOT / "configs" / "rsna2019.yaml", given.set), Path.cwd())
+    with TemporaryDirectory() as empty:  # where no step is up to date
+        steps, _ = run.steps_of(Plan(graph.recipe, Path(empty)))
     tasks = list(graph.all())
-    steps, of = steps_of(tasks), recorded if given.recipe else estimated
-    seconds = {task.name: of(graph, task) for task in tasks}
-    reads: dict[str, dict[File, float]] = {task.name: {} for task in tasks}
+    seconds = {run.CHECK: 0.0} | {task.name: (recorded if given.recipe else estimated)(graph, task) for task in tasks}
+    reads: dict[str, dict[File, float]] = {step.name: {} for step in steps}
     if not given.recipe:
         for task in tasks:
             reads[task.name] = {(up.name, f): bytes_of(graph, up, f) for up, files in task.upstream for f in files}
@@ -206,7 +231,9 @@ def main() -> None:
     disks = lambda: Disks(reads, seconds, given.network * 1e9 / 8)
     print(*table(steps, seconds, given.machines, given.price, disks), sep="\n")
     path = critical_path(steps, seconds)
-    print(f"work {sum(seconds.values()) / 3600:.2f} h, critical path {sum(map(seconds.get, path)) / 3600:.2f} h:")
+    print(
+        f"work {sum(seconds.values()) / 3600:.2f} h, critical path {sum(seconds[name] for name in path) / 3600:.2f} h:"
+    )
     print(*(f"  {name}: {seconds[name] / 60:.1f} min" for name in path), sep="\n")
 
 

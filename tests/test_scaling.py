@@ -62,20 +62,20 @@ def test_the_longest_step_at_the_end_costs_time():
     assert [row.split(" | ")[5] for row in rows[2:]] == [f"{dollars:,.0f} |" for dollars in cost]
 
 
-def test_a_machine_pulls_a_file_once_and_not_what_it_made():
+def test_a_machine_pulls_a_file_once_and_pushes_what_others_read():
     steps = [Step("prepare"), *(Step(f"fold{k}", ("prepare",)) for k in range(4))]
     cache = {("prepare", "hu-*.npy"): 100.0}
     disks = Disks(
         {"prepare": {}, **{f"fold{k}": cache for k in range(4)}}, {"prepare": 5} | {f"fold{k}": 7 for k in range(4)}, 10
     )
     assert simulate(steps, disks, 2) == [
-        Slot("prepare", 0, 0, 5),
-        Slot("fold0", 0, 5, 12),
-        Slot("fold1", 1, 5, 22),
-        Slot("fold2", 0, 12, 19),
-        Slot("fold3", 0, 19, 26),
+        Slot("prepare", 0, 0, 15),
+        Slot("fold0", 0, 15, 22),
+        Slot("fold1", 1, 15, 32),
+        Slot("fold2", 0, 22, 29),
+        Slot("fold3", 0, 29, 36),
     ]
-    assert disks.pulled == {0: 0, 1: 100}
+    assert disks.moved == {0: 100, 1: 100}
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -123,5 +123,5 @@ def test_a_workspace_without_records_is_refused(tmp_path):
         SimpleNamespace(record_of=lambda _: {}),
         SimpleNamespace(record=SimpleNamespace(path=tmp_path / "run.json")),
     )
-    with pytest.raises(SystemExit, match=r"run.json: no record of a finished run. Run `bash run_all.sh"):
+    with pytest.raises(SystemExit, match=r"run.json: no record of a finished run. Run `ich run RECIPE`"):
         scaling.recorded(graph, task)
