@@ -137,7 +137,7 @@ def test_a_killed_prepare_resumes_from_its_headers_and_shards(workspace, monkeyp
 
 def test_machines_that_write_the_parts_end_in_the_same_bytes(workspace, monkeypatch, headers, read):
     monkeypatch.setattr(cache, "PARTS", 3)
-    prepare.make_table(workspace.plan())
+    prepare.make_headers(workspace.plan())
     plan = workspace.plan()
     folder = plan.prepare().folder
     assert plan.known_raw_files() == plan.raw_files  # so that the parts do not read samples of all files
@@ -147,7 +147,7 @@ def test_machines_that_write_the_parts_end_in_the_same_bytes(workspace, monkeypa
         prepare.make_part(workspace.plan(), part)
     parts = workspace.prepare()
     assert (len(headers), len(read)) == (FILES, SLICES)
-    prepare.make_table(workspace.plan())
+    prepare.make_headers(workspace.plan())
     prepare.make_part(workspace.plan(), 0)
     assert {path.name for path in folder.iterdir()} == {*parts, "run.json"}, "a finished cache is left as it is"
     workspace.forget()
@@ -171,7 +171,7 @@ def test_a_kill_at_any_write_is_resumed(workspace, monkeypatch):
         left = moment
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(atomic, "fsync", fsync)
-            prepare.make_table(workspace.plan())
+            prepare.make_headers(workspace.plan())
             for part in range(cache.PARTS):
                 prepare.make_part(workspace.plan(), part)
             prepare.run(workspace.plan())

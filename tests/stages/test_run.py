@@ -17,7 +17,7 @@ def hashes(plan: Plan) -> dict[str, str]:
 
 def test_a_fold_needs_only_the_folds_that_it_reads(clone):
     steps = {step.name: step for step in steps_of(plan_of(clone.root))[0]}
-    assert steps["prepare"].needs == ("demo",)
+    assert steps["folds"].needs == ("prepare",)
     assert steps["networks"].needs == ("prepare", "folds")
     assert steps["cnn/resnet/fold1"].needs == ("folds", "prepare", "networks")
     assert steps["cnn/small/fold1"].needs == ("folds", "prepare", "pretrain/simclr", "networks")

@@ -104,7 +104,7 @@ def test_raw_files_arrive_on_another_machine(trained, other, url, tmp_path, caps
 
 def test_raw_files_with_hostile_names_are_refused(other, url, tmp_path):
     plan = plan_of(other, f"store.remote={url}")
-    with pytest.raises(UserError, match=r"has no raw files\. Run `ich push --raw` on a machine that has"):
+    with pytest.raises(UserError, match=r"has no raw files\. Run `ich push --raw` where they are"):
         transfer.pull(plan, model=None, raw=True)
     for table in ('{"../../x": [1, "", "' + "0" * 64 + '"]}', '{"x": 1}', "[", "1"):
         Remote(url).write_latest(transfer._raw_name(plan), table.encode())

@@ -34,6 +34,7 @@ MOST_HELD = 1 << 28  # bytes of raw slices of a series; the rest of a longer ser
 HELD = 31 << 20  # bytes; 32 MiB are M_MMAP_THRESHOLD's maximum, mallopt(3)
 BOX = ("crop_row", "crop_column", "crop_side", "raw_rows", "raw_columns")
 Places = list[tuple[str, int, int]]  # path below the competition's folder, crc and frame, for each slice of a series
+ShardTask = tuple[Path, str, Path, list[Places], "ImageFormat"]  # arguments of `write_shard`
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,13 @@ def shard_name(number: int) -> str:
     return f"hu-{number:05}.npy"
 
 
+def note(shard: Path) -> Path:
+    """The note next to a shard of an unfinished cache."""
+    return shard.with_suffix(".json")
+
+
 def notes(folder: Path) -> list[Path]:
-    """The notes next to the shards of an unfinished cache; they are removed once its record is written."""
+    """All notes of an unfinished cache; they are removed once its record is written."""
     return sorted(folder.glob("hu-*.json"))
 
 
@@ -106,7 +112,7 @@ def write_shards(
     with any number of processes and after any number of kills.
     """
     boxes, numbers, unread, reused = [], list[int](), {}, 0
-    for k, written in enumerate(run_parallel(_write_shard, _tasks(folder, table, root, image, fingerprint), jobs)):
+    for k, written in enumerate(run_parallel(write_shard, shard_tasks(folder, table, root, image, fingerprint), jobs)):
         remember(folder / shard_name(k), written.sha256)
         unread |= {len(numbers) + i: why for i, why in written.unread.items()}
         count = len(written.boxes)
@@ -123,18 +129,11 @@ def write_shards(
     return table.assign(shard_row=table.groupby("shard").cumcount().astype("int32")), refused, reused
 
 
-def write_part(folder: Path, table: pd.DataFrame, root: Path, image: ImageFormat, fingerprint: str, part: int) -> None:
-    """Write shards `part`, `part + PARTS`, ... with one process. `write_shards` will reuse them."""
-    for task in _tasks(folder, table, root, image, fingerprint)[part::PARTS]:
-        _write_shard(*task)
+def shard_tasks(folder: Path, table: pd.DataFrame, root: Path, image: ImageFormat, fingerprint: str) -> list[ShardTask]:
+    """Return the arguments of `write_shard` for each shard, and remove other shards from the folder.
 
-
-def _tasks(
-    folder: Path, table: pd.DataFrame, root: Path, image: ImageFormat, fingerprint: str
-) -> list[tuple[Path, str, Path, list[Places], ImageFormat]]:
-    """Return the arguments of `_write_shard` for each shard, and remove other shards from the folder.
-
-    The rows of a series are adjacent in the table. Raises UserError if the disk is too small.
+    For `write_shards`, and for machines that write some of the shards before it, which it then reuses. The rows of a
+    series are adjacent in the table. Raises UserError if the disk is too small.
     """
     places = list(zip(table["path"], table["crc"].tolist(), table["frame"].astype(int).tolist(), strict=True))
     codes = table.groupby(SERIES, sort=False).ngroup().tolist()
@@ -164,11 +163,10 @@ def _require_space(folder: Path, size: int) -> None:
         raise errors.refused(folder, full)
 
 
-def _write_shard(path: Path, fingerprint: str, root: Path, series: list[Places], image: ImageFormat) -> Shard:
+def write_shard(path: Path, fingerprint: str, root: Path, series: list[Places], image: ImageFormat) -> Shard:
     """Write a shard and a note by which a later call can reuse it; or reuse it."""
     fingerprint = digest([fingerprint, image.size, image.crop, image.values, series])
-    note = path.with_suffix(".json")
-    known = read_record(note)
+    known = read_record(note(path))
     if known and known["fingerprint"] == fingerprint and path.is_file() and sha256_file(path) == known["shard"]:
         unread = {int(i): Unreadable(Reason[name], detail) for i, (name, detail) in known["unread"].items()}
         found = np.frombuffer(bytes.fromhex(known["boxes"]), np.int32).reshape(-1, len(BOX))
@@ -199,7 +197,7 @@ def _write_shard(path: Path, fingerprint: str, root: Path, series: list[Places],
         found = np.array(boxes, np.int32)
         # A note that is cut off by a kill is ignored, and so is one whose shard differs. So it needs no fsync.
         known = {"fingerprint": fingerprint, "shard": written, "boxes": found.tobytes().hex(), "unread": reasons}
-        note.write_text(record_text(known))
+        note(path).write_text(record_text(known))
     return Shard(found, unread, written, reused=False)
 
 

@@ -107,13 +107,8 @@ class Graph:
     def image_settings(self) -> dict[str, Any]:
         return self.recipe.model_dump(mode="json", include={"competition", "image"})
 
-    def prepare(self, *, listed: bool = False) -> Task:
-        """Cache task of the current raw files. Later stages use `prepared`.
-
-        listed: use the list of an earlier call, since listing takes minutes in a large shared folder.
-        """
-        if listed and (known := self.known_raw_files()):
-            return self._cache_of(known)
+    def prepare(self) -> Task:
+        """Cache task of the current raw files. Later stages use `prepared`."""
         if not self.raw_root.is_dir():
             hint = "Run `ich demo` first" if self.recipe.demo else "See input/README.md for its content"
             raise UserError(f"{self.raw_root}: no such folder. {hint}")
@@ -124,14 +119,17 @@ class Graph:
             for path, sample in raw.samples(self.raw_root, new):
                 found[path] = sample
                 advance(1)
-        return self._cache_of({path: [*stamp, found[path]] for path, stamp in stamps.items()})
-
-    def _cache_of(self, raw_files: raw.RawFiles) -> Task:
-        self.raw_files = raw_files
+        self.raw_files = {path: [*stamp, found[path]] for path, stamp in stamps.items()}
         settings = {**self.image_settings, "raw": digest(raw.identity(self.raw_files))}
         settings["competition"].pop("root")  # the files may be moved
         key = digest([VERSIONS["prepare"], settings])[:16]
         return self._cache(key, settings)
+
+    @property
+    def preparing(self) -> Task:
+        """Cache task that several machines make: that of `prepare` when it was begun."""
+        found = read_record(self.workspace.preparing) or {}
+        return self._cache(Path(str(found.get("key") or "none")).name, found.get("settings", {}))
 
     def known_raw_files(self) -> raw.RawFiles:
         """Return the raw files of the latest `ich prepare`."""

@@ -73,10 +73,10 @@ class Plan(Graph):
         return self._states[path]
 
     def _state(self, task: Task) -> State:
-        here = self._state_here(task)
-        if here.done or self.remote is None or not all(self.state(one).done for one, _ in task.upstream):
+        here, remote = self._state_here(task), self._remote_of(task)
+        if here.done or remote is None or not all(self.state(one).done for one, _ in task.upstream):
             return here
-        record = self.remote.read_record(self.name_of(task), self.fingerprint(task, self.inputs(task)))
+        record = remote.read_record(self.name_of(task), self.fingerprint(task, self.inputs(task)))
         if record is None:
             return here
         mine = self.record_of(task)
@@ -171,6 +171,10 @@ class Plan(Graph):
         url = self.recipe.store.remote
         return None if url is None else _opened(url)
 
+    def _remote_of(self, task: Task) -> Remote | None:
+        """The store of a task. Each machine writes the demo itself: its record does not list the DICOM files."""
+        return None if task.stage == "demo" else self.remote
+
     def name_of(self, task: Task) -> str:
         """Name of the record of a task in the store."""
         return os.path.relpath(task.record.path, self.root)
@@ -196,14 +200,15 @@ class Plan(Graph):
 
     def push(self, task: Task) -> None:
         """Write the files of a task that is done here to the store, the record last."""
-        if self.remote is not None and not self.pushed(task):
+        remote = self._remote_of(task)
+        if remote is not None and not self.pushed(task):
             record = self.record_of(task)
-            self.remote.push(self.name_of(task), record, {name: task.folder / name for name in record["files"]})
+            remote.push(self.name_of(task), record, {name: task.folder / name for name in record["files"]})
 
     def pushed(self, task: Task) -> bool:
         """Return whether the store has this task, or there is no store."""
-        record = self.record_of(task)
-        return self.remote is None or self.remote.has(self.name_of(task), record["fingerprint"])
+        remote = self._remote_of(task)
+        return remote is None or remote.has(self.name_of(task), self.record_of(task)["fingerprint"])
 
     # ---- making
 
@@ -289,7 +294,7 @@ class Plan(Graph):
 
     def remember_raw_files(self) -> None:
         """Keep the samples of the raw files, so that the next `prepare` reads new files only."""
-        if self.known_raw_files() != self.raw_files:
+        if self.raw_files and self.known_raw_files() != self.raw_files:
             root = self.recipe.competition.root
             raw.write_files(self.workspace.raw_files(root), root, self.raw_files)
 

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +49,7 @@ def run(plan: Plan, source: Path, out: Path, *, fold: int | None = None, engine:
     fold: use the models of this fold only, which were not trained on it. engine: scores chunks of studies; this process
     without one. Finished chunks are kept in `<out>.unfinished` until the tables are written.
     """
-    if engine not in (None, *engines.NAMES):
-        raise UserError(f"--engine {engine}: no such engine. Choose from {', '.join(engines.NAMES)}")
+    run_steps = None if engine is None else engines.engine(engine)
     require_writable(out)
     plan.require(_task(plan, out, fold))
     for name in needed(plan):
@@ -71,7 +69,7 @@ def run(plan: Plan, source: Path, out: Path, *, fold: int | None = None, engine:
             fingerprint=fingerprint(plan, fold, _identity(root, real)),
             jobs=plan.cores if engine is None else plan.recipe.compute.threads,
         )
-        slices, unread = _score(plan, chunks, slices, engine)
+        slices, unread = _score(plan, chunks, slices, run_steps)
         quarantined += unread
     quarantined += unusable
     files = _file_table(headers, slices, quarantined)
@@ -198,7 +196,7 @@ def _identity(root: Path, files: Sequence[str]) -> dict[str, tuple[int, str]]:
 
 
 def _score(
-    plan: Plan, chunks: Chunks, slices: pd.DataFrame, engine: str | None
+    plan: Plan, chunks: Chunks, slices: pd.DataFrame, run_steps: engines.Engine | None
 ) -> tuple[pd.DataFrame, list[Quarantined]]:
     """Make the missing chunks; return the scored slices with their logits, and the unreadable ones.
 
@@ -217,11 +215,10 @@ def _score(
             chunks.make(name, partial(_advance, work, done, sizes[name]))
 
         steps = [engines.Step(name, cores=plan.recipe.compute.threads, on_gpu=True) for name in missing]
-        if engine is None:
+        if run_steps is None:
             results = (engines.attempt(make_here, step.name) for step in steps)
         else:
-            module = import_module(f"ich.pipeline.engines.{engine}")
-            results = module.run(steps, chunks.make, plan.recipe, plan.root)
+            results = run_steps(steps, chunks.make, plan.recipe, plan.root)
         for result in results:
             if result.error:
                 failed.setdefault(result.error, []).append(result.name)

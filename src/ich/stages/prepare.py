@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple, fields
@@ -14,20 +15,24 @@ import pyarrow.parquet
 from ich.console import progress, say, warn
 from ich.data import cache, rules, slice_table
 from ich.data.competitions import ADAPTERS, Raw
+from ich.data.files import INSIDE
 from ich.data.slice_table import Quarantined
 from ich.errors import UserError
 from ich.pipeline.graph import HEADERS, Task
 from ich.pipeline.state import Made, Plan
-from ich.store.atomic import atomic, write_text
+from ich.stages import transfer
+from ich.store.atomic import atomic, write_bytes, write_text
 from ich.store.locks import held
-from ich.store.records import Record, read_hashed, write_hashed
+from ich.store.records import Record, read_hashed, read_record, write_hashed, write_record
 
 
-def run(plan: Plan, *, force: bool = False, listed: bool = False) -> None:
-    """Write the cache. listed: after `make_table`."""
-    task = plan.prepare(listed=listed)
+def run(plan: Plan, *, force: bool = False, parts: bool = False) -> None:
+    """Write the cache. parts: by the headers and shards of `make_headers` and `make_part`."""
+    if parts:
+        _receive(plan, plan.workspace.preparing)
+    task = plan.preparing if parts else plan.prepare()
     _name_unfinished(plan, task)
-    made = plan.make(task, lambda fingerprint: _prepare(plan, task.folder, fingerprint, force), force=force)
+    made = plan.make(task, lambda fingerprint: _prepare(plan, task.folder, fingerprint, force, parts), force=force)
     plan.point_to(task)
     _forget(task.folder)  # only now: a kill before the record must not lose shards
     record = task.record.read() or {}
@@ -39,25 +44,6 @@ def run(plan: Plan, *, force: bool = False, listed: bool = False) -> None:
         warn(burned_in)
     for remark in record["notes"]:
         say(f"  {remark}")
-
-
-def make_table(plan: Plan) -> None:
-    """Read the headers, for `make_part` and `run` on any machine. Do nothing if the cache is up to date."""
-    task = plan.prepare()
-    if not plan.state(task).done:
-        _read_headers(plan, task.folder, plan.fingerprint(task, plan.inputs(task)))
-
-
-def make_part(plan: Plan, part: int) -> None:
-    """Write one of the cache.PARTS parts of the shards, with one process. Do nothing if the cache is up to date.
-
-    No lock is needed: the shards of other parts are other files, and a second maker writes the same bytes.
-    """
-    task = plan.prepare(listed=True)
-    if not plan.state(task).done:
-        fingerprint = plan.fingerprint(task, plan.inputs(task))
-        table, _, found = _read_headers(plan, task.folder, fingerprint)
-        cache.write_part(task.folder, table, plan.raw_root, _image(plan, found), fingerprint, part)
 
 
 def _image(plan: Plan, found: dict[str, Any]) -> cache.ImageFormat:
@@ -78,10 +64,14 @@ def _name_unfinished(plan: Plan, task: Task) -> None:
             say(f"prepare: {folder} is unfinished, of other files or settings; delete it unless you return to them")
 
 
-def _prepare(plan: Plan, folder: Path, fingerprint: str, force: bool) -> Made:
+def _prepare(plan: Plan, folder: Path, fingerprint: str, force: bool, parts: bool) -> Made:
     if force:
         _forget(folder)
+    if parts:
+        _receive(plan, folder / HEADERS)
     table, quarantined, found = _read_headers(plan, folder, fingerprint)
+    if parts:
+        _receive_shards(plan, cache.shard_tasks(folder, table, plan.raw_root, _image(plan, found), fingerprint))
     with progress("prepare: pixels", len(table)) as advance:
         table, unread, reused = cache.write_shards(
             folder, table, plan.raw_root, _image(plan, found), plan.cores, advance, fingerprint
@@ -175,3 +165,64 @@ def _remarks(table: pd.DataFrame) -> list[str]:
 def _reasons(quarantined: Sequence[Quarantined]) -> list[str]:
     counts = Counter(item.reason for item in quarantined)
     return [f"quarantined: {count} x {reason}" for reason, count in sorted(counts.items())]
+
+
+# ---- parts of the cache, by several machines
+
+
+def make_headers(plan: Plan) -> None:
+    """Read the headers, for `make_part` and `run` on any machine. Do nothing if the cache is up to date."""
+    transfer.fetch_raw(plan)
+    task = plan.prepare()
+    write_record(plan.workspace.preparing, {"key": task.folder.name, "settings": task.settings})
+    _offer(plan, plan.workspace.preparing)
+    if not plan.state(task).done:
+        _read_headers(plan, task.folder, plan.fingerprint(task, plan.inputs(task)))
+        _offer(plan, task.folder / HEADERS)
+
+
+def make_part(plan: Plan, part: int) -> None:
+    """Write one of the cache.PARTS parts of the shards, with one process. Do nothing if the cache is up to date.
+
+    No lock is needed: the shards of other parts are other files, and a second maker writes the same bytes.
+    """
+    _receive(plan, plan.workspace.preparing)
+    task = plan.preparing
+    if plan.state(task).done:
+        return
+    _receive(plan, task.folder / HEADERS)
+    fingerprint = plan.fingerprint(task, plan.inputs(task))
+    table, _, found = _read_headers(plan, task.folder, fingerprint)
+    shards = cache.shard_tasks(task.folder, table, plan.raw_root, _image(plan, found), fingerprint)[part :: cache.PARTS]
+    paths = {path.partition(INSIDE)[0] for _, _, _, series, _ in shards for places in series for path, *_ in places}
+    transfer.fetch_raw(plan, paths)
+    written = {shard[0]: cache.write_shard(*shard).sha256 for shard in shards}
+    if plan.remote is not None:
+        plan.remote.push_files(written)
+        _offer(plan, *(cache.note(path) for path in written))
+
+
+def _receive_shards(plan: Plan, shards: Sequence[cache.ShardTask]) -> None:
+    """Copy the shards that are not here. Without this, all raw files would be needed here."""
+    if plan.remote is None:
+        return
+    missing = [path for path, *_ in shards if not cache.note(path).is_file()]
+    for path in missing:
+        _receive(plan, cache.note(path))
+    known = {path: read_record(cache.note(path)) for path in missing}
+    if lost := [path for path, note in known.items() if note is None]:
+        raise UserError(f"{lost[0]}: neither here nor in {plan.remote.url}. Rerun the same command to make it")
+    plan.remote.pull({path: note["shard"] for path, note in known.items() if note is not None})
+
+
+def _offer(plan: Plan, *paths: Path) -> None:
+    """Write small files to the store, if there is one."""
+    for path in paths if plan.remote is not None else ():
+        plan.remote.write_latest(os.path.relpath(path, plan.root), path.read_bytes())
+
+
+def _receive(plan: Plan, path: Path) -> None:
+    """Copy a small file from the store, if there is one and it has the file."""
+    found = None if plan.remote is None else plan.remote.read_latest(os.path.relpath(path, plan.root))
+    if found is not None:
+        write_bytes(path, found)

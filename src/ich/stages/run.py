@@ -4,10 +4,9 @@ Unlike `run_all.sh`, it has no barriers between stages: a fold of a sequence mod
 reads are finished.
 """
 
-import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from functools import partial
 from importlib import import_module
@@ -16,17 +15,17 @@ from pathlib import Path
 from ich.console import duration, say, time_left, warn, whole
 from ich.data.cache import PARTS
 from ich.errors import UserError
-from ich.pipeline.engines import NAMES, Make, Result, Step
+from ich.pipeline import engines, exchange
+from ich.pipeline.engines import Result, Step
 from ich.pipeline.runner import label, make_task
 from ich.pipeline.state import IN_STORE, Plan
 from ich.pipeline.untrainable import untrainable
 from ich.recipe import Recipe, Training
-from ich.stages import prepare, status
+from ich.stages import demo, prepare, status, transfer
 
 HEADERS, PART = "prepare/headers", "prepare/part"  # steps of a cluster: the slice table, and parts of the pixels
 CHECK = "networks"  # step that builds every network once, before the first is trained
-WHOLE = ("demo", "prepare", "pretrain", "predict")  # stages that use all cores of a machine
-ROOT = "ICH_ROOT"  # environment variable: the folder with input, folds, oof and submissions on a machine of a cluster
+WHOLE = ("prepare", "pretrain", "predict")  # stages that use all cores of a machine
 
 
 def run(plan: Plan, engine: str, recipe: str) -> None:
@@ -35,7 +34,10 @@ def run(plan: Plan, engine: str, recipe: str) -> None:
     recipe: the file, for `ich changes`.
     """
     begun = time.monotonic()
-    run_steps = _engine(engine)
+    run_steps = engines.engine(engine)
+    if plan.recipe.demo:
+        demo.run(plan)
+    plan = _exchanged(plan)
     status.changes(plan, recipe)
     steps, labels = steps_of(plan, in_parts=engine != "local")
     if not steps:
@@ -52,23 +54,27 @@ def run(plan: Plan, engine: str, recipe: str) -> None:
             finished(labels[result.name])
             took = f"in {duration(result.seconds)} on {result.machine}"
             say(f"run: {result.name} finished {took} ({len(done)} of {len(steps)}){time_left()}")
-    plan.forget()
     if failed:
         waiting = len(steps) - len(done) - len(failed)
         raise UserError(
             f"failed: {', '.join(failed)}; {waiting} steps that need these were not run. Correct the errors above and"
             " rerun the same command; finished work is kept"
         )
+    if plan.recipe.competition.trained_by is not None:
+        return
+    plan = _exchanged(plan)
+    for task in (plan.thresholds, plan.submit, plan.score, plan.explain, plan.report):
+        if plan.state(task).why == IN_STORE:
+            plan.pull(((task, ("*",)),))
     status.results(plan, round(time.monotonic() - begun))
 
 
-def _engine(name: str) -> Callable[[Sequence[Step], Make, Recipe, Path], Iterator[Result]]:
-    if name not in NAMES:
-        raise UserError(f"--engine {name}: unknown engine. Choose from {', '.join(NAMES)}")
-    try:
-        return import_module(f"ich.pipeline.engines.{name}").run
-    except ModuleNotFoundError as error:
-        raise UserError(f"--engine {name} requires {error.name}. Install it: pip install 'ich[cluster]'") from None
+def _exchanged(plan: Plan) -> Plan:
+    """Exchange small files with the store, if there is one. Return the plan of the files that are here now."""
+    if plan.remote is not None:
+        exchange.receive(plan, plan.remote)
+        exchange.offer(Plan(plan.recipe, plan.root), plan.remote)
+    return Plan(plan.recipe, plan.root)
 
 
 # ---- the steps
@@ -84,12 +90,11 @@ def steps_of(plan: Plan, *, in_parts: bool = False) -> tuple[list[Step], dict[st
     labels: dict[str, str] = {}
     for task in plan.all():
         needs = [upstream.name for upstream, _ in task.upstream if upstream.name in steps]
-        needs += ["demo"] if task.stage == "prepare" and "demo" in steps else []
-        if not needs and (plan.finished(task) or plan.state(task).why == IN_STORE):
+        if task.stage == "demo" or (not needs and (plan.finished(task) or plan.state(task).why == IN_STORE)):
             continue
         if task.stage == "prepare" and in_parts:
             parts = [f"{PART}{number:02}" for number in range(PARTS)]
-            steps[HEADERS] = Step(HEADERS, tuple(needs), None)
+            steps[HEADERS] = Step(HEADERS, cores=None)
             steps |= {part: Step(part, (HEADERS,)) for part in parts}
             labels |= {name: name for name in (HEADERS, *parts)}
             needs = parts
@@ -112,9 +117,11 @@ def make_step(recipe: Recipe, root: Path, cluster: bool, name: str) -> None:
 
     cluster: print to oof/<recipe>/logs/<name>.log.
     """
-    plan = Plan(recipe, Path(os.environ.get(ROOT, root)))
+    plan = Plan(recipe, engines.workspace(root) if cluster else root)
     with _log(plan.workspace.oof / "logs" / f"{name}.log") if cluster else nullcontext():
-        _make(plan, name, cluster)
+        if plan.remote is not None:
+            exchange.receive(plan, plan.remote)
+        _make(Plan(recipe, plan.root), name, cluster)
 
 
 def _make(plan: Plan, name: str, cluster: bool) -> None:
@@ -124,9 +131,11 @@ def _make(plan: Plan, name: str, cluster: bool) -> None:
         if found := untrainable(plan, len(record["classes"]), record["values"]):
             raise UserError("\n".join(f"{where}: {why}" for where, why in found.items()))
     elif name == "prepare":
-        prepare.run(plan, listed=cluster)
+        prepare.run(plan, parts=cluster)
+        if plan.remote is not None:
+            exchange.offer(plan, plan.remote)
     elif name == HEADERS:
-        prepare.make_table(plan)
+        prepare.make_headers(plan)
     elif name.startswith(PART):
         prepare.make_part(plan, int(name.removeprefix(PART)))
     elif "/" in name:
@@ -134,6 +143,7 @@ def _make(plan: Plan, name: str, cluster: bool) -> None:
     elif name == "predict":
         import_module("ich.stages.predict").run_outside(plan)
     else:
+        transfer.fetch_raw(plan, ())
         import_module(f"ich.stages.{'score_outside' if outside and name == 'score' else name}").run(plan)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -12,12 +12,14 @@ from ich.errors import UserError, parsing
 from ich.pipeline import exchange
 from ich.pipeline.state import IN_STORE, Plan, State
 from ich.recipe import Store
+from ich.stages import demo
 from ich.store import raw as raw_files
 from ich.store.hashes import sha256_file
 from ich.store.locks import hold
 from ich.store.remote import OnBytes, Remote, in_parallel, plain, plain_files
 
 MB = 1_000_000
+RawTable = Mapping[str, tuple[int, str, str]]  # size, sample and SHA-256 of raw files by path
 TOGETHER = 1000  # raw files that are hashed before they are written
 
 
@@ -26,6 +28,7 @@ def push(plan: Plan, *, model: str | None, raw: bool) -> None:
     remote = _remote(plan)
     if raw:
         _push_raw(plan, remote)
+        exchange.offer(plan, remote)
         return
     local = Plan(plan.recipe.model_copy(update={"store": Store()}), plan.root)  # without looking into the store
     tasks = exchange.tasks_of(local, model)
@@ -45,7 +48,10 @@ def pull(plan: Plan, *, model: str | None, raw: bool) -> None:
     """Copy what fits the recipe from the store, each record before its files, which are compared at every use."""
     remote = _remote(plan)
     if raw:
-        _pull_raw(plan, remote)
+        table = _read_raw(plan, remote)
+        if not table:
+            raise UserError(f"{remote.url} has no raw files. Run `ich push --raw` where they are")
+        _pull_raw(plan, remote, table)
         return
     exchange.receive(plan, remote)
     plan = Plan(plan.recipe, plan.root)
@@ -115,10 +121,26 @@ def _push_raw(plan: Plan, remote: Remote) -> None:
     say(f"push: {len(table):,} raw files are in {remote.url}", always=True)
 
 
-def _pull_raw(plan: Plan, remote: Remote) -> None:
-    table, root = _read_raw(plan, remote), plan.raw_root
-    if not table:
-        raise UserError(f"{remote.url} has no raw files. Run `ich push --raw` on a machine that has {root}")
+def fetch_raw(plan: Plan, paths: Collection[str] | None = None) -> None:
+    """Write raw files to this machine that it does not have: those of the demo, or of the store.
+
+    paths: only these and all tables. Raises UserError if one of them is neither here nor in the store.
+    """
+    if plan.remote is None:
+        return
+    if plan.recipe.demo:
+        demo.run(plan)
+        return
+    table = _read_raw(plan, plan.remote)
+    lost = [path for path in paths or () if path not in table and not (plan.raw_root / path).is_file()]
+    if lost:
+        raise UserError(f"{plan.raw_root / lost[0]} is not in {plan.remote.url}. Run `ich push --raw` where it is")
+    wanted = [path for path in table if paths is None or path in paths or path.endswith(raw_files.TABLES)]
+    _pull_raw(plan, plan.remote, {path: table[path] for path in wanted})
+
+
+def _pull_raw(plan: Plan, remote: Remote, table: RawTable) -> None:
+    root = plan.raw_root
     here = raw_files.listing(root) if root.is_dir() else {}
     same = [path for path, (size, *_) in table.items() if path in here and here[path][0] == size]
     kept = {path for path, sample in raw_files.samples(root, same) if sample == table[path][1]}
@@ -133,8 +155,8 @@ def _raw_name(plan: Plan) -> str:
     return os.path.relpath(plan.workspace.raw_files(plan.recipe.competition.root), plan.root)
 
 
-def _read_raw(plan: Plan, remote: Remote) -> Mapping[str, tuple[int, str, str]]:
-    """Return size, sample and SHA-256 of the raw files in the store by path."""
+def _read_raw(plan: Plan, remote: Remote) -> RawTable:
+    """Return the raw files in the store."""
     name = _raw_name(plan)
     with parsing(Path(f"{remote.url}/latest/{name}"), "run `ich push --raw` again"):
         table = exchange.read_table(remote, name)
