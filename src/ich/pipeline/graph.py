@@ -297,11 +297,16 @@ class Graph:
 
     # ---- after the models
 
+    @property
+    def _blends_of_folds(self) -> Upstream:
+        return tuple((self.fold("blend", k), ("test.parquet",)) for k in self.fold_numbers)
+
     @cached_property
     def thresholds(self) -> Task:
         path = self.workspace.thresholds
         settings = self.recipe.thresholds.model_dump(mode="json")
         upstream = (*self._folds_and_slices, (self.assembled("blend"), ("oof.parquet", "test.parquet")))
+        upstream += self._blends_of_folds
         record = Record(path.with_suffix(".run.json"))
         return Task("thresholds", "thresholds", record, settings, upstream, files=(path.name,))
 
@@ -325,7 +330,7 @@ class Graph:
     def score(self) -> Task:
         upstream = self._folds_and_slices
         upstream += tuple((self.assembled(m), self.assembled(m).files) for m in self.models)
-        upstream += ((self.thresholds, (self.workspace.thresholds.name,)),)
+        upstream += (*self._blends_of_folds, (self.thresholds, (self.workspace.thresholds.name,)))
         settings = self.recipe.thresholds.model_dump(mode="json", include={"metric", "shrink"})
         record = self._submission("scores.run.json", "scores_by_class", "scores_by_study", "confusion", "reliability")
         return Task("score", "score", record, settings, upstream, self._raw("solution.csv"))

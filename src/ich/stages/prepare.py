@@ -217,8 +217,9 @@ def _receive_shards(plan: Plan, shards: Sequence[cache.ShardTask]) -> None:
 
 def _offer(plan: Plan, *paths: Path) -> None:
     """Write small files to the store, if there is one."""
-    for path in paths if plan.remote is not None else ():
-        plan.remote.write_latest(os.path.relpath(path, plan.root), path.read_bytes())
+    remote = plan.remote
+    for path in paths if remote is not None else ():
+        remote.write_latest(os.path.relpath(path, plan.root), path.read_bytes())
 
 
 def _receive(plan: Plan, path: Path) -> None:
