@@ -1,5 +1,6 @@
 import hashlib
 import io
+import logging
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from filelock import FileLock
 from hypothesis import settings
@@ -164,6 +166,24 @@ def finished(tmp_path_factory) -> Clone:
 def clone_copy(finished, tmp_path) -> Clone:
     """A copy of `finished` that a test may change."""
     return Clone(copied(finished.root, tmp_path))
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """URL of a bucket on an S3 server in this process."""
+    from moto.server import ThreadedMotoServer  # takes seconds
+
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
+        yield "s3://bucket"
+    server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,7 @@ OWNERS = {
     "plotly": {"report/page/document.py"},
     "joblib": {"processes.py"},
     "filelock": {"store/locks.py"},
+    "fsspec": {"store/remote.py"},
     "safetensors": {"models/network.py"},
     "accelerate": {"training/trackers.py"},
 }
@@ -55,6 +56,7 @@ LATE = {  # packages that a file imports inside functions, beside cli.py and the
     "processes.py": {"joblib"},  # `ich --help` starts no worker processes
     "data/decoders.py": {"imagecodecs", "resource"},  # in the decoding process only
     "networks/cnn.py": {"torchvision"},  # a check
+    "store/remote.py": {"fsspec"},  # only with store.remote
     "training/trackers.py": {"accelerate"},  # slow, and only with trackers
 }
 KINDS = {"pretrain", "cnn", "end_to_end", "sequence", "smooth", "stack", "external"}

@@ -20,11 +20,12 @@ from ich import console  # noqa: E402
 from ich.errors import ADVICE, UserError, refused  # noqa: E402
 
 GROUPS = {  # of the commands, in `ich --help`
+    "Pipeline": ("run", "status", "changes", "results"),
     "Data": ("demo", "check", "prepare", "folds"),
     "Models": ("pretrain", "cnn", "end_to_end", "sequence", "external", "smooth", "stack", "blend", "ablate"),
-    "Results": ("thresholds", "submit", "score", "explain", "report", "results"),
+    "Results": ("thresholds", "submit", "score", "explain", "report"),
     "New scans": ("predict",),
-    "Workspace": ("changes", "status", "verify", "clean"),
+    "Workspace": ("verify", "push", "pull", "clean"),
 }
 
 
@@ -188,6 +189,20 @@ def _prepared(plan: Any) -> Any:
     return task
 
 
+def run(
+    recipe: RecipePath,
+    engine: Annotated[str, typer.Option(help="local, ray or slurm")] = "local",
+    overrides: Set = None,
+) -> None:
+    """Make everything that is not up to date, here or on a cluster."""
+    from ich.stages import run as stage
+
+    stage.run(_plan(recipe, overrides), engine, "" if overrides else str(recipe))
+
+
+command(run)
+
+
 def status(recipe: RecipePath, overrides: Set = None) -> None:
     """List the state of all artifacts and how to update them."""
     from ich.stages import status as stage
@@ -314,6 +329,9 @@ def predict(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="file to write: .csv, .parquet or .zip")] = None,
     fold: Annotated[int | None, typer.Option(help="use the models of one fold only")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="score studies in parallel: local, ray or slurm; default: in this process")
+    ] = None,
     overrides: Set = None,
     force: Force = False,
 ) -> None:
@@ -321,15 +339,40 @@ def predict(
     from ich.stages import predict as stage
 
     plan = _plan(recipe, overrides)
-    if plan.recipe.competition.trained_by is not None and path is None and out is None and fold is None:
+    if plan.recipe.competition.trained_by is not None and not any((path, out, engine)) and fold is None:
         stage.run_outside(plan, force=force)
     elif path is None or out is None or plan.recipe.competition.trained_by is not None:
         raise UserError("give PATH and --out OUT.csv, or neither for a recipe with competition.trained_by")
     else:
-        stage.run(plan, path, out, fold=fold)
+        stage.run(plan, path, out, fold=fold, engine=engine)
 
 
 command(predict)
+
+
+Raw = Annotated[bool, typer.Option("--raw", help="the raw files instead of artifacts")]
+
+
+def push(recipe: RecipePath, model: Model = None, raw: Raw = False, overrides: Set = None) -> None:
+    """Copy finished artifacts to the object store of the recipe."""
+    _transfer("push", recipe, model, raw, overrides)
+
+
+def pull(recipe: RecipePath, model: Model = None, raw: Raw = False, overrides: Set = None) -> None:
+    """Copy artifacts that fit the recipe from its object store."""
+    _transfer("pull", recipe, model, raw, overrides)
+
+
+def _transfer(name: str, recipe: Path, model: str | None, raw: bool, overrides: list[str] | None) -> None:
+    if raw and model is not None:
+        raise UserError("--raw and --model exclude each other; use one")
+    from ich.stages import transfer
+
+    getattr(transfer, name)(_plan(recipe, overrides), model=model, raw=raw)
+
+
+command(push)
+command(pull)
 
 
 def clean(yes: Annotated[bool, typer.Option("--yes", help="remove them")] = False) -> None:

@@ -8,18 +8,26 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ich import console
 from ich.errors import UserError
 
 GRACE = 1.0  # seconds between an interruption and the end, in which half-written files are removed
 HANDLED = (signal.SIGINT, signal.SIGTERM)
+IDLE = 300  # seconds after which an idle worker ends
+LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_taken: list[FileLock] = []  # GPUs of this process
 POLL = 0.25  # seconds between two checks that the parent is running
 
 
@@ -34,43 +42,71 @@ def run_parallel(
     *,
     ordered: bool = True,
     threads: int | None = None,
+    gpus: Sequence[str] = (),
     advice: str = "with fewer processes",
 ) -> Iterator[Any]:
     """Yield the results of `function(*task)` from `jobs` worker processes; from this process if `jobs` is 1.
 
     Without a writable /dev/shm, processes cannot share locks: then all work is done in this process, with a warning.
-
-    Workers are new processes (loky), because a fork after OpenMP work hangs. They are kept for the next call. Their
-    console output appears before the result that follows it.
-    ordered: in the order of the tasks, else as they finish. threads: of the libraries in each worker. Raises UserError
-    with `advice` if a worker is killed; and the errors of `function`.
+    ordered: in the order of the tasks, else as they finish. Raises the errors of `function`, and those of `workers`.
     """
     if jobs <= 1 or not can_share_locks():
         for task in tasks:
             yield function(*task)
         return
+    running: list[Future] = []
+
+    def result() -> Any:
+        first = running[0] if ordered else next(iter(wait(running, return_when=FIRST_COMPLETED).done))
+        running.remove(first)
+        found = first.result()
+        console.catch_up()
+        return found
+
+    with workers(jobs, threads=threads, gpus=gpus, advice=advice) as submit:
+        try:
+            for task in tasks:
+                running.append(submit(function, *task))
+                if len(running) == 2 * jobs:
+                    yield result()
+            while running:
+                yield result()
+        finally:
+            for future in running:
+                future.cancel()
+
+
+@contextmanager
+def workers(
+    jobs: int, *, threads: int | None = None, gpus: Sequence[str] = (), advice: str = "with fewer processes"
+) -> Iterator[Callable[..., Future]]:
+    """Yield a function that calls another one in one of `jobs` worker processes, as `submit` of an executor.
+
+    Workers are new processes (loky), because a fork after OpenMP work hangs. They are kept for the next call. Their
+    console output appears when `console.catch_up` is called.
+    threads: of the libraries in each worker. gpus: ids of which each worker takes one. Raises UserError with `advice`
+    if a worker is killed.
+    """
     # After a kill, joblib's helper process removes its temporary files and would print two lines about leaks.
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
-    import joblib  # imports numpy, which `ich status` does without
+    from joblib.externals.loky import get_reusable_executor  # imports numpy, which `ich status` does without
     from joblib.externals.loky.process_executor import BrokenProcessPool
 
-    order = "generator" if ordered else "generator_unordered"
-    arguments = (os.getpid(), *console.for_workers())
-    workers = joblib.parallel_config("loky", inner_max_num_threads=threads, initializer=_begin, initargs=arguments)
+    limits = dict.fromkeys(LIMITS, str(threads or max(1, (os.cpu_count() or 1) // jobs)))
+    arguments = (os.getpid(), *console.for_workers(), tuple(gpus))
     try:
         # Workers inherit the mask and so ignore Ctrl-C while they start. A tracker that starts later unblocks it.
         resource_tracker.ensure_running()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            with workers:
-                # max_nbytes: large arguments are not written to files
-                run = joblib.Parallel(n_jobs=jobs, return_as=order, batch_size=1, max_nbytes=None)  # pyright: ignore
-                results = run(joblib.delayed(function)(*task) for task in tasks)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for result in results:  # pyright: ignore[reportGeneralTypeIssues]
-            console.catch_up()
-            yield result
+        executor = get_reusable_executor(jobs, timeout=IDLE, env=limits, initializer=_begin, initargs=arguments)
+
+        def submit(function: Callable[..., Any], *given: Any) -> Future:
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                return executor.submit(function, *given)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+        yield submit
     except BrokenProcessPool:
         raise UserError(
             f"one of {jobs} processes was killed, perhaps because memory ran out. Finished work is kept: rerun {advice}"
@@ -89,9 +125,24 @@ def can_share_locks() -> bool:
     return True
 
 
-def _begin(parent: int, output: socket.socket, level: console.Level) -> None:
+def _begin(parent: int, output: socket.socket, level: console.Level, gpus: Sequence[str]) -> None:
     end_with_parent(parent)
     console.speak_to(output, level)
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = _take(gpus)
+
+
+def _take(gpus: Sequence[str]) -> str:
+    """Return a GPU that no other process of this user takes, and lock it until this process ends."""
+    for gpu in gpus:
+        lock = FileLock(
+            Path(tempfile.gettempdir(), f"ich-{os.getuid()}-gpu-{gpu.replace(os.sep, '_')}.lock"), timeout=0
+        )
+        with suppress(Timeout):
+            lock.acquire()
+            _taken.append(lock)
+            return gpu
+    return gpus[os.getpid() % len(gpus)]
 
 
 def end_with_parent(parent: int) -> None:

@@ -19,7 +19,7 @@ from random import Random
 
 from ich.errors import UserError
 from ich.pipeline import verify
-from ich.pipeline.graph import CHECKPOINT, Task
+from ich.pipeline.graph import CHECKPOINT, HEADERS, Task
 from ich.pipeline.state import Plan
 from ich.store import hashes
 from tests.conftest import Clone
@@ -33,6 +33,7 @@ RESUMED = {  # kind that a killed run leaves -> the command that resumes
     "checkpoint": ("cnn", "--model", "resnet", "--fold", "0"),
     "shard": ("prepare",),
     "note of a shard": ("prepare",),
+    "headers": ("prepare",),
 }
 Damage = Callable[[Path, Random], str]  # damages a file and says how
 _READING = threading.Lock()  # one trial at a time reads the workspace in this process
@@ -75,7 +76,9 @@ def targets(finished: Path, folder: Path) -> Targets:
     for kind, suffix in (("shard", "npy"), ("note of a shard", "json")):
         paths = [path.with_suffix(f".{suffix}") for path in sorted(cache.glob("hu-*.json"))]
         kinds[kind] = [Piece(path.relative_to(preparing).as_posix(), None) for path in paths]
-    return Targets(finished, {"checkpoint": training, "shard": preparing, "note of a shard": preparing}, kinds)
+    kinds["headers"] = [Piece((cache / HEADERS).relative_to(preparing).as_posix(), None)]
+    killed = {kind: training if kind == "checkpoint" else preparing for kind in RESUMED}
+    return Targets(finished, killed, kinds)
 
 
 def kinds_of(root: Path) -> dict[str, list[Piece]]:

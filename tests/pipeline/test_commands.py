@@ -193,7 +193,7 @@ def test_run_all_begins_with_what_other_settings_made(clone_copy):
     made = [plan.fold("resnext", 0), plan.fold("resnext", 1), plan.thresholds]
     for task in made:
         record = task.record.read() or {}
-        settings = {"fingerprint": plan._fingerprint(task, record["inputs"]), "settings": dict(task.settings)}
+        settings = {"fingerprint": plan.fingerprint(task, record["inputs"]), "settings": dict(task.settings)}
         write_record(task.record.path, {**record, **settings})
     assert clone_copy.ich("changes", "--quiet").splitlines() == [
         "warning: cnn.resnext: learning_rate was 0.01, is 0.003, loss.name was focal, is bce. 2 folds will be made"

@@ -2,10 +2,16 @@
 
 import io
 import json
+import pickle
 import shutil
+import sys
 import zipfile
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import redirect_stdout, suppress
+from functools import wraps
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +24,8 @@ from conftest import make as run
 from ich.ensemble.calibration import Calibrator
 from ich.ensemble.hierarchy import project_any
 from ich.errors import UserError
+from ich.pipeline.chunks import Chunks, split
+from ich.pipeline.engines import Make, Result, Step, attempt
 from ich.pipeline.state import Plan
 from ich.stages import predict
 from ich.store.atomic import read_json
@@ -241,12 +249,152 @@ def test_circular_links_are_read_once(tmp_path):
         (tmp_path / folder / "1.dcm").touch()
     (tmp_path / "disc/a/up").symlink_to(tmp_path / "disc")
     (tmp_path / "disc/b").symlink_to(tmp_path / "elsewhere")
-    assert predict._files(tmp_path / "disc") == (tmp_path / "disc", ["a/1.dcm", "b/1.dcm"], [])
+    assert predict._files(tmp_path / "disc")[2:] == (["a/1.dcm", "b/1.dcm"], [])
+
+
+def test_scans_without_a_patient_are_scored(trained, tmp_path):
+    """Anonymised: PatientID is empty or missing."""
+    (tmp_path / "scans").mkdir()
+    for number, file in enumerate(study_files(trained)):
+        scan = pydicom.dcmread(file)
+        scan.PatientID = ""
+        if number % 2:
+            del scan.PatientID
+        scan.save_as(tmp_path / "scans" / file.name)
+    found = [pd.read_csv(predicted(trained, source, tmp_path)) for source in (tmp_path / "scans", None)]
+    expected = found[1][found[1]["study_id"] == found[0]["study_id"][0]].reset_index(drop=True)
+    same = ["image_id", "index", "sop_instance_uid"]
+    pd.testing.assert_frame_equal(found[0][same], expected[same])
+    np.testing.assert_allclose(logit(found[0][PROBABILITIES]), logit(expected[PROBABILITIES]), atol=OTHER_BATCHES)
 
 
 def test_without_thresholds_there_are_probabilities_alone(copy):
     (copy / "oof/parts/thresholds.run.json").unlink()
     assert list(scored(plan_of(copy), study_files(copy)[0]).columns)[4:] == [*PROBABILITIES, *ADDED]
+
+
+# ---- chunks of studies
+
+
+def predicted(root: Path, source: Path | None, folder: Path, **options: Any) -> Path:
+    """The output of the first fold's models for a source, or for the test folder, which writes to `folder` only."""
+    predict.run(plan_of(root), source or root / TEST, folder / "out.csv", fold=0, **options)
+    return folder / "out.csv"
+
+
+@pytest.fixture
+def made(monkeypatch) -> list[str]:
+    """The names of the chunks that are made; each study is one."""
+    names, make = list[str](), Chunks.make
+    monkeypatch.setattr("ich.pipeline.chunks.CHUNK", 1)
+
+    @wraps(make)
+    def noted(self: Chunks, name: str, *arguments: Any) -> None:
+        make(self, name, *arguments)
+        names.append(name)
+
+    monkeypatch.setattr(Chunks, "make", noted)
+    return names
+
+
+CHUNKS = [f"chunk-{number:05}" for number in range(4)]  # of the test folder
+
+
+def test_chunks_are_whole_studies_of_bounded_size(monkeypatch):
+    lengths = [3, 2, 4, 1, 1, 9, 1]
+    studies = pd.Series([f"study {k}" for k, length in enumerate(lengths) for _ in range(length)])
+    for most, expected in ((5, [5, 5, 1, 9, 1]), (21, [21]), (1, lengths)):
+        monkeypatch.setattr("ich.pipeline.chunks.CHUNK", most)
+        chunks = split(studies, 512)
+        assert [len(rows) for rows in chunks] == expected
+        np.testing.assert_array_equal(np.concatenate(chunks), np.arange(21))
+    monkeypatch.undo()
+    many = pd.Series(np.repeat(np.arange(1000), 32))
+    assert {size: max(map(len, split(many, size))) for size in (128, 256, 512)} == {128: 4096, 256: 4096, 512: 1024}
+
+
+def test_a_chunk_is_scored_like_a_folder_with_its_studies(trained, whole, made, tmp_path):
+    plan, expected = plan_of(trained), whole[0]
+    predict.run(plan, trained / TEST, tmp_path / "all.csv")
+    assert made == CHUNKS
+    found, studies = (pd.read_csv(tmp_path / f"all.{kind}csv", dtype={"study_id": str}) for kind in ("", "studies."))
+    same = [name for name in found if not name.startswith("prob_")]
+    pd.testing.assert_frame_equal(found[same], expected[same])
+    np.testing.assert_allclose(logit(found[PROBABILITIES]), logit(expected[PROBABILITIES]), atol=OTHER_BATCHES)
+    pooled = [f"pooled_{name}" for name in CLASSES]
+    np.testing.assert_allclose(studies[pooled], whole[2][pooled], atol=OTHER_BATCHES)
+    (tmp_path / "study").mkdir()
+    for file in study_files(trained):
+        shutil.copy(file, tmp_path / "study")
+    predict.run(plan, tmp_path / "study", tmp_path / "one.csv")
+    for kind in ("", ".studies"):
+        alone = (tmp_path / f"one{kind}.csv").read_text()
+        assert set(alone.splitlines()) <= set((tmp_path / f"all{kind}.csv").read_text().splitlines())
+
+
+def test_a_killed_run_resumes_with_the_missing_chunks(trained, made, tmp_path, monkeypatch):
+    expected = predicted(trained, None, tmp_path).read_bytes()
+    again, unfinished, make = tmp_path / "again", tmp_path / "again/out.csv.unfinished", Chunks.make
+    again.mkdir()
+
+    def killed(self: Chunks, name: str, *arguments: Any) -> None:
+        if name == CHUNKS[2]:
+            raise KeyboardInterrupt
+        make(self, name, *arguments)
+
+    def rerun(source: Path | None = None) -> list[str]:
+        made.clear()
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            if not unfinished.exists() or source:
+                patch.setattr(Chunks, "make", killed)
+            predicted(trained, source, again)
+        return made
+
+    assert rerun() == CHUNKS[:2]
+    kept = [pd.read_parquet(io.BytesIO(path.read_bytes().partition(b"\n")[2])) for path in unfinished.iterdir()]
+    assert len(kept) == 6
+    assert not any("patient_id" in table for table in kept)
+    part = unfinished / f"{CHUNKS[1]}.scores"
+    part.write_bytes(part.read_bytes()[:-1])
+    assert rerun() == CHUNKS[1:]
+    assert (again / "out.csv").read_bytes() == expected
+    assert not unfinished.exists()
+    copy = copied(trained / TEST, tmp_path / "scans")
+    assert rerun(copy) == CHUNKS[:2]
+    assert rerun(copy) == []
+    file = copy / study_files(trained)[0].name
+    file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    assert rerun(copy) == CHUNKS[:2], "the scans have changed"
+
+
+def test_an_engine_makes_the_chunks_and_names_those_that_failed(trained, made, tmp_path, monkeypatch):
+    expected = predicted(trained, None, tmp_path).read_bytes()
+    again, broken = tmp_path / "again", {CHUNKS[1], CHUNKS[3]}
+    again.mkdir()
+
+    def run(steps: list[Step], make: Make, *_: Any) -> Iterator[Result]:
+        make = pickle.loads(pickle.dumps(make))
+        for step in sorted(steps, key=lambda step: step.name, reverse=True):
+            if step.name in broken:
+                (again / f"out.csv.unfinished/{step.name}.slices").unlink()
+            yield attempt(make, step.name)
+
+    monkeypatch.setitem(sys.modules, "ich.pipeline.engines.ray", SimpleNamespace(run=run))
+    made.clear()
+    with pytest.raises(UserError) as error:
+        predicted(trained, None, again, engine="ray")
+    first, second, last = str(error.value).split("\n")
+    assert first.startswith(f"{CHUNKS[3]}: ")
+    assert first.endswith(f"{CHUNKS[3]}.slices is missing or damaged. Rerun `ich predict`")
+    assert second.startswith(f"{CHUNKS[1]}: ")
+    assert last == "2 of 4 chunks are missing. Rerun the same command to make only these"
+    assert not (again / "out.csv").exists()
+    broken.clear()
+    made.clear()
+    assert predicted(trained, None, again, engine="ray").read_bytes() == expected
+    assert made == [CHUNKS[3], CHUNKS[1]]
+    with pytest.raises(UserError, match="--engine spark: no such engine"):
+        predicted(trained, None, again, engine="spark")
 
 
 # ---- archives and other formats

@@ -1,5 +1,6 @@
 """Every competition format from raw files to a submission, on small competitions."""
 
+import io
 import json
 import shutil
 import zipfile
@@ -366,6 +367,19 @@ def test_an_outside_recipe_has_no_folds_and_a_second_run_is_up_to_date(outside, 
         folds.run(Plan(outside.recipe, outside.root))
     predict.run_outside(Plan(outside.recipe, outside.root))
     assert "predict: up to date" in capsys.readouterr().out
+
+
+def test_outside_scans_are_scored_in_chunks_of_studies(outside, monkeypatch):
+    path, names = outside.workspace.submissions / "slices.csv", [f"prob_{name}" for name in CLASSES]
+    before = path.read_bytes()
+    monkeypatch.setattr("ich.pipeline.chunks.CHUNK", 1)
+    predict.run_outside(Plan(outside.recipe, outside.root), force=True)
+    found, expected = pd.read_csv(path), pd.read_csv(io.BytesIO(before))
+    np.testing.assert_allclose(found[names], expected[names], atol=1e-5)
+    pd.testing.assert_frame_equal(found.drop(columns=names), expected.drop(columns=names))
+    monkeypatch.undo()
+    predict.run_outside(Plan(outside.recipe, outside.root), force=True)
+    assert path.read_bytes() == before
 
 
 # ---- errors

@@ -12,15 +12,18 @@ import pytest
 from pydicom.encaps import encapsulate
 from pydicom.uid import RLELossless
 
-from ich.data import cache, dicom
+from ich.data import cache, dicom, slice_table
 from ich.errors import UserError
+from ich.pipeline.graph import HEADERS
 from ich.pipeline.state import Plan
 from ich.stages import prepare
+from ich.store import atomic
 from ich.store.records import Record
 from stages.test_check import Competition
 
 SHARDS = [3, 3, 4, 3, 3, 3, 3]  # slices: one series each
 SLICES = sum(SHARDS)
+FILES = SLICES - 1  # one has two frames
 
 
 class Killed(BaseException):
@@ -81,6 +84,19 @@ def read(monkeypatch) -> list[str]:
     return names
 
 
+@pytest.fixture
+def headers(monkeypatch) -> list[str]:
+    """The names of the files whose headers are read."""
+    names, real = [], slice_table.read_geometry
+
+    def counted(path, values):
+        names.append(path.stem)
+        return real(path, values)
+
+    monkeypatch.setattr(slice_table, "read_geometry", counted)
+    return names
+
+
 def killed(workspace: Workspace, monkeypatch, *, after: int, force: bool = False) -> None:
     """Kill `ich prepare` after so many shards."""
     real, left = cache.record_text, after
@@ -98,23 +114,68 @@ def killed(workspace: Workspace, monkeypatch, *, after: int, force: bool = False
             prepare.run(workspace.plan(), force=force)
 
 
-def test_a_killed_prepare_resumes_from_its_shards(workspace, monkeypatch, read, capsys):
+def test_a_killed_prepare_resumes_from_its_headers_and_shards(workspace, monkeypatch, headers, read, capsys):
     whole = workspace.prepare()
     assert len(read) == SLICES
     assert b"not_decoded" in whole["quarantine.csv"]
-    for shards in (1, 4, 6):
+    for shards, last in ((0, "headers"), (1, "finished shards"), (4, "finished shards"), (6, "finished shards")):
         workspace.forget()
         killed(workspace, monkeypatch, after=shards)
         (workspace.folder / ".hu-00005.npy.x.tmp").touch()  # the kill came while it was written
-        assert workspace.plan().standing(workspace.plan().prepare()).why.endswith("resume after the finished shards")
+        assert workspace.plan().standing(workspace.plan().prepare()).why.endswith(f"resume after the {last}")
+        headers.clear()
         read.clear()
         capsys.readouterr()
         assert workspace.prepare() == whole
         there = sum(SHARDS[:shards])
+        assert not headers
         assert len(read) == SLICES - there
         assert not any(name[3] < str(shards) for name in read)
         said = f"prepare: resumed, {there} of {SLICES} slices were in finished shards\n"
-        assert said in capsys.readouterr().out
+        assert (said in capsys.readouterr().out) == bool(shards)
+
+
+def test_machines_that_write_the_parts_end_in_the_same_bytes(workspace, monkeypatch, headers, read):
+    monkeypatch.setattr(cache, "PARTS", 3)
+    prepare.make_headers(workspace.plan())
+    plan = workspace.plan()
+    folder = plan.prepare().folder
+    assert plan.known_raw_files() == plan.raw_files  # so that the parts do not read samples of all files
+    prepare.make_part(plan, 2)
+    assert [path.stem for path in cache.notes(folder)] == ["hu-00002", "hu-00005"]
+    for part in (0, 1, 0):
+        prepare.make_part(workspace.plan(), part)
+    parts = workspace.prepare()
+    assert (len(headers), len(read)) == (FILES, SLICES)
+    prepare.make_headers(workspace.plan())
+    prepare.make_part(workspace.plan(), 0)
+    assert {path.name for path in folder.iterdir()} == {*parts, "run.json"}, "a finished cache is left as it is"
+    workspace.forget()
+    assert workspace.prepare() == parts
+
+
+def test_a_kill_at_any_write_is_resumed(workspace, monkeypatch):
+    real, left = atomic.fsync, 0
+
+    def fsync(path):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+        real(path)
+
+    monkeypatch.setattr(cache, "PARTS", 2)
+    whole = workspace.prepare()
+    for moment in (0, 1, 8, 17, 20, 21):  # headers, their folder, a shard, slice table, record, its folder
+        workspace.forget()
+        left = moment
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(atomic, "fsync", fsync)
+            prepare.make_headers(workspace.plan())
+            for part in range(cache.PARTS):
+                prepare.make_part(workspace.plan(), part)
+            prepare.run(workspace.plan())
+        assert workspace.prepare() == whole
 
 
 def test_finished_shards_survive_a_sigkill(workspace, capsys):
@@ -181,7 +242,7 @@ def test_other_settings_and_files_restart_and_report_the_unfinished_cache(worksp
     assert not cache.notes(workspace.folder)
 
 
-def test_a_shard_with_an_unreadable_header_is_made_again(workspace, monkeypatch, read):
+def test_damaged_headers_are_read_again_and_their_shard_is_made_again(workspace, monkeypatch, read):
     whole = workspace.prepare()
     workspace.forget()
     with monkeypatch.context() as patch:
@@ -194,17 +255,20 @@ def test_a_shard_with_an_unreadable_header_is_made_again(workspace, monkeypatch,
 
         patch.setattr(dicom, "geometry", geometry)
         killed(workspace, monkeypatch, after=3)
+    path = workspace.folder / HEADERS
+    path.write_bytes(path.read_bytes()[:-1])
     read.clear()
     assert workspace.prepare() == whole
     assert len(read) == SLICES - sum(SHARDS[1:3])
 
 
-def test_force_restarts(workspace, monkeypatch, read):
+def test_force_restarts(workspace, monkeypatch, headers, read):
     whole = workspace.prepare()
     killed(workspace, monkeypatch, after=3, force=True)
+    headers.clear()
     read.clear()
     assert workspace.prepare(force=True) == whole
-    assert len(read) == SLICES
+    assert (len(headers), len(read)) == (FILES, SLICES)
 
 
 def test_a_full_disk_is_one_error_and_the_next_call_resumes(workspace, monkeypatch, read):
@@ -227,7 +291,7 @@ def test_a_full_disk_is_one_error_and_the_next_call_resumes(workspace, monkeypat
         prepare.run(workspace.plan())
     done = len(cache.notes(workspace.folder))
     assert 0 < done < len(SHARDS)
-    assert len(list(workspace.folder.iterdir())) == 2 * done  # nothing of the unfinished shard takes space
+    assert len(list(workspace.folder.iterdir())) == 1 + 2 * done  # nothing of the unfinished shard takes space
     read.clear()
     assert workspace.prepare() == whole
     assert len(read) == SLICES - sum(SHARDS[:done])

@@ -29,10 +29,12 @@ from ich.store.records import read_record, record_text
 
 SHARD_BYTES = 1 << 27  # of pixels: 1,024 slices of 256 x 256
 LEAST_SHARDS = 32  # of a small competition, so that every core has some
+PARTS = LEAST_SHARDS  # steps that write the shards, on several machines
 MOST_HELD = 1 << 28  # bytes of raw slices of a series; the rest of a longer series is read twice
 HELD = 31 << 20  # bytes; 32 MiB are M_MMAP_THRESHOLD's maximum, mallopt(3)
 BOX = ("crop_row", "crop_column", "crop_side", "raw_rows", "raw_columns")
 Places = list[tuple[str, int, int]]  # path below the competition's folder, crc and frame, for each slice of a series
+ShardTask = tuple[Path, str, Path, list[Places], "ImageFormat"]  # arguments of `write_shard`
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,13 @@ def shard_name(number: int) -> str:
     return f"hu-{number:05}.npy"
 
 
+def note(shard: Path) -> Path:
+    """The note next to a shard of an unfinished cache."""
+    return shard.with_suffix(".json")
+
+
 def notes(folder: Path) -> list[Path]:
-    """The notes next to the shards of an unfinished cache; they are removed once its record is written."""
+    """All notes of an unfinished cache; they are removed once its record is written."""
     return sorted(folder.glob("hu-*.json"))
 
 
@@ -104,28 +111,17 @@ def write_shards(
     A shard is written atomically and depends on its own files alone. So the folder has the same bytes in the end,
     with any number of processes and after any number of kills.
     """
-    shards = _shards(table, image.size)
-    names = {shard_name(k) for k in range(len(shards))}
-    for path in folder.glob("hu-*.npy"):
-        if path.name not in names:
-            path.unlink()
-    _require_space(folder, 2 * image.size**2 * len(table))
-    places = list(zip(table["path"], table["crc"].tolist(), table["frame"].astype(int).tolist(), strict=True))
-    tasks = (
-        (folder / shard_name(k), fingerprint, root, [[places[i] for i in rows] for rows in shard], image)
-        for k, shard in enumerate(shards)
-    )
-    boxes, numbers, unread, reused = [], np.empty(len(table), np.int32), {}, 0
-    for k, (shard, written) in enumerate(zip(shards, run_parallel(_write_shard, tasks, jobs), strict=True)):
-        rows = np.concatenate(shard)
+    boxes, numbers, unread, reused = [], list[int](), {}, 0
+    for k, written in enumerate(run_parallel(write_shard, shard_tasks(folder, table, root, image, fingerprint), jobs)):
         remember(folder / shard_name(k), written.sha256)
+        unread |= {len(numbers) + i: why for i, why in written.unread.items()}
+        count = len(written.boxes)
         boxes.append(written.boxes)
-        numbers[rows] = k
-        unread |= {int(rows[i]): why for i, why in written.unread.items()}
-        reused += len(rows) if written.reused else 0
-        on_done(len(rows))
+        numbers += [k] * count
+        reused += count if written.reused else 0
+        on_done(count)
     table = table.drop(columns="crc").assign(
-        shard=numbers, shard_row=0, **dict(zip(BOX, np.concatenate(boxes).T, strict=True))
+        shard=np.array(numbers, np.int32), shard_row=0, **dict(zip(BOX, np.concatenate(boxes).T, strict=True))
     )
     refused = quarantine_list(table, unread)
     if unread:
@@ -133,19 +129,29 @@ def write_shards(
     return table.assign(shard_row=table.groupby("shard").cumcount().astype("int32")), refused, reused
 
 
-def _shards(table: pd.DataFrame, size: int) -> list[list[NDArray[np.intp]]]:
-    """The rows of each series in each shard. The rows of a series are adjacent in the table."""
-    codes = table.groupby(SERIES, sort=False).ngroup().to_numpy()
-    most = min(SHARD_BYTES // (2 * size**2), -(-len(table) // LEAST_SHARDS))
-    shards: list[list[NDArray[np.intp]]] = []
+def shard_tasks(folder: Path, table: pd.DataFrame, root: Path, image: ImageFormat, fingerprint: str) -> list[ShardTask]:
+    """Return the arguments of `write_shard` for each shard, and remove other shards from the folder.
+
+    For `write_shards`, and for machines that write some of the shards before it, which it then reuses. The rows of a
+    series are adjacent in the table. Raises UserError if the disk is too small.
+    """
+    places = list(zip(table["path"], table["crc"].tolist(), table["frame"].astype(int).tolist(), strict=True))
+    codes = table.groupby(SERIES, sort=False).ngroup().tolist()
+    most = min(SHARD_BYTES // (2 * image.size**2), -(-len(places) // LEAST_SHARDS))
+    shards: list[list[Places]] = []
     filled = 0
-    for rows in np.split(np.arange(len(table)), np.flatnonzero(np.diff(codes)) + 1):
-        if not shards or filled + len(rows) > most:
+    for _, rows in groupby(range(len(places)), codes.__getitem__):
+        series = [places[i] for i in rows]
+        if not shards or filled + len(series) > most:
             shards.append([])
             filled = 0
-        shards[-1].append(rows)
-        filled += len(rows)
-    return shards
+        shards[-1].append(series)
+        filled += len(series)
+    paths = [folder / shard_name(k) for k in range(len(shards))]
+    for path in set(folder.glob("hu-*.npy")) - set(paths):
+        path.unlink(missing_ok=True)
+    _require_space(folder, 2 * image.size**2 * len(places))
+    return [(path, fingerprint, root, shard, image) for path, shard in zip(paths, shards, strict=True)]
 
 
 def _require_space(folder: Path, size: int) -> None:
@@ -157,11 +163,10 @@ def _require_space(folder: Path, size: int) -> None:
         raise errors.refused(folder, full)
 
 
-def _write_shard(path: Path, fingerprint: str, root: Path, series: list[Places], image: ImageFormat) -> Shard:
+def write_shard(path: Path, fingerprint: str, root: Path, series: list[Places], image: ImageFormat) -> Shard:
     """Write a shard and a note by which a later call can reuse it; or reuse it."""
     fingerprint = digest([fingerprint, image.size, image.crop, image.values, series])
-    note = path.with_suffix(".json")
-    known = read_record(note)
+    known = read_record(note(path))
     if known and known["fingerprint"] == fingerprint and path.is_file() and sha256_file(path) == known["shard"]:
         unread = {int(i): Unreadable(Reason[name], detail) for i, (name, detail) in known["unread"].items()}
         found = np.frombuffer(bytes.fromhex(known["boxes"]), np.int32).reshape(-1, len(BOX))
@@ -192,7 +197,7 @@ def _write_shard(path: Path, fingerprint: str, root: Path, series: list[Places],
         found = np.array(boxes, np.int32)
         # A note that is cut off by a kill is ignored, and so is one whose shard differs. So it needs no fsync.
         known = {"fingerprint": fingerprint, "shard": written, "boxes": found.tobytes().hex(), "unread": reasons}
-        note.write_text(record_text(known))
+        note(path).write_text(record_text(known))
     return Shard(found, unread, written, reused=False)
 
 

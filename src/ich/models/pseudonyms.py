@@ -70,20 +70,33 @@ class Pseudonyms:
             names = self.hidden(slices)[list(KINDS)].rename(columns=KINDS)
             write_text(path, names.join(slices[[*KINDS, "path"]]).to_csv(index=False))
 
+    def adopt(self, secret: bytes) -> None:
+        """Write a secret, if there is none. Only its owner may read it."""
+        assert self.file is not None, "ids are not public"
+        folder = self.file.parent
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_text(folder / ".gitignore", "*\n")
+        with tempfile.NamedTemporaryFile(dir=folder) as new:  # with mode 0600
+            new.write(secret)
+            new.flush()
+            os.fsync(new.fileno())
+            with suppress(FileExistsError):  # another process was faster
+                os.link(new.name, self.file)
+
+    def require_same(self, secret: bytes | None) -> None:
+        """Raise UserError if this is another secret than that of the workspace."""
+        if self.file is not None and secret is not None and self.file.read_bytes() != secret:
+            raise UserError(
+                f"{self.file} is another key than that of the store, so folds/*.csv cannot be exchanged. Use another"
+                " store.remote, or move the key away and run `ich folds --force`"
+            )
+
     @cached_property
     def _secret(self) -> bytes:
         """The secret of the workspace. It is made on first use, and only its owner may read it."""
         assert self.file is not None, "ids are not public"
-        folder = self.file.parent
         if not self.file.is_file():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_text(folder / ".gitignore", "*\n")
-            with tempfile.NamedTemporaryFile(dir=folder) as new:  # with mode 0600
-                new.write(secrets.token_hex(BYTES).encode())
-                new.flush()
-                os.fsync(new.fileno())
-                with suppress(FileExistsError):  # another process was faster
-                    os.link(new.name, self.file)
+            self.adopt(secrets.token_hex(BYTES).encode())
         with suppress(ValueError):
             secret = bytes.fromhex(self.file.read_text())
             if len(secret) == BYTES:

@@ -44,6 +44,7 @@ STUDIES = "studies.json"  # calibration of the study logits
 ASSEMBLED_STUDIES = ("oof_studies.parquet", "test_studies.parquet", STUDIES)
 SHARDS = "hu-*.npy"  # pixels of the Hounsfield cache
 SLICES = "slices.parquet"  # its slice table
+HEADERS = "headers.bin"  # what was read from the headers, of an unfinished cache
 WEIGHTS = "model.safetensors"
 CHECKPOINT = "checkpoint.bin"  # training state after the last finished epoch
 IN_SAMPLE = ("train.parquet", "train_embeddings.npy")
@@ -123,6 +124,12 @@ class Graph:
         settings["competition"].pop("root")  # the files may be moved
         key = digest([VERSIONS["prepare"], settings])[:16]
         return self._cache(key, settings)
+
+    @property
+    def preparing(self) -> Task:
+        """Cache task that several machines make: that of `prepare` when it was begun."""
+        found = read_record(self.workspace.preparing) or {}
+        return self._cache(Path(str(found.get("key") or "none")).name, found.get("settings", {}))
 
     def known_raw_files(self) -> raw.RawFiles:
         """Return the raw files of the latest `ich prepare`."""
@@ -259,6 +266,14 @@ class Graph:
         parts = tuple((self.fold(model, k), read) for k in self.fold_numbers)
         record, upstream = Record(self.workspace.model(model) / "run.json"), self._folds_and_slices + parts
         return Task(f"{stage}/{model}", stage, record, {}, upstream, model=model, files=files)
+
+    def model_task(self, name: str) -> Task:
+        """Return the task of a model by its name, such as cnn/resnet/fold0 or cnn/resnet."""
+        _, model, fold, *in_sample = [*name.split("/"), ""][:4]
+        if not fold:
+            return self.fold(model, None) if model in self.recipe.pretrain else self.assembled(model)
+        number = int(fold.removeprefix("fold"))
+        return self.in_sample(model, number) if any(in_sample) else self.fold(model, number)
 
     def tasks_of(self, stage: str, model: str | None = None, fold: int | None = None) -> list[Task]:
         """Folds of a stage, selected by --model and --fold, and the in-sample predictions that other models read.

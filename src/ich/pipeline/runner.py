@@ -46,7 +46,7 @@ def run_stage(
                 busy[task.model, task.fold] = left
                 continue
             done += 1
-            say(f"{stage}: {_label(task)} finished ({done} of {len(tasks)}){time_left()}")
+            say(f"{stage}: {label(task)} finished ({done} of {len(tasks)}){time_left()}")
         plan.forget()
     for name in dict.fromkeys(task.model for task in tasks if task.fold is not None):
         assemble(plan, name)
@@ -58,8 +58,8 @@ def _in_sample(task: Task) -> bool:
     return task.folder.name == "train"
 
 
-def _label(task: Task) -> str:
-    """Name of a task in messages."""
+def label(task: Task) -> str:
+    """Name of a task in messages and progress."""
     fold = "" if task.fold is None else f" fold {task.fold}"
     return f"{task.model}{fold}{', in-sample' if _in_sample(task) else ''}"
 
@@ -79,25 +79,32 @@ def _make_parallel(plan: Plan, todo: list[Task], force: bool) -> Iterator[tuple[
         if found:
             raise UserError("\n".join(f"{where}: {why}" for where, why in found.items()))
     detail(f"{todo[0].stage}: {len(todo)} tasks, {processes} in parallel, {threads} CPU threads each")
-    jobs = ((plan.recipe, plan.root, task.model, task.fold, _in_sample(task), force) for task in todo)
-    by_label = {_label(task): task for task in todo}
-    with whole(todo[0].stage, list(by_label)) as finished:
-        for label, busy in run_parallel(_make, jobs, processes, ordered=False, threads=threads, advice=advice):
-            finished(label)
-            yield by_label[label], busy
+    jobs = ((plan.recipe, plan.root, task.name, force) for task in todo)
+    by_name = {task.name: task for task in todo}
+    with whole(todo[0].stage, [label(task) for task in todo]) as finished:
+        for name, busy in run_parallel(
+            _make, jobs, processes, ordered=False, threads=threads, gpus=plan.gpus, advice=advice
+        ):
+            finished(label(by_name[name]))
+            yield by_name[name], busy
 
 
-def _make(
-    recipe: Recipe, root: Path, model: str, fold: int | None, in_sample: bool, force: bool
-) -> tuple[str, Busy | None]:
-    plan = Plan(recipe, root)
-    task = plan.in_sample(model, fold or 0) if in_sample else plan.fold(model, fold)
-    make = predict_in_sample if in_sample else make_fold
+def _make(recipe: Recipe, root: Path, name: str, force: bool) -> tuple[str, Busy | None]:
     try:
-        plan.make(task, lambda fingerprint: make(plan, task, fingerprint), force=force)
+        make_task(Plan(recipe, root), name, force=force)
     except Busy as busy:
-        return _label(task), busy
-    return _label(task), None
+        return name, busy
+    return name, None
+
+
+def make_task(plan: Plan, name: str, *, force: bool = False) -> None:
+    """Make the fold, the in-sample predictions or the tables of a model, by the name of the task."""
+    task = plan.model_task(name)
+    if task.fold is None and task.model not in plan.recipe.pretrain:
+        assemble(plan, task.model)
+        return
+    make = predict_in_sample if _in_sample(task) else make_fold
+    plan.make(task, lambda fingerprint: make(plan, task, fingerprint), force=force)
 
 
 def make_fold(plan: Plan, task: Task, fingerprint: str) -> Made:
@@ -136,7 +143,7 @@ def predict_in_sample(plan: Plan, task: Task, _fingerprint: str) -> Made:
     fitted = load_fitted(plan, task.model, fold)
     slices = data.slices("train")
     predictions = fitted.predict(slices, {})
-    require_finite(_label(task), slices.ids, predictions)
+    require_finite(label(task), slices.ids, predictions)
     files = write_predictions(task.folder, "train", slices.ids, slices.classes, predictions)
     known = data.table.labelled[slices.rows]
     return files, {"metrics": data.table.metrics(slices.rows[known], predictions.logits[known])}
@@ -145,13 +152,14 @@ def predict_in_sample(plan: Plan, task: Task, _fingerprint: str) -> Made:
 def load_fitted(plan: Plan, model: str, fold: int) -> Fitted:
     """Load a fitted fold. The hash of each file is checked before it is parsed."""
     task, settings = plan.fold(model, fold), plan.settings_of(model)
+    plan.pull(((task, (*settings.files, "*.txt")),))
     record = plan.record_of(task)
     for name in record["files"]:
         if name in settings.files or name.endswith(".txt"):
             damage = task.record.damage(record, name)
             if damage:
                 raise UserError(f"{task.name}/{name} {damage}. Run `ich {task.stage}`, then rerun this command")
-    return load(task.stage, task.folder, _label(task))
+    return load(task.stage, task.folder, label(task))
 
 
 def _run(plan: Plan, task: Task, fingerprint: str) -> Run:
@@ -164,7 +172,7 @@ def _run(plan: Plan, task: Task, fingerprint: str) -> Run:
         run = task.model if task.fold is None else f"{task.model}/fold{task.fold}"
         values = {"model": task.model, "run": run, **settings.model_dump(mode="json")}
         trackers = Trackers(compute.trackers, plan.workspace.trackers.absolute(), plan.recipe.name, run, values)
-    return Run(_label(task), seed, threads, task.record.work, fingerprint, trackers)
+    return Run(label(task), seed, threads, task.record.work, fingerprint, trackers)
 
 
 # ---- the tables of a model

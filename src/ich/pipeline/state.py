@@ -3,22 +3,25 @@
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from ich.console import detail, duration, say
 from ich.errors import UserError
-from ich.pipeline.graph import CHECKPOINT, VERSIONS, Graph, Task
+from ich.pipeline.graph import CHECKPOINT, HEADERS, VERSIONS, Graph, Task, Upstream
 from ich.recipe import Recipe
 from ich.store import raw
 from ich.store.hashes import digest, sha256_file
 from ich.store.locks import held, hold, owner
 from ich.store.records import read_record, write_record
+from ich.store.remote import OnBytes, Remote
 
+IN_STORE = "in the store"  # why a task is done although not all of its files are here
 NVIDIA = Path("/proc/driver/nvidia/gpus")  # one folder per GPU; importing torch takes seconds
 LIBRARIES = ("torch", "timm", "albumentations", "lightgbm", "optuna", "numpy", "pandas", "scikit-learn", "pydicom")
 Made = tuple[Mapping[str, Path], Mapping[str, Any]]  # files by name, and further entries of the record
@@ -60,7 +63,7 @@ class Plan(Graph):
                 hashes[f"{upstream.name}/{file}"] = digest(several) if several else written.get(file, "")
         return hashes
 
-    def _fingerprint(self, task: Task, inputs: Mapping[str, str]) -> str:
+    def fingerprint(self, task: Task, inputs: Mapping[str, str]) -> str:
         return digest([VERSIONS[task.stage], task.settings, inputs])
 
     def state(self, task: Task) -> State:
@@ -70,6 +73,20 @@ class Plan(Graph):
         return self._states[path]
 
     def _state(self, task: Task) -> State:
+        here, remote = self._state_here(task), self._remote_of(task)
+        if here.done or remote is None or not all(self.state(one).done for one, _ in task.upstream):
+            return here
+        record = remote.read_record(self.name_of(task), self.fingerprint(task, self.inputs(task)))
+        if record is None:
+            return here
+        mine = self.record_of(task)
+        if (record["fingerprint"], record["files"]) != (mine.get("fingerprint"), mine.get("files")):
+            write_record(task.record.path, record)
+            self._records[task.record.path] = record
+        return State("done", IN_STORE)
+
+    def _state_here(self, task: Task) -> State:
+        """Return the state by the files of this workspace."""
         record = self.record_of(task)
         if not record:
             if task.record.path.is_file():
@@ -81,7 +98,7 @@ class Plan(Graph):
             if not self.state(upstream).done:
                 return State("stale", f"{upstream.name} is {self.state(upstream).kind}")
         inputs = self.inputs(task)
-        if record.get("fingerprint") != self._fingerprint(task, inputs):
+        if record.get("fingerprint") != self.fingerprint(task, inputs):
             return State("stale", self._difference(task, record, inputs))
         damaged = task.record.damaged(record)
         return State("stale", damaged) if damaged else State("done")
@@ -131,6 +148,8 @@ class Plan(Graph):
             after = "will resume after the last finished epoch"
         elif any(task.folder.glob("hu-*.json")):
             after = "will resume after the finished shards"
+        elif (task.folder / HEADERS).is_file():
+            after = "will resume after the headers"
         return State("killed", f"{who}; {after}")
 
     def forget(self) -> None:
@@ -138,12 +157,60 @@ class Plan(Graph):
         self._records.clear()
         self._states.clear()
 
-    # ---- making
-
     def finished(self, task: Task) -> bool:
-        """Return whether the task is done, without unfinished files, shard notes or outdated stamps to tidy."""
+        """Return whether the task is done, here and in the store, with no unfinished files or old stamps to tidy."""
         left = (task.record.staged and task.record.work.exists()) or any(task.folder.glob("hu-*.json"))
-        return self.state(task).done and not left and not task.record.outdated_stamps(self.record_of(task))
+        here = self.state(task) == State("done") and not left
+        return here and not task.record.outdated_stamps(self.record_of(task)) and self.pushed(task)
+
+    # ---- the store
+
+    @property
+    def remote(self) -> Remote | None:
+        """The object store of the recipe, if there is one."""
+        url = self.recipe.store.remote
+        return None if url is None else _opened(url)
+
+    def _remote_of(self, task: Task) -> Remote | None:
+        """The store of a task. Each machine writes the demo itself: its record does not list the DICOM files."""
+        return None if task.stage == "demo" else self.remote
+
+    def name_of(self, task: Task) -> str:
+        """Name of the record of a task in the store."""
+        return os.path.relpath(task.record.path, self.root)
+
+    def pull(self, parts: Upstream, on_bytes: OnBytes | None = None) -> None:
+        """Copy those files of finished tasks that are missing here from the store. Patterns are as in Task.upstream."""
+        if self.remote is None:
+            return
+        for task, patterns in parts:
+            record, missing = self.record_of(task), self.missing(task, patterns)
+            if missing:
+                detail(f"{task.name}: reading {len(missing)} files from {self.recipe.store.remote}")
+                self.remote.pull(missing, on_bytes)
+                if not task.record.damaged(record) and task.record.outdated_stamps(record):
+                    task.record.restamp()
+                    self.forget()
+
+    def missing(self, task: Task, patterns: Sequence[str] = ("*",)) -> dict[Path, str]:
+        """Return path and SHA-256 of those recorded files that are missing or damaged here."""
+        record = self.record_of(task)
+        names = [name for name in record["files"] if any(fnmatch(name, pattern) for pattern in patterns)]
+        return {task.folder / name: record["files"][name] for name in names if task.record.damage(record, name)}
+
+    def push(self, task: Task) -> None:
+        """Write the files of a task that is done here to the store, the record last."""
+        remote = self._remote_of(task)
+        if remote is not None and not self.pushed(task):
+            record = self.record_of(task)
+            remote.push(self.name_of(task), record, {name: task.folder / name for name in record["files"]})
+
+    def pushed(self, task: Task) -> bool:
+        """Return whether the store has this task, or there is no store."""
+        remote = self._remote_of(task)
+        return remote is None or remote.has(self.name_of(task), self.record_of(task)["fingerprint"])
+
+    # ---- making
 
     def all_finished(self, tasks: list[Task]) -> bool:
         """Return whether the tasks of a stage are finished and their tables are assembled."""
@@ -185,17 +252,21 @@ class Plan(Graph):
             if making:
                 detail(f"{task.name}: started, {'--force' if state.done else _reason(state)}")
                 self._make(task, function)
-            elif task.record.outdated_stamps(self.record_of(task)):
+            elif state.why != IN_STORE and task.record.outdated_stamps(self.record_of(task)):
                 task.record.restamp()
             task.record.discard()  # of a killed run with other settings, or with --force
+            self.forget()
+            self.pull(((task, ("*",)),))
+            self.push(task)
         self.forget()
         return making
 
     def _make(self, task: Task, function: Callable[[str], Made]) -> None:
         self.require(task)
+        self.pull(task.upstream)
         task.record.sweep()
         started, inputs = time.perf_counter(), self.inputs(task)
-        fingerprint = self._fingerprint(task, inputs)
+        fingerprint = self.fingerprint(task, inputs)
         files, more = function(fingerprint)
         seconds = round(time.perf_counter() - started, 2)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -218,10 +289,14 @@ class Plan(Graph):
         pointer = {"key": prepared.folder.name, "settings": self.image_settings}
         if read_record(self.workspace.cache_pointer) != pointer:
             write_record(self.workspace.cache_pointer, pointer)
-        if self.known_raw_files() != self.raw_files:
+        self.remember_raw_files()
+        self.__dict__.pop("prepared", None)
+
+    def remember_raw_files(self) -> None:
+        """Keep the samples of the raw files, so that the next `prepare` reads new files only."""
+        if self.raw_files and self.known_raw_files() != self.raw_files:
             root = self.recipe.competition.root
             raw.write_files(self.workspace.raw_files(root), root, self.raw_files)
-        self.__dict__.pop("prepared", None)
 
     # ---- this machine
 
@@ -231,10 +306,24 @@ class Plan(Graph):
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     @property
+    def gpus(self) -> list[str]:
+        """Ids of the GPUs that this process may use."""
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is not None:
+            return [gpu for gpu in visible.split(",") if gpu.strip()]
+        return [str(number) for number, _ in enumerate(NVIDIA.iterdir())] if NVIDIA.is_dir() else []
+
+    @property
     def processes(self) -> int:
-        """Number of parallel folds: compute.processes, else one with a GPU and one per core without."""
-        default = 1 if NVIDIA.is_dir() and any(NVIDIA.iterdir()) else max(1, self.cores // self.recipe.compute.threads)
+        """Number of parallel folds: compute.processes, else one per GPU, or one per core without GPUs."""
+        default = len(self.gpus) or max(1, self.cores // self.recipe.compute.threads)
         return self.recipe.compute.processes or default
+
+
+@cache
+def _opened(url: str) -> Remote:
+    """Return the store at `url`, opened once per process."""
+    return Remote(url)
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[Change]:

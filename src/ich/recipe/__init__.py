@@ -18,7 +18,7 @@ from ich.recipe.models import (
     beta_of,
 )
 from ich.recipe.training import Training
-from ich.recipe.types import SECTIONS, Ablation, Labels, Recipe, Thresholds
+from ich.recipe.types import SECTIONS, Ablation, Labels, Recipe, Store, Thresholds
 
 __all__ = [
     "BETAS",
@@ -34,6 +34,7 @@ __all__ = [
     "RecipeError",
     "Smooth",
     "Stack",
+    "Store",
     "Supervised",
     "Thresholds",
     "Training",

@@ -172,7 +172,7 @@ class Compute(Strict):
     """Processes and threads. They do not change the results, except that `threads` may change rounding."""
 
     processes: PositiveInt | None = Field(
-        default=None, description="parallel folds; default: 1 with a GPU, else one per core"
+        default=None, description="parallel folds; default: one per GPU, or one per core without GPUs"
     )
     threads: PositiveInt = Field(default=1, description="CPU threads per process")
     gpus_per_fold: NonNegativeFloat | None = Field(

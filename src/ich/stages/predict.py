@@ -4,19 +4,20 @@ Per fold, all models that the blend needs predict by `Fitted.predict`, as in tra
 thresholds and the prevalence of the submission. Three tables are written: slices, files and studies.
 """
 
+import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from ich.console import progress, say, table, warn
+from ich.console import Work, progress, say, table, warn
 from ich.data import cache
 from ich.data.competitions import Raw
 from ich.data.competitions.cq500 import scan_of
@@ -25,51 +26,67 @@ from ich.data.dicom import Geometry, Reason, Unreadable
 from ich.data.files import INSIDE, below, checked, escaped, image_ids, with_members
 from ich.data.slice_table import Quarantined, read_geometries, slice_table
 from ich.ensemble import thresholds
-from ich.ensemble.calibration import Calibrator
 from ich.ensemble.final import final_probabilities
-from ich.ensemble.predictions import sigmoid
+from ich.ensemble.predictions import logit_columns, sigmoid
 from ich.errors import UserError, parsing
-from ich.models.slices import Predictions, Slices
+from ich.models.slices import Slices
 from ich.models.table import read_parquet, series_codes
+from ich.pipeline import engines
+from ich.pipeline.chunks import Chunks, ensemble_of, fingerprint, needed, split
 from ich.pipeline.graph import STUDIES, Task
-from ich.pipeline.runner import load_fitted
 from ich.pipeline.state import Made, Plan
+from ich.store import raw
 from ich.store.atomic import atomic, read_json, require_writable, write_text
 from ich.store.records import Record
 
 LISTED = 20  # quarantined files that are listed
 
 
-def run(plan: Plan, source: Path, out: Path, *, fold: int | None = None) -> None:
+def run(plan: Plan, source: Path, out: Path, *, fold: int | None = None, engine: str | None = None) -> None:
     """Score the DICOM files of `source` and write the table `out`, with those of files and studies next to it.
 
     source: a DICOM file, a .zip archive, or a folder of both at any depth. out: .csv, .parquet, or .zip of CSV files.
-    fold: use the models of this fold only, which were not trained on it.
+    fold: use the models of this fold only, which were not trained on it. engine: scores chunks of studies; this process
+    without one. Finished chunks are kept in `<out>.unfinished` until the tables are written.
     """
+    run_steps = None if engine is None else engines.engine(engine)
     require_writable(out)
     plan.require(_task(plan, out, fold))
     for name in needed(plan):
         if not plan.settings_of(name).scores_new_scans:
             raise UserError(f"{name} cannot score new scans. Remove it from blend.inputs")
-    root, names, unusable = _files(source)
-    with TemporaryDirectory(prefix="ich-predict-") as folder:
-        slices, quarantined, headers = _read(plan, source, root, names, Path(folder))
-        quarantined += unusable
-        files = _file_table(headers, slices, quarantined)
-        if slices.empty:
-            path, first = out.with_suffix(".files.csv"), quarantined[0]
-            write_text(path, files.to_csv(index=False))
-            why = f"{first.path}: {_why(first)}"
-            raise UserError(f"{source}: no readable slice in {len(files)} files; {why}. {path} lists all files")
+    root, real, names, unusable = _files(source)
+    slices, quarantined, headers = _headers(plan, source, root, names)
+    folder = out.with_name(f"{out.name}.unfinished")
+    if not slices.empty:
         _warn_of_single_slices(slices, plan.record_of(plan.prepared)["values"])
-        logits, pooled = ensemble_logits(plan, slices, cache.HuCache.open(Path(folder), slices), fold)
-    scored = _scored(plan, slices, logits)
+        chunks = Chunks(
+            plan.recipe,
+            plan.root.absolute(),
+            scans=root.absolute(),
+            folder=folder.absolute(),
+            fold=fold,
+            fingerprint=fingerprint(plan, fold, _identity(root, real)),
+            jobs=plan.cores if engine is None else plan.recipe.compute.threads,
+        )
+        slices, unread = _score(plan, chunks, slices, run_steps)
+        quarantined += unread
+    quarantined += unusable
+    files = _file_table(headers, slices, quarantined)
+    if slices.empty:
+        path, first = out.with_suffix(".files.csv"), quarantined[0]
+        write_text(path, files.to_csv(index=False))
+        shutil.rmtree(folder, ignore_errors=True)
+        why = f"{first.path}: {_why(first)}"
+        raise UserError(f"{source}: no readable slice in {len(files)} files; {why}. {path} lists all files")
+    scored = _scored(plan, slices, slices[logit_columns(_classes(plan))].to_numpy())
     studies = _study_table(scored)
-    if pooled is not None:
-        studies = studies.join(pooled.add_prefix("pooled_"), on="study_id")
+    if pooled := [name for name in slices if str(name).startswith("pooled_")]:
+        studies = studies.join(slices.groupby("study_id")[pooled].first(), on="study_id")
     uids = {path: header.instance_uid for path, header in headers.items() if isinstance(header, Geometry)}
     scored = scored.assign(sop_instance_uid=slices["path"].map(uids), path=slices["path"])
     written = _write(out, {"files": files, "studies": studies, "": scored})
+    shutil.rmtree(folder)
     _show(studies, quarantined, _classes(plan))
     say(f"\npredict: wrote {', '.join(written)}: {len(scored)} slices, {len(quarantined)} files quarantined")
 
@@ -87,11 +104,18 @@ def run_outside(plan: Plan, *, force: bool = False) -> None:
 
     def score(_fingerprint: str) -> Made:
         folder = plan.prepared.folder
-        slices = read_parquet(folder / "slices.parquet")
-        slices["series"] = series_codes(slices)
-        logits, _ = ensemble_logits(trained, slices, cache.HuCache.open(folder, slices))
-        scored = _scored(trained, slices, logits)
-        scored.insert(0, "scan", slices["path"].map(scan_of))
+        table = read_parquet(folder / "slices.parquet")
+        table["series"] = series_codes(table)
+        values, images = trained.record_of(trained.prepared)["values"], cache.HuCache.open(folder, table)
+        slices = Slices(table, np.arange(len(table)), _classes(trained), images, values)
+        ensemble, logits = ensemble_of(trained), list[NDArray]()
+        torch.set_num_threads(trained.recipe.compute.threads)
+        with progress("predict: ensemble", len(slices)) as work:
+            for rows in split(table["study_id"], trained.recipe.image.size):
+                share = partial(_advance, work, rows[0], len(rows))
+                logits.append(ensemble.predict(replace(slices, rows=rows), share)[0])
+        scored = _scored(trained, table, np.concatenate(logits))
+        scored.insert(0, "scan", table["path"].map(scan_of))
         write_text(path, scored.to_csv(index=False))
         return {path.name: path}, {"slices": len(scored)}
 
@@ -117,8 +141,8 @@ def _classes(plan: Plan) -> list[str]:
 # ---- the slices
 
 
-def _files(source: Path) -> tuple[Path, list[str], list[Quarantined]]:
-    """Return a folder, the relative paths of its files and members of archives, sorted, and the refused ones."""
+def _files(source: Path) -> tuple[Path, list[str], list[str], list[Quarantined]]:
+    """Return a folder, its files, these with the members of archives (relative paths, sorted), and the refused ones."""
     shown = escaped(str(source))
     if not source.exists():
         raise UserError(f"{shown}: no such file or folder")
@@ -126,21 +150,22 @@ def _files(source: Path) -> tuple[Path, list[str], list[Quarantined]]:
         root, found = (source, below(source)) if source.is_dir() else (source.parent, checked([source.name]))
     except OSError as error:
         raise UserError(f"{shown}: cannot read the folder ({error.strerror})") from None
+    real = found.names
     found = with_members(root, found)
     if not found.names:
         why = "".join(f" ({name}: {why})" for name, why in [*found.refused.items()][:1])
         raise UserError(f"{shown}: no files in this {'folder' if source.is_dir() else 'archive'}{why}")
-    return root, found.names, refused(found, "test")
+    return root, real, found.names, refused(found, "test")
 
 
-def _read(
-    plan: Plan, source: Path, root: Path, names: Sequence[str], folder: Path
+def _headers(
+    plan: Plan, source: Path, root: Path, names: Sequence[str]
 ) -> tuple[pd.DataFrame, list[Quarantined], dict[str, Geometry | Unreadable]]:
-    """Write a HU cache to `folder`, as `ich prepare` does; return its slice table, the quarantined files, and headers.
+    """Read the headers of the files; return their slice table, the quarantined files, and the headers.
 
     The slice table is empty if no file is readable.
     """
-    image, classes, values = plan.recipe.image, _classes(plan), plan.record_of(plan.prepared)["values"]
+    classes, values = _classes(plan), plan.record_of(plan.prepared)["values"]
     ids = image_ids([name.replace(INSIDE, "/") for name in names])
     files = pd.DataFrame({"image_id": ids, "split": "test", "path": list(names)})
     labels = pd.DataFrame({"image_id": pd.Series(dtype="str")} | {name: pd.Series(dtype="float") for name in classes})
@@ -150,71 +175,70 @@ def _read(
         slices, quarantined = slice_table(Raw(files, labels, [], dict.fromkeys(classes, 1.0), "", ()), geometries)
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
-    if not slices.empty:
-        with progress("predict: pixels", len(slices)) as advance:
-            pixels = cache.ImageFormat(image.size, image.crop, values)
-            slices, unread, _ = cache.write_shards(folder, slices, root, pixels, plan.cores, advance)
-        quarantined += unread
-    return slices.assign(series=series_codes(slices)), quarantined, dict(zip(names, geometries, strict=True))
+    return slices, quarantined, dict(zip(names, geometries, strict=True))
 
 
 def _why(item: Quarantined) -> str:
     return f"{Reason[item.reason.upper()]}{f' ({item.detail})' if item.detail else ''}"
 
 
-# ---- the ensemble
+# ---- the chunks
 
 
-def ensemble_logits(
-    plan: Plan, table: pd.DataFrame, images: cache.HuCache, fold: int | None = None
-) -> tuple[NDArray[np.float64], pd.DataFrame | None]:
-    """Return the mean logits [n, c] of the blend over folds, or those of one fold, one row per slice.
+def _identity(root: Path, files: Sequence[str]) -> dict[str, tuple[int, str]]:
+    """Return size and sample of each file."""
+    found: dict[str, tuple[int, str]] = {}
+    with progress("predict: raw files", len(files), "files", inner=True) as advance:
+        for name, sample in raw.samples(root, files):
+            found[name] = ((root / name).stat().st_size if sample else 0, sample)
+            advance(1)
+    return found
 
-    The second value holds probabilities of studies [m, c], by study id: the mean over the models with attention
-    pooling, calibrated as in `ich score`. It is None without such a model, and for one fold.
+
+def _score(
+    plan: Plan, chunks: Chunks, slices: pd.DataFrame, run_steps: engines.Engine | None
+) -> tuple[pd.DataFrame, list[Quarantined]]:
+    """Make the missing chunks; return the scored slices with their logits, and the unreadable ones.
+
+    Raises UserError if a chunk could not be made. The others are kept.
     """
-    torch.set_num_threads(plan.recipe.compute.threads)
-    values = plan.record_of(plan.prepared)["values"]
-    slices = Slices(table, np.arange(len(table)), _classes(plan), images, values)
-    models, numbers, folds, done = needed(plan), plan.fold_numbers if fold is None else [fold], [], 0
-    pooled: dict[str, list[pd.DataFrame]] = {}
+    sizes = chunks.write(slices)
+    missing = [name for name in sizes if chunks.scores(name) is None]
+    done = len(slices) - sum(sizes[name] for name in missing)
+    if done:
+        say(f"predict: {len(sizes) - len(missing)} of {len(sizes)} chunks are kept from an earlier run")
+    failed: dict[str, list[str]] = {}
     with progress("predict: ensemble", len(slices)) as work:
-        for k in numbers:
-            found: dict[str, Predictions] = {}
-            for name in models:  # each after its inputs
-                settings = plan.settings_of(name)
-                fitted = load_fitted(plan, name, k)
-                inputs = {other: found[other] for other in plan.recipe.inputs_of(name)}
-                found[name] = fitted.predict(replace(slices, workers=getattr(settings, "workers", 0)), inputs)
-                if (studies := found[name].studies) is not None and fold is None:
-                    pooled.setdefault(name, []).append(studies)
-                done += 1
-                work.at(len(slices) * done // (len(models) * len(numbers)))
-            folds.append(found["blend"].logits)
-    likely = [_calibrated(plan, name, _mean(parts)) for name, parts in pooled.items()]
-    return np.asarray(np.mean(folds, axis=0, dtype=np.float64)), _mean(likely) if likely else None
+        work.begin(done)
+
+        def make_here(name: str) -> None:
+            chunks.make(name, partial(_advance, work, done, sizes[name]))
+
+        steps = [engines.Step(name, cores=plan.recipe.compute.threads, on_gpu=True) for name in missing]
+        if run_steps is None:
+            results = (engines.attempt(make_here, step.name) for step in steps)
+        else:
+            results = run_steps(steps, chunks.make, plan.recipe, plan.root)
+        for result in results:
+            if result.error:
+                failed.setdefault(result.error, []).append(result.name)
+            else:
+                done += sizes[result.name]
+                work.at(done)
+    found = {name: chunks.scores(name) for name in sizes}
+    if missing := [name for name, scores in found.items() if scores is None]:
+        reasons = [
+            f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {why}" for why, names in failed.items()
+        ]
+        last = f"{len(missing)} of {len(sizes)} chunks are missing. Rerun the same command to make only these"
+        raise UserError("\n".join([*reasons, last]))
+    scored, unread = zip(*(scores for scores in found.values() if scores), strict=True)
+    return pd.concat(scored, ignore_index=True), [item for items in unread for item in items]
 
 
-def _mean(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    return pd.concat(tables).astype("float64").groupby(level=0, sort=False).mean()
-
-
-def _calibrated(plan: Plan, model: str, logits: pd.DataFrame) -> pd.DataFrame:
-    """Return probabilities of the study logits [m, c] of a model."""
-    task = plan.assembled(model)
-    if damage := task.record.damage(plan.record_of(task), STUDIES):
-        raise UserError(f"{task.folder / STUDIES} {damage}. Run `ich {task.stage}`, then rerun this command")
-    with parsing(task.folder / STUDIES):
-        found = read_json(task.folder / STUDIES)
-        return logits.apply(lambda column: sigmoid(Calibrator.from_dict(found[column.name]).apply(column)))
-
-
-def needed(plan: Plan) -> list[str]:
-    """Return the blend and all models that it depends on. Each model follows its inputs."""
-    wanted = {"blend"}
-    for name in reversed(plan.models):
-        wanted |= set(plan.recipe.inputs_of(name)) if name in wanted else set()
-    return [name for name in plan.models if name in wanted]
+def _advance(work: Work, first: int, count: int, share: float) -> None:
+    """Show the progress of a chunk of `count` slices after `first` finished ones."""
+    work.at(first + round(share * count))
 
 
 # ---- the tables

@@ -1,31 +1,40 @@
 """`ich prepare`: read the raw files into the Hounsfield cache, the slice table and the quarantine list."""
 
+import io
+import json
+import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import astuple, fields
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pyarrow.parquet
 
 from ich.console import progress, say, warn
 from ich.data import cache, rules, slice_table
 from ich.data.competitions import ADAPTERS, Raw
+from ich.data.files import INSIDE
 from ich.data.slice_table import Quarantined
 from ich.errors import UserError
-from ich.pipeline.graph import Task
+from ich.pipeline.graph import HEADERS, Task
 from ich.pipeline.state import Made, Plan
-from ich.store.atomic import atomic, write_text
+from ich.stages import transfer
+from ich.store.atomic import atomic, write_bytes, write_text
 from ich.store.locks import held
-from ich.store.records import Record
+from ich.store.records import Record, read_hashed, read_record, write_hashed, write_record
 
 
-def run(plan: Plan, *, force: bool = False) -> None:
-    task = plan.prepare()
+def run(plan: Plan, *, force: bool = False, parts: bool = False) -> None:
+    """Write the cache. parts: by the headers and shards of `make_headers` and `make_part`."""
+    if parts:
+        _receive(plan, plan.workspace.preparing)
+    task = plan.preparing if parts else plan.prepare()
     _name_unfinished(plan, task)
-    made = plan.make(task, lambda fingerprint: _prepare(plan, task.folder, fingerprint, force), force=force)
+    made = plan.make(task, lambda fingerprint: _prepare(plan, task.folder, fingerprint, force, parts), force=force)
     plan.point_to(task)
-    for note in cache.notes(task.folder):  # only now: a kill before the record must not lose shards
-        note.unlink(missing_ok=True)
+    _forget(task.folder)  # only now: a kill before the record must not lose shards
     record = task.record.read() or {}
     say(
         f"prepare: {'wrote' if made else 'up to date,'} {record['slices']} slices in {task.folder},"
@@ -37,6 +46,16 @@ def run(plan: Plan, *, force: bool = False) -> None:
         say(f"  {remark}")
 
 
+def _image(plan: Plan, found: dict[str, Any]) -> cache.ImageFormat:
+    return cache.ImageFormat(plan.recipe.image.size, plan.recipe.image.crop, found["values"])
+
+
+def _forget(folder: Path) -> None:
+    """Remove what an unfinished cache resumes from. The notes are last: they show that something is left."""
+    for path in (folder / HEADERS, *cache.notes(folder)):
+        path.unlink(missing_ok=True)
+
+
 def _name_unfinished(plan: Plan, task: Task) -> None:
     """List unfinished caches of other settings or files, which may use much disk space."""
     for folder in sorted(path for path in plan.workspace.cache_root.glob("*") if cache.notes(path)):
@@ -45,11 +64,57 @@ def _name_unfinished(plan: Plan, task: Task) -> None:
             say(f"prepare: {folder} is unfinished, of other files or settings; delete it unless you return to them")
 
 
-def _prepare(plan: Plan, folder: Path, fingerprint: str, force: bool) -> Made:
+def _prepare(plan: Plan, folder: Path, fingerprint: str, force: bool, parts: bool) -> Made:
+    if force:
+        _forget(folder)
+    if parts:
+        _receive(plan, folder / HEADERS)
+    table, quarantined, found = _read_headers(plan, folder, fingerprint)
+    if parts:
+        _receive_shards(plan, cache.shard_tasks(folder, table, plan.raw_root, _image(plan, found), fingerprint))
+    with progress("prepare: pixels", len(table)) as advance:
+        table, unread, reused = cache.write_shards(
+            folder, table, plan.raw_root, _image(plan, found), plan.cores, advance, fingerprint
+        )
+    if reused:
+        say(f"prepare: resumed, {reused:,} of {len(table) + len(unread):,} slices were in finished shards")
+    quarantined += unread
+    refused = pd.DataFrame(list(map(astuple, quarantined)), columns=[f.name for f in fields(Quarantined)])
+    rules.require(rules.slice_table(table, found["classes"]), table, "image_id")
+    rules.require(rules.quarantine(refused), refused, "image_id")
+    with atomic(folder / "slices.parquet") as temporary:
+        table.to_parquet(temporary, index=False)
+    write_text(folder / "quarantine.csv", refused.to_csv(index=False))
+
+    files = [*sorted(path.name for path in folder.glob("hu-*.npy")), "slices.parquet", "quarantine.csv"]
+    found["notes"] += [*_remarks(table), *_reasons(quarantined)]
+    counts = {"slices": len(table), "quarantined": len(quarantined)}
+    return {name: folder / name for name in files}, counts | found
+
+
+def _read_headers(plan: Plan, folder: Path, fingerprint: str) -> tuple[pd.DataFrame, list[Quarantined], dict[str, Any]]:
+    """Return the slice table of the readable headers, the quarantined files, and entries of the record.
+
+    They are kept in the folder until the record is written: a line of JSON, then the table as Parquet.
+    """
+    payload = read_hashed(folder / HEADERS, fingerprint)
+    if payload is None:
+        payload = _headers(plan)
+        write_hashed(folder / HEADERS, fingerprint, payload)
+    text, _, data = payload.partition(b"\n")
+    found = json.loads(text)
+    quarantined = [Quarantined(*item) for item in found.pop("quarantined")]
+    table = pyarrow.parquet.read_table(io.BytesIO(data)).to_pandas(ignore_metadata=True)
+    return table, quarantined, found
+
+
+def _headers(plan: Plan) -> bytes:
+    """Read all headers. Raises UserError if there is no readable slice."""
     recipe, root = plan.recipe, plan.raw_root
     raw = ADAPTERS[recipe.competition.format].raw(root)
     if raw.no_labels:
         raise UserError(raw.no_labels)
+    plan.remember_raw_files()
     with progress("prepare: headers", len(raw.files), "files") as advance:
         geometries = slice_table.read_geometries(root, raw.files["path"].tolist(), plan.cores, advance, raw.values)
     try:
@@ -61,33 +126,14 @@ def _prepare(plan: Plan, folder: Path, fingerprint: str, force: bool) -> Made:
         selection = raw.select(table)
         table, others = slice_table.apply_selection(table, selection)
         quarantined, remarks = quarantined + others, [*remarks, *selection.notes]
-    left_out = ""
     if recipe.competition.exclude_overlap:
         table, left_out = slice_table.without_overlap(table)
+        remarks += [left_out] if left_out else []
     _refuse_empty(plan, raw, table, quarantined)
-
-    if force:
-        for note in cache.notes(folder):
-            note.unlink()
-    image = cache.ImageFormat(recipe.image.size, recipe.image.crop, raw.values)
-    with progress("prepare: pixels", len(table)) as advance:
-        table, unread, reused = cache.write_shards(folder, table, root, image, plan.cores, advance, fingerprint)
-    if reused:
-        say(f"prepare: resumed, {reused:,} of {len(table) + len(unread):,} slices were in finished shards")
-    quarantined += unread
-    refused = pd.DataFrame([asdict(item) for item in quarantined], columns=[f.name for f in fields(Quarantined)])
-    rules.require(rules.slice_table(table, list(raw.classes)), table, "image_id")
-    rules.require(rules.quarantine(refused), refused, "image_id")
-    with atomic(folder / "slices.parquet") as temporary:
-        table.to_parquet(temporary, index=False)
-    write_text(folder / "quarantine.csv", refused.to_csv(index=False))
-
-    files = [*sorted(path.name for path in folder.glob("hu-*.npy")), "slices.parquet", "quarantine.csv"]
-    found = {"slices": len(table), "quarantined": len(quarantined), "template": raw.template, "values": raw.values}
-    found |= {"burned_in": slice_table.burned_in(geometries)}
-    found |= {"classes": list(raw.classes), "class_weights": list(raw.classes.values())}
-    remarks += [*filter(None, [left_out]), *_remarks(table), *_reasons(quarantined)]
-    return {name: folder / name for name in files}, {**found, "notes": remarks}
+    found = {"template": raw.template, "values": raw.values, "burned_in": slice_table.burned_in(geometries)}
+    found |= {"classes": list(raw.classes), "class_weights": list(raw.classes.values()), "notes": remarks}
+    found |= {"quarantined": list(map(astuple, quarantined))}
+    return json.dumps(found).encode() + b"\n" + table.to_parquet(index=False)
 
 
 def _refuse_empty(plan: Plan, raw: Raw, table: pd.DataFrame, quarantined: Sequence[Quarantined]) -> None:
@@ -119,3 +165,64 @@ def _remarks(table: pd.DataFrame) -> list[str]:
 def _reasons(quarantined: Sequence[Quarantined]) -> list[str]:
     counts = Counter(item.reason for item in quarantined)
     return [f"quarantined: {count} x {reason}" for reason, count in sorted(counts.items())]
+
+
+# ---- parts of the cache, by several machines
+
+
+def make_headers(plan: Plan) -> None:
+    """Read the headers, for `make_part` and `run` on any machine. Do nothing if the cache is up to date."""
+    transfer.fetch_raw(plan)
+    task = plan.prepare()
+    write_record(plan.workspace.preparing, {"key": task.folder.name, "settings": task.settings})
+    _offer(plan, plan.workspace.preparing)
+    if not plan.state(task).done:
+        _read_headers(plan, task.folder, plan.fingerprint(task, plan.inputs(task)))
+        _offer(plan, task.folder / HEADERS)
+
+
+def make_part(plan: Plan, part: int) -> None:
+    """Write one of the cache.PARTS parts of the shards, with one process. Do nothing if the cache is up to date.
+
+    No lock is needed: the shards of other parts are other files, and a second maker writes the same bytes.
+    """
+    _receive(plan, plan.workspace.preparing)
+    task = plan.preparing
+    if plan.state(task).done:
+        return
+    _receive(plan, task.folder / HEADERS)
+    fingerprint = plan.fingerprint(task, plan.inputs(task))
+    table, _, found = _read_headers(plan, task.folder, fingerprint)
+    shards = cache.shard_tasks(task.folder, table, plan.raw_root, _image(plan, found), fingerprint)[part :: cache.PARTS]
+    paths = {path.partition(INSIDE)[0] for _, _, _, series, _ in shards for places in series for path, *_ in places}
+    transfer.fetch_raw(plan, paths)
+    written = {shard[0]: cache.write_shard(*shard).sha256 for shard in shards}
+    if plan.remote is not None:
+        plan.remote.push_files(written)
+        _offer(plan, *(cache.note(path) for path in written))
+
+
+def _receive_shards(plan: Plan, shards: Sequence[cache.ShardTask]) -> None:
+    """Copy the shards that are not here. Without this, all raw files would be needed here."""
+    if plan.remote is None:
+        return
+    missing = [path for path, *_ in shards if not cache.note(path).is_file()]
+    for path in missing:
+        _receive(plan, cache.note(path))
+    known = {path: read_record(cache.note(path)) for path in missing}
+    if lost := [path for path, note in known.items() if note is None]:
+        raise UserError(f"{lost[0]}: neither here nor in {plan.remote.url}. Rerun the same command to make it")
+    plan.remote.pull({path: note["shard"] for path, note in known.items() if note is not None})
+
+
+def _offer(plan: Plan, *paths: Path) -> None:
+    """Write small files to the store, if there is one."""
+    for path in paths if plan.remote is not None else ():
+        plan.remote.write_latest(os.path.relpath(path, plan.root), path.read_bytes())
+
+
+def _receive(plan: Plan, path: Path) -> None:
+    """Copy a small file from the store, if there is one and it has the file."""
+    found = None if plan.remote is None else plan.remote.read_latest(os.path.relpath(path, plan.root))
+    if found is not None:
+        write_bytes(path, found)

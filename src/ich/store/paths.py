@@ -27,6 +27,11 @@ class Workspace:
         """File that names the cache folder of the latest `ich prepare`."""
         return self.cache_root / f"{self.recipe}.json"
 
+    @property
+    def preparing(self) -> Path:
+        """File that names the cache folder and the settings of the cache that several machines write."""
+        return self.cache_root / f"{self.recipe}.preparing"
+
     def raw_files(self, root: str) -> Path:
         """Table of the raw files below `root` as of the latest `ich prepare`."""
         return self.cache_root / f"{digest(root)[:16]}.raw"

@@ -32,28 +32,39 @@ def record_text(value: Mapping[str, Any]) -> str:
 def read_record(path: Path) -> dict[str, Any] | None:
     """Return the object that `write_record` wrote, or None if it is missing or damaged."""
     try:
-        text = path.read_text(encoding="utf-8")
-        plain = {key: value for key, value in json.loads(text).items() if key != HASH}
-        return plain if text == json_text({**plain, HASH: digest(plain)}) else None
-    except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError, RecursionError):
+        return record_value(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def record_value(data: bytes) -> dict[str, Any] | None:
+    """Return the object in the content of such a file, or None if it is damaged."""
+    try:
+        plain = {key: value for key, value in json.loads(data).items() if key != HASH}
+        return plain if data == json_text({**plain, HASH: digest(plain)}).encode() else None
+    except (ValueError, AttributeError, RecursionError):
         return None
 
 
 def write_hashed(path: Path, fingerprint: str, payload: bytes) -> None:
     """Write a file that starts with its own hash and a fingerprint, such as a training checkpoint."""
-    write_bytes(path, _header(fingerprint, payload) + payload)
+    write_bytes(path, hashed(fingerprint, payload))
+
+
+def hashed(fingerprint: str, payload: bytes) -> bytes:
+    """Return the content of such a file."""
+    return json.dumps({"fingerprint": fingerprint, "sha256": sha256_bytes(payload)}).encode() + b"\n" + payload
 
 
 def read_hashed(path: Path, fingerprint: str) -> bytes | None:
     """Return the payload, or None if the file is missing, damaged or has another fingerprint."""
-    if not path.is_file():
-        return None
-    head, newline, payload = path.read_bytes().partition(b"\n")
-    return payload if head + newline == _header(fingerprint, payload) else None
+    return payload_of(path.read_bytes(), fingerprint) if path.is_file() else None
 
 
-def _header(fingerprint: str, payload: bytes) -> bytes:
-    return json.dumps({"fingerprint": fingerprint, "sha256": sha256_bytes(payload)}).encode() + b"\n"
+def payload_of(data: bytes, fingerprint: str) -> bytes | None:
+    """Return the payload in the content of such a file, or None if it is damaged or has another fingerprint."""
+    payload = data.partition(b"\n")[2]
+    return payload if data == hashed(fingerprint, payload) else None
 
 
 def _stamp(path: Path) -> list[int]:

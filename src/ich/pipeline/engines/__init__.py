@@ -5,12 +5,16 @@ finished or failed. It calls `make(name)` for a step once all steps in its `need
 failed one is not run and yields nothing. Steps are idempotent: an engine may run one twice, on any machine.
 """
 
+import os
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 
 from ich.errors import UserError
+from ich.recipe import Recipe
 
 NAMES = ("local", "ray", "slurm")
 Make = Callable[[str], None]
@@ -38,6 +42,24 @@ class Result:
     seconds: float
     error: str = ""
     """Empty if the step has finished."""
+
+
+Engine = Callable[[Sequence[Step], Make, Recipe, Path], Iterator[Result]]
+
+
+def engine(name: str) -> Engine:
+    """Return the function `run` of an engine. Raises UserError if it is unknown or its library is not installed."""
+    if name not in NAMES:
+        raise UserError(f"--engine {name}: unknown engine. Choose from {', '.join(NAMES)}")
+    try:
+        return import_module(f"ich.pipeline.engines.{name}").run
+    except ModuleNotFoundError as error:
+        raise UserError(f"--engine {name} requires {error.name}. Install it: pip install 'ich[cluster]'") from None
+
+
+def workspace(root: Path) -> Path:
+    """Return the folder with input, folds, oof and submissions on this machine: ICH_ROOT, or that of the driver."""
+    return Path(os.environ.get("ICH_ROOT", root))
 
 
 def attempt(make: Make, name: str) -> Result:

@@ -1,0 +1,162 @@
+"""`ich run`: make everything that is not up to date, in dependency order, on this machine or on a cluster.
+
+Unlike `run_all.sh`, it has no barriers between stages: a fold of a sequence model starts as soon as the folds that it
+reads are finished.
+"""
+
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+from ich.console import duration, say, time_left, warn, whole
+from ich.data.cache import PARTS
+from ich.errors import UserError
+from ich.pipeline import engines, exchange
+from ich.pipeline.engines import Result, Step
+from ich.pipeline.runner import label, make_task
+from ich.pipeline.state import IN_STORE, Plan
+from ich.pipeline.untrainable import untrainable
+from ich.recipe import Recipe, Training
+from ich.stages import demo, prepare, status, transfer
+
+HEADERS, PART = "prepare/headers", "prepare/part"  # steps of a cluster: the slice table, and parts of the pixels
+CHECK = "networks"  # step that builds every network once, before the first is trained
+WHOLE = ("prepare", "pretrain", "predict")  # stages that use all cores of a machine
+
+
+def run(plan: Plan, engine: str, recipe: str) -> None:
+    """Run all steps that are out of date. Raises UserError at the end if some have failed.
+
+    recipe: the file, for `ich changes`.
+    """
+    begun = time.monotonic()
+    run_steps = engines.engine(engine)
+    if plan.recipe.demo:
+        demo.run(plan)
+    plan = _exchanged(plan)
+    status.changes(plan, recipe)
+    steps, labels = steps_of(plan, in_parts=engine != "local")
+    if not steps:
+        say("run: everything is up to date")
+    make = partial(make_step, plan.recipe, plan.root.absolute(), engine != "local")
+    done, failed = set[str](), dict[str, Result]()
+    with whole("run", list(labels.values())) as finished:
+        for result in run_steps(steps, make, plan.recipe, plan.root):
+            if result.error:
+                failed[result.name] = result
+                warn(f"{result.name} failed on {result.machine}: {result.error}")
+                continue
+            done.add(result.name)
+            finished(labels[result.name])
+            took = f"in {duration(result.seconds)} on {result.machine}"
+            say(f"run: {result.name} finished {took} ({len(done)} of {len(steps)}){time_left()}")
+    if failed:
+        waiting = len(steps) - len(done) - len(failed)
+        raise UserError(
+            f"failed: {', '.join(failed)}; {waiting} steps that need these were not run. Correct the errors above and"
+            " rerun the same command; finished work is kept"
+        )
+    if plan.recipe.competition.trained_by is not None:
+        return
+    plan = _exchanged(plan)
+    for task in (plan.thresholds, plan.submit, plan.score, plan.explain, plan.report):
+        if plan.state(task).why == IN_STORE:
+            plan.pull(((task, ("*",)),))
+    status.results(plan, round(time.monotonic() - begun))
+
+
+def _exchanged(plan: Plan) -> Plan:
+    """Exchange small files with the store, if there is one. Return the plan of the files that are here now."""
+    if plan.remote is not None:
+        exchange.receive(plan, plan.remote)
+        exchange.offer(Plan(plan.recipe, plan.root), plan.remote)
+    return Plan(plan.recipe, plan.root)
+
+
+# ---- the steps
+
+
+def steps_of(plan: Plan, *, in_parts: bool = False) -> tuple[list[Step], dict[str, str]]:
+    """Return the steps that are out of date, each after those that it needs, and their names in progress messages.
+
+    A step that needs such a step is included: its inputs may change. It ends at once if they do not.
+    in_parts: divide `prepare` into steps for several machines.
+    """
+    steps: dict[str, Step] = {}
+    labels: dict[str, str] = {}
+    for task in plan.all():
+        needs = [upstream.name for upstream, _ in task.upstream if upstream.name in steps]
+        if task.stage == "demo" or (not needs and (plan.finished(task) or plan.state(task).why == IN_STORE)):
+            continue
+        if task.stage == "prepare" and in_parts:
+            parts = [f"{PART}{number:02}" for number in range(PARTS)]
+            steps[HEADERS] = Step(HEADERS, cores=None)
+            steps |= {part: Step(part, (HEADERS,)) for part in parts}
+            labels |= {name: name for name in (HEADERS, *parts)}
+            needs = parts
+        network = bool(task.model) and isinstance(plan.settings_of(task.model), Training)
+        if network and task.files != plan.assembled(task.model).files:
+            if CHECK not in steps:
+                steps[CHECK] = Step(CHECK, tuple(name for name in ("prepare", "folds") if name in steps))
+                labels[CHECK] = CHECK
+            needs.append(CHECK)
+        cores = None if task.stage in WHOLE else plan.recipe.compute.threads
+        steps[task.name] = Step(
+            task.name, tuple(dict.fromkeys(needs)), cores, on_gpu=network or task.stage == "explain"
+        )
+        labels[task.name] = label(task) if task.fold is not None else task.name
+    return list(steps.values()), labels
+
+
+def make_step(recipe: Recipe, root: Path, cluster: bool, name: str) -> None:
+    """Make the task of this name on this machine, if it is out of date.
+
+    cluster: print to oof/<recipe>/logs/<name>.log.
+    """
+    plan = Plan(recipe, engines.workspace(root) if cluster else root)
+    with _log(plan.workspace.oof / "logs" / f"{name}.log") if cluster else nullcontext():
+        if plan.remote is not None:
+            exchange.receive(plan, plan.remote)
+        _make(Plan(recipe, plan.root), name, cluster)
+
+
+def _make(plan: Plan, name: str, cluster: bool) -> None:
+    outside = plan.recipe.competition.trained_by is not None
+    if name == CHECK:
+        record = plan.record_of(plan.prepared)
+        if found := untrainable(plan, len(record["classes"]), record["values"]):
+            raise UserError("\n".join(f"{where}: {why}" for where, why in found.items()))
+    elif name == "prepare":
+        prepare.run(plan, parts=cluster)
+        if plan.remote is not None:
+            exchange.offer(plan, plan.remote)
+    elif name == HEADERS:
+        prepare.make_headers(plan)
+    elif name.startswith(PART):
+        prepare.make_part(plan, int(name.removeprefix(PART)))
+    elif "/" in name:
+        make_task(plan, name)
+    elif name == "predict":
+        import_module("ich.stages.predict").run_outside(plan)
+    else:
+        transfer.fetch_raw(plan, ())
+        import_module(f"ich.stages.{'score_outside' if outside and name == 'score' else name}").run(plan)
+
+
+@contextmanager
+def _log(path: Path) -> Iterator[None]:
+    """Write what the block prints to a file. Any other error than a UserError becomes one that names the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+        try:
+            yield
+        except UserError:
+            traceback.print_exc()
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            raise UserError(f"{type(error).__name__}: {error}. See {path}") from None
