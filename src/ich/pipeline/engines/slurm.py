@@ -4,6 +4,7 @@ submitit pickles `make` with its recipe, and the `Result`, in oof/<recipe>/logs/
 """
 
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -54,12 +55,15 @@ def run(steps: Sequence[Step], make: Make, recipe: Recipe, root: Path) -> Iterat
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     submitted, gpus = folder / f"{digest(recipe.model_dump(mode='json'))[:16]}.json", _gpus(recipe)
     jobs: dict[str, Job] = {} if local else _waiting(steps, submitted)
+    most = recipe.compute.processes or os.cpu_count() or 1 if local else len(steps)
     finished, failed = set[str](), set[str]()
     while True:
-        while begin := ready(steps, finished if local else set(jobs), set(jobs)):
+        left = most - len(jobs.keys() - finished - failed)
+        if begin := ready(steps, finished if local else set(jobs), set(jobs))[:left]:
             for step in begin:
                 jobs[step.name] = _submit(step, make, recipe, folder, gpus, [jobs[name].job_id for name in step.needs])
                 write_record(submitted, {name: job.job_id for name, job in jobs.items()})
+            continue
         watched = [step for step in steps if step.name in jobs and step.name not in finished | failed]
         if not watched:
             return
