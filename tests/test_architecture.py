@@ -41,6 +41,7 @@ OWNERS = {
     "lightgbm": {"ensemble/stacker.py"},
     "optuna": {"ensemble/thresholds/search.py"},
     "ray": {"pipeline/engines/ray.py"},
+    "submitit": {"pipeline/engines/slurm.py"},
     "captum": {"report/gradcam.py"},
     "matplotlib": {"report/figures.py"},
     "plotly": {"report/page/document.py"},

@@ -7,7 +7,7 @@ from ich.ensemble import blend, calibration
 from ich.recipe import Blend, RecipeError, load, table_thresholds
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted([*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "tests").rglob("*.yaml")])
+RECIPES = sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("configs/seeds/*.yaml"), *(ROOT / "tests").rglob("*.yaml")])
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.relative_to(ROOT).as_posix())

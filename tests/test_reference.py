@@ -10,7 +10,7 @@ from ich.recipe import reference
 from ich.recipe.loading import _read
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted([*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("tests/*.yaml")])
+RECIPES = sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("configs/seeds/*.yaml"), *ROOT.glob("tests/*.yaml")])
 VALIDATOR = Draft202012Validator(reference.schema())
 SOUND = {"name": "mine", "competition": {"format": "folder", "root": "input/mine"}, "cnn": {"a": {"backbone": "x"}}}
 

@@ -18,7 +18,8 @@ from ich.training.checkpoint import TrainingState
 from stages.test_formats import write_ntu, write_own, write_unibuc
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-RECIPES = {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in sorted(CONFIGS.rglob("*.yaml"))}
+FILES = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("seeds/*.yaml")])
+RECIPES = {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in FILES}
 OUTSIDE = [name for name, path in RECIPES.items() if load(path).competition.trained_by is not None]
 TRAINING = [name for name in RECIPES if name not in OUTSIDE]
 WITH_ABLATION = [name for name in TRAINING if load(RECIPES[name]).ablation is not None]

@@ -131,7 +131,8 @@ def _not_a_file(path: Path) -> str:
     """Say what to type instead of the path of a recipe that is not a file."""
     folder = path if path.is_dir() else path.parent
     own = set(folder.glob("*.yaml"))
-    known = sorted(own if own and path.is_dir() else {*own, *Path("configs").rglob("*.yaml")})
+    shipped = {one for one in Path("configs").rglob("*.yaml") if one.parent.name != "cluster"}
+    known = sorted(own if own and path.is_dir() else own | shipped)
     what = f"{path}: {'is a folder, not a recipe' if path.is_dir() else 'no such file'}"
     if not known and (REPOSITORY / "run_all.sh").is_file():
         return f"{what} in {Path.cwd()}. Run the command in the repository: cd {REPOSITORY}"

@@ -204,6 +204,24 @@ class Store(Strict):
     )
 
 
+class Slurm(Strict):
+    """Jobs of `ich run --engine slurm`. They do not change the results."""
+
+    cluster: Literal["slurm", "local"] = Field(
+        default="slurm", description="local: processes of this machine, to try the engine without SLURM"
+    )
+    partition: str | None = Field(default=None, description="partition; default: that of the cluster")
+    account: str | None = Field(default=None, description="account that is charged")
+    time: PositiveInt = Field(
+        default=240, description="minutes per job; a longer training resumes in the next job after its last epoch"
+    )
+    memory: PositiveFloat = Field(default=16.0, description="GB per job")
+    cores: PositiveInt = Field(default=8, description="CPU cores of steps that use all cores, such as prepare")
+    parameters: dict[str, bool | int | str] = Field(
+        default_factory=dict, description="more options of sbatch: {qos: high, constraint: a100}"
+    )
+
+
 class Report(Strict):
     """Content of the report page."""
 
@@ -212,7 +230,7 @@ class Report(Strict):
 
 SECTIONS = ("pretrain", "cnn", "end_to_end", "sequence", "external", "smooth", "stack")  # dicts of models
 FIRST = ("cnn", "end_to_end", "external")  # sections whose models need no other model
-TAKEN = ("blend", "trackers")  # folders in oof/<recipe> that are not named after a model
+TAKEN = ("blend", "logs", "trackers")  # folders in oof/<recipe> that are not named after a model
 
 
 class Recipe(Strict):
@@ -235,6 +253,7 @@ class Recipe(Strict):
     ablation: Ablation | None = None
     compute: Compute = Compute()
     store: Store = Store()
+    slurm: Slurm = Slurm()
 
     @field_validator(*SECTIONS)
     @classmethod

@@ -1,11 +1,14 @@
 """The Ray engine on a cluster of three nodes, which are processes of this machine."""
 
+import json
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+import jsonschema
 import pytest
 import ray
+import yaml
 from ray.cluster_utils import Cluster
 
 from ich.errors import UserError
@@ -82,6 +85,14 @@ def test_a_step_of_a_lost_node_is_made_on_another(cluster, tmp_path):
     (result,) = engine.run([Step("lost", cores=None)], make, recipe(), tmp_path)
     losing.join()
     assert (result.error, make.made) == ("", ["lost"])
+
+
+def test_the_example_of_a_cluster_satisfies_the_schema_of_ray():
+    config = yaml.safe_load((ROOT / "configs/cluster/ray.yaml").read_text())
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler/ray-schema.json").read_text())
+    jsonschema.validate(config, schema)
+    assert config["head_node_type"] in config["available_node_types"]
+    assert f"ray:{ray.__version__}-" in config["docker"]["image"]
 
 
 @pytest.mark.parametrize(("address", "why"), [("127.0.0.1:1", "Connection refused"), ("here", "Invalid address")])
