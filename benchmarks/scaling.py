@@ -19,7 +19,7 @@ from benchmarks.harness import ROOT, RSNA_SLICES
 from ich.pipeline.engines import Step, local, ready
 from ich.pipeline.graph import IN_SAMPLE, SHARDS, Graph, Task
 from ich.pipeline.state import Plan
-from ich.recipe import load
+from ich.recipe import Recipe, load
 from ich.stages import run
 
 TEST_SLICES = 121_232  # of RSNA 2019
@@ -132,12 +132,14 @@ class Disks:
 # ---- the steps of a recipe
 
 
-def recorded(graph: Graph, task: Task) -> float:
-    """Seconds in the record of a task."""
-    record = graph.record_of(task)
-    if "seconds" not in record:
-        raise SystemExit(f"{task.record.path}: no record of a finished run. Run `ich run RECIPE` first")
-    return record["seconds"]
+def recorded(recipe: Recipe, steps: Sequence[Step]) -> tuple[dict[str, float], dict[str, dict[File, float]]]:
+    """Seconds of each step in the records of this folder; 0 for steps without one, such as parts of prepare."""
+    graph, seconds = Graph(recipe, Path.cwd()), {step.name: 0.0 for step in steps}
+    for task in graph.all():
+        if "seconds" not in (record := graph.record_of(task)):
+            raise SystemExit(f"{task.record.path}: no record of a finished run. Run `ich run RECIPE` first")
+        seconds[task.name] = record["seconds"]
+    return seconds, {step.name: {} for step in steps}
 
 
 def estimated(graph: Graph, task: Task) -> float:
@@ -170,6 +172,22 @@ def bytes_of(graph: Graph, task: Task, file: str) -> float:
     return 0
 
 
+def rsna(plan: Plan, steps: Sequence[Step]) -> tuple[dict[str, float], dict[str, dict[File, float]]]:
+    """Seconds of each step for RSNA 2019, and the bytes of the files that it reads. Parts of prepare share its work."""
+    seconds, reads = {step.name: 0.0 for step in steps}, {step.name: dict[File, float]() for step in steps}
+    parts = [step.name for step in steps if step.name.startswith("prepare/shards")] or ["prepare"]
+    for task in plan.all():
+        makers = parts if task.stage == "prepare" else [task.name]
+        seconds |= {maker: estimated(plan, task) / len(makers) for maker in makers}
+        for upstream, files in task.upstream:
+            for file in files:
+                makers = parts if file == SHARDS else [upstream.name]
+                reads[task.name] |= {(maker, file): bytes_of(plan, upstream, file) / len(makers) for maker in makers}
+    for part in parts:
+        reads[part]["raw files", part] = RAW_BYTES / len(parts)
+    return seconds, reads
+
+
 # ---- results
 
 
@@ -189,9 +207,9 @@ def table(
             yield f"| {count} | {order} | {makespan / 3600:.2f} | {idle:.0%} | {moved:,.0f} | {cost:,.0f} |"
 
 
-def compared(path: str) -> str:
+def compared(path: str, overrides: Sequence[str]) -> str:
     """Run a recipe with two worker processes in an empty folder; return measured and simulated seconds."""
-    recipe = load(path, ["compute.processes=2"])
+    recipe = load(path, [*overrides, "compute.processes=2"])
     with TemporaryDirectory(prefix="ich-benchmark-") as folder:
         steps, _ = run.steps_of(Plan(recipe, Path(folder)))
         make = partial(run.make_step, recipe, Path(folder), False)
@@ -216,24 +234,18 @@ def main() -> None:
     parser.add_argument("--network", type=float, default=10.0, help="Gbit/s of each machine (default: 10, assumed)")
     given = parser.parse_args()
     if given.run:
-        print(compared(given.recipe))
+        print(compared(given.recipe, given.set))
         return
-    graph = Graph(load(given.recipe or ROOT / "configs" / "rsna2019.yaml", given.set), Path.cwd())
-    with TemporaryDirectory() as empty:  # where no step is up to date
-        steps, _ = run.steps_of(Plan(graph.recipe, Path(empty)))
-    tasks = list(graph.all())
-    seconds = {run.CHECK: 0.0} | {task.name: (recorded if given.recipe else estimated)(graph, task) for task in tasks}
-    reads: dict[str, dict[File, float]] = {step.name: {} for step in steps}
-    if not given.recipe:
-        for task in tasks:
-            reads[task.name] = {(up.name, f): bytes_of(graph, up, f) for up, files in task.upstream for f in files}
-        reads["prepare"]["raw", ""] = RAW_BYTES
+    recipe = load(given.recipe or ROOT / "configs" / "rsna2019.yaml", given.set)
+    with TemporaryDirectory(prefix="ich-benchmark-") as empty:  # where no step is up to date
+        plan = Plan(recipe, Path(empty))
+        steps, _ = run.steps_of(plan)
+        seconds, reads = rsna(plan, steps) if given.recipe is None else recorded(recipe, steps)
     disks = lambda: Disks(reads, seconds, given.network * 1e9 / 8)
     print(*table(steps, seconds, given.machines, given.price, disks), sep="\n")
     path = critical_path(steps, seconds)
-    print(
-        f"work {sum(seconds.values()) / 3600:.2f} h, critical path {sum(seconds[name] for name in path) / 3600:.2f} h:"
-    )
+    work, longest = (sum(seconds[name] for name in names) / 3600 for names in (seconds, path))
+    print(f"work {work:.2f} h, critical path {longest:.2f} h:")
     print(*(f"  {name}: {seconds[name] / 60:.1f} min" for name in path), sep="\n")
 
 

@@ -2,14 +2,14 @@
 
 import random
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import scaling
 from benchmarks.scaling import Disks, Slot, critical_path, remaining, simulate
 from ich.pipeline.engines import Step
-from ich.pipeline.graph import Graph
+from ich.pipeline.graph import SHARDS
+from ich.pipeline.state import Plan
 from ich.recipe import load
 
 ROOT = Path(__file__).parents[1]
@@ -100,28 +100,31 @@ def test_schedules_are_valid_and_within_grahams_bound(seed):
 
 
 def test_the_estimate_for_rsna_agrees_with_its_recipe(tmp_path):
-    text = (ROOT / "configs" / "rsna2019.yaml").read_text()
-    graph = Graph(load(ROOT / "configs" / "rsna2019.yaml"), tmp_path)
-    tasks = {task.name: task for task in graph.all()}
-    hours = {name: scaling.estimated(graph, task) / 3600 for name, task in tasks.items()}
-    cnn = sum(hours[name] for name, task in tasks.items() if task.stage == "cnn" and task.fold is not None)
-    assert f"one 80 GB card (A100) {cnn:.0f} h" in text
-    assert min(hours.values()) > 0
-    embeddings = {
-        (task.model, task.fold, file): scaling.bytes_of(graph, task, file)
-        for task in tasks.values()
-        if task.stage == "cnn" and task.fold is not None
-        for file in ("train_embeddings.npy",)[: task.name.endswith("/train")]
-        or ("valid_embeddings.npy", "test_embeddings.npy")
-    }
-    cache = scaling.bytes_of(graph, tasks["prepare"], "hu-*.npy")
-    assert f"{cache / 1e9:.0f} GB of cache, {sum(embeddings.values()) / 1e9:.0f} GB of embeddings" in text
-
-
-def test_a_workspace_without_records_is_refused(tmp_path):
-    graph, task = (
-        SimpleNamespace(record_of=lambda _: {}),
-        SimpleNamespace(record=SimpleNamespace(path=tmp_path / "run.json")),
+    text, plan = (
+        (ROOT / "configs" / "rsna2019.yaml").read_text(),
+        Plan(load(ROOT / "configs" / "rsna2019.yaml"), tmp_path),
     )
+    tasks = {task.name: task for task in plan.all()}
+    steps = [Step(name, tuple(dict.fromkeys(up.name for up, _ in task.upstream))) for name, task in tasks.items()]
+    seconds, reads = scaling.rsna(plan, steps)
+    hours = sum(seconds[name] for name, task in tasks.items() if task.stage == "cnn" and task.fold is not None) / 3600
+    assert f"one 80 GB card (A100) {hours:.0f} h" in text
+    files = {file: size / 1e9 for read in reads.values() for file, size in read.items()}
+    cache, embeddings = (
+        files["prepare", SHARDS],
+        sum(files[file] for file in files if file[1].endswith(".npy")) - files["prepare", SHARDS],
+    )
+    assert f"Disk: {cache:.0f} GB of cache, {embeddings:.0f} GB of embeddings" in text
+    parts = [Step("prepare/shards-00"), Step("prepare/shards-01")]
+    split_seconds, split_reads = scaling.rsna(plan, [*parts, *steps])
+    assert [split_seconds[name] for name in ("prepare/shards-00", "prepare/shards-01", "prepare")] == [
+        seconds["prepare"] / 2
+    ] * 2 + [0]
+    assert sum(split_reads["cnn/resnet/fold0"].values()) == sum(reads["cnn/resnet/fold0"].values())
+    assert split_reads["prepare/shards-01"] == {("raw files", "prepare/shards-01"): 230e9}
+
+
+def test_a_workspace_without_records_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=r"run.json: no record of a finished run. Run `ich run RECIPE`"):
-        scaling.recorded(graph, task)
+        scaling.recorded(load(ROOT / "configs" / "demo.yaml"), [])
