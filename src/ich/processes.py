@@ -126,6 +126,9 @@ def can_share_locks() -> bool:
 
 
 def _begin(parent: int, output: socket.socket, level: console.Level, gpus: Sequence[str]) -> None:
+    from joblib.externals.loky import process_executor
+
+    process_executor._USE_PSUTIL = False  # else loky takes the import of torch for a leak and replaces the worker
     end_with_parent(parent)
     console.speak_to(output, level)
     if gpus:
