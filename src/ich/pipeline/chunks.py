@@ -31,6 +31,7 @@ from ich.errors import UserError, parsing
 from ich.models.ensemble import Ensemble
 from ich.models.slices import Slices
 from ich.models.table import series_codes
+from ich.pipeline.engines import workspace
 from ich.pipeline.graph import STUDIES, VERSIONS
 from ich.pipeline.runner import load_fitted
 from ich.pipeline.state import Plan
@@ -54,11 +55,13 @@ def needed(plan: Plan) -> list[str]:
 
 def ensemble_of(plan: Plan, fold: int | None = None) -> Ensemble:
     """Return the ensemble of the blend, or the models of one fold, without attention pooling."""
-    names = needed(plan)
+    names, folds = needed(plan), plan.fold_numbers if fold is None else [fold]
     pooling = [name for name in names if plan.settings_of(name).writes_studies and fold is None]
+    plan.pull(tuple((plan.fold(name, k), (*plan.settings_of(name).files, "*.txt")) for name in names for k in folds))
+    plan.pull(tuple((plan.assembled(name), (STUDIES,)) for name in pooling))
     return Ensemble(
         inputs={name: plan.recipe.inputs_of(name) for name in names},
-        folds=plan.fold_numbers if fold is None else [fold],
+        folds=folds,
         load=partial(load_fitted, plan),
         calibrators={name: _calibrators(plan, name) for name in pooling},
         workers={name: getattr(plan.settings_of(name), "workers", 0) for name in names},
@@ -117,7 +120,8 @@ class Chunks:
         parts = [
             slices.drop(columns="patient_id").iloc[rows] for rows in split(slices["study_id"], self.recipe.image.size)
         ]
-        named = {f"chunk-{number:05}": part for number, part in enumerate(parts)}
+        tag = digest([self.fingerprint, str(self.folder)])[:8]  # SLURM may still hold chunks of another call
+        named = {f"chunk-{number:05}-{tag}": part for number, part in enumerate(parts)}
         for name, part in named.items():
             self._write(f"{name}.slices", part, [])
         return {name: len(part) for name, part in named.items()}
@@ -131,7 +135,7 @@ class Chunks:
         found = self._read(f"{name}.slices")
         if found is None:
             raise UserError(f"{self.folder / name}.slices is missing or damaged. Rerun `ich predict`")
-        plan, table = Plan(self.recipe, self.root), found[0]
+        plan, table = Plan(self.recipe, workspace(self.root)), found[0]
         torch.set_num_threads(self.recipe.compute.threads)
         record, image = plan.record_of(plan.prepared), self.recipe.image
         classes, values, pooled = record["classes"], record["values"], None

@@ -249,6 +249,7 @@ def _scored(plan: Plan, slices: pd.DataFrame, logits: NDArray) -> pd.DataFrame:
     classes, path = _classes(plan), plan.workspace.thresholds
     probability, positive = sigmoid(logits), None
     if plan.state(plan.thresholds).done:
+        plan.pull(((plan.thresholds, (path.name,)),))
         with parsing(path):
             weights = plan.record_of(plan.prepared)["class_weights"]
             probability, cuts = final_probabilities(read_json(path), logits, classes, weights)
