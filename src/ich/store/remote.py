@@ -39,7 +39,8 @@ PAUSE = 0.5  # seconds before the second try, then twice as long each time
 HEX = re.compile(r"[0-9a-f]{64}")
 PACKAGES = {"s3": ("s3fs", "cluster"), "gs": ("gcsfs", "")}  # of a protocol, and the extra that installs it
 LIBRARIES = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "s3fs", "urllib3")
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 OnBytes = Callable[[int], None]
 """Called with the number of bytes since the last call; negative if a failed transfer begins again."""
 
@@ -328,6 +329,7 @@ class Remote:
 
     def _repeated(self, verb: str, name: str, call: Callable[[], Result]) -> Result:
         """Return the result of `call`, which is repeated if it fails. Raises UserError if it fails to the end."""
+        failure = _Failed()
         for trial in range(TRIES):
             try:
                 return call()
