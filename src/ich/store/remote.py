@@ -39,7 +39,8 @@ PAUSE = 0.5  # seconds before the second try, then twice as long each time
 HEX = re.compile(r"[0-9a-f]{64}")
 PACKAGES = {"s3": ("s3fs", "cluster"), "gs": ("gcsfs", "")}  # of a protocol, and the extra that installs it
 LIBRARIES = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "s3fs", "urllib3")
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 OnBytes = Callable[[int], None]
 """Called with the number of bytes since the last call; negative if a failed transfer begins again."""
 
@@ -189,21 +190,26 @@ class Remote:
 
     def _push_file(self, path: Path, digest: str, size: int, progress: "_Progress") -> None:
         name = _object_path(digest)
-        _require_content(path, digest)
 
         def attempt() -> None:
             progress.at(0)
+            _require_content(path, digest)
             if self._local:
                 self._save(_blocks_of(path), Path(self._path(name)), digest, progress)
                 return
             callback = self._callback(hooks={"bytes": lambda _, value, **more: progress.at(value)})
             with _translated():
                 self.fs.put_file(str(path), self._path(name), callback=callback, chunksize=BLOCK)
+            try:
+                _require_content(path, digest)
+            except UserError:  # it was changed during the transfer
+                with _translated():
+                    self.fs.rm_file(self._path(name))
+                raise
             if self._size(digest) != size:
                 raise _Wrong("it is incomplete")
 
         self._repeated("write", name, attempt)
-        _require_content(path, digest)  # the same file as before: not replaced meanwhile
 
     def pull(self, files: Mapping[Path, str], on_bytes: OnBytes | None = None) -> None:
         """Read files by their SHA-256, except those that are here with the same content.
@@ -323,6 +329,7 @@ class Remote:
 
     def _repeated(self, verb: str, name: str, call: Callable[[], Result]) -> Result:
         """Return the result of `call`, which is repeated if it fails. Raises UserError if it fails to the end."""
+        failure = _Failed()
         for trial in range(TRIES):
             try:
                 return call()
