@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -51,6 +52,17 @@ def test_a_killed_worker_is_an_error_with_advice():
 def test_errors_of_a_task_are_raised(jobs):
     with pytest.raises(UserError, match=r"^b is refused$"):
         list(run_parallel(refuse, [("b",), ("b",)], jobs))
+
+
+def gpu(wait: float) -> str:
+    time.sleep(wait)  # so that each worker takes a task
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def test_each_worker_has_a_gpu_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert sorted(run_parallel(gpu, [(0.5,), (0.5,)], 2, gpus=["GPU-a", "GPU-b"])) == ["GPU-a", "GPU-b"]
 
 
 def test_ctrl_c_is_blocked_in_workers_only():

@@ -3,6 +3,7 @@
 A terminal sends Ctrl-C to all processes. Workers ignore it: the parent decides.
 """
 
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -16,9 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
+from typing import IO, Any
 
 from ich import console
 from ich.errors import UserError
@@ -27,7 +26,7 @@ GRACE = 1.0  # seconds between an interruption and the end, in which half-writte
 HANDLED = (signal.SIGINT, signal.SIGTERM)
 IDLE = 300  # seconds after which an idle worker ends
 LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-_taken: list[FileLock] = []  # GPUs of this process
+_taken: list[IO[str]] = []  # locks of the GPUs of this process
 POLL = 0.25  # seconds between two checks that the parent is running
 
 
@@ -138,12 +137,10 @@ def _begin(parent: int, output: socket.socket, level: console.Level, gpus: Seque
 def _take(gpus: Sequence[str]) -> str:
     """Return a GPU that no other process of this user takes, and lock it until this process ends."""
     for gpu in gpus:
-        lock = FileLock(
-            Path(tempfile.gettempdir(), f"ich-{os.getuid()}-gpu-{gpu.replace(os.sep, '_')}.lock"), timeout=0
-        )
-        with suppress(Timeout):
-            lock.acquire()
-            _taken.append(lock)
+        file = Path(tempfile.gettempdir(), f"ich-{os.getuid()}-gpu-{gpu.replace(os.sep, '_')}.lock").open("a")  # noqa: SIM115 (open until this process ends)
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _taken.append(file)
             return gpu
     return gpus[os.getpid() % len(gpus)]
 

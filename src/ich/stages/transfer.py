@@ -53,6 +53,8 @@ def pull(plan: Plan, *, model: str | None, raw: bool) -> None:
             raise UserError(f"{remote.url} has no raw files. Run `ich push --raw` where they are")
         _pull_raw(plan, remote, table)
         return
+    if plan.recipe.demo:  # each machine writes its own
+        demo.run(plan)
     exchange.receive(plan, remote)
     plan = Plan(plan.recipe, plan.root)
     tasks = exchange.tasks_of(plan, model)
