@@ -3,6 +3,7 @@
 Ray pickles what it sends between its own processes: the name of a step, `make` with its recipe, and a `Result`.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -49,7 +50,7 @@ def _connection() -> Iterator[None]:
     try:
         if port.isdigit() and "://" not in host:  # Ray itself tries for minutes
             socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(include_dashboard=False, logging_level="error", log_to_driver=False)
+        ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
         why = str(error).strip().partition("\n")[0]
         raise UserError(f"RAY_ADDRESS={address}: {why}. Use host:port of a running cluster, or unset it") from None
