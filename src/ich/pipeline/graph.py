@@ -1,5 +1,6 @@
 """The task graph of a recipe: inputs, settings and files of every artifact. Without heavy imports, for `ich status`."""
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -147,6 +148,12 @@ class Graph:
     def _cache(self, key: str, settings: Mapping[str, Any]) -> Task:
         record = Record(self.workspace.cache(key) / "run.json")
         return Task("prepare", "prepare", record, settings, files=(SLICES, "quarantine.csv"))
+
+    @property
+    def _raw_is_here(self) -> bool:
+        """Whether the raw folder has more than tables, which also arrive from the store."""
+        files = (name for _, _, names in os.walk(self.raw_root) for name in names)
+        return any(name not in NOT_RAW and not name.endswith(raw.TABLES) for name in files)
 
     def _raw(self, *names: str) -> dict[str, Path]:
         """Files of the raw folder that exist."""
@@ -385,7 +392,7 @@ class Graph:
         """Yield all tasks. Each task follows its inputs."""
         if self.recipe.demo:
             yield self.demo
-        yield self.prepare() if self.raw_root.is_dir() else self.prepared
+        yield self.prepare() if self._raw_is_here else self.prepared
         if self.recipe.competition.trained_by is not None:
             yield from (self.outside, self.scans)
             return
