@@ -217,9 +217,10 @@ def _receive_shards(plan: Plan, shards: Sequence[cache.ShardTask]) -> None:
 
 def _offer(plan: Plan, *paths: Path) -> None:
     """Write small files to the store, if there is one."""
-    remote = plan.remote
-    for path in paths if remote is not None else ():
-        remote.write_latest(os.path.relpath(path, plan.root), path.read_bytes())
+    if plan.remote is None:
+        return
+    for path in paths:
+        plan.remote.write_latest(os.path.relpath(path, plan.root), path.read_bytes())
 
 
 def _receive(plan: Plan, path: Path) -> None:
