@@ -133,7 +133,7 @@ class Disks:
 
 
 def recorded(recipe: Recipe, steps: Sequence[Step]) -> tuple[dict[str, float], dict[str, dict[File, float]]]:
-    """Seconds of each step in the records of this folder; 0 for steps without one, such as parts of prepare."""
+    """Seconds of each step in the records of this folder; 0 for steps without one."""
     graph, seconds = Graph(recipe, Path.cwd()), {step.name: 0.0 for step in steps}
     for task in graph.all():
         if "seconds" not in (record := graph.record_of(task)):
@@ -173,18 +173,13 @@ def bytes_of(graph: Graph, task: Task, file: str) -> float:
 
 
 def rsna(plan: Plan, steps: Sequence[Step]) -> tuple[dict[str, float], dict[str, dict[File, float]]]:
-    """Seconds of each step for RSNA 2019, and the bytes of the files that it reads. Parts of prepare share its work."""
+    """Seconds of each step for RSNA 2019, and the bytes of the files that it reads. `prepare` is one step."""
     seconds, reads = {step.name: 0.0 for step in steps}, {step.name: dict[File, float]() for step in steps}
-    parts = [step.name for step in steps if step.name.startswith("prepare/shards")] or ["prepare"]
     for task in plan.all():
-        makers = parts if task.stage == "prepare" else [task.name]
-        seconds |= {maker: estimated(plan, task) / len(makers) for maker in makers}
+        seconds[task.name] = estimated(plan, task)
         for upstream, files in task.upstream:
-            for file in files:
-                makers = parts if file == SHARDS else [upstream.name]
-                reads[task.name] |= {(maker, file): bytes_of(plan, upstream, file) / len(makers) for maker in makers}
-    for part in parts:
-        reads[part]["raw files", part] = RAW_BYTES / len(parts)
+            reads[task.name] |= {(upstream.name, file): bytes_of(plan, upstream, file) for file in files}
+    reads["prepare"]["raw files", "prepare"] = RAW_BYTES
     return seconds, reads
 
 
@@ -196,7 +191,7 @@ def table(
 ) -> Iterator[str]:
     """Yield the rows of the table: in the order of the recipe, and with the longest remaining path first."""
     left = remaining(steps, seconds)
-    orders = {"recipe": steps, "longest path first": sorted(steps, key=lambda step: -left[step.name])}
+    orders = {"as in the recipe": steps, "slowest networks first": sorted(steps, key=lambda step: -left[step.name])}
     yield from ("| GPUs | order | makespan, h | idle | moved per machine, GB | cost, $ |", "|--:|---|--:|--:|--:|--:|")
     for count in machines:
         for order, sequence in orders.items():
@@ -233,6 +228,8 @@ def main() -> None:
     parser.add_argument("--price", type=float, default=2.0, help="dollars per GPU hour (default: 2, assumed)")
     parser.add_argument("--network", type=float, default=10.0, help="Gbit/s of each machine (default: 10, assumed)")
     given = parser.parse_args()
+    if given.run and given.recipe is None:
+        parser.error("--run requires a recipe")
     if given.run:
         print(compared(given.recipe, given.set))
         return

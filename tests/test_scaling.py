@@ -115,13 +115,6 @@ def test_the_estimate_for_rsna_agrees_with_its_recipe(tmp_path):
         sum(files[file] for file in files if file[1].endswith(".npy")) - files["prepare", SHARDS],
     )
     assert f"Disk: {cache:.0f} GB of cache, {embeddings:.0f} GB of embeddings" in text
-    parts = [Step("prepare/shards-00"), Step("prepare/shards-01")]
-    split_seconds, split_reads = scaling.rsna(plan, [*parts, *steps])
-    assert [split_seconds[name] for name in ("prepare/shards-00", "prepare/shards-01", "prepare")] == [
-        seconds["prepare"] / 2
-    ] * 2 + [0]
-    assert sum(split_reads["cnn/resnet/fold0"].values()) == sum(reads["cnn/resnet/fold0"].values())
-    assert split_reads["prepare/shards-01"] == {("raw files", "prepare/shards-01"): 230e9}
 
 
 def test_a_workspace_without_records_is_refused(tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ def refused(path: object, error: OSError) -> UserError:
 
 
 @contextmanager
-def parsing(path: Path, remedy: str = "delete it and rerun the stage that wrote it") -> Iterator[None]:
+def parsing(path: Path | str, remedy: str = "delete it and rerun the stage that wrote it") -> Iterator[None]:
     """Raise UserError with the remedy if the block, which reads and parses `path`, fails because of its content."""
     try:
         yield

@@ -26,6 +26,7 @@ GRACE = 1.0  # seconds between an interruption and the end, in which half-writte
 HANDLED = (signal.SIGINT, signal.SIGTERM)
 IDLE = 300  # seconds after which an idle worker ends
 LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+SHARED = 64  # processes per GPU
 _taken: list[IO[str]] = []  # locks of the GPUs of this process
 POLL = 0.25  # seconds between two checks that the parent is running
 
@@ -96,11 +97,11 @@ def workers(
     try:
         # Workers inherit the mask and so ignore Ctrl-C while they start. A tracker that starts later unblocks it.
         resource_tracker.ensure_running()
-        executor = get_reusable_executor(jobs, timeout=IDLE, env=limits, initializer=_begin, initargs=arguments)
 
         def submit(function: Callable[..., Any], *given: Any) -> Future:
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
+            try:  # the executor may be broken, or meanwhile be that of another call
+                executor = get_reusable_executor(jobs, timeout=IDLE, env=limits, initializer=_begin, initargs=arguments)
                 return executor.submit(function, *given)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -135,14 +136,16 @@ def _begin(parent: int, output: socket.socket, level: console.Level, gpus: Seque
 
 
 def _take(gpus: Sequence[str]) -> str:
-    """Return a GPU that no other process of this user takes, and lock it until this process ends."""
-    for gpu in gpus:
-        file = Path(tempfile.gettempdir(), f"ich-{os.getuid()}-gpu-{gpu.replace(os.sep, '_')}.lock").open("a")  # noqa: SIM115 (open until this process ends)
-        with suppress(BlockingIOError):
+    """Return a GPU that as few processes of this user as possible take, and lock it until this process ends."""
+    for number in range(SHARED * len(gpus)):
+        gpu, place = gpus[number % len(gpus)], number // len(gpus)
+        name = f"ich-{os.getuid()}-gpu-{gpu.replace(os.sep, '_')}-{place}.lock"
+        with suppress(OSError):
+            file = Path(tempfile.gettempdir(), name).open("a")  # noqa: SIM115 (open until this process ends)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _taken.append(file)
             return gpu
-    return gpus[os.getpid() % len(gpus)]
+    return gpus[0]
 
 
 def end_with_parent(parent: int) -> None:

@@ -103,6 +103,27 @@ def test_raw_files_arrive_on_another_machine(trained, other, url, tmp_path, caps
     assert changed(tmp_path / "store/objects") == stored
 
 
+def test_a_step_reads_missing_raw_files_and_refuses_corrected_ones(trained, other, url, capsys):
+    words = [f"store.remote={url}", "demo=null"]
+    run("push", plan_of(trained, *words), capsys, raw=True)
+    plan = plan_of(other, *words)
+    transfer.fetch_raw(plan, ())
+    assert sorted(path.name for path in plan.raw_root.iterdir()) == [
+        "stage_2_sample_submission.csv",
+        "stage_2_train.csv",
+    ]
+    transfer.fetch_raw(plan)
+    assert plan.prepare().folder.name == plan_of(trained, *words).prepare().folder.name
+    table = plan.raw_root / "stage_2_train.csv"
+    corrected = table.read_text().replace(",1", ",0", 1)
+    table.write_text(corrected)
+    with pytest.raises(
+        UserError, match=r"stage_2_train\.csv differs from file.*Keep it by `ich push --raw`, or replace"
+    ):
+        transfer.fetch_raw(plan, ())
+    assert table.read_text() == corrected
+
+
 def test_raw_files_with_hostile_names_are_refused(other, url, tmp_path):
     plan = plan_of(other, f"store.remote={url}")
     with pytest.raises(UserError, match=r"has no raw files\. Run `ich push --raw` where they are"):

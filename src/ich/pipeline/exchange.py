@@ -7,7 +7,6 @@ elsewhere), and the key of the pseudonyms.
 import json
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from ich.console import warn
@@ -18,6 +17,8 @@ from ich.pipeline.state import Plan
 from ich.store.hashes import sha256_file
 from ich.store.records import Record, read_record, record_value, write_record
 from ich.store.remote import Remote, plain, plain_files
+
+DATA = (".csv", ".txt", ".parquet", ".npz")  # files that the store may write to a workspace
 
 
 def tasks_of(plan: Plan, model: str | None = None) -> list[Task]:
@@ -74,8 +75,10 @@ def offer(plan: Plan, remote: Remote) -> None:
             remote.write_latest(_pointer(each), each.workspace.cache_pointer.read_bytes())
 
 
-def receive(plan: Plan, remote: Remote) -> None:
+def receive(plan: Plan, remote: Remote, *, strict: bool = False) -> None:
     """Write those files of the store to the workspace that are missing here, and use the cache of its pointer.
+
+    strict: raise UserError for a file of the user that differs here.
 
     Call `Plan` again afterwards: tasks depend on these files.
     """
@@ -84,7 +87,13 @@ def receive(plan: Plan, remote: Remote) -> None:
         key.adopt(secret)
         key.require_same(secret)
     files = _read_sources(plan, remote)
-    remote.pull({plan.root / file: sha256 for file, sha256 in files.items() if not (plan.root / file).exists()})
+    here = [file for file in files if (plan.root / file).exists()]
+    for file in here if strict else ():
+        if sha256_file(plan.root / file) != files[file]:
+            raise UserError(
+                f"{plan.root / file} differs from {remote.url}. Delete it here, then rerun the same command"
+            )
+    remote.pull({plan.root / file: files[file] for file in files.keys() - set(here)})
     for each in dict.fromkeys((plan.trained, plan)):
         _receive_pointer(each, remote)
 
@@ -116,10 +125,10 @@ def _sources(plan: Plan) -> str:
 def _read_sources(plan: Plan, remote: Remote) -> dict[str, str]:
     """Return the SHA-256 of the files of the user in the store by path relative to the workspace."""
     files = read_table(remote, _sources(plan))
-    return files if plain_files(files) else {}
+    return {file: sha for file, sha in files.items() if file.endswith(DATA)} if plain_files(files) else {}
 
 
 def read_table(remote: Remote, name: str) -> dict[str, Any]:
     """Return the JSON object of this name in the store, empty if there is none."""
-    with parsing(Path(f"{remote.url}/latest/{name}"), "delete it and run `ich push` again"):
+    with parsing(f"{remote.url}/latest/{name}", "delete it and run `ich push` again"):
         return dict(json.loads(remote.read_latest(name) or b"{}"))

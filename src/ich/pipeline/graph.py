@@ -150,7 +150,7 @@ class Graph:
         return Task("prepare", "prepare", record, settings, files=(SLICES, "quarantine.csv"))
 
     @property
-    def _raw_is_here(self) -> bool:
+    def raw_is_here(self) -> bool:
         """Whether the raw folder has more than tables, which also arrive from the store."""
         files = (name for _, _, names in os.walk(self.raw_root) for name in names)
         return any(name not in NOT_RAW and not name.endswith(raw.TABLES) for name in files)
@@ -392,7 +392,7 @@ class Graph:
         """Yield all tasks. Each task follows its inputs."""
         if self.recipe.demo:
             yield self.demo
-        yield self.prepare() if self._raw_is_here else self.prepared
+        yield self.prepare() if self.raw_is_here else self.prepared
         if self.recipe.competition.trained_by is not None:
             yield from (self.outside, self.scans)
             return

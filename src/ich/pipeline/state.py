@@ -81,8 +81,7 @@ class Plan(Graph):
             return here
         mine = self.record_of(task)
         if (record["fingerprint"], record["files"]) != (mine.get("fingerprint"), mine.get("files")):
-            write_record(task.record.path, record)
-            self._records[task.record.path] = record
+            self._records[task.record.path] = record  # `pull` writes it
         return State("done", IN_STORE)
 
     def _state_here(self, task: Task) -> State:
@@ -184,7 +183,10 @@ class Plan(Graph):
         if self.remote is None:
             return
         for task, patterns in parts:
+            stored = self.state(task).why == IN_STORE
             record, missing = self.record_of(task), self.missing(task, patterns)
+            if stored and task.record.read() != record:
+                write_record(task.record.path, record)
             if missing:
                 detail(f"{task.name}: reading {len(missing)} files from {self.recipe.store.remote}")
                 self.remote.pull(missing, on_bytes)

@@ -53,7 +53,7 @@ def _record(cache: Path) -> Record:
 def _pointers(place: Path) -> dict[str, set[str]]:
     """Return the names of the recipes whose latest `ich prepare` made each cache."""
     users: dict[str, set[str]] = defaultdict(set)
-    for path in place.glob("*.json"):
+    for path in (*place.glob("*.json"), *place.glob("*.preparing")):
         pointer = read_record(path)
         if pointer is None:
             raise UserError(

@@ -23,7 +23,7 @@ from ich.pipeline.state import Made, Plan
 from ich.stages import transfer
 from ich.store.atomic import atomic, write_bytes, write_text
 from ich.store.locks import held
-from ich.store.records import Record, read_hashed, read_record, write_hashed, write_record
+from ich.store.records import Record, read_hashed, record_value, write_hashed, write_record
 
 
 def run(plan: Plan, *, force: bool = False, parts: bool = False) -> None:
@@ -34,6 +34,7 @@ def run(plan: Plan, *, force: bool = False, parts: bool = False) -> None:
     _name_unfinished(plan, task)
     made = plan.make(task, lambda fingerprint: _prepare(plan, task.folder, fingerprint, force, parts), force=force)
     plan.point_to(task)
+    plan.workspace.preparing.unlink(missing_ok=True)
     _forget(task.folder)  # only now: a kill before the record must not lose shards
     record = task.record.read() or {}
     say(
@@ -206,13 +207,14 @@ def _receive_shards(plan: Plan, shards: Sequence[cache.ShardTask]) -> None:
     """Copy the shards that are not here. Without this, all raw files would be needed here."""
     if plan.remote is None:
         return
-    missing = [path for path, *_ in shards if not cache.note(path).is_file()]
-    for path in missing:
-        _receive(plan, cache.note(path))
-    known = {path: read_record(cache.note(path)) for path in missing}
-    if lost := [path for path, note in known.items() if note is None]:
+    missing = [path for path, *_ in shards if not (path.is_file() and cache.note(path).is_file())]
+    notes = {path: record_value(plan.remote.read_latest(_name(plan, cache.note(path))) or b"") for path in missing}
+    if lost := [path for path, note in notes.items() if note is None]:
         raise UserError(f"{lost[0]}: neither here nor in {plan.remote.url}. Rerun the same command to make it")
-    plan.remote.pull({path: note["shard"] for path, note in known.items() if note is not None})
+    found = {path: note for path, note in notes.items() if note is not None}
+    plan.remote.pull({path: note["shard"] for path, note in found.items()})
+    for path, note in found.items():  # after all shards: a shard without a note is copied again
+        write_record(cache.note(path), note)
 
 
 def _offer(plan: Plan, *paths: Path) -> None:
@@ -220,11 +222,16 @@ def _offer(plan: Plan, *paths: Path) -> None:
     if plan.remote is None:
         return
     for path in paths:
-        plan.remote.write_latest(os.path.relpath(path, plan.root), path.read_bytes())
+        plan.remote.write_latest(_name(plan, path), path.read_bytes())
 
 
 def _receive(plan: Plan, path: Path) -> None:
     """Copy a small file from the store, if there is one and it has the file."""
-    found = None if plan.remote is None else plan.remote.read_latest(os.path.relpath(path, plan.root))
+    found = None if plan.remote is None else plan.remote.read_latest(_name(plan, path))
     if found is not None:
         write_bytes(path, found)
+
+
+def _name(plan: Plan, path: Path) -> str:
+    """Name of a file in the store."""
+    return os.path.relpath(path, plan.root)

@@ -16,7 +16,7 @@ from ich.console import duration, say, time_left, warn, whole
 from ich.data.cache import PARTS
 from ich.errors import UserError
 from ich.pipeline import engines, exchange
-from ich.pipeline.engines import Result, Step
+from ich.pipeline.engines import Step
 from ich.pipeline.runner import label, make_task
 from ich.pipeline.state import IN_STORE, Plan
 from ich.pipeline.untrainable import untrainable
@@ -43,11 +43,11 @@ def run(plan: Plan, engine: str, recipe: str) -> None:
     if not steps:
         say("run: everything is up to date")
     make = partial(make_step, plan.recipe, plan.root.absolute(), engine != "local")
-    done, failed = set[str](), dict[str, Result]()
+    done, failed = set[str](), list[str]()
     with whole("run", list(labels.values())) as finished:
-        for result in run_steps(steps, make, plan.recipe, plan.root):
+        for result in run_steps(steps, make, plan.recipe, plan.root) if steps else ():
             if result.error:
-                failed[result.name] = result
+                failed.append(result.name)
                 warn(f"{result.name} failed on {result.machine}: {result.error}")
                 continue
             done.add(result.name)
@@ -70,10 +70,14 @@ def run(plan: Plan, engine: str, recipe: str) -> None:
 
 
 def _exchanged(plan: Plan) -> Plan:
-    """Exchange small files with the store, if there is one. Return the plan of the files that are here now."""
+    """Exchange small files with the store, if there is one, and use the cache of the raw files that are here."""
     if plan.remote is not None:
         exchange.receive(plan, plan.remote)
-        exchange.offer(Plan(plan.recipe, plan.root), plan.remote)
+    plan = Plan(plan.recipe, plan.root)
+    if plan.raw_is_here and plan.finished(prepared := plan.prepare()):
+        plan.point_to(prepared)
+    if plan.remote is not None:
+        exchange.offer(plan, plan.remote)
     return Plan(plan.recipe, plan.root)
 
 
@@ -98,8 +102,9 @@ def steps_of(plan: Plan, *, in_parts: bool = False) -> tuple[list[Step], dict[st
             steps |= {part: Step(part, (HEADERS,)) for part in parts}
             labels |= {name: name for name in (HEADERS, *parts)}
             needs = parts
-        network = bool(task.model) and isinstance(plan.settings_of(task.model), Training)
-        if network and task.files != plan.assembled(task.model).files:
+        fitted = task.fold is not None or task.model in plan.recipe.pretrain
+        network = fitted and isinstance(plan.settings_of(task.model), Training)
+        if network:
             if CHECK not in steps:
                 steps[CHECK] = Step(CHECK, tuple(name for name in ("prepare", "folds") if name in steps))
                 labels[CHECK] = CHECK
@@ -120,7 +125,7 @@ def make_step(recipe: Recipe, root: Path, cluster: bool, name: str) -> None:
     plan = Plan(recipe, engines.workspace(root) if cluster else root)
     with _log(plan.workspace.oof / "logs" / f"{name}.log") if cluster else nullcontext():
         if plan.remote is not None:
-            exchange.receive(plan, plan.remote)
+            exchange.receive(plan, plan.remote, strict=cluster)
         _make(Plan(recipe, plan.root), name, cluster)
 
 
@@ -131,9 +136,8 @@ def _make(plan: Plan, name: str, cluster: bool) -> None:
         if found := untrainable(plan, len(record["classes"]), record["values"]):
             raise UserError("\n".join(f"{where}: {why}" for where, why in found.items()))
     elif name == "prepare":
+        transfer.fetch_raw(plan, () if cluster else None)
         prepare.run(plan, parts=cluster)
-        if plan.remote is not None:
-            exchange.offer(plan, plan.remote)
     elif name == HEADERS:
         prepare.make_headers(plan)
     elif name.startswith(PART):
@@ -145,6 +149,8 @@ def _make(plan: Plan, name: str, cluster: bool) -> None:
     else:
         transfer.fetch_raw(plan, ())
         import_module(f"ich.stages.{'score_outside' if outside and name == 'score' else name}").run(plan)
+    if name in ("prepare", "folds") and plan.remote is not None:  # the pointer to the cache, the key of pseudonyms
+        exchange.offer(Plan(plan.recipe, plan.root), plan.remote)
 
 
 @contextmanager
@@ -154,9 +160,7 @@ def _log(path: Path) -> Iterator[None]:
     with path.open("a", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
         try:
             yield
-        except UserError:
-            traceback.print_exc()
-            raise
         except Exception as error:
             traceback.print_exc()
-            raise UserError(f"{type(error).__name__}: {error}. See {path}") from None
+            why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            raise UserError(f"{why} (log: {path})") from None

@@ -51,7 +51,11 @@ def pull(plan: Plan, *, model: str | None, raw: bool) -> None:
         table = _read_raw(plan, remote)
         if not table:
             raise UserError(f"{remote.url} has no raw files. Run `ich push --raw` where they are")
-        _pull_raw(plan, remote, table)
+        root = plan.raw_root
+        same = [path for path, (size, *_) in table.items() if (root / path).is_file() and _size(root / path) == size]
+        kept = {path for path, sample in raw_files.samples(root, same) if sample == table[path][1]}
+        _pull_raw(plan, remote, {path: found for path, found in table.items() if path not in kept})
+        say(f"pull: {len(table):,} raw files are in {root}, {len(table) - len(kept):,} of them new", always=True)
         return
     if plan.recipe.demo:  # each machine writes its own
         demo.run(plan)
@@ -103,6 +107,7 @@ def _bytes(what: str, total: int) -> Iterator[OnBytes]:
 
 def _push_raw(plan: Plan, remote: Remote) -> None:
     plan.prepare()  # lists and samples the raw files
+    plan.remember_raw_files()
     name, known = _raw_name(plan), _read_raw(plan, remote)
     files = {path: (int(size), str(sample)) for path, (size, _, sample) in plan.raw_files.items() if sample}
     if left := plan.raw_files.keys() - files.keys():
@@ -133,24 +138,31 @@ def fetch_raw(plan: Plan, paths: Collection[str] | None = None) -> None:
     if plan.recipe.demo:
         demo.run(plan)
         return
-    table = _read_raw(plan, plan.remote)
-    lost = [path for path in paths or () if path not in table and not (plan.raw_root / path).is_file()]
+    table, root = _read_raw(plan, plan.remote), plan.raw_root
+    lost = [path for path in paths or () if path not in table and not (root / path).is_file()]
     if lost:
-        raise UserError(f"{plan.raw_root / lost[0]} is not in {plan.remote.url}. Run `ich push --raw` where it is")
+        raise UserError(f"{root / lost[0]} is not in {plan.remote.url}. Run `ich push --raw` where it is")
     wanted = [path for path in table if paths is None or path in paths or path.endswith(raw_files.TABLES)]
-    _pull_raw(plan, plan.remote, {path: table[path] for path in wanted})
+    here = [path for path in wanted if (root / path).is_file()]
+    read = dict(raw_files.samples(root, [path for path in here if path.endswith(raw_files.TABLES)]))
+    for path in here:
+        if _size(root / path) != table[path][0] or read.get(path, table[path][1]) != table[path][1]:
+            raise UserError(
+                f"{root / path} differs from {plan.remote.url}. Keep it by `ich push --raw`, or replace it by"
+                " `ich pull --raw`"
+            )
+    _pull_raw(plan, plan.remote, {path: table[path] for path in set(wanted) - set(here)})
 
 
 def _pull_raw(plan: Plan, remote: Remote, table: RawTable) -> None:
-    root = plan.raw_root
-    here = raw_files.listing(root) if root.is_dir() else {}
-    same = [path for path, (size, *_) in table.items() if path in here and here[path][0] == size]
-    kept = {path for path, sample in raw_files.samples(root, same) if sample == table[path][1]}
-    todo = iter([path for path in table if path not in kept])
-    with _bytes("pull", sum(size for path, (size, *_) in table.items() if path not in kept)) as advance:
+    todo = iter(sorted(table))
+    with _bytes("pull", sum(size for size, *_ in table.values())) as advance:
         while part := list(islice(todo, TOGETHER)):
-            remote.pull({root / path: table[path][2] for path in part}, advance)
-    say(f"pull: {len(table):,} raw files are in {root}, {len(table) - len(kept):,} of them new", always=True)
+            remote.pull({plan.raw_root / path: table[path][2] for path in part}, advance)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
 
 
 def _raw_name(plan: Plan) -> str:
@@ -160,7 +172,7 @@ def _raw_name(plan: Plan) -> str:
 def _read_raw(plan: Plan, remote: Remote) -> RawTable:
     """Return the raw files in the store."""
     name = _raw_name(plan)
-    with parsing(Path(f"{remote.url}/latest/{name}"), "run `ich push --raw` again"):
+    with parsing(f"{remote.url}/latest/{name}", "run `ich push --raw` again"):
         table = exchange.read_table(remote, name)
         found = {path: (int(size), str(sample), str(sha256)) for path, (size, sample, sha256) in table.items()}
         if not plain_files({path: sha256 for path, (*_, sha256) in found.items()}):

@@ -68,7 +68,9 @@ def attempt(make: Make, name: str) -> Result:
     try:
         make(name)
     except UserError as failure:
-        error = str(failure) or "failed"
+        error = str(failure)
+    except (OSError, MemoryError) as failure:
+        error = " ".join(f"{type(failure).__name__}: {failure}".split())
     return Result(name, platform.node(), time.perf_counter() - started, error)
 
 

@@ -1,7 +1,8 @@
 """Run steps on this machine: single folds in worker processes, steps that use all cores in this process."""
 
+import platform
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def run(steps: Sequence[Step], make: Make, recipe: Recipe, root: Path) -> Iterat
     plan = Plan(recipe, root)
     alone = plan.processes == 1 or not can_share_locks()
     pool = nullcontext() if alone else workers(plan.processes, threads=recipe.compute.threads, gpus=plan.gpus)
-    begun, finished, running = set[str](), set[str](), set[Future[Result]]()
+    begun, finished, running = set[str](), set[str](), dict[Future[Result], str]()
     with pool as submit:
         while True:
             here: list[Step] = []
@@ -25,17 +26,25 @@ def run(steps: Sequence[Step], make: Make, recipe: Recipe, root: Path) -> Iterat
                 if submit is None or step.cores is None:
                     here.append(step)
                 else:
-                    running.add(submit(attempt, make, step.name))
+                    running[submit(attempt, make, step.name)] = step.name
                     begun.add(step.name)
             if here:
                 begun.add(here[0].name)
                 results = [attempt(make, here[0].name)]
             elif running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                results = [future.result() for future in done]
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                results = [_result(running.pop(future), future) for future in done]
                 console.catch_up()
             else:
                 return
             for result in results:
                 finished |= set() if result.error else {result.name}
                 yield result
+
+
+def _result(name: str, done: Future[Result]) -> Result:
+    try:
+        return done.result()
+    except BrokenExecutor:  # all running steps fail then
+        why = "a worker process was killed, perhaps because memory ran out. Use fewer processes: compute.processes"
+        return Result(name, platform.node(), 0, why)

@@ -53,6 +53,8 @@ def _connection() -> Iterator[None]:
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
         why = str(error).strip().partition("\n")[0]
+        if not address:
+            raise UserError(f"Ray cannot start on this machine: {why}") from None
         raise UserError(f"RAY_ADDRESS={address}: {why}. Use host:port of a running cluster, or unset it") from None
     signal.signal(signal.SIGTERM, handler)
     try:

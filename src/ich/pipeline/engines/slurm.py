@@ -55,7 +55,7 @@ def run(steps: Sequence[Step], make: Make, recipe: Recipe, root: Path) -> Iterat
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     submitted, gpus = folder / f"{digest(recipe.model_dump(mode='json'))[:16]}.json", _gpus(recipe)
     jobs: dict[str, Job] = {} if local else _waiting(steps, submitted)
-    most = recipe.compute.processes or os.cpu_count() or 1 if local else len(steps)
+    most = (recipe.compute.processes or os.cpu_count() or 1) if local else len(steps)
     finished, failed = set[str](), set[str]()
     while True:
         left = most - len(jobs.keys() - finished - failed)
@@ -114,7 +114,7 @@ def _submit(step: Step, make: Make, recipe: Recipe, folder: Path, gpus: int, aft
             slurm_additional_parameters={"kill-on-invalid-dep": "yes", "requeue": True, **order, **settings.parameters},
         )
         return executor.submit(Task(), make, step.name)
-    except RuntimeError as error:  # sbatch refuses it
+    except (RuntimeError, ValueError) as error:  # sbatch or submitit refuses it
         why = " ".join(str(error).split())
         raise UserError(f"{step.name}: SLURM does not accept the job ({why}). See `slurm` in the recipe") from None
 
@@ -130,4 +130,4 @@ def _result(name: str, job: Job) -> Result:
         why = why if known else why.rpartition("\n")[2]
     else:
         why = REASONS.get(job.state.split(" ")[0], f"no result, state {job.state}")
-    return Result(name, f"job {job.job_id}", 0, f"{why} (log: {job.paths.stderr})")
+    return Result(name, f"job {job.job_id}", 0, why if "(log: " in why else f"{why} (log: {job.paths.stderr})")
