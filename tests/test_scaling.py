@@ -57,7 +57,7 @@ def test_the_longest_step_at_the_end_costs_time():
     steps, seconds = [Step("a"), Step("b"), Step("long")], {"a": 2, "b": 2, "long": 4}
     rows = list(scaling.table(steps, seconds, [2], 3.0, lambda: Disks({step.name: {} for step in steps}, seconds, 1)))
     cost = [3 * 2 * hours / 3600 for hours in (6, 4)]
-    assert [row.split(" | ")[1] for row in rows[2:]] == ["recipe", "longest path first"]
+    assert [row.split(" | ")[1] for row in rows[2:]] == ["as in the recipe", "slowest networks first"]
     assert [row.split(" | ")[3] for row in rows[2:]] == ["33%", "0%"]
     assert [row.split(" | ")[5] for row in rows[2:]] == [f"{dollars:,.0f} |" for dollars in cost]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from ich import processes
 from ich.errors import UserError
 from ich.processes import run_parallel
 from ich.store import remote
@@ -189,6 +190,7 @@ def test_objects_of_worker_processes_are_seen(s3, tmp_path):
     url, names = f"{s3}/workers", ["oof/a/run.json", "oof/b/run.json"]
     store = Remote(url)
     assert not any(store.has(name, FINGERPRINT) for name in names)
+    processes._end_workers()  # those of other tests have no credentials
     list(run_parallel(push_from, ((url, str(tmp_path / name[4]), name) for name in names), 2))
     for name in names:
         record = store.read_record(name, FINGERPRINT)
