@@ -22,7 +22,7 @@ class Ensemble:
     inputs: Mapping[str, Sequence[str]]
     """The inputs of each model. A model follows its inputs; the blend is last."""
     folds: Sequence[int]
-    load: Callable[[str, int], Fitted]
+    model: Callable[[str, int], Fitted]
     """Called once per model and fold. The models are kept in main memory."""
     calibrators: Mapping[str, Mapping[str, Calibrator]] = field(default_factory=dict)
     """Of the study logits of models with attention pooling, per class."""
@@ -53,7 +53,7 @@ class Ensemble:
 
     def _predict(self, name: str, fold: int, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:
         if (name, fold) not in self._fitted:
-            self._fitted[name, fold] = self.load(name, fold)
+            self._fitted[name, fold] = self.model(name, fold)
         fitted = self._fitted[name, fold]
         predictions = fitted.predict(slices, inputs)
         if isinstance(fitted, FittedNetwork):

@@ -62,7 +62,7 @@ def ensemble_of(plan: Plan, fold: int | None = None) -> Ensemble:
     return Ensemble(
         inputs={name: plan.recipe.inputs_of(name) for name in names},
         folds=folds,
-        load=partial(load_fitted, plan),
+        model=partial(load_fitted, plan),
         calibrators={name: _calibrators(plan, name) for name in pooling},
         workers={name: getattr(plan.settings_of(name), "workers", 0) for name in names},
     )

@@ -124,11 +124,11 @@ def _sources(plan: Plan) -> str:
 
 def _read_sources(plan: Plan, remote: Remote) -> dict[str, str]:
     """Return the SHA-256 of the files of the user in the store by path relative to the workspace."""
-    files = read_table(remote, _sources(plan))
+    files = latest_table(remote, _sources(plan))
     return {file: sha for file, sha in files.items() if file.endswith(DATA)} if plain_files(files) else {}
 
 
-def read_table(remote: Remote, name: str) -> dict[str, Any]:
+def latest_table(remote: Remote, name: str) -> dict[str, Any]:
     """Return the JSON object of this name in the store, empty if there is none."""
     with parsing(f"{remote.url}/latest/{name}", "delete it and run `ich push` again"):
         return dict(json.loads(remote.read_latest(name) or b"{}"))

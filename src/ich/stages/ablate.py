@@ -106,8 +106,8 @@ def table(path: Path, overrides: list[str], root: Path) -> None:
         columns = {
             f"{METRICS[metric]}, thresholds from the other folds": metric,
             f"{METRICS[metric]}, threshold 0.5": f"{metric}_half",
-            METRICS["auc"]: "auc",
         }
+    columns[METRICS["auc"]] = "auc"
     texts = ["Scores out of fold are means over folds: the logits of the folds may be on different scales.\n"]
     for title, column in columns.items():
         rows = []

@@ -7,7 +7,7 @@ thresholds and the prevalence of the submission. Three tables are written: slice
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -211,14 +211,13 @@ def _score(
     with progress("predict: ensemble", len(slices)) as work:
         work.begin(done)
 
-        def make_here(name: str) -> None:
+        results: Iterable[engines.Result] = ()
+        if run_steps is not None:
+            steps = [engines.Step(name, cores=plan.recipe.compute.threads, on_gpu=True) for name in missing]
+            results = run_steps(steps, chunks.make, plan.recipe, plan.root) if steps else ()
+        for name in missing if run_steps is None else ():  # here, an error ends the command
             chunks.make(name, partial(_advance, work, done, sizes[name]))
-
-        steps = [engines.Step(name, cores=plan.recipe.compute.threads, on_gpu=True) for name in missing]
-        if run_steps is None:
-            results = (engines.attempt(make_here, step.name) for step in steps)
-        else:
-            results = run_steps(steps, chunks.make, plan.recipe, plan.root)
+            done += sizes[name]
         for result in results:
             if result.error:
                 failed.setdefault(result.error, []).append(result.name)

@@ -173,7 +173,7 @@ def _read_raw(plan: Plan, remote: Remote) -> RawTable:
     """Return the raw files in the store."""
     name = _raw_name(plan)
     with parsing(f"{remote.url}/latest/{name}", "run `ich push --raw` again"):
-        table = exchange.read_table(remote, name)
+        table = exchange.latest_table(remote, name)
         found = {path: (int(size), str(sample), str(sha256)) for path, (size, sample, sha256) in table.items()}
         if not plain_files({path: sha256 for path, (*_, sha256) in found.items()}):
             raise ValueError
