@@ -23,7 +23,7 @@ from ich.store.records import Record
 
 ROOT = Path(__file__).parents[2]
 NODES = 3
-PAUSE = (3, 15)  # seconds between two kills
+PAUSE = (8, 20)  # seconds between two kills
 
 
 def main(runs: int, recipe: str, kills: bool, changes: list[str]) -> int:

@@ -109,14 +109,14 @@ def test_prepare_and_check_quarantine_them_and_use_the_others(plan):
 
 def test_predict_quarantines_them_and_finds_the_others(plan):
     expected = add_bad_files(plan.raw_root)
-    _, names, refused = predict._files(plan.raw_root)
+    _, _, names, refused = predict._files(plan.raw_root)
     geometries = read_geometries(plan.raw_root, names, 1, lambda _: None)
     ids = files.image_ids(names)
     raw = replace(folder.raw(plan.raw_root), files=pd.DataFrame({"image_id": ids, "split": "test", "path": names}))
     table, quarantined = slice_table(replace(raw, refused=refused), geometries)
     assert {file.path for file in quarantined if file.path} == expected | {"labels.csv"}
     assert len(table) == 11
-    assert [len(predict._files(plan.raw_root / name)[1]) for name in ("m.dcm", "some.zip")] == [1, 1]
+    assert [len(predict._files(plan.raw_root / name)[2]) for name in ("m.dcm", "some.zip")] == [1, 1]
     for name in ("cut.zip", "pipe.zip", "a\nb.dcm"):
         with pytest.raises(UserError, match="no files in this archive") as refusal:
             predict._files(plan.raw_root / name)
