@@ -1,9 +1,12 @@
 """`ich run` makes the artifacts of `run_all.sh`, in dependency order and without barriers between stages."""
 
+import sys
+
 import pytest
 
 from conftest import RECIPE, Clone, plan_of
 from ich.errors import UserError
+from ich.pipeline import engines
 from ich.pipeline.state import Plan
 from ich.stages import run
 from ich.stages.run import steps_of
@@ -69,3 +72,14 @@ def test_a_failed_step_is_named_and_independent_steps_are_made(clone_copy, monke
 @pytest.mark.parametrize("engine", ["kubernetes", ""])
 def test_an_unknown_engine_is_an_error_with_the_known_ones(clone, engine):
     assert "Choose from local, ray, slurm" in clone.ich("run", "--engine", engine, code=2)
+
+
+@pytest.mark.parametrize("library", ["ray", "submitit"])
+def test_a_missing_library_is_an_error_with_the_extra_to_install(monkeypatch, library):
+    name = {"ray": "ray", "submitit": "slurm"}[library]
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(sys.modules, f"ich.pipeline.engines.{name}", raising=False)
+    with pytest.raises(
+        UserError, match=rf"--engine {name} requires {library}\. Install it: pip install 'ich\[cluster\]'"
+    ):
+        engines.engine(name)
