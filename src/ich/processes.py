@@ -72,8 +72,8 @@ def run_parallel(
             while running:
                 yield result()
         finally:
-            for future in running:
-                future.cancel()
+            if running:  # an error, or an interruption
+                _end_workers()
 
 
 @contextmanager
