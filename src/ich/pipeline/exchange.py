@@ -1,4 +1,4 @@
-"""What the machines of a recipe exchange through its object store, beside the tasks: small files that are not tasks.
+"""Small files other than artifacts that the machines of a recipe share through its object store.
 
 These are the pointer to the cache, files of the user that tasks read (label tables, solution.csv, predictions made
 elsewhere), and the key of the pseudonyms.
@@ -78,9 +78,8 @@ def offer(plan: Plan, remote: Remote) -> None:
 def receive(plan: Plan, remote: Remote, *, strict: bool = False) -> None:
     """Write those files of the store to the workspace that are missing here, and use the cache of its pointer.
 
-    strict: raise UserError for a file of the user that differs here.
-
-    Call `Plan` again afterwards: tasks depend on these files.
+    Create a new `Plan` afterwards: tasks depend on these files. strict: raise UserError for a file of the user that
+    differs here.
     """
     key = Pseudonyms.of(plan.workspace, plan.recipe.competition.format)
     if key.file is not None and (secret := remote.read_latest("input/private/pseudonyms.key")) is not None:

@@ -23,8 +23,11 @@ from ich.pipeline.untrainable import untrainable
 from ich.recipe import Recipe, Training
 from ich.stages import demo, prepare, status, transfer
 
-HEADERS, PART = "prepare/headers", "prepare/part"  # steps of a cluster: the slice table, and parts of the pixels
-CHECK = "networks"  # step that builds every network once, before the first is trained
+HEADERS_STEP, PART_STEP = (
+    "prepare/headers",
+    "prepare/part",
+)  # steps of a cluster: the slice table, and parts of the pixels
+NETWORKS_STEP = "networks"  # step that builds every network once, before the first is trained
 WHOLE = ("prepare", "pretrain", "predict")  # stages that use all cores of a machine
 
 
@@ -97,18 +100,20 @@ def steps_of(plan: Plan, *, in_parts: bool = False) -> tuple[list[Step], dict[st
         if task.stage == "demo" or (not needs and (plan.finished(task) or plan.state(task).why == IN_STORE)):
             continue
         if task.stage == "prepare" and in_parts:
-            parts = [f"{PART}{number:02}" for number in range(PARTS)]
-            steps[HEADERS] = Step(HEADERS, cores=None)
-            steps |= {part: Step(part, (HEADERS,)) for part in parts}
-            labels |= {name: name for name in (HEADERS, *parts)}
+            parts = [f"{PART_STEP}{number:02}" for number in range(PARTS)]
+            steps[HEADERS_STEP] = Step(HEADERS_STEP, cores=None)
+            steps |= {part: Step(part, (HEADERS_STEP,)) for part in parts}
+            labels |= {name: name for name in (HEADERS_STEP, *parts)}
             needs = parts
         fitted = task.fold is not None or task.model in plan.recipe.pretrain
         network = fitted and isinstance(plan.settings_of(task.model), Training)
         if network:
-            if CHECK not in steps:
-                steps[CHECK] = Step(CHECK, tuple(name for name in ("prepare", "folds") if name in steps))
-                labels[CHECK] = CHECK
-            needs.append(CHECK)
+            if NETWORKS_STEP not in steps:
+                steps[NETWORKS_STEP] = Step(
+                    NETWORKS_STEP, tuple(name for name in ("prepare", "folds") if name in steps)
+                )
+                labels[NETWORKS_STEP] = NETWORKS_STEP
+            needs.append(NETWORKS_STEP)
         cores = None if task.stage in WHOLE else plan.recipe.compute.threads
         steps[task.name] = Step(
             task.name, tuple(dict.fromkeys(needs)), cores, on_gpu=network or task.stage == "explain"
@@ -131,17 +136,17 @@ def make_step(recipe: Recipe, root: Path, cluster: bool, name: str) -> None:
 
 def _make(plan: Plan, name: str, cluster: bool) -> None:
     outside = plan.recipe.competition.trained_by is not None
-    if name == CHECK:
+    if name == NETWORKS_STEP:
         record = plan.record_of(plan.prepared)
         if found := untrainable(plan, len(record["classes"]), record["values"]):
             raise UserError("\n".join(f"{where}: {why}" for where, why in found.items()))
     elif name == "prepare":
         transfer.fetch_raw(plan, () if cluster else None)
         prepare.run(plan, parts=cluster)
-    elif name == HEADERS:
+    elif name == HEADERS_STEP:
         prepare.make_headers(plan)
-    elif name.startswith(PART):
-        prepare.make_part(plan, int(name.removeprefix(PART)))
+    elif name.startswith(PART_STEP):
+        prepare.make_part(plan, int(name.removeprefix(PART_STEP)))
     elif "/" in name:
         make_task(plan, name)
     elif name == "predict":

@@ -28,7 +28,7 @@ class Step:
     name: str
     needs: tuple[str, ...] = ()
     cores: int | None = 1
-    """CPU threads; None: all of the machine."""
+    """CPU threads; None: all cores of the machine."""
     on_gpu: bool = False
     """Uses `compute.gpus_per_fold` GPUs if there are any."""
 

@@ -1,4 +1,4 @@
-"""Submit each step as a job of SLURM. SLURM keeps their order, so that queued jobs need no process here.
+"""Submit each step as a SLURM job. SLURM gets the dependencies, so no process must keep running here.
 
 submitit pickles `make` with its recipe, and the `Result`, in oof/<recipe>/logs/slurm, which only its owner can write.
 """
@@ -22,7 +22,7 @@ from ich.store.paths import Workspace
 from ich.store.records import read_record, write_record
 
 RESUMED = 10  # times that a job is queued again at the end of slurm.time
-POLL = 2.0  # seconds between two looks at the jobs
+POLL = 2.0  # seconds between two checks of the jobs
 WAITING = ("PENDING", "RUNNING", "REQUEUED", "CONFIGURING", "COMPLETING", "PREEMPTED", "SUSPENDED")
 REASONS = {
     "TIMEOUT": "not finished within slurm.time",
@@ -48,7 +48,7 @@ class Task(submitit.helpers.Checkpointable):
 
 def run(steps: Sequence[Step], make: Make, recipe: Recipe, root: Path) -> Iterator[Result]:
     """Submit all steps, then yield their results. Jobs of an earlier call that wait or run are used again."""
-    local = recipe.slurm.cluster == "local"  # its jobs know no order: a step is submitted when it can begin
+    local = recipe.slurm.cluster == "local"  # submitit's local executor has no dependencies
     if not local and not shutil.which("sbatch"):
         raise UserError("--engine slurm: no sbatch on this machine. Run the command on a login node of the cluster")
     folder = Workspace(root, recipe.name).oof.absolute() / "logs" / "slurm"
