@@ -34,24 +34,25 @@ def run_stage(
     Raises Busy at the end if folds were left to other processes.
     """
     tasks = plan.tasks_of(stage, model, fold)
-    todo = [task for task in tasks if force or not plan.finished(task)]
-    for task in todo:
-        if not _in_sample(task):  # its fold may be made first
-            plan.require(task)
-    done, busy = len(tasks) - len(todo), dict[tuple[str, int | None], Busy]()
-    for in_sample in (False, True):
-        part = [t for t in todo if _in_sample(t) == in_sample and (t.model, t.fold) not in busy]
-        for task, left in _make_parallel(plan, part, force):
-            if left is not None:
-                busy[task.model, task.fold] = left
-                continue
-            done += 1
-            say(f"{stage}: {label(task)} finished ({done} of {len(tasks)}){time_left()}")
-        plan.forget()
+    folds: dict[tuple[str, int | None], list[Task]] = {(task.model, task.fold): [] for task in tasks}
+    for task in tasks:
+        if force or not plan.finished(task):
+            folds[task.model, task.fold].append(task)
+    todo = [unfinished for unfinished in folds.values() if unfinished]
+    for first, *_ in todo:
+        plan.require(first)
+    done, busy = len(folds) - len(todo), list[Busy]()
+    for name, left in _make_parallel(plan, todo, force):
+        if left is not None:
+            busy.append(left)
+            continue
+        done += 1
+        say(f"{stage}: {name} finished ({done} of {len(folds)}){time_left()}")
+    plan.forget()
     for name in dict.fromkeys(task.model for task in tasks if task.fold is not None):
         assemble(plan, name)
     if busy:
-        raise Busy("\n".join(map(str, busy.values())))
+        raise Busy("\n".join(map(str, busy)))
 
 
 def _in_sample(task: Task) -> bool:
@@ -64,34 +65,36 @@ def label(task: Task) -> str:
     return f"{task.model}{fold}{', in-sample' if _in_sample(task) else ''}"
 
 
-def _make_parallel(plan: Plan, todo: list[Task], force: bool) -> Iterator[tuple[Task, Busy | None]]:
-    """Make the tasks in parallel; yield each one when it is finished, with Busy if another process is making it."""
+def _make_parallel(plan: Plan, todo: list[list[Task]], force: bool) -> Iterator[tuple[str, Busy | None]]:
+    """Make the tasks of each fold in parallel; yield its label when it is finished, with Busy if it was left."""
     if not todo:
         return
+    first = todo[0][0]
     processes, threads = min(plan.processes, len(todo)), plan.recipe.compute.threads
-    if todo[0].fold is None:  # one network for all folds may use every core
+    if first.fold is None:  # one network for all folds may use every core
         processes, threads = 1, plan.cores
     advice = "with fewer processes (--set compute.processes=1) or a smaller batch_size"
-    if plan.settings_of(todo[0].model).reads_images and not _in_sample(todo[0]):
+    if plan.settings_of(first.model).reads_images and not all(_in_sample(task) for part in todo for task in part):
         record = plan.record_of(plan.prepared)
         arguments = (plan, len(record["classes"]), record["values"])
         (found,) = run_parallel(untrainable, [arguments], processes, threads=threads, advice=advice)
         if found:
             raise UserError("\n".join(f"{where}: {why}" for where, why in found.items()))
-    detail(f"{todo[0].stage}: {len(todo)} tasks, {processes} in parallel, {threads} CPU threads each")
-    jobs = ((plan.recipe, plan.root, task.name, force) for task in todo)
-    by_name = {task.name: task for task in todo}
-    with whole(todo[0].stage, [label(task) for task in todo]) as finished:
+    detail(f"{first.stage}: {len(todo)} folds, {processes} in parallel, {threads} CPU threads each")
+    jobs = ((plan.recipe, plan.root, [task.name for task in part], label(part[0]), force) for part in todo)
+    with whole(first.stage, [label(part[0]) for part in todo]) as finished:
         for name, busy in run_parallel(
             _make, jobs, processes, ordered=False, threads=threads, gpus=plan.gpus, advice=advice
         ):
-            finished(label(by_name[name]))
-            yield by_name[name], busy
+            finished(name)
+            yield name, busy
 
 
-def _make(recipe: Recipe, root: Path, name: str, force: bool) -> tuple[str, Busy | None]:
+def _make(recipe: Recipe, root: Path, tasks: list[str], name: str, force: bool) -> tuple[str, Busy | None]:
+    plan = Plan(recipe, root)
     try:
-        make_task(Plan(recipe, root), name, force=force)
+        for task in tasks:
+            make_task(plan, task, force=force)
     except Busy as busy:
         return name, busy
     return name, None
