@@ -175,7 +175,7 @@ class Compute(Strict):
         default=None, description="parallel folds; default: one per GPU, or one per core without GPUs"
     )
     threads: PositiveInt = Field(default=1, description="CPU threads per process")
-    gpus_per_fold: NonNegativeFloat | None = Field(
+    gpus_per_fold: Share | None = Field(
         default=None,
         description="GPUs that one fold uses on a cluster; 0.5: two folds share one; default: 1 if the cluster has any",
     )

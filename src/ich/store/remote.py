@@ -120,19 +120,6 @@ class Remote:
 
         return self._repeated("read", name, attempt)
 
-    def fingerprints(self, record_name: str) -> list[str]:
-        """Return the fingerprints of all records of an artifact."""
-        folder = f"records/{_checked(record_name)}"
-
-        def attempt() -> list[str]:
-            try:
-                with _translated():
-                    return [PurePosixPath(path).stem for path in self.fs.ls(self._path(folder), detail=False)]
-            except _Missing:
-                return []
-
-        return self._repeated("list", folder, attempt)
-
     def push(
         self, record_name: str, record: Mapping[str, Any], files: Mapping[str, Path], on_bytes: OnBytes | None = None
     ) -> None:
