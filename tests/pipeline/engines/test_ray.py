@@ -74,6 +74,7 @@ def test_a_fold_gets_one_gpu_by_default_if_there_is_any(monkeypatch, capsys, gpu
     assert ("no node has a GPU" in capsys.readouterr().out) == (reserved > gpus)
 
 
+@pytest.mark.slow
 def test_a_step_of_a_lost_node_is_made_on_another(cluster, tmp_path):
     make = Fake(tmp_path)
     nodes = {node.all_processes["raylet"][0].process.pid: node for node in cluster.worker_nodes}
