@@ -29,10 +29,6 @@ class Window:
     level: float
     width: float
 
-    def __post_init__(self) -> None:
-        if not self.width > 0:
-            raise ValueError(f"a window's width must be above 0 HU, not {self.width} (level {self.level})")
-
 
 @dataclass(frozen=True)
 class Windowing:
@@ -51,14 +47,6 @@ class Windowing:
     windows: tuple[Window, ...] = ()
     minmax: bool = False
     clahe: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.kind not in {"windows", "neighbours", "grey"}:
-            raise ValueError(f"unknown input {self.kind!r}; choose from windows, neighbours, grey")
-        if (not self.windows) != (self.kind == "grey"):
-            raise ValueError("grey values take no window; every other input needs at least one window")
-        if not self.clahe >= 0:
-            raise ValueError(f"clahe must be a clip limit above 0, or 0 to disable it, not {self.clahe}")
 
     @property
     def channels(self) -> int:
@@ -133,8 +121,6 @@ def neighbour_rows(study: NDArray[np.integer], index: NDArray[np.integer]) -> ND
     study [n]: one code per study. index [n]: position of the slice in its study. Rows may be in any order and indices
     may have gaps. The first and the last slice of a study are their own neighbours.
     """
-    if study.shape != index.shape or study.ndim != 1:
-        raise ValueError(f"study {list(study.shape)} and index {list(index.shape)} must be [n] with the same n")
     order = np.lexsort((index, study))
     joined = study[order][1:] == study[order][:-1]
     rows = np.repeat(np.arange(len(study), dtype=np.int64)[:, None], 3, axis=1)
