@@ -75,12 +75,6 @@ class Clone:
         assert (end.value.code or 0) == code, said
         return said
 
-    def run_all(self, *arguments: str) -> str:
-        words = ["bash", "run_all.sh", RECIPE, *arguments]
-        done = subprocess.run(words, cwd=self.root, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
     def states(self) -> dict[str, str]:
         """State by artifact, from `ich status`."""
         table = self.ich("status").partition("\n\n")[0]
