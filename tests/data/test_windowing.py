@@ -55,6 +55,10 @@ def test_wrong_input_is_rejected():
     for hu in (np.zeros((3, 4, 4), np.int16), np.zeros((1, 4, 4), np.float32)):
         with pytest.raises(ValueError, match="expected int16"):
             render(hu, Windowing("windows", (BRAIN,)))
+    with pytest.raises(ValueError, match="above 0"):
+        Window(40, 0)
+    with pytest.raises(ValueError, match="clip limit"):
+        Windowing("grey", clahe=-1)
 
 
 def test_neighbours_by_hand():

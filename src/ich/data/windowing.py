@@ -29,6 +29,10 @@ class Window:
     level: float
     width: float
 
+    def __post_init__(self) -> None:
+        if not self.width > 0:
+            raise ValueError(f"a window's width must be above 0 HU, not {self.width} (level {self.level})")
+
 
 @dataclass(frozen=True)
 class Windowing:
@@ -47,6 +51,14 @@ class Windowing:
     windows: tuple[Window, ...] = ()
     minmax: bool = False
     clahe: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in {"windows", "neighbours", "grey"}:
+            raise ValueError(f"unknown input {self.kind!r}; choose from windows, neighbours, grey")
+        if (not self.windows) != (self.kind == "grey"):
+            raise ValueError("grey values take no window; every other input needs at least one window")
+        if not self.clahe >= 0:
+            raise ValueError(f"clahe must be a clip limit above 0, or 0 to disable it, not {self.clahe}")
 
     @property
     def channels(self) -> int:
