@@ -107,7 +107,7 @@ def test_a_user_error_is_one_line(finished, arguments, says):
 
 def test_an_end_to_end_network_alone_has_a_page_without_maps(copy):
     parts = ("pretrain", "cnn", "sequence", "smooth", "stack")
-    alone = ("name=alone", "end_to_end.joint.start=null", "end_to_end.joint.epochs=1", "ablation=null")
+    alone = ("name=alone", "folds.n=2", "end_to_end.joint.start=null", "end_to_end.joint.epochs=1", "ablation=null")
     plan = plan_of(copy, *alone, *(f"{group}=null" for group in parts), "blend.calibration=none")
     make(plan, "prepare", "folds", "end_to_end", "blend", "thresholds", "submit", "score", "explain", "report")
     page = plan.workspace.submissions.joinpath("report.html").read_text()
