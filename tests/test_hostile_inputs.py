@@ -488,7 +488,7 @@ KNOWN = {  # every call that reads a file, and the argument that makes it safe
     "yaml.load": "_Loader)",
     **dict.fromkeys(("pd.read_parquet", "pd.read_csv", "json.load", "json.loads"), ""),
     **dict.fromkeys(("pyarrow.parquet.read_table", "pyarrow.parquet.read_schema"), ""),
-    **dict.fromkeys(("kind.load", "state.load", "fitted.load", "super().load"), ""),  # of models and TrainingState
+    **dict.fromkeys(("kind.load", "state.load", "fitted.load", "super().load", "self.bundle.load"), ""),  # of models
 }
 
 

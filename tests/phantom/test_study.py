@@ -8,7 +8,7 @@ from ich.phantom import anatomy, bleeds, lesions, scanner
 from ich.phantom.study import ANATOMY, AREAS, CLASSES, GRID, SCAN, Study, make_study, stream
 
 SEED = 11
-STUDIES = 5
+STUDIES = 7
 SLICES = 16
 
 
