@@ -7,21 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from ich.recipe.models import (
-    Backbone,
-    Blend,
-    Cnn,
-    EndToEnd,
-    External,
-    FScore,
-    Model,
-    Pretrain,
-    Sequence,
-    Smooth,
-    Stack,
-    beta_of,
-    meant,
-)
+from ich.recipe.models import Blend, External, FScore, Model, Smooth, Stack, beta_of, meant
+from ich.recipe.networks import Backbone, Cnn, EndToEnd, Pretrain, Sequence
 from ich.recipe.training import Metric, Seed, Strict
 
 Share = Annotated[float, Field(ge=0, le=1)]
