@@ -207,7 +207,8 @@ class Plan(Graph):
     def pushed(self, task: Task) -> bool:
         """Return whether the store has this task, or there is no store."""
         remote = self._remote_of(task)
-        return remote is None or remote.has(self.relative(task.record.path), self.record_of(task)["fingerprint"])
+        name = self.relative(task.record.path)
+        return remote is None or remote.read_record(name, self.record_of(task)["fingerprint"]) is not None
 
     # ---- making
 
