@@ -121,10 +121,9 @@ def test_a_large_dependency_is_imported_by_its_owners_only(library):
 TORCHLESS = [name for name in FILES if name.startswith("ensemble/")]
 TORCHLESS += [f"models/{name}.py" for name in ("smooth", "stack", "blend", "artifacts", "base", "registry", "table")]
 TORCHLESS += [f"stages/{name}.py" for name in ("demo", "folds", "thresholds", "submit", "score", "score_outside")]
-TORCHLESS += ["pipeline/runner.py"]
 
 
-@pytest.mark.parametrize("name", TORCHLESS)
+@pytest.mark.parametrize("name", [*TORCHLESS, "pipeline/runner.py"])
 def test_files_that_need_no_network_do_not_import_torch(name):
     assert "torch" not in reached(name)
 
