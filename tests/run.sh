@@ -21,4 +21,5 @@ ruff format --check .
 ruff check .
 basedpyright
 export OMP_NUM_THREADS=1    # threads of two processes on two cores only wait for one another
-pytest -n 2 "${which[@]}" "$@"
+# worksteal: a process gets adjacent tests, so that the fixtures of a file are made once
+pytest -n 2 --dist worksteal "${which[@]}" "$@"

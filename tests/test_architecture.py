@@ -3,6 +3,7 @@
 import ast
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -62,13 +63,16 @@ LATE = {  # packages that a file imports inside functions, beside cli.py and the
 KINDS = {"pretrain", "cnn", "end_to_end", "sequence", "smooth", "stack", "external"}
 
 
-def imports(tree: ast.AST, *, top: bool = False) -> Iterator[str]:
+@cache
+def imports(name: str, *, top: bool = False) -> list[str]:
     """Full names of all imports of a file; top: those at its top level only."""
-    for node in tree.body if top and isinstance(tree, ast.Module) else ast.walk(tree):
+    found: list[str] = []
+    for node in TREES[name].body if top else ast.walk(TREES[name]):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
 
 
 def files_of(name: str) -> set[str]:
@@ -85,7 +89,7 @@ def reached(name: str) -> set[str]:
         file = todo.pop()
         if file not in seen:
             seen.add(file)
-            for imported in imports(TREES[file], top=True):
+            for imported in imports(file, top=True):
                 packages.add(imported.split(".")[0])
                 todo += files_of(imported) if imported.startswith("ich.") else []
     return packages
@@ -94,7 +98,7 @@ def reached(name: str) -> set[str]:
 @pytest.mark.parametrize("name", [name for name in FILES if name != "__init__.py"])
 def test_a_file_imports_only_lower_layers(name):
     layer = name.removesuffix(".py").split("/", maxsplit=1)[0]
-    found = {imported.split(".")[1] for imported in imports(TREES[name]) if imported.startswith("ich.")}
+    found = {imported.split(".")[1] for imported in imports(name) if imported.startswith("ich.")}
     assert found <= {layer, *ALLOWED[layer]}
     assert not any(isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(TREES[name]))
 
@@ -102,15 +106,15 @@ def test_a_file_imports_only_lower_layers(name):
 def test_the_layers_and_the_files_have_no_cycles():
     TopologicalSorter(ALLOWED).prepare()
     graph: dict[str, set[str]] = {}
-    for name, tree in TREES.items():
+    for name in FILES:
         own = {f"{parent.as_posix()}/__init__.py" for parent in Path(name).parents}  # packages that the file is in
-        graph[name] = {file for one in imports(tree) if one.startswith("ich.") for file in files_of(one)} - own
+        graph[name] = {file for one in imports(name) if one.startswith("ich.") for file in files_of(one)} - own
     TopologicalSorter(graph).prepare()
 
 
 @pytest.mark.parametrize("library", OWNERS)
 def test_a_large_dependency_is_imported_by_its_owners_only(library):
-    users = {name for name, tree in TREES.items() if library in {one.split(".")[0] for one in imports(tree)}}
+    users = {name for name in FILES if library in {one.split(".")[0] for one in imports(name)}}
     assert users == OWNERS[library]
 
 
@@ -119,7 +123,7 @@ TORCHLESS += [f"models/{name}.py" for name in ("smooth", "stack", "blend", "arti
 TORCHLESS += [f"stages/{name}.py" for name in ("demo", "folds", "thresholds", "submit", "score", "score_outside")]
 
 
-@pytest.mark.parametrize("name", TORCHLESS)
+@pytest.mark.parametrize("name", [*TORCHLESS, "pipeline/runner.py"])
 def test_files_that_need_no_network_do_not_import_torch(name):
     assert "torch" not in reached(name)
 
@@ -143,7 +147,7 @@ def test_status_and_help_import_nothing_heavy(name):
 
 @pytest.mark.parametrize("name", [name for name in FILES if name != "cli.py"])
 def test_imports_are_at_the_top(name):
-    late = Counter(imports(TREES[name])) - Counter(imports(TREES[name], top=True))
+    late = Counter(imports(name)) - Counter(imports(name, top=True))
     assert {imported.split(".")[0] for imported in late} == LATE.get(name, set()), list(late)
 
 

@@ -115,6 +115,7 @@ def small(one_core, monkeypatch):
     set_level("normal")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("topic", command.TOPICS)
 def test_every_topic_runs_and_its_results_are_finite(topic):

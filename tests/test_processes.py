@@ -123,8 +123,7 @@ def end_of(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("jobs", "number"), [(1, signal.SIGINT), (2, signal.SIGINT), (2, signal.SIGTERM)])
 def test_an_interruption_ends_everything_without_a_traceback(tmp_path, jobs, number):
     with program(tmp_path, BUSY.format(work=SLEEPS, jobs=jobs)) as process:
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)

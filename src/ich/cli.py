@@ -84,8 +84,8 @@ LEVELS = {
 }
 
 
-def command(function: Callable[..., None], name: str = "", help: str = "") -> None:
-    """Register a command with the options of the function plus --quiet and --verbose."""
+def command(function: Callable[..., None], name: str = "", help: str = "") -> Callable[..., None]:
+    """Register a command with the options of the function plus --quiet and --verbose. Return the function."""
     signature = inspect.signature(function)
 
     @wraps(function)
@@ -101,6 +101,7 @@ def command(function: Callable[..., None], name: str = "", help: str = "") -> No
     ]
     called.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *more])  # pyright: ignore
     app.command(name or function.__name__, help=help or None)(called)
+    return function
 
 
 def _plan(recipe: Path, overrides: list[str] | None) -> Any:
@@ -189,6 +190,7 @@ def _prepared(plan: Any) -> Any:
     return task
 
 
+@command
 def run(
     recipe: RecipePath,
     engine: Annotated[str, typer.Option(help="local, ray or slurm")] = "local",
@@ -200,9 +202,7 @@ def run(
     stage.run(_plan(recipe, overrides), engine, "" if overrides else str(recipe))
 
 
-command(run)
-
-
+@command
 def status(recipe: RecipePath, overrides: Set = None) -> None:
     """List the state of all artifacts and how to update them."""
     from ich.stages import status as stage
@@ -211,9 +211,7 @@ def status(recipe: RecipePath, overrides: Set = None) -> None:
     stage.run(_plan(recipe, overrides), shlex.join(words))
 
 
-command(status)
-
-
+@command
 def changes(recipe: RecipePath, overrides: Set = None) -> None:
     """Warn of what will be made again for changed settings."""
     from ich.stages import status as stage
@@ -221,7 +219,6 @@ def changes(recipe: RecipePath, overrides: Set = None) -> None:
     stage.changes(_plan(recipe, overrides), "" if overrides else str(recipe))
 
 
-command(changes)
 _look(
     "verify",
     "ich.pipeline.verify",
@@ -241,6 +238,7 @@ _models("stack", "Fit LightGBM on the out-of-fold logits of the inputs.")
 _models("blend", "Combine the models into one calibrated prediction.")
 
 
+@command
 def thresholds(
     recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="YAML file")] = None,
     metric: Annotated[str | None, typer.Option(help="F-beta score: f1, f2, f0.5, ...")] = None,
@@ -270,10 +268,10 @@ def thresholds(
         stage.run_on_table(table, table_thresholds(changes), out)
 
 
-command(thresholds)
 _stage("submit", "Write the submission in the format of the competition.")
 
 
+@command
 def score(recipe: RecipePath, overrides: Set = None, force: Force = False) -> None:
     """Score all models, with 95 % confidence intervals.
 
@@ -284,10 +282,10 @@ def score(recipe: RecipePath, overrides: Set = None, force: Force = False) -> No
     import_module(f"ich.stages.{'score_outside' if outside else 'score'}").run(plan, force=force)
 
 
-command(score)
 _stage("explain", "Compute Grad-CAM, embedding map and suspicious labels.", lambda plan: plan.explain)
 
 
+@command
 def report(
     recipe: RecipePath,
     study: Annotated[
@@ -305,9 +303,7 @@ def report(
         console.say(f"report: up to date, {plan.workspace.submissions / 'report.html'}")
 
 
-command(report)
-
-
+@command
 def results(
     recipe: RecipePath,
     seconds: Annotated[int | None, typer.Option(help="print this time too")] = None,
@@ -317,9 +313,6 @@ def results(
     from ich.stages import status as stage
 
     stage.results(_plan(recipe, overrides), seconds)
-
-
-command(results)
 
 
 def predict(
@@ -395,11 +388,13 @@ command(export)
 Raw = Annotated[bool, typer.Option("--raw", help="the raw files instead of artifacts")]
 
 
+@command
 def push(recipe: RecipePath, model: Model = None, raw: Raw = False, overrides: Set = None) -> None:
     """Copy finished artifacts to the object store of the recipe."""
     _transfer("push", recipe, model, raw, overrides)
 
 
+@command
 def pull(recipe: RecipePath, model: Model = None, raw: Raw = False, overrides: Set = None) -> None:
     """Copy artifacts that fit the recipe from its object store."""
     _transfer("pull", recipe, model, raw, overrides)
@@ -413,26 +408,18 @@ def _transfer(name: str, recipe: Path, model: str | None, raw: bool, overrides: 
     getattr(transfer, name)(_plan(recipe, overrides), model=model, raw=raw)
 
 
-command(push)
-command(pull)
-
-
+@command
 def clean(yes: Annotated[bool, typer.Option("--yes", help="remove them")] = False) -> None:
     """List the caches in input/cache that no recipe uses. With --yes, remove them."""
     import_module("ich.stages.clean").run(Path.cwd(), yes=yes)
 
 
-command(clean)
-
-
+@command
 def ablate(recipe: RecipePath, overrides: Set = None) -> None:
     """Compare variants of a recipe over several seeds."""
     from ich.stages import ablate as stage
 
     stage.run(recipe, overrides or [], _root())
-
-
-command(ablate)
 
 
 def main() -> None:

@@ -175,12 +175,9 @@ def test_the_only_patient_with_a_bleed_is_drawn_if_most_are(share, is_drawn):
     assert folds.patient_share(patients, positive, share, 0)[3] == is_drawn
 
 
-def test_a_share_of_one_selects_everyone_and_impossible_shares_are_rejected():
+def test_a_share_of_one_selects_everyone_and_too_few_patients_are_rejected():
     patients, positive = ["a", "b", "b"], np.array([True, False, False])
     assert folds.patient_share(patients, positive, 1, 0).all()
-    for share in (0, -0.1, 1.01):
-        with pytest.raises(ValueError, match="a share of the patients"):
-            folds.patient_share(patients, positive, share, 0)
     with pytest.raises(ValueError, match="too few"):
         folds.patient_share(patients, positive, 0.5, 0)
 

@@ -127,18 +127,3 @@ def test_an_epoch_has_every_study_once_with_any_batch_size_and_number_of_workers
 
 def test_studies_without_labels_have_no_targets():
     assert studies([2, 1], labelled=False)[0, 1].targets is None
-
-
-def test_parts_of_different_length_are_rejected():
-    good = studies([2, 3])
-    parts = (good.slices, good.offsets, good.series_ids, good.geometry)
-    for place, wrong, message in (
-        (1, np.array([0, 2, 4]), "offsets"),
-        (1, np.array([0, 5, 5]), "offsets"),
-        (2, ["s0"], "1 series ids for 2 series"),
-        (3, good.geometry[1:], "5 rows of geometry for 6 cached slices"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            SeriesImages(*(wrong if i == place else part for i, part in enumerate(parts)))
-    with pytest.raises(ValueError, match="two series"):
-        studies([4], cutmix=1.0)

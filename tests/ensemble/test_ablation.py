@@ -71,5 +71,3 @@ def test_a_section_by_hand():
         "Claims out of fold: 2 reproduced, 0 undecided, 0 reversed.",
         "Claims on the hidden test: 0 reproduced, 1 undecided, 0 reversed.",
     ]
-    with pytest.raises(ValueError, match="paired by seed, but there are 1 and 2"):
-        markdown("Losses", [Row("ours", [0.7], []), rows[0]], [("ours", "plain")])

@@ -26,9 +26,3 @@ def test_the_rotation_is_scipys_whatever_the_blocks(blocks):
     np.testing.assert_allclose(moved(reference, shared, shared, blocks), expected, atol=1e-6)
     if blocks == 1:
         np.testing.assert_array_equal(moved(reference, shared, shared), expected)
-
-
-@pytest.mark.parametrize("n", [0, 3])
-def test_other_shapes_and_no_rows_raise(n):
-    with pytest.raises(ValueError, match=r"same shape|without a shared row"):
-        moved(np.zeros((n, 2)), np.zeros((n + (n > 0), 2)), np.zeros((1, 2)))

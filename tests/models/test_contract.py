@@ -112,9 +112,8 @@ def test_a_missing_input_is_named(trained, kind):
         fitted.predict(data.slices("test"), inputs)
 
 
-@pytest.mark.parametrize("content", ["half", "empty", "[]", "{}"])
 @pytest.mark.parametrize("kind", PREDICT)
-def test_a_damaged_file_is_refused(copy, kind, content):
+def test_a_damaged_file_is_refused(copy, kind):
     """By its hash; by its parser, if the record has the hash of the damaged file."""
     plan, model = plan_of(copy), MODELS[kind]
     task = plan.fold(model, 0)
@@ -124,12 +123,13 @@ def test_a_damaged_file_is_refused(copy, kind, content):
     for name in names:
         path = task.folder / name
         whole = path.read_bytes()
-        path.write_bytes({"half": whole[: len(whole) // 2], "empty": b""}.get(content, content.encode()))
-        with pytest.raises(UserError, match=rf"{task.name}/{name} was changed\. Run `ich {kind}`"):
-            runner.load_fitted(plan, model, 0)
-        with pytest.raises(UserError) as error:
-            registry.load(kind, task.folder, f"{model} fold 0").predict(data.slices("test"), data.inputs("test"))
-        assert "\n" not in str(error.value)
+        for content in (whole[: len(whole) // 2], b"", b"[]", b"{}"):
+            path.write_bytes(content)
+            with pytest.raises(UserError, match=rf"{task.name}/{name} was changed\. Run `ich {kind}`"):
+                runner.load_fitted(plan, model, 0)
+            with pytest.raises(UserError) as error:
+                registry.load(kind, task.folder, f"{model} fold 0").predict(data.slices("test"), data.inputs("test"))
+            assert "\n" not in str(error.value)
         path.write_bytes(whole)
 
 
@@ -144,7 +144,7 @@ TUNED = [
     ("lr", ("sequence.lr.features=aligned",)),
     ("gauss", ()),
     ("lgbm", ()),
-    *(("blend", (f"blend.method={method}", "blend.calibration=platt")) for method in ("auto", "greedy", "weights")),
+    ("blend", ()),  # its record has the scores of every method
 ]
 
 

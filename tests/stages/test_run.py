@@ -4,12 +4,12 @@ import sys
 
 import pytest
 
-from conftest import RECIPE, Clone, plan_of
+from conftest import RECIPE, Clone, cloned, plan_of
 from ich.errors import UserError
 from ich.pipeline import engines
 from ich.pipeline.state import Plan
-from ich.stages import run
-from ich.stages.run import steps_of
+from ich.stages import demo, run, transfer
+from ich.stages.run import make_step, steps_of
 
 
 def hashes(plan: Plan) -> dict[str, str]:
@@ -30,16 +30,43 @@ def test_a_fold_needs_only_the_folds_that_it_reads(clone):
     assert list(steps)[-1] == "report"
 
 
-def test_run_makes_the_files_of_the_single_stages_and_nothing_twice(clone, finished: Clone):
-    said = clone.ich("run")
+def test_run_makes_missing_files_of_every_stage_with_the_same_bytes_and_nothing_twice(clone_copy, finished: Clone):
+    plan = plan_of(clone_copy.root, recipe=RECIPE)
+    models = [task for name in ("resnet", "bigru", "lgbm") for task in (plan.fold(name, 1), plan.assembled(name))]
+    for task in (plan.prepared, plan.folds, *models, plan.thresholds, plan.submit, plan.score, plan.explain):
+        for name in (*plan.files_of(task), task.record.path.name):
+            (task.folder / name).unlink()
+    said = clone_copy.ich("run")
     assert "run: cnn/resnet/fold1 finished in" in said
     assert "submission.csv" in said
-    ours, theirs = (hashes(plan_of(root, recipe=RECIPE)) for root in (clone.root, finished.root))
+    ours, theirs = (hashes(plan_of(root, recipe=RECIPE)) for root in (clone_copy.root, finished.root))
     assert len(ours) > 50
     assert ours == theirs
-    before = clone.files()
-    assert "run: everything is up to date" in clone.ich("run")
-    assert clone.files() == before
+    before = clone_copy.files()
+    assert "run: everything is up to date" in clone_copy.ich("run")
+    assert clone_copy.files() == before
+
+
+def test_two_machines_with_disks_of_their_own_make_the_files_of_one(finished: Clone, tmp_path, monkeypatch):
+    """Steps of a cluster up to the first model, alternately on two machines that share a store."""
+    for name in ("driver", "one", "two"):
+        (tmp_path / name).mkdir()
+    driver, *machines = (cloned(tmp_path / name).root for name in ("driver", "one", "two"))
+    words = [f"store.remote=file://{tmp_path}/store", "cnn.resnext=null", "sequence=null", "smooth=null", "stack=null"]
+    monkeypatch.setattr(Plan, "cores", 1)
+    plan = plan_of(driver, *words, "blend.inputs=[resnet]", recipe=RECIPE)
+    demo.run(plan)
+    plan, steps = run._exchanged(plan), steps_of(plan, in_parts=True)[0]
+    names = [step.name for step in steps]
+    for number, name in enumerate(names[: names.index("cnn/resnet") + 1]):
+        monkeypatch.setenv("ICH_ROOT", str(machines[number % 2]))
+        make_step(plan.recipe, driver, True, name)
+    transfer.pull(Plan(plan.recipe, driver), model="resnet", raw=False)
+    ours, theirs = (hashes(plan_of(root, recipe=RECIPE)) for root in (driver, finished.root))
+    assert {name.partition("/")[0] for name in ours} >= {"prepare", "folds", "cnn"}
+    assert ours == {name: theirs[name] for name in ours}
+    fold = [(root / "oof/tiny/resnet/fold0/run.json").exists() for root in machines]
+    assert sorted(fold) == [False, True], "made once"
 
 
 def test_a_changed_setting_makes_the_steps_that_depend_on_it(clone_copy):

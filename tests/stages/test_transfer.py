@@ -135,7 +135,7 @@ def test_raw_files_with_hostile_names_are_refused(other, url, tmp_path):
     Remote(url).write_latest("sources/parts.json", ('{"../x": "' + "0" * 64 + '"}').encode())
     pointer = {"key": "../../x", "settings": plan.image_settings}
     Remote(url).write_latest("input/cache/parts.json", record_text(pointer).encode())
-    exchange.receive(plan, Remote(url))
+    exchange.pull_shared(plan, Remote(url))
     assert not plan.workspace.cache_pointer.exists()
 
 
@@ -144,15 +144,15 @@ def test_the_key_of_pseudonyms_arrives_for_its_owner_only(other, url, tmp_path, 
     there = plan_of(other, "competition.format=folder")
     keys = [Pseudonyms.of(plan.workspace, "folder") for plan in (here, there)]
     name = keys[0].of_id("patient_id", "7")
-    exchange.offer(here, Remote(url))
-    exchange.receive(there, Remote(url))
+    exchange.push_shared(here, Remote(url))
+    exchange.pull_shared(there, Remote(url))
     assert keys[1].of_id("patient_id", "7") == name
     assert (keys[1].file.stat().st_mode & 0o777, keys[1].file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     assert keys[1].file.read_text() not in capsys.readouterr().out
 
     keys[1].file.unlink()
     Pseudonyms(keys[1].file).of_id("patient_id", "7")  # a key of its own
-    for exchanged in (exchange.offer, exchange.receive):
+    for exchanged in (exchange.push_shared, exchange.pull_shared):
         with pytest.raises(UserError, match=r"pseudonyms\.key is another key than that of the store") as error:
             exchanged(there, Remote(url))
         assert keys[0].file.read_text() not in str(error.value)

@@ -80,13 +80,6 @@ class SliceDataset(Batches[SliceBatch]):
         targets: NDArray[np.float32] | None,
         transform: Transform,
     ) -> None:
-        if len(image_ids) != len(rows) or (targets is not None and len(targets) != len(rows)):
-            raise ValueError(
-                f"rows, image_ids and targets must have the same length, got {len(rows)}, {len(image_ids)} and "
-                f"{None if targets is None else len(targets)}"
-            )
-        if transform.cutmix and (targets is None or len(rows) < 2):
-            raise ValueError("CutMix requires targets and at least two slices")
         self.hu, self.rows, self.neighbours, self.image_ids = hu, rows, neighbours, image_ids
         self.targets, self.transform, self.seed = targets, transform, transform.seed
 

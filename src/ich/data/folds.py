@@ -75,10 +75,8 @@ def patient_share(patients: Sequence[str], positive: NDArray[np.bool_], share: f
     without a bleed are drawn separately and rounded to whole patients, of two or more at least one but not all. A
     share of 1 selects everyone. The order of the rows does not matter; a larger share includes the smaller.
 
-    Raises ValueError for a share outside ]0, 1], and if there are too few patients to draw some but not all.
+    Raises ValueError if there are too few patients to draw some but not all.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"a share of the patients must be above 0 and at most 1, not {share}")
     names, of_row = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
     bleeds = np.bincount(of_row, weights=positive, minlength=len(names)) > 0
     random = np.random.default_rng(seed)

@@ -53,14 +53,6 @@ class SeriesArrays:
     offsets: NDArray[np.int64]
     device: torch.device = field(default=torch.device("cpu"))
 
-    def __post_init__(self) -> None:
-        n = len(self.base)
-        lengths = {len(one) for one in (*self.features, self.geometry, self.targets) if one is not None}
-        if lengths != {n}:
-            raise ValueError(f"features, base, geometry and targets differ in length: {n} and {sorted(lengths)}")
-        if self.offsets[0] != 0 or self.offsets[-1] != n or (np.diff(self.offsets) < 1).any():
-            raise ValueError(f"offsets must rise strictly from 0 to {n}")
-
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

@@ -51,15 +51,6 @@ class SeriesImages(Batches[SeriesImagesBatch]):
         series_ids: Sequence[str],
         geometry: NDArray[np.float32],
     ) -> None:
-        if offsets[0] != 0 or offsets[-1] != len(slices) or (np.diff(offsets) < 1).any():
-            raise ValueError(f"offsets must rise strictly from 0 to {len(slices)}")
-        if len(series_ids) != len(offsets) - 1 or len(geometry) != len(slices.hu):
-            raise ValueError(
-                f"got {len(series_ids)} series ids for {len(offsets) - 1} series, and {len(geometry)} rows of geometry "
-                f"for {len(slices.hu)} cached slices"
-            )
-        if slices.transform.cutmix and len(series_ids) < 2:
-            raise ValueError("CutMix requires at least two series")
         self.slices, self.offsets, self.series_ids, self.geometry = slices, offsets, series_ids, geometry
         self.seed = slices.seed
 

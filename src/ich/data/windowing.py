@@ -133,8 +133,6 @@ def neighbour_rows(study: NDArray[np.integer], index: NDArray[np.integer]) -> ND
     study [n]: one code per study. index [n]: position of the slice in its study. Rows may be in any order and indices
     may have gaps. The first and the last slice of a study are their own neighbours.
     """
-    if study.shape != index.shape or study.ndim != 1:
-        raise ValueError(f"study {list(study.shape)} and index {list(index.shape)} must be [n] with the same n")
     order = np.lexsort((index, study))
     joined = study[order][1:] == study[order][:-1]
     rows = np.repeat(np.arange(len(study), dtype=np.int64)[:, None], 3, axis=1)

@@ -53,8 +53,6 @@ def order(
     seed must be its mean over folds: both systems have the same folds, so it pairs by seed and fold. The folds of a
     seed share training rows and are not independent, so the interval is over seeds.
     """
-    if len(better) != len(worse):
-        raise ValueError(f"scores are paired by seed, but there are {len(better)} and {len(worse)} of them.")
     difference, half_width = summary([a - b for a, b in zip(better, worse, strict=True)])
     gain = difference if larger_is_better else -difference
     if gain - half_width > 0:

@@ -24,12 +24,8 @@ def into_space_of(shared: Callable[[], Iterable[tuple[Embeddings, Embeddings]]])
     """
     rows, sums = 0, np.zeros((2, 1))
     for pair in shared():
-        if pair[0].shape != pair[1].shape or sums.shape[1] not in (1, pair[0].shape[1]):
-            raise ValueError(f"blocks of {pair[0].shape} and {pair[1].shape} must have the same shape.")
         rows += len(pair[0])
         sums = sums + [block.sum(axis=0, dtype=np.float64) for block in pair]
-    if not rows:
-        raise ValueError("embeddings cannot be aligned without a shared row.")
     to, of = sums / rows
     together = sum((other - to).T @ (one - of) for other, one in shared())
     left, _, right = svd(np.asarray(together).T)

@@ -35,7 +35,7 @@ class Pseudonyms:
     @classmethod
     def of(cls, workspace: Workspace, competition: str) -> Self:
         """The pseudonyms of a competition format."""
-        return cls(None if ADAPTERS[competition].PUBLIC_IDS else workspace.private / "pseudonyms.key")
+        return cls(None if ADAPTERS[competition].PUBLIC_IDS else workspace.pseudonyms)
 
     def of_id(self, column: str, value: str) -> str:
         """The pseudonym of an id in a column of the slice table, such as `patient-3f9a0c51d27be846`."""

@@ -5,7 +5,6 @@ elsewhere), and the key of the pseudonyms.
 """
 
 import json
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,7 +14,7 @@ from ich.models.pseudonyms import Pseudonyms
 from ich.pipeline.graph import Task
 from ich.pipeline.state import Plan
 from ich.store.hashes import sha256_file
-from ich.store.records import Record, read_record, record_value, write_record
+from ich.store.records import Record, read_record, record_text, record_value, write_record
 from ich.store.remote import Remote, plain, plain_files
 
 DATA = (".csv", ".txt", ".parquet", ".npz")  # files that the store may write to a workspace
@@ -52,17 +51,17 @@ def _with_inputs(tasks: Iterable[Task]) -> list[Task]:
     return list(found.values())
 
 
-def offer(plan: Plan, remote: Remote) -> None:
+def push_shared(plan: Plan, remote: Remote) -> None:
     """Write these files to the store. The pointer is last: a machine that reads it finds all that it needs."""
     key = Pseudonyms.of(plan.workspace, plan.recipe.competition.format)
-    name = "input/private/pseudonyms.key"
     if key.file is not None and key.file.is_file():
+        name = plan.relative(key.file)
         key.require_same(remote.read_latest(name))
         remote.write_latest(name, key.file.read_bytes())
     paths = {path for task in tasks_of(plan) for path in task.sources.values() if path.is_file()}
     if plan.recipe.demo:  # each machine writes its own
         paths = {path for path in paths if plan.raw_root not in path.parents}
-    files = {os.path.relpath(path, plan.root): path for path in sorted(paths)}
+    files = {plan.relative(path): path for path in sorted(paths)}
     for file in [file for file in files if not plain(file)]:
         warn(
             f"{files.pop(file)} is outside of {plan.root}, so it is not copied. Copy it to the other machines yourself"
@@ -72,17 +71,19 @@ def offer(plan: Plan, remote: Remote) -> None:
     remote.write_latest(_sources(plan), json.dumps({**_read_sources(plan, remote), **hashes}).encode())
     for each in dict.fromkeys((plan.trained, plan)):
         if each.state(each.prepared).done:
-            remote.write_latest(_pointer(each), each.workspace.cache_pointer.read_bytes())
+            pointer = {"key": each.prepared.folder.name, "settings": each.image_settings}
+            pointer["fingerprint"] = each.record_of(each.prepared)["fingerprint"]
+            remote.write_latest(each.relative(each.workspace.cache_pointer), record_text(pointer).encode())
 
 
-def receive(plan: Plan, remote: Remote, *, strict: bool = False) -> None:
+def pull_shared(plan: Plan, remote: Remote, *, strict: bool = False) -> None:
     """Write those files of the store to the workspace that are missing here, and use the cache of its pointer.
 
     Create a new `Plan` afterwards: tasks depend on these files. strict: raise UserError for a file of the user that
     differs here.
     """
     key = Pseudonyms.of(plan.workspace, plan.recipe.competition.format)
-    if key.file is not None and (secret := remote.read_latest("input/private/pseudonyms.key")) is not None:
+    if key.file is not None and (secret := remote.read_latest(plan.relative(key.file))) is not None:
         key.adopt(secret)
         key.require_same(secret)
     files = _read_sources(plan, remote)
@@ -94,27 +95,22 @@ def receive(plan: Plan, remote: Remote, *, strict: bool = False) -> None:
             )
     remote.pull({plan.root / file: files[file] for file in files.keys() - set(here)})
     for each in dict.fromkeys((plan.trained, plan)):
-        _receive_pointer(each, remote)
+        _pull_pointer(each, remote)
 
 
-def _receive_pointer(plan: Plan, remote: Remote) -> None:
-    pointer = record_value(remote.read_latest(_pointer(plan)) or b"")
-    if pointer is None or pointer.get("settings") != plan.image_settings or not plain(str(pointer.get("key"))):
+def _pull_pointer(plan: Plan, remote: Remote) -> None:
+    pointer = record_value(remote.read_latest(plan.relative(plan.workspace.cache_pointer)) or b"") or {}
+    fingerprint, key = str(pointer.pop("fingerprint", None)), str(pointer.get("key"))
+    if pointer.get("settings") != plan.image_settings or not plain(key) or not plain(fingerprint):
         return
-    record = Record(plan.workspace.cache(pointer["key"]) / "run.json")
-    name = os.path.relpath(record.path, plan.root)
+    record = Record(plan.workspace.cache(key) / "run.json")
     if record.read() is None:  # its settings contain the hash of the raw files, which are not here
-        found = (remote.read_record(name, fingerprint) for fingerprint in remote.fingerprints(name))
-        value = next((value for value in found if value is not None), None)
+        value = remote.read_record(plan.relative(record.path), fingerprint)
         if value is None:
             return
         write_record(record.path, value)
     if read_record(plan.workspace.cache_pointer) != pointer:
         write_record(plan.workspace.cache_pointer, pointer)
-
-
-def _pointer(plan: Plan) -> str:
-    return os.path.relpath(plan.workspace.cache_pointer, plan.root)
 
 
 def _sources(plan: Plan) -> str:

@@ -86,6 +86,10 @@ class Graph:
         self._tasks: dict[tuple[str, int | None], Task] = {}
         self._records: dict[Path, dict[str, Any] | None] = {}
 
+    def relative(self, path: Path) -> str:
+        """Return a path relative to the workspace, as it is named in the store."""
+        return os.path.relpath(path, self.root)
+
     def record_of(self, task: Task) -> dict[str, Any]:
         """Return the record of a task, empty if there is none. Each record is read once."""
         path = task.record.path

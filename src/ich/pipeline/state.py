@@ -77,7 +77,7 @@ class Plan(Graph):
         here, remote = self._state_here(task), self._remote_of(task)
         if here.done or remote is None or not all(self.state(one).done for one, _ in task.upstream):
             return here
-        record = remote.read_record(self.name_of(task), self.fingerprint(task, self.inputs(task)))
+        record = remote.read_record(self.relative(task.record.path), self.fingerprint(task, self.inputs(task)))
         if record is None:
             return here
         mine = self.record_of(task)
@@ -175,10 +175,6 @@ class Plan(Graph):
         """The store of a task. Each machine writes the demo itself: its record does not list the DICOM files."""
         return None if task.stage == "demo" else self.remote
 
-    def name_of(self, task: Task) -> str:
-        """Name of the record of a task in the store."""
-        return os.path.relpath(task.record.path, self.root)
-
     def pull(self, parts: Upstream, on_bytes: OnBytes | None = None) -> None:
         """Copy those files of finished tasks that are missing here from the store. Patterns are as in Task.upstream."""
         if self.remote is None:
@@ -206,12 +202,13 @@ class Plan(Graph):
         remote = self._remote_of(task)
         if remote is not None and not self.pushed(task):
             record = self.record_of(task)
-            remote.push(self.name_of(task), record, {name: task.folder / name for name in record["files"]})
+            remote.push(self.relative(task.record.path), record, {name: task.folder / name for name in record["files"]})
 
     def pushed(self, task: Task) -> bool:
         """Return whether the store has this task, or there is no store."""
         remote = self._remote_of(task)
-        return remote is None or remote.has(self.name_of(task), self.record_of(task)["fingerprint"])
+        name = self.relative(task.record.path)
+        return remote is None or remote.read_record(name, self.record_of(task)["fingerprint"]) is not None
 
     # ---- making
 

@@ -4,11 +4,9 @@ Exit code 0: sound, including missing artifacts; 2: damaged. Raw files have no h
 `ich check` examines them.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -48,11 +46,11 @@ def run(plan: Plan) -> int:
     sound = [task for task, kind, _ in looks if kind == "sound"]
     broken = [(task, *fault) for task, faults in _Rules(plan, sound).check() for fault in faults]
     for task, name, what in [*damaged, *broken]:
-        say(f"error: {_shown(plan, task.folder / name)}: {what}; {_remedy(plan, task, name, what)}", always=True)
+        say(f"error: {plan.relative(task.folder / name)}: {what}; {_remedy(plan, task, name, what)}", always=True)
     pointer = plan.workspace.cache_pointer
     lost = pointer.is_file() and read_record(pointer) is None
     if lost:
-        say(f"error: {_shown(plan, pointer)}: {DAMAGED_RECORD}; run `ich prepare`", always=True)
+        say(f"error: {plan.relative(pointer)}: {DAMAGED_RECORD}; run `ich prepare`", always=True)
     for note in _notes(plan, looks):
         say(f"note: {note}", always=True)
     unsound = {task.record.path for task, *_ in broken}
@@ -62,10 +60,6 @@ def run(plan: Plan) -> int:
     if counts["stale"] or counts["missing"] or counts["killed"] or counts["running"]:
         say("Only sound artifacts were checked against the rules. See `ich status` for the others", always=True)
     return 2 if damaged or broken or lost else 0
-
-
-def _shown(plan: Plan, path: Path) -> str:
-    return os.path.relpath(path, plan.root)
 
 
 def _remedy(plan: Plan, task: Task, name: str, what: str) -> str:
@@ -129,9 +123,9 @@ def _notes(plan: Plan, looks: Sequence[tuple[Task, str, list[Fault]]]) -> Iterat
         found = (p for p in task.folder.iterdir() if p.is_file() or p == task.record.work)
         strays = sorted(p.name for p in found if p.name not in known and p not in left)
         if strays:
-            yield f"{_shown(plan, task.folder)}: unknown files, which are ignored: {', '.join(strays)}"
+            yield f"{plan.relative(task.folder)}: unknown files, which are ignored: {', '.join(strays)}"
     for path in sorted(left):
-        yield f"{_shown(plan, path)}: temporary file of a killed process, which is ignored"
+        yield f"{plan.relative(path)}: temporary file of a killed process, which is ignored"
 
 
 # ---- rules

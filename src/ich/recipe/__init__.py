@@ -4,19 +4,8 @@
 """
 
 from ich.recipe.loading import RecipeError, how_to_write, in_yaml, load, table_thresholds
-from ich.recipe.models import (
-    BETAS,
-    Backbone,
-    Blend,
-    Cnn,
-    Head,
-    Model,
-    Smooth,
-    Stack,
-    Supervised,
-    WeightsPackage,
-    beta_of,
-)
+from ich.recipe.models import BETAS, Blend, Model, Smooth, Stack, beta_of
+from ich.recipe.networks import Backbone, Cnn, Head, Supervised, WeightsPackage
 from ich.recipe.training import Training
 from ich.recipe.types import SECTIONS, Ablation, Labels, Recipe, Store, Thresholds
 

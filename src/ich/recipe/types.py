@@ -7,21 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from ich.recipe.models import (
-    Backbone,
-    Blend,
-    Cnn,
-    EndToEnd,
-    External,
-    FScore,
-    Model,
-    Pretrain,
-    Sequence,
-    Smooth,
-    Stack,
-    beta_of,
-    meant,
-)
+from ich.recipe.models import Blend, External, FScore, Model, Smooth, Stack, beta_of, meant
+from ich.recipe.networks import Backbone, Cnn, EndToEnd, Pretrain, Sequence
 from ich.recipe.training import Metric, Seed, Strict
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -175,7 +162,7 @@ class Compute(Strict):
         default=None, description="parallel folds; default: one per GPU, or one per core without GPUs"
     )
     threads: PositiveInt = Field(default=1, description="CPU threads per process")
-    gpus_per_fold: NonNegativeFloat | None = Field(
+    gpus_per_fold: Share | None = Field(
         default=None,
         description="GPUs that one fold uses on a cluster; 0.5: two folds share one; default: 1 if the cluster has any",
     )

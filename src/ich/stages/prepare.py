@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple, fields
@@ -208,7 +207,7 @@ def _receive_shards(plan: Plan, shards: Sequence[cache.ShardTask]) -> None:
     if plan.remote is None:
         return
     missing = [path for path, *_ in shards if not (path.is_file() and cache.note(path).is_file())]
-    notes = {path: record_value(plan.remote.read_latest(_name(plan, cache.note(path))) or b"") for path in missing}
+    notes = {path: record_value(plan.remote.read_latest(plan.relative(cache.note(path))) or b"") for path in missing}
     if lost := [path for path, note in notes.items() if note is None]:
         raise UserError(f"{lost[0]}: neither here nor in {plan.remote.url}. Rerun the same command to make it")
     found = {path: note for path, note in notes.items() if note is not None}
@@ -222,16 +221,11 @@ def _offer(plan: Plan, *paths: Path) -> None:
     if plan.remote is None:
         return
     for path in paths:
-        plan.remote.write_latest(_name(plan, path), path.read_bytes())
+        plan.remote.write_latest(plan.relative(path), path.read_bytes())
 
 
 def _receive(plan: Plan, path: Path) -> None:
     """Copy a small file from the store, if there is one and it has the file."""
-    found = None if plan.remote is None else plan.remote.read_latest(_name(plan, path))
+    found = None if plan.remote is None else plan.remote.read_latest(plan.relative(path))
     if found is not None:
         write_bytes(path, found)
-
-
-def _name(plan: Plan, path: Path) -> str:
-    """Name of a file in the store."""
-    return os.path.relpath(path, plan.root)

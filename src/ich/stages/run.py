@@ -75,12 +75,12 @@ def run(plan: Plan, engine: str, recipe: str) -> None:
 def _exchanged(plan: Plan) -> Plan:
     """Exchange small files with the store, if there is one, and use the cache of the raw files that are here."""
     if plan.remote is not None:
-        exchange.receive(plan, plan.remote)
+        exchange.pull_shared(plan, plan.remote)
     plan = Plan(plan.recipe, plan.root)
     if plan.raw_is_here and plan.finished(prepared := plan.prepare()):
         plan.point_to(prepared)
     if plan.remote is not None:
-        exchange.offer(plan, plan.remote)
+        exchange.push_shared(plan, plan.remote)
     return Plan(plan.recipe, plan.root)
 
 
@@ -130,7 +130,7 @@ def make_step(recipe: Recipe, root: Path, cluster: bool, name: str) -> None:
     plan = Plan(recipe, engines.workspace(root) if cluster else root)
     with _log(plan.workspace.oof / "logs" / f"{name}.log") if cluster else nullcontext():
         if plan.remote is not None:
-            exchange.receive(plan, plan.remote, strict=cluster)
+            exchange.pull_shared(plan, plan.remote, strict=cluster)
         _make(Plan(recipe, plan.root), name, cluster)
 
 
@@ -155,7 +155,7 @@ def _make(plan: Plan, name: str, cluster: bool) -> None:
         transfer.fetch_raw(plan, ())
         import_module(f"ich.stages.{'score_outside' if outside and name == 'score' else name}").run(plan)
     if name in ("prepare", "folds") and plan.remote is not None:  # the pointer to the cache, the key of pseudonyms
-        exchange.offer(Plan(plan.recipe, plan.root), plan.remote)
+        exchange.push_shared(Plan(plan.recipe, plan.root), plan.remote)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """`ich push` and `ich pull`: copy artifacts, or with --raw the raw files, to the object store and back."""
 
 import json
-import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -28,7 +27,7 @@ def push(plan: Plan, *, model: str | None, raw: bool) -> None:
     remote = _remote(plan)
     if raw:
         _push_raw(plan, remote)
-        exchange.offer(plan, remote)
+        exchange.push_shared(plan, remote)
         return
     local = Plan(plan.recipe.model_copy(update={"store": Store()}), plan.root)  # without looking into the store
     tasks = exchange.tasks_of(local, model)
@@ -38,8 +37,8 @@ def push(plan: Plan, *, model: str | None, raw: bool) -> None:
         for task in done:
             record = local.record_of(task)
             files = {name: task.folder / name for name in record["files"]}
-            remote.push(plan.name_of(task), record, files, advance)
-    exchange.offer(local, remote)
+            remote.push(plan.relative(task.record.path), record, files, advance)
+    exchange.push_shared(local, remote)
     say(f"push: {len(done)} of {len(tasks)} artifacts are in {remote.url}", always=True)
     _say_missing("not up to date here", [task.name for task in tasks if task not in done])
 
@@ -59,7 +58,7 @@ def pull(plan: Plan, *, model: str | None, raw: bool) -> None:
         return
     if plan.recipe.demo:  # each machine writes its own
         demo.run(plan)
-    exchange.receive(plan, remote)
+    exchange.pull_shared(plan, remote)
     plan = Plan(plan.recipe, plan.root)
     tasks = exchange.tasks_of(plan, model)
     states = {task.name: plan.state(task) for task in tasks}
@@ -166,7 +165,7 @@ def _size(path: Path) -> int:
 
 
 def _raw_name(plan: Plan) -> str:
-    return os.path.relpath(plan.workspace.raw_files(plan.recipe.competition.root), plan.root)
+    return plan.relative(plan.workspace.raw_files(plan.recipe.competition.root))
 
 
 def _read_raw(plan: Plan, remote: Remote) -> RawTable:

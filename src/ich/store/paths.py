@@ -45,6 +45,11 @@ class Workspace:
         return self.root / "input" / "private"
 
     @property
+    def pseudonyms(self) -> Path:
+        """File of that secret."""
+        return self.private / "pseudonyms.key"
+
+    @property
     def folds(self) -> Path:
         return self.root / "folds" / f"{self.recipe}.csv"
 

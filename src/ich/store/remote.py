@@ -6,27 +6,25 @@
 
 Objects are written before the record that names them, and read only if their hash is right. Every write is atomic, so
 an interrupted push is never visible as finished. Two machines that make the same artifact write the same objects, so
-there are no locks. Failed calls are repeated a few times. Messages never contain text of the server or the library,
-which may echo credentials.
+there are no locks. Failed calls are repeated a few times.
 
 fsspec is imported when a store is opened. Listings are not cached, so objects of other processes are seen at once.
 Open a store in the process that uses it: s3fs has a thread that does not survive a fork.
 """
 
 import os
-import random
 import re
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from ich.errors import UserError
 from ich.store.atomic import atomic
+from ich.store.failures import Damaged, Failed, Missing, Wrong, repeated, translated
 from ich.store.hashes import remember, sha256_file
 from ich.store.records import hashed, payload_of, record_text, record_value
 
@@ -34,37 +32,12 @@ THREADS = 8  # parallel transfers
 TOGETHER = 1024  # files that wait for a thread
 BLOCK = 1 << 24  # bytes per request; each thread holds two blocks at most
 LISTED = 2000  # above this number of objects, sizes are read by listing: 1000 per request instead of one
-TRIES = 5
-PAUSE = 0.5  # seconds before the second try, then twice as long each time
 HEX = re.compile(r"[0-9a-f]{64}")
 PACKAGES = {"s3": ("s3fs", "cluster"), "gs": ("gcsfs", "")}  # of a protocol, and the extra that installs it
-LIBRARIES = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "s3fs", "urllib3")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 OnBytes = Callable[[int], None]
 """Called with the number of bytes since the last call; negative if a failed transfer begins again."""
-
-
-class Damaged(UserError):
-    """An object or record in the store has wrong content."""
-
-
-class _Failed(Exception):
-    """A call that may succeed when it is repeated, with the reason."""
-
-    again = True
-
-
-class _Refused(_Failed):
-    again = False
-
-
-class _Missing(_Failed):
-    """There is no such file or bucket."""
-
-
-class _Wrong(_Failed):
-    """The content is wrong."""
 
 
 class Remote:
@@ -98,9 +71,6 @@ class Remote:
 
     # ---- records
 
-    def has(self, record_name: str, fingerprint: str) -> bool:
-        return self.read_record(record_name, fingerprint) is not None
-
     def read_record(self, record_name: str, fingerprint: str) -> dict[str, Any] | None:
         """Return the record of an artifact with this fingerprint, or None if it is missing or damaged.
 
@@ -115,23 +85,10 @@ class Remote:
             text = self._read(name)
             value = None if text is None else record_value(text)
             if text is not None and not _sound(value, fingerprint):
-                raise _Wrong("it is damaged")
+                raise Wrong("it is damaged")
             return value
 
         return self._repeated("read", name, attempt)
-
-    def fingerprints(self, record_name: str) -> list[str]:
-        """Return the fingerprints of all records of an artifact."""
-        folder = f"records/{_checked(record_name)}"
-
-        def attempt() -> list[str]:
-            try:
-                with _translated():
-                    return [PurePosixPath(path).stem for path in self.fs.ls(self._path(folder), detail=False)]
-            except _Missing:
-                return []
-
-        return self._repeated("list", folder, attempt)
 
     def push(
         self, record_name: str, record: Mapping[str, Any], files: Mapping[str, Path], on_bytes: OnBytes | None = None
@@ -198,16 +155,16 @@ class Remote:
                 self._save(_blocks_of(path), Path(self._path(name)), digest, progress)
                 return
             callback = self._callback(hooks={"bytes": lambda _, value, **more: progress.at(value)})
-            with _translated():
+            with translated():
                 self.fs.put_file(str(path), self._path(name), callback=callback, chunksize=BLOCK)
             try:
                 _require_content(path, digest)
             except UserError:  # it was changed during the transfer
-                with _translated():
+                with translated():
                     self.fs.rm_file(self._path(name))
                 raise
             if self._size(digest) != size:
-                raise _Wrong("it is incomplete")
+                raise Wrong("it is incomplete")
 
         self._repeated("write", name, attempt)
 
@@ -236,7 +193,7 @@ class Remote:
             size = known.pop(digest, None)  # later attempts ask again: another process may replace a damaged object
             size = self._size(digest) if size is None else size
             if size is None:
-                raise _Wrong("it is missing")
+                raise Wrong("it is missing")
             self._save(self._blocks(_object_path(digest), size), path, digest, progress)
 
         self._repeated("read", _object_path(digest), attempt)
@@ -244,7 +201,7 @@ class Remote:
 
     def _blocks(self, name: str, size: int) -> Iterator[bytes]:
         for start in range(0, size, BLOCK):
-            with _translated():
+            with translated():
                 block = self.fs.cat_file(self._path(name), start=start, end=min(size, start + BLOCK))
             yield block
 
@@ -259,7 +216,7 @@ class Remote:
                     file.write(block)
                     progress.at(done := done + len(block))
             if hasher.hexdigest() != digest:
-                raise _Wrong("its content does not have this SHA-256")
+                raise Wrong("its content does not have this SHA-256")
 
     def sizes(self, digests: Iterable[str]) -> dict[str, int]:
         """Return the sizes of those objects that the store has, by SHA-256."""
@@ -267,7 +224,7 @@ class Remote:
         if len(wanted) > LISTED:
 
             def listing() -> dict[str, int]:
-                with _translated():
+                with translated():
                     found = self.fs.find(self._path("objects"), detail=True)
                 return {PurePosixPath(path).name: entry["size"] for path, entry in found.items()}
 
@@ -278,9 +235,9 @@ class Remote:
 
     def _size(self, digest: str) -> int | None:
         try:
-            with _translated():
+            with translated():
                 return self.fs.info(self._path(_object_path(digest)))["size"]
-        except _Missing:
+        except Missing:
             return None
 
     # ---- small files
@@ -298,55 +255,35 @@ class Remote:
             data = self._read(path)
             payload = None if data is None else payload_of(data, name)
             if data is not None and payload is None:
-                raise _Wrong("it is damaged")
+                raise Wrong("it is damaged")
             return payload
 
         return self._repeated("read", path, attempt)
 
     def _read(self, name: str) -> bytes | None:
         try:
-            with _translated():
+            with translated():
                 return self.fs.cat_file(self._path(name))
-        except _Missing:
+        except Missing:
             return None
 
     def _write(self, name: str, data: bytes, *, create: bool = False) -> None:
         """Write a file. create: fail if there is one."""
         path = self._path(name)
         if not self._local:
-            with _translated():
+            with translated():
                 self.fs.pipe_file(path, data, mode="create" if create else "overwrite")
             return
         with atomic(Path(path)) as temporary:
             temporary.write_bytes(data)
             if create and os.path.exists(path):
-                raise _Failed("another process has written it")
+                raise Failed("another process has written it")
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
-    # ---- failures
-
     def _repeated(self, verb: str, name: str, call: Callable[[], Result]) -> Result:
-        """Return the result of `call`, which is repeated if it fails. Raises UserError if it fails to the end."""
-        failure = _Failed()
-        for trial in range(TRIES):
-            try:
-                return call()
-            except _Failed as failed:
-                failure = failed
-                if not failed.again:
-                    break
-            if trial < TRIES - 1:
-                time.sleep(PAUSE * 2**trial * random.uniform(0.5, 1))
-        place, rerun = f"{self.url}: cannot {verb} {name}", "rerun the same command; finished transfers are kept"
-        if isinstance(failure, _Wrong):
-            raise Damaged(f"{place}: {failure}. Delete it in the store, then push it again where the file is") from None
-        if isinstance(failure, _Missing):
-            raise UserError(f"{place}: there is no such bucket or folder. Create it or change store.remote") from None
-        if isinstance(failure, _Refused):
-            raise UserError(f"{place}: {failure}. Check the credentials in the environment and their rights") from None
-        raise UserError(f"{place}: {failure}. Check the network, then {rerun}") from None
+        return repeated(self.url, verb, name, call)
 
 
 class _Progress:
@@ -360,28 +297,6 @@ class _Progress:
             with self.lock:
                 self.on_bytes(done - self.done)
             self.done = done
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Raise _Failed for an error of the file system, without its text, which may contain credentials."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise _Missing from None
-    except PermissionError:
-        raise _Refused("permission denied") from None
-    except Exception as error:
-        kind = type(error)
-        if not isinstance(error, OSError) and kind.__module__.partition(".")[0] not in LIBRARIES:
-            raise
-        response = getattr(error.__cause__ or error, "response", None)
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
-        if "Credentials" in kind.__name__ or status in (401, 403):
-            raise _Refused("permission denied") from None
-        number = getattr(error, "errno", None)
-        reason = os.strerror(number) if isinstance(number, int) else kind.__name__
-        raise _Failed(f"HTTP status {status}" if isinstance(status, int) else reason) from None
 
 
 def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:

@@ -75,8 +75,6 @@ def tune(
 def apply(p: ArrayLike, thresholds: Sequence[float] | NDArray) -> NDArray[np.bool_]:
     """Decisions [n, c], p >= threshold; p [n, c], thresholds [c] in class order. Raises ValueError for NaN in p."""
     probabilities, limits = np.asarray(p, dtype=np.float64), np.asarray(thresholds, dtype=np.float64)
-    if probabilities.ndim != 2 or limits.shape != (probabilities.shape[1],):
-        raise ValueError(f"probabilities {probabilities.shape} must be [n, c] and thresholds {limits.shape} [c].")
     refuse_rows(np.isnan(probabilities), "probabilities must not be NaN")
     return probabilities >= limits
 

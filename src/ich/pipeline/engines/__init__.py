@@ -30,7 +30,7 @@ class Step:
     cores: int | None = 1
     """CPU threads; None: all cores of the machine."""
     on_gpu: bool = False
-    """Uses `compute.gpus_per_fold` GPUs if there are any."""
+    """Uses `compute.gpus_per_fold` of a GPU if there is one."""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def _resources(step: Step, recipe: Recipe) -> dict[str, float]:
     if wanted is None:
         wanted = min(1, gpus)
     if step.on_gpu and wanted > gpus:
-        warn(f"no node has {wanted:g} GPUs (compute.gpus_per_fold): GPU steps wait until one joins", once=True)
+        warn("no node has a GPU (compute.gpus_per_fold): GPU steps wait until one joins", once=True)
     return {"num_cpus": min(step.cores or cores, cores), "num_gpus": wanted if step.on_gpu else 0}
 
 

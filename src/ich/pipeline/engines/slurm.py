@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import submitit
@@ -53,8 +53,9 @@ def run(steps: Sequence[Step], make: Make, recipe: Recipe, root: Path) -> Iterat
         raise UserError("--engine slurm: no sbatch on this machine. Run the command on a login node of the cluster")
     folder = Workspace(root, recipe.name).oof.absolute() / "logs" / "slurm"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    submitted, gpus = folder / f"{digest(recipe.model_dump(mode='json'))[:16]}.json", _gpus(recipe)
-    jobs: dict[str, Job] = {} if local else _waiting(steps, submitted)
+    settings, gpus = recipe.model_dump(mode="json"), _gpus(recipe)
+    noted = {step.name: folder / f"{digest([settings, step.name])[:16]}.json" for step in steps}
+    jobs: dict[str, Job] = {} if local else _waiting(steps, noted)
     most = (recipe.compute.processes or os.cpu_count() or 1) if local else len(steps)
     finished, failed = set[str](), set[str]()
     while True:
@@ -62,7 +63,7 @@ def run(steps: Sequence[Step], make: Make, recipe: Recipe, root: Path) -> Iterat
         if begin := ready(steps, finished if local else set(jobs), set(jobs))[:left]:
             for step in begin:
                 jobs[step.name] = _submit(step, make, recipe, folder, gpus, [jobs[name].job_id for name in step.needs])
-                write_record(submitted, {name: job.job_id for name, job in jobs.items()})
+                write_record(noted[step.name], {"job": jobs[step.name].job_id})
             continue
         watched = [step for step in steps if step.name in jobs and step.name not in finished | failed]
         if not watched:
@@ -88,9 +89,10 @@ def _gpus(recipe: Recipe) -> int:
     return int("gpu" in subprocess.run(command, check=False, capture_output=True, text=True).stdout)
 
 
-def _waiting(steps: Sequence[Step], submitted: Path) -> dict[str, Job]:
+def _waiting(steps: Sequence[Step], noted: Mapping[str, Path]) -> dict[str, Job]:
     """Return the jobs of an earlier call that wait or run, if those of all steps that they need do so too."""
-    jobs = {name: submitit.SlurmJob(submitted.parent, job) for name, job in (read_record(submitted) or {}).items()}
+    known = {name: (path.parent, record["job"]) for name, path in noted.items() if (record := read_record(path))}
+    jobs = {name: submitit.SlurmJob(*job) for name, job in known.items()}
     waiting = {name: job for name, job in jobs.items() if job.state.split(" ")[0] in WAITING}
     used: dict[str, Job] = {}
     while more := [step.name for step in ready(steps, set(used), set(used)) if step.name in waiting]:
