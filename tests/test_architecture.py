@@ -50,6 +50,8 @@ OWNERS = {
     "fsspec": {"store/remote.py"},
     "safetensors": {"models/network.py"},
     "accelerate": {"training/trackers.py"},
+    "onnx": {"networks/onnx.py"},
+    "onnxruntime": {"models/onnx.py", "models/to_onnx.py"},
 }
 HEAVY = {"torch", "timm", "numpy", "pandas", "sklearn", "lightgbm", "optuna", "pydicom", "cv2", "albumentations"}
 LATE = {  # packages that a file imports inside functions, beside cli.py and the registry of kinds
@@ -115,7 +117,9 @@ def test_a_large_dependency_is_imported_by_its_owners_only(library):
 
 
 TORCHLESS = [name for name in FILES if name.startswith("ensemble/")]
-TORCHLESS += [f"models/{name}.py" for name in ("smooth", "stack", "blend", "artifacts", "base", "registry", "table")]
+TORCHLESS += [
+    f"models/{name}.py" for name in ("smooth", "stack", "blend", "artifacts", "base", "onnx", "registry", "table")
+]
 TORCHLESS += [f"stages/{name}.py" for name in ("demo", "folds", "thresholds", "submit", "score", "score_outside")]
 
 

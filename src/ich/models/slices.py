@@ -81,3 +81,16 @@ def positions(table: pd.DataFrame) -> NDArray[np.float64]:
     """[n]: mm along the series; slices are a usual gap apart in a series where one has no position."""
     placed = table["position"].notna().groupby(table["series"]).transform("all")
     return table["position"].where(placed, USUAL_GAP * table["index"]).to_numpy("float64")
+
+
+def series_predictions(slices: Slices, outputs: NDArray[np.floating], *, pooled: bool) -> Predictions:
+    """Predictions of the outputs of a sequence network: [n, c], or [n, 2 c] if `pooled`; see `StudyHead`.
+
+    A study has the largest pooled logit of its series.
+    """
+    classes = pd.Index(slices.classes)
+    logits = outputs[:, : len(classes)]
+    if not pooled:
+        return Predictions(logits)
+    series = pd.DataFrame(outputs[:, len(classes) :], columns=classes)  # repeated for each slice
+    return Predictions(logits, studies=series.groupby(slices.frame["study_id"].to_numpy(), sort=False).max())
