@@ -25,6 +25,7 @@ from ich.ensemble.intervals import Bootstrap, interval
 from ich.ensemble.metrics import row_losses
 from ich.ensemble.predictions import sigmoid
 from ich.models import onnx, registry, to_onnx
+from ich.models.base import ONNX
 from ich.models.data import FoldData
 from ich.models.network import FittedNetwork
 from ich.models.slices import Predictions, Slices
@@ -70,10 +71,10 @@ def measured(plan: Plan, name: str, rounds: int) -> Result:
     with tempfile.TemporaryDirectory(prefix="ich-benchmark-") as temporary:
         folder = Path(temporary)
         notes: dict[str, Any] = {"largest difference": to_onnx.write(network, kind, folder, few, read)}
-        files = {"ONNX fp32": folder / onnx.ONNX}
+        files = {"ONNX fp32": folder / ONNX}
         if kind is onnx.OnnxCnn:
             files["ONNX int8"] = folder / "int8.onnx"
-            to_onnx.to_int8(kind(network.spec, path=folder / onnx.ONNX), training_slices(data), files["ONNX int8"])
+            to_onnx.to_int8(kind(network.spec, path=folder / ONNX), training_slices(data), files["ONNX int8"])
             logits = [kind(network.spec, path=path).predict(slices, {}).logits for path in files.values()]
             notes |= loss_of_int8(data, *logits)
         for threads in THREADS:

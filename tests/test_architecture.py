@@ -30,6 +30,7 @@ ALLOWED = {
     "models": {"recipe", *BASE, *WORK},
     "pipeline": {"recipe", "models", *BASE, *WORK},
     "stages": {"recipe", "models", "pipeline", *BASE, *WORK},
+    "api": {"models", "stages"},
     "cli": {"recipe", "pipeline", "stages", "errors", "console", "processes"},
     "__main__": {"cli"},
 }
@@ -48,13 +49,14 @@ OWNERS = {
     "joblib": {"processes.py"},
     "filelock": {"store/locks.py"},
     "fsspec": {"store/remote.py"},
-    "safetensors": {"models/network.py"},
+    "safetensors": {"models/network.py", "stages/export.py"},
     "accelerate": {"training/trackers.py"},
     "onnx": {"networks/onnx.py"},
     "onnxruntime": {"models/onnx.py", "models/to_onnx.py"},
 }
 HEAVY = {"torch", "timm", "numpy", "pandas", "sklearn", "lightgbm", "optuna", "pydicom", "cv2", "albumentations"}
 LATE = {  # packages that a file imports inside functions, beside cli.py and the registry of kinds
+    "__init__.py": {"ich"},  # the API
     "processes.py": {"joblib"},  # `ich --help` starts no worker processes
     "data/decoders.py": {"imagecodecs", "resource"},  # in the decoding process only
     "networks/cnn.py": {"torchvision"},  # a check
@@ -121,6 +123,7 @@ TORCHLESS += [
     f"models/{name}.py" for name in ("smooth", "stack", "blend", "artifacts", "base", "onnx", "registry", "table")
 ]
 TORCHLESS += [f"stages/{name}.py" for name in ("demo", "folds", "thresholds", "submit", "score", "score_outside")]
+TORCHLESS += ["stages/predict.py", "api.py"]
 
 
 @pytest.mark.parametrize("name", TORCHLESS)

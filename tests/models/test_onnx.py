@@ -17,6 +17,7 @@ from ich.data.datasets import Views
 from ich.data.windowing import Window, Windowing
 from ich.errors import UserError
 from ich.models import onnx, to_onnx
+from ich.models.base import ONNX
 from ich.models.cnn import FittedCnn
 from ich.models.end_to_end import FittedEndToEnd
 from ich.models.network import FittedNetwork
@@ -89,7 +90,7 @@ def inputs() -> dict[str, Predictions]:
 def test_every_head_predicts_the_same_alone_and_in_padded_batches(tmp_path, name, cell):
     model = sequence(name, cell)
     assert to_onnx.write(model, onnx.OnnxSequence, tmp_path, slices(), inputs()) < 1e-5
-    session = onnxruntime.InferenceSession(tmp_path / onnx.ONNX)
+    session = onnxruntime.InferenceSession(tmp_path / ONNX)
     for lengths in ([2, 7, 1], [1], [3, 3]):
         rng, shape = np.random.default_rng(2), (len(lengths), max(lengths))
         widths = {"features": 2 * FEATURES, "base": 3, "geometry": 2}
@@ -159,7 +160,7 @@ def test_an_end_to_end_network_predicts_the_same(tmp_path, name, cell):
 def test_int8_predicts_nearly_the_same(tmp_path, kind, reader, spec):
     model = of_images(kind, Windowing("windows", WINDOWS), **spec)
     to_onnx.write(model, reader, tmp_path, slices(), {})
-    full = reader(model.spec, path=tmp_path / onnx.ONNX)
+    full = reader(model.spec, path=tmp_path / ONNX)
     expected = full.predict(slices(), {})
     path = tmp_path / "int8.onnx"
     to_onnx.to_int8(full, slices(), path)
@@ -208,7 +209,7 @@ def test_a_malformed_file_is_an_error(tmp_path):
     model = sequence("linear", "gru")
     to_onnx.write(model, onnx.OnnxSequence, tmp_path, slices(), inputs())
     model.save(tmp_path)
-    path = tmp_path / onnx.ONNX
+    path = tmp_path / ONNX
     for content in (b"", b"no model", path.read_bytes()[: path.stat().st_size // 2]):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"model\.onnx is malformed .* export the bundle again"):

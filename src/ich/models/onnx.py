@@ -1,6 +1,7 @@
 """Fitted networks that ONNX Runtime runs from model.onnx, without torch."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from itertools import pairwise
@@ -15,10 +16,8 @@ from numpy.typing import NDArray
 from ich.console import progress
 from ich.data.windowing import Windowing, neighbour_rows, render_rows
 from ich.errors import parsing
-from ich.models.base import Fitted
+from ich.models.base import ONNX, Fitted
 from ich.models.slices import Predictions, Slices, geometry, series_predictions
-
-ONNX = "model.onnx"
 
 
 @dataclass
@@ -34,8 +33,10 @@ class OnnxNetwork(Fitted):
     def load(cls, folder: Path) -> Self:
         return cls(cls.read_spec(folder), path=folder / ONNX)
 
-    def use_threads(self, number: int) -> None:
-        self.threads = number
+    @contextmanager
+    def using(self, threads: int) -> Iterator[None]:
+        self.threads = threads
+        yield
 
     @cached_property
     def session(self) -> onnxruntime.InferenceSession:

@@ -69,6 +69,11 @@ class Slices:
         """[series + 1]: series k is the slices offsets[k]:offsets[k + 1]."""
         return np.append(np.flatnonzero(np.diff(self.frame["series"].to_numpy(), prepend=-1)), len(self))
 
+    def some_series(self, count: int) -> NDArray[np.int64]:
+        """Rows of whole series, evenly spread, with about `count` slices."""
+        number = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        return self.rows[number % max(1, len(self) // count) == 0]
+
 
 def geometry(table: pd.DataFrame) -> NDArray[np.float32]:
     """[n, 2]: the gap to the next slice in usual gaps minus 1, and the place in the series, -1..1."""

@@ -15,8 +15,9 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
 from ich.errors import UserError
+from ich.models.base import ONNX
 from ich.models.network import FittedNetwork
-from ich.models.onnx import ONNX, OnnxImageNetwork, OnnxNetwork
+from ich.models.onnx import OnnxImageNetwork, OnnxNetwork
 from ich.models.slices import Predictions, Slices
 from ich.networks.onnx import export
 
