@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.harness import ROOT, Result, compare, save, shown
 from ich.console import set_level
@@ -25,9 +24,8 @@ from ich.ensemble.intervals import Bootstrap, interval
 from ich.ensemble.metrics import row_losses
 from ich.ensemble.predictions import sigmoid
 from ich.models import onnx, registry, to_onnx
-from ich.models.base import ONNX
+from ich.models.base import ONNX, Fitted
 from ich.models.data import FoldData
-from ich.models.network import FittedNetwork
 from ich.models.slices import Predictions, Slices
 from ich.pipeline.state import Plan
 from ich.recipe import load
@@ -55,91 +53,77 @@ def main() -> None:
 
 
 def measured(plan: Plan, name: str, rounds: int) -> Result:
+    """Speed of one network by each runtime and number of threads; notes: differences of logits and of log loss."""
     stage = plan.settings_of(name).stage
     data = FoldData.read(plan.recipe, plan.workspace, plan.prepared.folder, name, FOLD)
-    network, kind = registry.load(stage, plan.workspace.fold(name, FOLD), name), READERS[stage]
-    assert isinstance(network, FittedNetwork)
-    slices, inputs = data.slices("valid"), data.inputs("valid")
-    ends = slices.offsets
-    n = int(ends[ends >= COUNT][0])
-    few = replace(slices, rows=slices.rows[:n])
-    read = {
-        one: Predictions(of.logits[:n], None if of.embeddings is None else of.embeddings[:n])
-        for one, of in inputs.items()
-    }
-    ways: dict[str, Callable[[], Predictions]] = {}
+    chosen = {"valid": data.slices("valid").some_series(COUNT), "train": data.slices("train").some_series(CALIBRATED)}
+    some, kind = replace(data, rows=chosen), READERS[stage]
+    slices, inputs = some.slices("valid"), some.inputs("valid")
+    network: Any = registry.load(stage, plan.workspace.fold(name, FOLD), name)
     with tempfile.TemporaryDirectory(prefix="ich-benchmark-") as temporary:
         folder = Path(temporary)
-        notes: dict[str, Any] = {"largest difference": to_onnx.write(network, kind, folder, few, read)}
-        files = {"ONNX fp32": folder / ONNX}
+        notes: dict[str, Any] = {"largest difference": to_onnx.write(network, kind, folder, slices, inputs)}
+        precisions, files = ["fp32"], {"fp32": folder / ONNX}
         if kind is onnx.OnnxCnn:
-            files["ONNX int8"] = folder / "int8.onnx"
-            to_onnx.to_int8(kind(network.spec, path=folder / ONNX), training_slices(data), files["ONNX int8"])
-            logits = [kind(network.spec, path=path).predict(slices, {}).logits for path in files.values()]
-            notes |= loss_of_int8(data, *logits)
+            precisions, files["int8"] = ["fp32", "bf16"], folder / "int8.onnx"
+            to_onnx.to_int8(kind(network.spec, path=files["fp32"]), some.slices("train"), files["int8"])
+            notes |= loss_of_int8(data, *(kind(network.spec, path=path) for path in files.values()))
+        ways: dict[str, Callable[[], object]] = {}
         for threads in THREADS:
-            precisions = ("fp32", "bf16") if kind is onnx.OnnxCnn else ("fp32",)
             for precision in precisions:
                 fitted = replace(network, spec={**network.spec, "precision": precision})
-                ways[f"torch {precision}, {threads}"] = partial(by_torch, threads, fitted, few, read)
-            for title, path in files.items():
-                ways[f"{title}, {threads}"] = partial(kind(network.spec, path=path, threads=threads).predict, few, read)
-        return {**compare(name, ways, unit="slices", count=n, rounds=rounds), "notes": notes}
+                ways[f"torch {precision}, {threads}"] = partial(predicted, fitted, threads, slices, inputs)
+            for precision, path in files.items():
+                fitted = kind(network.spec, path=path)
+                ways[f"ONNX {precision}, {threads}"] = partial(predicted, fitted, threads, slices, inputs)
+        return {**compare(name, ways, unit="slices", count=len(slices), rounds=rounds), "notes": notes}
 
 
-def by_torch(threads: int, fitted: FittedNetwork, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:
-    torch.set_num_threads(threads)
-    return fitted.predict(slices, inputs)
+def predicted(fitted: Fitted, threads: int, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:
+    with fitted.using(threads):
+        return fitted.predict(slices, inputs)
 
 
-def training_slices(data: FoldData) -> Slices:
-    rows = np.random.default_rng(0).choice(data.rows["train"], CALIBRATED, replace=False)
-    return replace(data.slices("train"), rows=np.sort(rows))
-
-
-def loss_of_int8(data: FoldData, full: np.ndarray, int8: np.ndarray) -> dict[str, Any]:
+def loss_of_int8(data: FoldData, full: Fitted, int8: Fitted) -> dict[str, Any]:
     """Log loss of both on the fold, and the difference with its interval: bootstrap over patients."""
     weights = np.array(data.table.class_weights) / np.sum(data.table.class_weights)
-    losses = [row_losses(data.labels("valid"), sigmoid(logits)) @ weights for logits in (full, int8)]
+    logits = [one.predict(data.slices("valid"), {}).logits for one in (full, int8)]
+    losses = [row_losses(data.labels("valid"), sigmoid(one)) @ weights for one in logits]
     draws = Bootstrap(data.table.table["patient_id"].iloc[data.rows["valid"]]).means(losses[1] - losses[0])
     return {
-        "log loss": [float(each.mean()) for each in losses],
+        "log loss": [float(one.mean()) for one in losses],
         "difference": float((losses[1] - losses[0]).mean()),
         "interval": interval(draws),
-        "largest difference of int8": float(np.abs(int8 - full).max()),
+        "largest difference of int8": float(np.abs(logits[1] - logits[0]).max()),
     }
 
 
 def table(results: list[Result]) -> list[str]:
-    """Slices per second of torch in full precision with one thread, and the speed of the others as a ratio to it."""
+    """Slices per second of the first way, and the speed of the others as a ratio to it; then the notes."""
     ways = list(max((one["seconds"] for one in results), key=len))
-    lines = [f"| network | {ways[0]} | {' | '.join(ways[1:])} |", "|---|" + "--:|" * len(ways)]
+    lines = [f"| network | {' | '.join(ways)} |", "|---|" + "--:|" * len(ways)]
     for one in results:
         first = one["seconds"][ways[0]]
         cells = [f"{shown(one['count'] / statistics.median(first))}/s"]
         for way in ways[1:]:
-            seconds = one["seconds"].get(way)
-            cells.append(
-                ""
-                if seconds is None
-                else f"{statistics.median(a / b for a, b in zip(first, seconds, strict=True)):.2f}"
-            )
+            ratios = [a / b for a, b in zip(first, one["seconds"].get(way, ()), strict=False)]
+            cells.append(f"{statistics.median(ratios):.2f}" if ratios else "")
         lines.append(f"| {one['name']} | {' | '.join(cells)} |")
     lines += [
         "",
-        "| network | largest difference | log loss fp32, int8 | difference (95 % interval) |",
-        "|---|--:|--:|--:|",
+        "| network | ONNX: largest difference | int8: the same | log loss fp32, int8 | difference (95 % interval) |",
     ]
+    lines += ["|---|--:|--:|--:|--:|"]
     for one in results:
-        notes = one["notes"]
-        loss = ["", ""]
+        notes, cells = one["notes"], ["", "", ""]
         if "log loss" in notes:
             low, high = notes["interval"]
-            loss = [
+            cells = [
+                f"{notes['largest difference of int8']:.2f}",
                 ", ".join(f"{value:.4f}" for value in notes["log loss"]),
-                f"{notes['difference']:+.4f} ({low:+.4f} to {high:+.4f})",
             ]
-        lines.append(f"| {one['name']} | {notes['largest difference']:.1e} | {' | '.join(loss)} |")
+            cells += [f"{notes['difference']:+.4f} ({low:+.4f} to {high:+.4f})"]
+        lines.append(f"| {one['name']} | {notes['largest difference']:.1e} | {' | '.join(cells)} |")
     return lines
 
 
