@@ -31,6 +31,7 @@ ALLOWED = {
     "models": {"recipe", *BASE, *WORK},
     "pipeline": {"recipe", "models", *BASE, *WORK},
     "stages": {"recipe", "models", "pipeline", *BASE, *WORK},
+    "api": {"models", "stages"},
     "cli": {"recipe", "pipeline", "stages", "errors", "console", "processes"},
     "__main__": {"cli"},
 }
@@ -49,11 +50,14 @@ OWNERS = {
     "joblib": {"processes.py"},
     "filelock": {"store/locks.py"},
     "fsspec": {"store/remote.py"},
-    "safetensors": {"models/network.py"},
+    "safetensors": {"models/network.py", "stages/export.py"},
     "accelerate": {"training/trackers.py"},
+    "onnx": {"networks/onnx.py"},
+    "onnxruntime": {"models/onnx.py", "models/to_onnx.py"},
 }
 HEAVY = {"torch", "timm", "numpy", "pandas", "sklearn", "lightgbm", "optuna", "pydicom", "cv2", "albumentations"}
 LATE = {  # packages that a file imports inside functions, beside cli.py and the registry of kinds
+    "__init__.py": {"ich"},  # the API
     "processes.py": {"joblib"},  # `ich --help` starts no worker processes
     "data/decoders.py": {"imagecodecs", "resource"},  # in the decoding process only
     "networks/cnn.py": {"torchvision"},  # a check
@@ -119,8 +123,11 @@ def test_a_large_dependency_is_imported_by_its_owners_only(library):
 
 
 TORCHLESS = [name for name in FILES if name.startswith("ensemble/")]
-TORCHLESS += [f"models/{name}.py" for name in ("smooth", "stack", "blend", "artifacts", "base", "registry", "table")]
+TORCHLESS += [
+    f"models/{name}.py" for name in ("smooth", "stack", "blend", "artifacts", "base", "onnx", "registry", "table")
+]
 TORCHLESS += [f"stages/{name}.py" for name in ("demo", "folds", "thresholds", "submit", "score", "score_outside")]
+TORCHLESS += ["stages/predict.py", "api.py"]
 
 
 @pytest.mark.parametrize("name", [*TORCHLESS, "pipeline/runner.py"])

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import gpu, harness, prepare, sequence, stacker, thresholds, workspace
+from benchmarks import gpu, harness, prepare, runtimes, sequence, stacker, thresholds, workspace
+from conftest import plan_of
 from ich.cli import app
 from ich.console import set_level
 from ich.data.series import series_batch
@@ -130,6 +131,16 @@ def test_every_topic_runs_and_its_results_are_finite(topic):
     assert len(harness.table(found).splitlines()) >= len(found) + 2
     if topic == "thresholds":
         assert 0 <= found[0]["notes"]["Optuna below the optimum"] <= 5e-3
+
+
+def test_runtimes_are_compared_for_each_network(trained, monkeypatch):
+    monkeypatch.setattr(runtimes, "THREADS", (1,))
+    results = [runtimes.measured(plan_of(trained), name, 1) for name in ("small", "inside")]
+    assert [len(one["seconds"]) for one in results] == [4, 2]
+    lines = runtimes.table(results)
+    assert [line.split(" | ")[0] for line in lines[2:4]] == ["| small", "| inside"]
+    assert all(line.count("|") == lines[0].count("|") for line in lines[:4])
+    assert all(one["notes"]["largest difference"] < 1e-4 for one in results)
 
 
 def test_both_stackers_have_the_same_features_and_one_model_per_class():

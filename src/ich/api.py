@@ -43,6 +43,9 @@ class TrainedEnsemble:
         return table
 
 
-def load_bundle(folder: str | Path) -> TrainedEnsemble:
-    """Load a bundle that `ich export` wrote. Raises ich.errors.UserError if it is damaged or of a later format."""
-    return TrainedEnsemble(bundles.read(Path(folder)))
+def load_bundle(folder: str | Path, runtime: Literal["torch", "onnx"] = "torch") -> TrainedEnsemble:
+    """Load a bundle that `ich export` wrote. Raises ich.errors.UserError if it is damaged or of a later format.
+
+    runtime: runs the networks. "onnx" needs a bundle that was exported with --onnx, and does not import torch.
+    """
+    return TrainedEnsemble(bundles.read(Path(folder), runtime))

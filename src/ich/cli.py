@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import shlex
 import signal
 import sys
@@ -329,6 +330,9 @@ def predict(
     engine: Annotated[
         str | None, typer.Option(help="score studies in parallel: local, ray or slurm; default: in this process")
     ] = None,
+    runtime: Annotated[
+        str, typer.Option(help="what runs the networks: torch; or onnx, of a bundle exported with --onnx")
+    ] = "torch",
     overrides: Set = None,
     force: Force = False,
 ) -> None:
@@ -341,8 +345,10 @@ def predict(
     if bundle is not None:
         if recipe is None or path is not None or out is None or overrides:
             raise UserError("use `ich predict --bundle DIR PATH -o OUT.csv`, without RECIPE and --set")
-        stage.run_bundle(bundle, recipe, out, fold=fold, time_limit=seconds)
+        stage.run_bundle(bundle, recipe, out, fold=fold, time_limit=seconds, runtime=runtime)
         return
+    if runtime != "torch":
+        raise UserError("--runtime needs --bundle DIR")
     if recipe is None:
         raise UserError("give RECIPE or --bundle DIR")
     plan = _plan(recipe, overrides)
@@ -370,16 +376,26 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="folder to write")],
     folds: Annotated[str | None, typer.Option(help="folds to include, such as 0,1; default: all")] = None,
     half: Annotated[bool, typer.Option("--half", help="float16 weights: half the size, slightly other scores")] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="also write the networks as ONNX, for `ich predict --runtime onnx`")
+    ] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="with --onnx: image networks in int8, faster and less exact")
+    ] = False,
     overrides: Set = None,
 ) -> None:
     """Write the trained ensemble as one folder that predicts anywhere."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the ONNX exporter warns of packed sequences
     from ich.stages import export as stage
+
+    if int8 and not onnx:
+        raise UserError("--int8 needs --onnx")
 
     try:
         numbers = None if folds is None else sorted({int(one) for one in folds.split(",")})
     except ValueError:
         raise UserError(f"--folds {folds}: use numbers with commas, such as 0,1") from None
-    stage.run(_plan(recipe, overrides), out, folds=numbers, half=half)
+    stage.run(_plan(recipe, overrides), out, folds=numbers, half=half, onnx=onnx, int8=int8)
 
 
 command(export)

@@ -1,8 +1,9 @@
 """Windowing: Hounsfield units to the uint8 channels of a network's input."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import cv2
 import numpy as np
@@ -59,6 +60,11 @@ class Windowing:
             raise ValueError("grey values take no window; every other input needs at least one window")
         if not self.clahe >= 0:
             raise ValueError(f"clahe must be a clip limit above 0, or 0 to disable it, not {self.clahe}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `dataclasses.asdict`."""
+        return cls(**{**values, "windows": tuple(Window(**window) for window in values["windows"])})
 
     @property
     def channels(self) -> int:

@@ -5,7 +5,8 @@ The idea is scikit-learn's, with folds. Nothing here imports torch.
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -18,6 +19,8 @@ from ich.models.data import FoldData
 from ich.models.slices import Predictions, Shape, Slices
 from ich.store.atomic import write_json
 from ich.training.run import Run
+
+ONNX = "model.onnx"  # file of a network for ONNX Runtime
 
 
 @dataclass
@@ -39,6 +42,11 @@ class Fitted(ABC):
     @abstractmethod
     def predict(self, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:
         """Predict slices from their images, or from the predictions of the input models for the same rows."""
+
+    @contextmanager
+    def using(self, threads: int) -> Iterator[None]:
+        """Predict inside with this number of CPU threads, if the kind uses several; then free the GPU."""
+        yield
 
     def save(self, folder: Path) -> list[str]:
         """Write the files that `load` reads; return their names."""

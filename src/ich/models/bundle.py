@@ -14,8 +14,8 @@ from pydantic import Field, ValidationError, field_validator
 from ich.ensemble.calibration import Calibrator
 from ich.errors import UserError
 from ich.inputs import regular
-from ich.models.base import Fitted
-from ich.models.registry import KINDS, load
+from ich.models.base import ONNX, Fitted
+from ich.models.registry import KINDS, RUNTIMES, import_onnx, load
 from ich.recipe.training import Strict
 from ich.recipe.types import NAME, Image
 from ich.store.hashes import digest, sha256_bytes, sha256_file
@@ -72,15 +72,18 @@ class Bundle:
     spec: Spec
     files: Mapping[str, str]
     """SHA-256 of each file of a fold, by its path in `root`."""
+    runtime: str = "torch"
+    """Runs its networks."""
 
     @property
     def identity(self) -> str:
         """Hash of all that its predictions depend on."""
-        return digest([self.spec.model_dump(mode="json"), dict(self.files)])
+        return digest([self.runtime, self.spec.model_dump(mode="json"), dict(self.files)])
 
     def load(self, model: str, fold: int) -> Fitted:
         """Load a fitted fold. Raises UserError if a file is malformed."""
-        return load(self.spec.models[model].stage, self.root / model / f"fold{fold}", f"{model} fold {fold}")
+        stage, folder = self.spec.models[model].stage, self.root / model / f"fold{fold}"
+        return load(stage, folder, f"{model} fold {fold}", self.runtime)
 
     def calibrators(self, model: str) -> dict[str, Calibrator]:
         """Calibrators of the study logits of a model, by class; empty without attention pooling."""
@@ -93,8 +96,13 @@ class Bundle:
         return replace(self, spec=self.spec.model_copy(update={"folds": (fold,), "studies": {}}))
 
 
-def read(folder: Path) -> Bundle:
-    """Read an exported bundle and check all its files. Raises UserError if it is damaged or of a later format."""
+def read(folder: Path, runtime: str = "torch") -> Bundle:
+    """Read an exported bundle and check all its files. Raises UserError if it is damaged or of a later format.
+
+    runtime: runs the networks, one of RUNTIMES. "onnx" needs networks that were exported as ONNX.
+    """
+    if runtime not in RUNTIMES:
+        raise UserError(f"--runtime {runtime}: unknown runtime. Choose from {', '.join(RUNTIMES)}")
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder. Give the folder that `ich export` wrote")
     hashes = _sums(folder)
@@ -106,7 +114,12 @@ def read(folder: Path) -> Bundle:
             raise UserError(f"{path} is damaged: its SHA-256 differs from {SUMS}. Copy the bundle again")
     if SPEC not in hashes:
         raise UserError(f"{folder / SUMS} does not list {SPEC}. Copy the bundle again")
-    return Bundle(folder.absolute(), _spec(folder / SPEC), {name: sha for name, sha in hashes.items() if "/" in name})
+    if runtime == "onnx":
+        import_onnx("onnx")
+        if not any(name.endswith(f"/{ONNX}") for name in hashes):
+            raise UserError(f"{folder} has no networks as ONNX. Export it again with --onnx")
+    files = {name: sha256 for name, sha256 in hashes.items() if "/" in name}
+    return Bundle(folder.absolute(), _spec(folder / SPEC), files, runtime)
 
 
 def sums_text(hashes: Mapping[str, str]) -> str:

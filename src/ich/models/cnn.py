@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 from torch import nn
 
+from ich.data.windowing import Windowing
 from ich.models.base import Model
 from ich.models.data import FoldData
 from ich.models.images import (
@@ -14,7 +15,6 @@ from ich.models.images import (
     image_spec,
     predict_images,
     saved_network,
-    saved_windowing,
     slice_dataset,
     training_dataset,
     try_backbone,
@@ -50,6 +50,6 @@ class FittedCnn(FittedNetwork):
         if not len(slices):  # no test set
             width = cast(Network, self.network).embedding_size
             return Predictions(np.empty((0, len(slices.classes))), np.empty((0, width), np.float16))
-        images = slice_dataset(slices, saved_windowing(self.spec))
+        images = slice_dataset(slices, Windowing.from_dict(self.spec["view"]))
         found = predict_images(self, images, slices, 2 * self.spec["batch_size"])
         return Predictions(found["logits"], found["embeddings"])

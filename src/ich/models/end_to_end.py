@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from ich.data.windowing import Windowing
 from ich.models.base import Model
 from ich.models.data import FoldData
 from ich.models.images import (
@@ -14,7 +15,6 @@ from ich.models.images import (
     image_spec,
     predict_images,
     saved_network,
-    saved_windowing,
     series_dataset,
     slice_dataset,
     training_dataset,
@@ -62,5 +62,5 @@ class FittedEndToEnd(FittedNetwork):
     def predict(self, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:
         if not len(slices):  # no test set
             return Predictions(np.empty((0, len(slices.classes))))
-        series = series_dataset(slices, slice_dataset(slices, saved_windowing(self.spec)))
+        series = series_dataset(slices, slice_dataset(slices, Windowing.from_dict(self.spec["view"])))
         return Predictions(predict_images(self, series, slices, self.spec["batch_size"])["logits"])

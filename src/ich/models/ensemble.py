@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from ich.ensemble.predictions import sigmoid
 from ich.models.base import Fitted
 from ich.models.bundle import Bundle
-from ich.models.network import FittedNetwork
 from ich.models.slices import Predictions, Slices
 
 
@@ -49,10 +48,8 @@ class Ensemble:
         if (name, fold) not in self._fitted:
             self._fitted[name, fold] = self.bundle.load(name, fold)
         fitted = self._fitted[name, fold]
-        predictions = fitted.predict(slices, inputs)
-        if isinstance(fitted, FittedNetwork):
-            fitted.network.cpu()  # a GPU may not hold all networks
-        return predictions
+        with fitted.using(self.bundle.spec.threads):
+            return fitted.predict(slices, inputs)
 
 
 def mean_logits(folds: Sequence[FoldScores]) -> NDArray[np.float64]:

@@ -32,11 +32,6 @@ def windowing(settings: Backbone, values: str) -> Windowing:
     return Windowing(settings.input, tuple(Window(level, width) for level, width in settings.windows), **enhance)
 
 
-def saved_windowing(spec: Mapping[str, Any]) -> Windowing:
-    """The windowing that `image_spec` recorded."""
-    return Windowing(**{**spec["view"], "windows": tuple(Window(**window) for window in spec["view"]["windows"])})
-
-
 def saved_network(spec: Mapping[str, Any]) -> CnnSpec:
     """The Cnn that `image_spec` recorded. It never loads initial weights, whatever the file says."""
     return CnnSpec(**{**spec["network"], "pretrained": False, "weights": None})

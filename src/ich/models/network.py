@@ -1,7 +1,8 @@
 """Shared by the models that are networks: fitting on labels, early stopping, and their files."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -39,6 +40,12 @@ class FittedNetwork(Fitted):
     network: nn.Module = field(default_factory=nn.Identity)
     history: list[Row] = field(default_factory=list)
 
+    @contextmanager
+    def using(self, threads: int) -> Iterator[None]:
+        torch.set_num_threads(threads)
+        yield
+        self.network.cpu()  # a GPU may not hold all networks
+
     def save(self, folder: Path) -> list[str]:
         weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
         with atomic(folder / WEIGHTS) as temporary:
@@ -59,12 +66,6 @@ class FittedNetwork(Fitted):
     def build(spec: Mapping[str, Any]) -> nn.Module:
         """The network that a spec describes, with untrained weights."""
         raise NotImplementedError
-
-
-def halved(path: Path) -> bytes:
-    """The content of a file of weights with float16 instead of float32. `FittedNetwork.load` reads both."""
-    tensors = load(path.read_bytes())
-    return save({name: value.half() if value.dtype == torch.float32 else value for name, value in tensors.items()})
 
 
 def new_backbone(spec: CnnSpec, data: FoldData, run: Run) -> Cnn:

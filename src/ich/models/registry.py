@@ -4,7 +4,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ich.errors import parsing
+from ich.errors import UserError, parsing
 from ich.models.base import Fitted, Model
 from ich.recipe import Model as Settings
 
@@ -18,6 +18,8 @@ KINDS = {
     "stack": ("ich.models.stack", "Stack", "FittedStack"),
     "blend": ("ich.models.blend", "Blend", "FittedBlend"),
 }
+NETWORKS = {"cnn": "OnnxCnn", "end_to_end": "OnnxEndToEnd", "sequence": "OnnxSequence"}  # of ich.models.onnx
+RUNTIMES = ("torch", "onnx")
 
 
 def build(settings: Settings) -> Model:
@@ -25,13 +27,29 @@ def build(settings: Settings) -> Model:
     return _class(settings.stage, 1)(settings)
 
 
-def load(stage: str, folder: Path, name: str) -> Fitted:
-    """The fitted model that a fold of a stage saved. Raises UserError if its files are malformed."""
-    kind = _class(stage, 2)
+def load(stage: str, folder: Path, name: str, runtime: str = "torch") -> Fitted:
+    """The fitted model that a fold of a stage saved. Raises UserError if its files are malformed.
+
+    runtime: runs networks, one of RUNTIMES.
+    """
+    kind = onnx_class(stage) if runtime == "onnx" and stage in NETWORKS else _class(stage, 2)
     with parsing(folder / kind.FILE):
         fitted = kind.load(folder)
     fitted.name = name
     return fitted
+
+
+def onnx_class(stage: str) -> Any:
+    """The class that predicts from model.onnx."""
+    return getattr(import_onnx("onnx"), NETWORKS[stage])
+
+
+def import_onnx(module: str) -> Any:
+    """Import a module of ich.models that needs the extra `export`. Raises UserError if it is not installed."""
+    try:
+        return import_module(f"ich.models.{module}")
+    except ModuleNotFoundError as error:
+        raise UserError(f"ONNX requires {error.name}. Install it: pip install 'ich[export]'") from None
 
 
 def _class(stage: str, which: int) -> Any:

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
@@ -15,7 +14,7 @@ from ich.errors import UserError
 from ich.models.base import Model
 from ich.models.data import FoldData
 from ich.models.network import FittedNetwork, fit_on_labels
-from ich.models.slices import Predictions, Shape, Slices, geometry
+from ich.models.slices import Predictions, Shape, Slices, geometry, series_predictions
 from ich.networks.layers import HeadSpec
 from ich.networks.sequence import MeanOfNetworks, build_head, try_head
 from ich.networks.study import StudyHead
@@ -111,13 +110,10 @@ class FittedSequence(FittedNetwork):
         return networks[0] if len(networks) == 1 else MeanOfNetworks(networks)
 
     def predict(self, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:
-        """With `tta.reverse`, the mean of each series read forwards and backwards.
-
-        With `study_loss`, a study has the largest pooled logit of its series.
-        """
-        n, precision = len(slices), self.spec["precision"]
+        """With `tta.reverse`, the mean of each series read forwards and backwards."""
+        n, precision, pooled = len(slices), self.spec["precision"], bool(self.spec.get("studies"))
         if not n:  # no test set
-            return self._predictions(slices, np.empty((0, 2 * len(slices.classes))))
+            return series_predictions(slices, np.empty((0, 2 * len(slices.classes))), pooled=pooled)
         series = series_of(slices, inputs, self.spec["inputs"])
 
         def batches(*, reverse: bool = False) -> Iterable[SeriesBatch]:
@@ -127,13 +123,4 @@ class FittedSequence(FittedNetwork):
             logits = predict(self.network, batches(), n, precision, advance)["logits"]
             if self.spec["tta"].get("reverse"):
                 logits = (logits + predict(self.network, batches(reverse=True), n, precision)["logits"]) / 2
-        return self._predictions(slices, logits)
-
-    def _predictions(self, slices: Slices, logits: np.ndarray) -> Predictions:
-        """Predictions of the outputs of the network, [n, c] or [n, 2 c]; see `StudyHead`."""
-        classes = pd.Index(slices.classes)
-        if not self.spec.get("studies"):
-            return Predictions(logits[:, : len(classes)])
-        series = pd.DataFrame(logits[:, len(classes) :], columns=classes)  # repeated for each slice
-        studies = series.groupby(slices.frame["study_id"].to_numpy(), sort=False).max()
-        return Predictions(logits[:, : len(classes)], studies=studies)
+        return series_predictions(slices, logits, pooled=pooled)

@@ -69,6 +69,11 @@ class Slices:
         """[series + 1]: series k is the slices offsets[k]:offsets[k + 1]."""
         return np.append(np.flatnonzero(np.diff(self.frame["series"].to_numpy(), prepend=-1)), len(self))
 
+    def some_series(self, count: int) -> NDArray[np.int64]:
+        """Rows of whole series, evenly spread, with about `count` slices."""
+        number = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        return self.rows[number % max(1, len(self) // count) == 0]
+
 
 def geometry(table: pd.DataFrame) -> NDArray[np.float32]:
     """[n, 2]: the gap to the next slice in usual gaps minus 1, and the place in the series, -1..1."""
@@ -81,3 +86,16 @@ def positions(table: pd.DataFrame) -> NDArray[np.float64]:
     """[n]: mm along the series; slices are a usual gap apart in a series where one has no position."""
     placed = table["position"].notna().groupby(table["series"]).transform("all")
     return table["position"].where(placed, USUAL_GAP * table["index"]).to_numpy("float64")
+
+
+def series_predictions(slices: Slices, outputs: NDArray[np.floating], *, pooled: bool) -> Predictions:
+    """Predictions of the outputs of a sequence network: [n, c], or [n, 2 c] if `pooled`; see `StudyHead`.
+
+    A study has the largest pooled logit of its series.
+    """
+    classes = pd.Index(slices.classes)
+    logits = outputs[:, : len(classes)]
+    if not pooled:
+        return Predictions(logits)
+    series = pd.DataFrame(outputs[:, len(classes) :], columns=classes)  # repeated for each slice
+    return Predictions(logits, studies=series.groupby(slices.frame["study_id"].to_numpy(), sort=False).max())

@@ -46,7 +46,7 @@ class EndToEnd(nn.Module):
         # chunks of nearly equal size: a last chunk of one slice would be a batch of one for batch norm
         n = -(-len(images) // self.chunk)
         embeddings, logits = zip(*(self._embed(images[k::n]) for k in range(n)), strict=True)
-        order = torch.cat([torch.arange(k, len(images), n) for k in range(n)]).argsort().to(images.device)
+        order = torch.cat([torch.arange(k, images.shape[0], n) for k in range(n)]).argsort().to(images.device)
         inside = ~padding_of(geometry, lengths)
         features, base = (_padded(torch.cat(values)[order], inside) for values in (embeddings, logits))
         return self.head(features, base, geometry, lengths), base

@@ -67,7 +67,7 @@ class LabelDecoder(nn.Module):
         """States [B, T, classes, hidden] of features [B, T, D]."""
         start = self.start(features).flatten(0, 1)[None].contiguous()
         states, _ = self.rnn(start.new_zeros(start.shape[1], self.classes, 1), (start, start))
-        return states.unflatten(0, features.shape[:2])
+        return states.reshape(*features.shape[:2], self.classes, -1)
 
 
 class SliceLabelHead(Head):

@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import pyarrow
 import pyarrow.parquet
-import torch
 from numpy.typing import NDArray
 
 from ich.console import progress
@@ -110,7 +109,6 @@ class Chunks:
         if content is None:
             raise UserError(f"{self.folder / name}.slices is missing or damaged. Rerun `ich predict`")
         table, spec = _from_parquet(content)[0], self.bundle.spec
-        torch.set_num_threads(spec.threads)
         columns: dict[str, NDArray] = {}
         with TemporaryDirectory(prefix="ich-predict-") as temporary:
             with progress("predict: pixels", len(table), inner=True) as advance:

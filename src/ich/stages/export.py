@@ -2,15 +2,22 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from importlib.metadata import distribution, version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import load, save
+
 from ich.console import progress, say
 from ich.errors import UserError, parsing
+from ich.models.base import ONNX
 from ich.models.bundle import SPEC, SUMS, Bundle, BundledModel, Spec, sums_text
-from ich.models.network import halved
+from ich.models.data import FoldData
+from ich.models.registry import NETWORKS, import_onnx, onnx_class
 from ich.pipeline.graph import STUDIES, WEIGHTS, Task
 from ich.pipeline.state import Plan
 from ich.recipe import Model
@@ -18,24 +25,40 @@ from ich.store.atomic import atomic_folder, read_json, write_json, write_text
 from ich.store.hashes import sha256_file
 from ich.store.records import Record
 
+CHECKED = 64  # slices on which ONNX Runtime is compared with torch
+CALIBRATED = 128  # training slices for int8
 
-def run(plan: Plan, out: Path, *, folds: Sequence[int] | None = None, half: bool = False) -> None:
+
+def run(
+    plan: Plan,
+    out: Path,
+    *,
+    folds: Sequence[int] | None = None,
+    half: bool = False,
+    onnx: bool = False,
+    int8: bool = False,
+) -> None:
     """Write the bundle of a recipe to the folder `out`, which must not exist.
 
-    folds: those to include; all without. half: weights of networks as float16, half the size.
+    folds: those to include; all without. half: weights of networks as float16, half the size. onnx: networks also as
+    ONNX. int8: those that read images in int8.
     """
     if out.exists():
         raise UserError(f"{out} exists. Remove it, or give another folder")
+    if onnx:
+        import_onnx("to_onnx")
     bundle = of_workspace(plan, folds)
     with atomic_folder(out) as folder:
         with progress("export", len(bundle.files), "files") as advance:
             for name in bundle.files:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 if half and name.endswith(WEIGHTS):
-                    (folder / name).write_bytes(halved(bundle.root / name))
+                    (folder / name).write_bytes(_halved(bundle.root / name))
                 else:
                     shutil.copyfile(bundle.root / name, folder / name)
                 advance(1)
+        if onnx:
+            _add_onnx(plan, replace(bundle, root=folder), int8=int8)
         write_json(folder / SPEC, bundle.spec.model_dump(mode="json"))
         write_text(folder / "LICENSE", distribution("ich").read_text("licenses/LICENSE") or "MIT\n")
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -96,6 +119,26 @@ def of_workspace(plan: Plan, folds: Sequence[int] | None = None) -> Bundle:
     return Bundle(plan.workspace.oof.absolute(), spec, hashes)
 
 
+def _add_onnx(plan: Plan, bundle: Bundle, *, int8: bool) -> None:
+    """Write the networks of a bundle as ONNX, and compare them with torch on slices of their folds."""
+    to_onnx, largest = import_onnx("to_onnx"), 0.0
+    models = {name: one.stage for name, one in bundle.spec.models.items() if one.stage in NETWORKS}
+    with progress("export: ONNX", len(models) * len(bundle.spec.folds), "networks") as advance:
+        for name, k in product(models, bundle.spec.folds):
+            data = FoldData.read(plan.recipe, plan.workspace, plan.prepared.folder, name, k)
+            few = {
+                "valid": data.slices("valid").some_series(CHECKED),
+                "train": data.slices("train").some_series(CALIBRATED),
+            }
+            data, kind, folder = replace(data, rows=few), onnx_class(models[name]), bundle.root / name / f"fold{k}"
+            difference = to_onnx.write(bundle.load(name, k), kind, folder, data.slices("valid"), data.inputs("valid"))
+            largest = max(largest, difference)
+            if int8 and plan.settings_of(name).reads_images:
+                to_onnx.to_int8(kind.load(folder), data.slices("train"), folder / ONNX)
+            advance(1)
+    say(f"export: logits by ONNX Runtime and by torch differ by at most {largest:.1e} in full precision")
+
+
 def needed(plan: Plan) -> list[str]:
     """Return the blend and all models that it depends on. Each model follows its inputs."""
     wanted = {"blend"}
@@ -107,6 +150,14 @@ def needed(plan: Plan) -> list[str]:
 def _files(settings: Model) -> list[str]:
     """Files of a fold that predicting needs, beside those of LightGBM."""
     return [name for name in settings.files if name != "history.csv"]
+
+
+def _halved(path: Path) -> bytes:
+    """The content of a file of weights with float16 instead of float32. `FittedNetwork.load` reads both."""
+    tensors = load(path.read_bytes())
+    return save(
+        {name: value.astype(np.float16) if value.dtype == np.float32 else value for name, value in tensors.items()}
+    )
 
 
 def _content(path: Path) -> Any:

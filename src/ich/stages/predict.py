@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from ich.console import Work, progress, say, table, warn
@@ -83,11 +82,17 @@ def run(
 
 
 def run_bundle(
-    folder: Path, source: Path, out: Path, *, fold: int | None = None, time_limit: float | None = None
+    folder: Path,
+    source: Path,
+    out: Path,
+    *,
+    fold: int | None = None,
+    time_limit: float | None = None,
+    runtime: str = "torch",
 ) -> None:
     """Score scans with an exported bundle."""
     require_writable(out)
-    bundle = read(folder)
+    bundle = read(folder, runtime)
     write_scores(bundle if fold is None else bundle.only(fold), source, out, time_limit=time_limit)
 
 
@@ -185,7 +190,6 @@ def run_outside(plan: Plan, *, force: bool = False) -> None:
         images, spec = cache.HuCache.open(folder, table), bundle.spec
         slices = Slices(table, np.arange(len(table)), list(spec.classes), images, spec.values)
         ensemble, logits = Ensemble(bundle), list[NDArray]()
-        torch.set_num_threads(spec.threads)
         with progress("predict: ensemble", len(slices)) as work:
             for rows in split(table["study_id"], spec.image.size):
                 share = partial(_advance, work, rows[0], len(rows))
