@@ -8,13 +8,17 @@ source ./setup.sh requirements.txt tests/requirements.txt
 which=(-m "not slow")
 if [ "${1:-}" = "--slow" ]; then which=(); shift; fi
 
-# The tests of the report page need a browser. They are skipped if there is none and it cannot be installed.
-if ! command -v "${ICH_BROWSER:-chromium}" chromium-browser google-chrome > /dev/null; then
-    echo "Installing chromium for the browser tests (once)"
+# The tests of the report page need a browser, and those of DICOM results are stricter with dciodvfy. They are skipped,
+# or do without, if it cannot be installed.
+wanted=()
+command -v "${ICH_BROWSER:-chromium}" chromium-browser google-chrome > /dev/null || wanted+=(chromium)
+command -v dciodvfy > /dev/null || wanted+=(dicom3tools)
+if [ ${#wanted[@]} -gt 0 ]; then
+    echo "Installing ${wanted[*]} for the tests (once)"
     apt=(env DEBIAN_FRONTEND=noninteractive)
     [ "$EUID" -eq 0 ] || apt=(sudo -n "${apt[@]}")
-    { "${apt[@]}" apt-get update && "${apt[@]}" apt-get install --yes --no-install-recommends chromium; } &> /dev/null ||
-        echo "chromium could not be installed: the browser tests are skipped" >&2
+    { "${apt[@]}" apt-get update && "${apt[@]}" apt-get install --yes --no-install-recommends "${wanted[@]}"; } &> /dev/null ||
+        echo "${wanted[*]} could not be installed: some tests are skipped" >&2
 fi
 
 ruff format --check .
