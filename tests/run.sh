@@ -8,18 +8,18 @@ source ./setup.sh requirements.txt tests/requirements.txt
 which=(-m "not slow")
 if [ "${1:-}" = "--slow" ]; then which=(); shift; fi
 
-# The tests of the report page need a browser, and those of DICOM results are stricter with dciodvfy. They are skipped,
-# or do without, if it cannot be installed.
-wanted=()
-command -v "${ICH_BROWSER:-chromium}" chromium-browser google-chrome > /dev/null || wanted+=(chromium)
-command -v dciodvfy > /dev/null || wanted+=(dicom3tools)
-if [ ${#wanted[@]} -gt 0 ]; then
-    echo "Installing ${wanted[*]} for the tests (once)"
-    apt=(env DEBIAN_FRONTEND=noninteractive)
-    [ "$EUID" -eq 0 ] || apt=(sudo -n "${apt[@]}")
-    { "${apt[@]}" apt-get update && "${apt[@]}" apt-get install --yes --no-install-recommends "${wanted[@]}"; } &> /dev/null ||
-        echo "${wanted[*]} could not be installed: some tests are skipped" >&2
-fi
+# The tests of the report page need a browser, and are skipped without one. Those of DICOM results also run dciodvfy, if
+# it is there.
+apt=(env DEBIAN_FRONTEND=noninteractive)
+[ "$EUID" -eq 0 ] || apt=(sudo -n "${apt[@]}")
+install_once() {  # a package, if none of these commands is there
+    ! command -v "${@:2}" > /dev/null || return 0
+    echo "Installing $1 for the tests (once)"
+    { "${apt[@]}" apt-get update && "${apt[@]}" apt-get install --yes --no-install-recommends "$1"; } &> /dev/null ||
+        echo "$1 could not be installed: its tests are skipped" >&2
+}
+install_once chromium "${ICH_BROWSER:-chromium}" chromium-browser google-chrome
+install_once dicom3tools dciodvfy
 
 ruff format --check .
 ruff check .

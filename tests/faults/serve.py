@@ -28,8 +28,10 @@ from ich.stages import serve
 ROOT = Path(__file__).parents[2]
 MODEL = Model("stub", "0.1.0", "ab" * 32)
 SLICES = 5
-QUIET = 3.0  # seconds; a sender must resume within this time
-SCORING = 0.3  # seconds per study
+QUIET = 1.5  # seconds; a sender must resume within this time
+SCORING = 0.5  # seconds per study
+SENDING = 0.2  # seconds per object
+PAUSES = (1.0, 5.0)  # seconds between a start and a kill, and between two studies
 
 
 def score(scans: Path, results: Path) -> None:
@@ -63,6 +65,7 @@ class Archive:
 
     def store(self, event: Any) -> int:
         found = event.dataset
+        time.sleep(SENDING)
         key = (str(found.StudyInstanceUID), f"{found.Modality} {found.SOPInstanceUID}")
         self.repeated += key in self.received
         self.received.setdefault(key, set()).add(event.encoded_dataset())
@@ -109,7 +112,8 @@ def send(port: int, files: list[Path], title: str = "SCANNER") -> bool:
 
 
 def main(studies: int, kills: int, seed: int = 1) -> int:
-    chance, folder, archive = random.Random(seed), Path(tempfile.mkdtemp(prefix="serve-")), Archive()
+    chance, pauses = random.Random(seed), random.Random(seed + 1)
+    folder, archive = Path(tempfile.mkdtemp(prefix="serve-")), Archive()
     server = Server(folder / "queue", archive)
     scans = {f"1.2.{k}": [folder / f"{k}-{n}.dcm" for n in range(SLICES)] for k in range(1, studies + 1)}
     for study, files in scans.items():
@@ -121,20 +125,20 @@ def main(studies: int, kills: int, seed: int = 1) -> int:
         for files in scans.values():
             while not send(server.port, files):
                 time.sleep(0.1)
-            time.sleep(chance.uniform(0, 0.5))
+            time.sleep(pauses.uniform(0, PAUSES[1]))
 
     sender = threading.Thread(target=send_all)
     sender.start()
     begun, killed, answered = time.monotonic(), 0, set[str]()
-    while len(answered) < studies and time.monotonic() - begun < 60 + 20 * (studies + kills):
-        time.sleep(chance.uniform(1, 4))
+    while (killed < kills or len(answered) < studies) and time.monotonic() - begun < 60 + 10 * (studies + kills):
+        time.sleep(chance.uniform(*PAUSES))
         if killed < kills:
             server.kill()
             killed += 1
             server.start()
         answered = {study for study, name in archive.received if name.startswith("SR")}
     sender.join(60)
-    time.sleep(2 * serve.POLL + 2 * SCORING)  # a second answer would arrive now
+    time.sleep(2 * (serve.POLL + SCORING + SENDING))  # a second answer would arrive now
     code = server.kill(signal.SIGTERM)
     names = [study for study, name in archive.received if name.startswith("SR")]
     once = sum(names.count(study) == 1 for study in scans)
