@@ -10,7 +10,7 @@ from ich.data.cache import ImageFormat
 from ich.data.dicom.results import Model
 from ich.models.cnn import FittedCnn
 from ich.stages import dicom_out
-from ich.stages.dicom_out import Results, write
+from ich.stages.dicom_out import Results, write_files
 
 OTHER = "1.2.9"
 
@@ -70,11 +70,11 @@ def test_the_number_of_heat_maps_is_limited(monkeypatch):
 def test_a_study_of_two_patients_gets_no_results(tmp_path, capsys):
     found = scored(tmp_path, [(0.1, 0.2), (0.6, 0.9)])
     write_slice(tmp_path / "1.dcm", 1, pixels=np.zeros((40, 40), np.int16), PatientID="other")
-    write(tmp_path / "out", found)
+    write_files(tmp_path / "out", found)
     assert "its files have several PatientIDs" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
 def test_files_are_written_by_study(tmp_path):
-    write(tmp_path / "out", scored(tmp_path, [(0.6, 0.9)]))
+    write_files(tmp_path / "out", scored(tmp_path, [(0.6, 0.9)]))
     assert sorted(path.name for path in (tmp_path / "out" / STUDY).iterdir()) == ["heat-map-001.dcm", "sr.dcm"]

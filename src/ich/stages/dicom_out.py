@@ -1,7 +1,8 @@
 """`ich predict --dicom`: per study a structured report, and heat maps of its positive slices, as DICOM files."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,16 +22,21 @@ from ich.data.dicom.results import (
     secondary_capture,
     source_uid,
     structured_report,
+    valid_uid,
 )
 from ich.data.windowing import Window, Windowing, render
+from ich.ensemble.final import final_probabilities
 from ich.errors import UserError
+from ich.models.bundle import Bundle, read
+from ich.models.cnn import FittedCnn
 from ich.models.images import saved_windowing, slice_dataset
-from ich.models.network import FittedNetwork
 from ich.models.slices import Slices
 from ich.models.table import series_codes
 from ich.networks.cnn import Cnn
 from ich.report import gradcam
 from ich.report.page.images import overlaid
+from ich.stages import predict
+from ich.stages.predict import Scores
 from ich.store.atomic import atomic_folder
 from ich.training.device import default_device
 
@@ -41,7 +47,58 @@ SIDE = 512  # pixels, at least: smaller slices are enlarged, so that the legend 
 LINE = 22  # pixels of a line of the legend
 
 
-def write(out: Path, results: "Results") -> None:
+def write(out: Path, bundle: Bundle, source: Path, scores: Scores) -> None:
+    """Write the results of scored scans to the folder `out`. source: as in `predict.score`."""
+    write_files(out, results_of(bundle, source, scores, cnns(bundle)))
+
+
+def scorer(folder: Path) -> Callable[[Path, Path], None]:
+    """Return a function that scores a folder with one study by a bundle, and writes the results to another folder."""
+    bundle = read(folder)
+    networks = cnns(bundle)
+
+    def score(scans: Path, out: Path) -> None:
+        with TemporaryDirectory(prefix="ich-serve-") as temporary:
+            scores = predict.score(bundle, scans, Path(temporary))
+        if scores.slices.empty:
+            raise UserError(f"no readable slice in {len(scores.files)} files")
+        results = results_of(bundle, scans, scores, networks)
+        for study in results.studies:
+            for name, content in results.of_study(study).items():
+                (out / name).write_bytes(content)
+
+    return score
+
+
+def cnns(bundle: Bundle) -> list[FittedCnn]:
+    """Load the CNNs of the first fold."""
+    models = (bundle.load(name, bundle.spec.folds[0]) for name in bundle.spec.models)
+    return [model for model in models if isinstance(model, FittedCnn)]
+
+
+def results_of(bundle: Bundle, source: Path, scores: Scores, networks: Sequence[FittedCnn]) -> "Results":
+    """The results of scored scans. Raises UserError for a model of images."""
+    spec, tuned = bundle.spec, bundle.spec.thresholds
+    if spec.values != "hu":
+        raise UserError(f"{spec.name} is a model of images without Hounsfield units, which are no DICOM files")
+    cuts, prefix = None, "prob_"
+    if tuned is not None:
+        empty = np.empty((0, len(spec.classes)))
+        _, thresholds = final_probabilities(tuned, empty, spec.classes, spec.class_weights)
+        cuts, prefix = dict(zip(spec.classes, thresholds, strict=True)), "study_prob_"
+    table = scores.studies.set_index("study_id")[[prefix + name for name in spec.classes]]
+    return Results(
+        source if source.is_dir() else source.parent,
+        scores.slices,
+        table.set_axis(list(spec.classes), axis=1).to_dict("index"),
+        cuts,
+        Model(spec.name, version("ich"), bundle.identity),
+        networks,
+        cache.ImageFormat(spec.image.size, spec.image.crop, spec.values),
+    )
+
+
+def write_files(out: Path, results: "Results") -> None:
     """Write `out`/<study UID>/sr.dcm and heat-map-<number>.dcm for each study."""
     with progress("predict: DICOM results", len(results.studies), "studies") as advance:
         for study in results.studies:
@@ -49,11 +106,14 @@ def write(out: Path, results: "Results") -> None:
                 files = results.of_study(study)
             except UserError as error:
                 warn(f"study {study}: no DICOM results: {error}")
-                continue
-            with atomic_folder(out / source_uid(study)) as folder:
-                for name, content in files.items():
-                    (folder / name).write_bytes(content)
+            else:
+                with atomic_folder(out / source_uid(study)) as folder:
+                    for name, content in files.items():
+                        (folder / name).write_bytes(content)
             advance(1)
+    if replaced := [study for study in results.studies if not valid_uid(study)]:
+        folder = out / source_uid(replaced[0])
+        warn(f"{len(replaced)} studies have no valid UID. It is replaced: the results of {replaced[0]} are in {folder}")
 
 
 @dataclass(frozen=True)
@@ -68,7 +128,7 @@ class Results:
     """The probability of each class, by study."""
     thresholds: Mapping[str, float] | None
     model: Model
-    networks: Sequence[FittedNetwork]
+    networks: Sequence[FittedCnn]
     """CNNs, whose Grad-CAM is averaged."""
     image: cache.ImageFormat
     """What the networks read."""
@@ -143,7 +203,7 @@ def _shown(slices: pd.DataFrame, classes: Sequence[str]) -> dict[int, str]:
     return {row: found[row][1] for row in sorted(most)}
 
 
-def _cams(fitted: FittedNetwork, slices: Slices, indices: NDArray[np.integer], size: int) -> NDArray[np.float32]:
+def _cams(fitted: FittedCnn, slices: Slices, indices: NDArray[np.integer], size: int) -> NDArray[np.float32]:
     """Grad-CAM [n, S, S] of slices [n], each of its own class."""
     network, images = fitted.network, slice_dataset(slices, saved_windowing(fitted.spec))
     assert isinstance(network, Cnn)
