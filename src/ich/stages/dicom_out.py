@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -71,9 +72,10 @@ def scorer(folder: Path) -> Callable[[Path, Path], None]:
 
 
 def cnns(bundle: Bundle) -> list[FittedCnn]:
-    """Load the CNNs of the first fold."""
+    """Load the CNNs of the first fold that have a layer for Grad-CAM."""
     models = (bundle.load(name, bundle.spec.folds[0]) for name in bundle.spec.models)
-    return [model for model in models if isinstance(model, FittedCnn)]
+    found = [model for model in models if isinstance(model, FittedCnn)]
+    return [model for model in found if cast(Cnn, model.network).feature_layer(bundle.spec.image.size) is not None]
 
 
 def results_of(bundle: Bundle, source: Path, scores: Scores, networks: Sequence[FittedCnn]) -> "Results":
@@ -90,7 +92,7 @@ def results_of(bundle: Bundle, source: Path, scores: Scores, networks: Sequence[
     return Results(
         source if source.is_dir() else source.parent,
         scores.slices,
-        table.set_axis(list(spec.classes), axis=1).to_dict("index"),
+        cast(Any, table.set_axis(list(spec.classes), axis=1).to_dict("index")),
         cuts,
         Model(spec.name, version("ich"), bundle.identity),
         networks,
@@ -154,8 +156,7 @@ class Results:
         files = {"sr.dcm": structured_report(sources, findings, len(slices), self.model)}
         if self.thresholds and self.networks and (shown := _shown(slices, list(self.studies[study]))):
             for number, (row, picture) in enumerate(self._pictures(slices, shown), start=1):
-                path, frame = slices.loc[row, "path"], int(slices.loc[row, "frame"])
-                content = secondary_capture(sources[path], frame, picture, number, self.model)
+                content = secondary_capture(sources[row["path"]], row["frame"], picture, number, self.model)
                 files[f"heat-map-{number:03}.dcm"] = content
         return files
 
@@ -166,8 +167,8 @@ class Results:
         positive = slices[slices[f"positive_{name}"] == 1]
         return self.thresholds[name], list(zip(positive["path"], positive["frame"], strict=True))
 
-    def _pictures(self, slices: pd.DataFrame, shown: Mapping[int, str]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Yield the rows `shown`, with an image [rows, columns, 3] of each one."""
+    def _pictures(self, slices: pd.DataFrame, shown: Mapping[int, str]) -> Iterator[tuple[Any, NDArray[np.uint8]]]:
+        """Yield the rows `shown`, as dictionaries, with an image [rows, columns, 3] of each one."""
         classes, image = [str(name)[5:] for name in slices if str(name).startswith("prob_")], self.image
         with TemporaryDirectory(prefix="ich-heat-maps-") as temporary:
             place, table = Path(temporary), slices.assign(split="test", crc=None)
@@ -178,8 +179,9 @@ class Results:
             inputs = Slices(table, np.array(list(shown)), classes, cache.HuCache.open(place, table), image.values)
             indices = np.array([classes.index(name) for name in shown.values()])
             maps = np.mean([_cams(fitted, inputs, indices, image.size) for fitted in self.networks], axis=0)
-        for heat, (row, name) in zip(maps, shown.items(), strict=True):
-            line = table.loc[row]
+        rows = table.to_dict("records")
+        for heat, (number, name) in zip(maps, shown.items(), strict=True):
+            line = rows[number]
             (hu,) = cache.read_frames(self.scans / line["path"], [line["frame"]], image.values)
             if isinstance(hu, Unreadable):
                 raise UserError("a file changed while it was scored. Rerun the same command")
@@ -188,33 +190,32 @@ class Results:
             place = np.array([[scale, 0, left + shift], [0, scale, top + shift]])
             wide = cv2.warpAffine(np.rint(heat * 255).astype(np.uint8), place, hu.shape[::-1])
             picture = overlaid(render(hu[None], BRAIN)[..., 0], np.asarray(wide, np.uint8))
-            yield row, _legend(picture, name, float(line[f"prob_{name}"]), self.model)
+            yield line, _legend(picture, name, line[f"prob_{name}"], self.model)
 
 
 def _shown(slices: pd.DataFrame, classes: Sequence[str]) -> dict[int, str]:
     """The class to show of each positive row: the most probable positive subtype; `any` without a positive subtype."""
     found: dict[int, tuple[float, str]] = {}
-    for row in slices.index:
-        positive = [name for name in classes if slices.at[row, f"positive_{name}"] == 1]
+    for number, row in enumerate(slices.to_dict("records")):
+        positive = [name for name in classes if row[f"positive_{name}"] == 1]
         subtypes = [name for name in positive if name != "any"] or positive
         if subtypes:
-            found[row] = max((float(slices.at[row, f"prob_{name}"]), name) for name in subtypes)
-    most = sorted(found, key=lambda row: -found[row][0])[:HEAT_MAPS]
-    return {row: found[row][1] for row in sorted(most)}
+            found[number] = max((row[f"prob_{name}"], name) for name in subtypes)
+    most = sorted(found, key=lambda number: -found[number][0])[:HEAT_MAPS]
+    return {number: found[number][1] for number in sorted(most)}
 
 
 def _cams(fitted: FittedCnn, slices: Slices, indices: NDArray[np.integer], size: int) -> NDArray[np.float32]:
     """Grad-CAM [n, S, S] of slices [n], each of its own class."""
-    network, images = fitted.network, slice_dataset(slices, saved_windowing(fitted.spec))
-    assert isinstance(network, Cnn)
+    network, images = cast(Cnn, fitted.network), slice_dataset(slices, saved_windowing(fitted.spec))
     layer = network.to(default_device()).eval().feature_layer(size)
-    maps = np.zeros((len(slices), size, size), np.float32)
-    if layer is not None:
-        for index in np.unique(indices):
-            places = np.flatnonzero(indices == index)
-            for some in np.array_split(places, range(BATCH, len(places), BATCH)):
-                batch = images.__getitems__([(0, int(i)) for i in some]).images
-                maps[some] = gradcam.grad_cam(network, layer, batch, int(index))
+    assert layer is not None, "by `cnns`"
+    maps = np.empty((len(slices), size, size), np.float32)
+    for index in np.unique(indices):
+        places = np.flatnonzero(indices == index)
+        for some in np.array_split(places, range(BATCH, len(places), BATCH)):
+            batch = images.__getitems__([(0, int(i)) for i in some]).images
+            maps[some] = gradcam.grad_cam(network, layer, batch, int(index))
     network.cpu()
     return maps
 

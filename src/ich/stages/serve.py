@@ -280,15 +280,15 @@ def _send(files: Sequence[Path], node: Node, title: str) -> str:
         return f"{node.title} at {node.host}:{node.port} does not accept an association"
     try:
         for path in files:
-            status = getattr(association.send_c_store(path), "Status", None)
+            try:
+                status = getattr(association.send_c_store(path), "Status", None)
+            except (ValueError, RuntimeError) as error:  # no presentation context, or the association ended
+                return f"{node.title} does not accept {path.name} ({error})"
             if status is None or not (status == SUCCESS or 0xB000 <= status < 0xC000):
-                return (
-                    f"{node.title} did not accept {path.name} (status {'none' if status is None else f'{status:04X}'})"
-                )
+                why = "no response" if status is None else f"status {status:04X}"
+                return f"{node.title} does not accept {path.name} ({why})"
             path.unlink()
             fsync(path.parent)
-    except (ValueError, RuntimeError) as error:  # no presentation context, or the association ended
-        return f"{node.title} does not accept {path.name} ({error})"
     finally:
         association.release()
     return ""
