@@ -8,14 +8,18 @@ source ./setup.sh requirements.txt tests/requirements.txt
 which=(-m "not slow")
 if [ "${1:-}" = "--slow" ]; then which=(); shift; fi
 
-# The tests of the report page need a browser. They are skipped if there is none and it cannot be installed.
-if ! command -v "${ICH_BROWSER:-chromium}" chromium-browser google-chrome > /dev/null; then
-    echo "Installing chromium for the browser tests (once)"
-    apt=(env DEBIAN_FRONTEND=noninteractive)
-    [ "$EUID" -eq 0 ] || apt=(sudo -n "${apt[@]}")
-    { "${apt[@]}" apt-get update && "${apt[@]}" apt-get install --yes --no-install-recommends chromium; } &> /dev/null ||
-        echo "chromium could not be installed: the browser tests are skipped" >&2
-fi
+# The tests of the report page need a browser, and are skipped without one. Those of DICOM results also run dciodvfy, if
+# it is there.
+apt=(env DEBIAN_FRONTEND=noninteractive)
+[ "$EUID" -eq 0 ] || apt=(sudo -n "${apt[@]}")
+install_once() {  # a package, if none of these commands is there
+    ! command -v "${@:2}" > /dev/null || return 0
+    echo "Installing $1 for the tests (once)"
+    { "${apt[@]}" apt-get update && "${apt[@]}" apt-get install --yes --no-install-recommends "$1"; } &> /dev/null ||
+        echo "$1 could not be installed: its tests are skipped" >&2
+}
+install_once chromium "${ICH_BROWSER:-chromium}" chromium-browser google-chrome
+install_once dicom3tools dciodvfy
 
 ruff format --check .
 ruff check .

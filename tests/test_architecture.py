@@ -37,7 +37,9 @@ ALLOWED = {
 }
 OWNERS = {
     "timm": {"networks/cnn.py"},
-    "pydicom": {"data/dicom/parsed.py", "data/dicom/elements.py", "data/dicom/writing.py"},
+    "pydicom": {f"data/dicom/{name}.py" for name in ("parsed", "elements", "writing", "results")},
+    "highdicom": {"data/dicom/results.py"},
+    "pynetdicom": {"stages/serve.py"},
     "imagecodecs": {"data/decoders.py"},
     "albumentations": {"data/augment.py"},
     "lightgbm": {"ensemble/stacker.py"},

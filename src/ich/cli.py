@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +25,7 @@ GROUPS = {  # of the commands, in `ich --help`
     "Data": ("demo", "check", "prepare", "folds"),
     "Models": ("pretrain", "cnn", "end_to_end", "sequence", "external", "smooth", "stack", "blend", "ablate"),
     "Results": ("thresholds", "submit", "score", "explain", "report"),
-    "New scans": ("predict", "export"),
+    "New scans": ("predict", "export", "serve"),
     "Workspace": ("verify", "push", "pull", "clean"),
 }
 
@@ -333,6 +333,9 @@ def predict(
     runtime: Annotated[
         str, typer.Option(help="what runs the networks: torch; or onnx, of a bundle exported with --onnx")
     ] = "torch",
+    dicom: Annotated[
+        Path | None, typer.Option(help="folder for a structured report and heat maps of each study (extra `dicom`)")
+    ] = None,
     overrides: Set = None,
     force: Force = False,
 ) -> None:
@@ -340,24 +343,27 @@ def predict(
     from ich.stages import predict as stage
 
     seconds = None if time_limit is None else _seconds(time_limit)
+    then = None
+    if dicom is not None:
+        then = partial(_dicom("dicom_out", "--dicom").write, dicom)
     if engine is not None and (seconds is not None or bundle is not None):
         raise UserError("--engine needs RECIPE, and no --time-limit")
     if bundle is not None:
         if recipe is None or path is not None or out is None or overrides:
             raise UserError("use `ich predict --bundle DIR PATH -o OUT.csv`, without RECIPE and --set")
-        stage.run_bundle(bundle, recipe, out, fold=fold, time_limit=seconds, runtime=runtime)
+        stage.run_bundle(bundle, recipe, out, fold=fold, time_limit=seconds, runtime=runtime, then=then)
         return
     if runtime != "torch":
         raise UserError("--runtime needs --bundle DIR")
     if recipe is None:
         raise UserError("give RECIPE or --bundle DIR")
     plan = _plan(recipe, overrides)
-    if plan.recipe.competition.trained_by is not None and not any((path, out, engine)) and fold is None:
+    if plan.recipe.competition.trained_by is not None and not any((path, out, engine, dicom)) and fold is None:
         stage.run_outside(plan, force=force)
     elif path is None or out is None or plan.recipe.competition.trained_by is not None:
         raise UserError("give PATH and --out OUT.csv, or neither for a recipe with competition.trained_by")
     else:
-        stage.run(plan, path, out, fold=fold, engine=engine, time_limit=seconds)
+        stage.run(plan, path, out, fold=fold, engine=engine, time_limit=seconds, then=then)
 
 
 def _seconds(text: str) -> float:
@@ -369,6 +375,38 @@ def _seconds(text: str) -> float:
 
 
 command(predict)
+
+
+def _dicom(stage: str, what: str) -> Any:
+    """Import a stage that needs the extra `dicom`."""
+    try:
+        return import_module(f"ich.stages.{stage}")
+    except ModuleNotFoundError as error:
+        raise UserError(f"{what} requires {error.name}. Install it: pip install 'ich[dicom]'") from None
+
+
+def serve(
+    bundle: Annotated[Path, typer.Option(help="folder that `ich export` wrote")],
+    queue: Annotated[Path, typer.Option(help="folder of the queue")],
+    send_to: Annotated[str, typer.Option(metavar="AET@HOST:PORT", help="node that gets the results")],
+    allow: Annotated[list[str], typer.Option(metavar="AET", help="AE title that may send; repeatable")],
+    title: Annotated[str, typer.Option(metavar="AET", help="AE title of this server")] = "ICH",
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on")] = 11112,
+    wait: Annotated[
+        float, typer.Option(min=0, help="a study is complete when nothing has arrived for this many seconds")
+    ] = 30,
+    disk_limit: Annotated[float, typer.Option(min=0, help="size of the queue in GB; more is refused")] = 20,
+) -> None:
+    """Receive studies by DICOM C-STORE, score them, and send structured reports and heat maps to a node."""
+    stage = _dicom("serve", "`ich serve`")
+    node = stage.Node.parse(send_to)
+    score = _dicom("dicom_out", "`ich serve`").scorer(bundle)
+    limits = {"quiet": wait, "limit": int(disk_limit * 1e9)}
+    stage.run(score, queue, node, allow, title=title, host=host, port=port, **limits)
+
+
+command(serve)
 
 
 def export(

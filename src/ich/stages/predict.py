@@ -46,6 +46,7 @@ from ich.store.atomic import atomic, require_writable, write_text
 
 LISTED = 20  # quarantined files that are listed
 MARGIN = 1.1  # of the time that the next fold is expected to take
+Then = Callable[[Bundle, Path, "Scores"], object]
 RunSteps = Callable[[Sequence[engines.Step], engines.Make], Iterator[engines.Result]]
 
 
@@ -70,6 +71,7 @@ def run(
     fold: int | None = None,
     engine: str | None = None,
     time_limit: float | None = None,
+    then: Then | None = None,
 ) -> None:
     """Score scans with the ensemble of a workspace, or its models of one fold. engine: scores chunks of studies."""
     run_steps = None
@@ -78,7 +80,7 @@ def run(
         run_steps = lambda steps, make: run_on(steps, make, plan.recipe, plan.root)
     require_writable(out)
     bundle = of_workspace(plan, None if fold is None else [fold])
-    write_scores(bundle, source, out, run_steps=run_steps, time_limit=time_limit)
+    write_scores(bundle, source, out, run_steps=run_steps, time_limit=time_limit, then=then)
 
 
 def run_bundle(
@@ -89,11 +91,12 @@ def run_bundle(
     fold: int | None = None,
     time_limit: float | None = None,
     runtime: str = "torch",
+    then: Then | None = None,
 ) -> None:
     """Score scans with an exported bundle."""
     require_writable(out)
     bundle = read(folder, runtime)
-    write_scores(bundle if fold is None else bundle.only(fold), source, out, time_limit=time_limit)
+    write_scores(bundle if fold is None else bundle.only(fold), source, out, time_limit=time_limit, then=then)
 
 
 def write_scores(
@@ -103,12 +106,14 @@ def write_scores(
     *,
     run_steps: RunSteps | None = None,
     time_limit: float | None = None,
+    then: Then | None = None,
 ) -> None:
     """Score the DICOM files of `source` and write the table `out`, with those of series, studies and files next to it.
 
     source: a DICOM file, a .zip archive, or a folder of both at any depth. out: .csv, .parquet, or .zip of CSV files.
     run_steps: makes the chunks of studies; this process without it. time_limit: seconds for all; as many folds as fit
-    are used, at least one. Finished chunks are kept in `<out>.unfinished` until the tables are written.
+    are used, at least one. then: called with bundle, source and scores. Finished chunks are kept in `<out>.unfinished`
+    until all is written.
     """
     folder = out.with_name(f"{out.name}.unfinished")
     found = score(bundle, source, folder, run_steps=run_steps, time_limit=time_limit)
@@ -119,6 +124,8 @@ def write_scores(
         raise UserError(f"{source}: no readable slice in {len(found.files)} files; {why}. {path} lists all files")
     tables = {"files": found.files, "studies": found.studies, "series": found.series, "": found.slices}
     written = _write(out, tables)
+    if then is not None:
+        then(bundle, source, found)
     shutil.rmtree(folder)
     _show(found.studies, found.quarantined, bundle.spec.classes)
     if len(found.folds) < len(bundle.spec.folds):

@@ -5,7 +5,7 @@ import struct
 import time
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedReader, BytesIO, FileIO
 from typing import Any, cast
@@ -58,8 +58,11 @@ class _Parsed:
 
 
 @contextmanager
-def opened(file: BufferedReader) -> Iterator[tuple[Dataset, Stream]]:
-    """The header of a file, and the stream at the element of the pixels. Raises Unreadable and pydicom's errors."""
+def opened(file: BufferedReader, tags: Sequence[int] = READ) -> Iterator[tuple[Dataset, Stream]]:
+    """Elements of a file's header, and the stream at the element of the pixels.
+
+    Raises Unreadable and pydicom's errors.
+    """
     last, place = 0, 0
 
     def at_pixels(tag: int, vr: str | None, length: int) -> bool:
@@ -73,7 +76,7 @@ def opened(file: BufferedReader) -> Iterator[tuple[Dataset, Stream]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         stream = _inflated(_with_preamble(file))
-        header = read_partial(cast(Any, _Parsed(stream)), at_pixels, specific_tags=READ)
+        header = read_partial(cast(Any, _Parsed(stream)), at_pixels, specific_tags=[*tags])
         if 0 in header:  # pydicom reads the elements of group 0, which no file has, before the others
             raise Unreadable(Reason.NOT_DICOM, "its elements are not in order")
         yield header, stream
