@@ -33,7 +33,7 @@ VERSIONS = {
     "submit": 1,
     "score": 6,
     "explain": 4,
-    "report": 8,
+    "report": 9,
     "predict": 1,
 }
 # files in the raw folder that training does not read

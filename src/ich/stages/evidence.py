@@ -69,7 +69,7 @@ def read_evidence(plan: Plan) -> Evidence:
         audit=_explained(plan, "label_audit.csv"),
         quarantined=_table(plan.prepared.folder / "quarantine.csv")["reason"].tolist(),
         warnings=list(_warnings(plan)),
-        artifacts=list(_artifacts(plan)),
+        artifacts=list(artifacts(plan)),
         privacy=list(_privacy(plan, slices)),
     )
 
@@ -128,7 +128,7 @@ def _privacy(plan: Plan, slices: SliceTable) -> Iterator[str]:
     yield from filter(None, [plan.record_of(plan.prepared).get("burned_in")])
 
 
-def _artifacts(plan: Plan) -> Iterator[Artifact]:
+def artifacts(plan: Plan) -> Iterator[Artifact]:
     """The artifacts upstream of the page, in the order of the stages."""
     below: dict[str, Task] = {}
     todo = [plan.report]
@@ -154,4 +154,5 @@ def _artifacts(plan: Plan) -> Iterator[Artifact]:
             peak_memory_mib=record.get("peak_memory_mib", 0.0),
             versions=record.get("versions", {}),
             files=files,
+            machine=record.get("machine", ""),
         )
