@@ -69,6 +69,7 @@ class Clone:
             patch.setattr(hashes, "_HASHES", {})
             patch.setattr(processes, "interruptible", lambda _: nullcontext())
             patch.setattr(Plan, "cores", 1)
+            patch.setattr("ich.stages.predict.cores", lambda: 1)
             with pytest.raises(SystemExit) as end:
                 cli.main()
         said = out.getvalue() + err.getvalue()

@@ -26,7 +26,7 @@ ALLOWED = {
     "phantom": {"data", "inputs", "processes"},
     "ensemble": {"errors", "inputs"},
     "report": {"errors", "console", "ensemble", "data"},
-    "training": {"errors", "console", "store"},
+    "training": {"errors", "console", "processes", "store"},
     "models": {"recipe", *BASE, *WORK},
     "pipeline": {"recipe", "models", *BASE, *WORK},
     "stages": {"recipe", "models", "pipeline", *BASE, *WORK},

@@ -83,5 +83,7 @@ def test_a_command_runs(clone_copy, words):
     command, *rest = [FEWER.get(word, RECIPES.get(word, word)).replace("demo", "tiny") for word in words]
     recipe = next((word for word in rest if word in RECIPES.values()), None)
     rest += ["--set", "ablation.seeds=[1]"] if command == "ablate" else []
+    if "--bundle" in words:
+        clone_copy.ich("export", "-o", "bundle")
     warned = command == "check"  # a gap in a series is a warning
     clone_copy.ich(command, *(word for word in rest if word != recipe), recipe=recipe, code=int(warned))

@@ -24,7 +24,7 @@ GROUPS = {  # of the commands, in `ich --help`
     "Data": ("demo", "check", "prepare", "folds"),
     "Models": ("pretrain", "cnn", "end_to_end", "sequence", "external", "smooth", "stack", "blend", "ablate"),
     "Results": ("thresholds", "submit", "score", "explain", "report"),
-    "New scans": ("predict",),
+    "New scans": ("predict", "export"),
     "Workspace": ("verify", "push", "pull", "clean"),
 }
 
@@ -323,31 +323,73 @@ command(results)
 
 
 def predict(
-    recipe: RecipePath,
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="YAML file; not with --bundle")] = None,
     path: Annotated[
         Path | None, typer.Argument(metavar="PATH", help="DICOM file, .zip archive, or folder of both at any depth")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="file to write: .csv, .parquet or .zip")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="folder that `ich export` wrote, instead of RECIPE")] = None,
     fold: Annotated[int | None, typer.Option(help="use the models of one fold only")] = None,
+    time_limit: Annotated[
+        str | None, typer.Option(help="use only as many folds as this time allows: 8h, 30m or 90s")
+    ] = None,
     engine: Annotated[
         str | None, typer.Option(help="score studies in parallel: local, ray or slurm; default: in this process")
     ] = None,
     overrides: Set = None,
     force: Force = False,
 ) -> None:
-    """Score DICOM files with the trained ensemble. A recipe with trained_by needs neither PATH nor --out."""
+    """Score DICOM files with a trained ensemble. A recipe with trained_by needs neither PATH nor --out."""
     from ich.stages import predict as stage
 
+    seconds = None if time_limit is None else _seconds(time_limit)
+    if engine is not None and (seconds is not None or bundle is not None):
+        raise UserError("--engine needs RECIPE, and no --time-limit")
+    if bundle is not None:
+        if recipe is None or path is not None or out is None or overrides:
+            raise UserError("use `ich predict --bundle DIR PATH -o OUT.csv`, without RECIPE and --set")
+        stage.run_bundle(bundle, recipe, out, fold=fold, time_limit=seconds)
+        return
+    if recipe is None:
+        raise UserError("give RECIPE or --bundle DIR")
     plan = _plan(recipe, overrides)
     if plan.recipe.competition.trained_by is not None and not any((path, out, engine)) and fold is None:
         stage.run_outside(plan, force=force)
     elif path is None or out is None or plan.recipe.competition.trained_by is not None:
         raise UserError("give PATH and --out OUT.csv, or neither for a recipe with competition.trained_by")
     else:
-        stage.run(plan, path, out, fold=fold, engine=engine)
+        stage.run(plan, path, out, fold=fold, engine=engine, time_limit=seconds)
+
+
+def _seconds(text: str) -> float:
+    """Return the seconds in a text such as 8h, 30m or 90s."""
+    number, unit = text[:-1], {"h": 3600, "m": 60, "s": 1}.get(text[-1:])
+    if unit is None or not number.isdecimal() or not int(number):
+        raise UserError(f"--time-limit {text}: use a number and h, m or s, such as 8h")
+    return int(number) * unit
 
 
 command(predict)
+
+
+def export(
+    recipe: RecipePath,
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder to write")],
+    folds: Annotated[str | None, typer.Option(help="folds to include, such as 0,1; default: all")] = None,
+    half: Annotated[bool, typer.Option("--half", help="float16 weights: half the size, slightly other scores")] = False,
+    overrides: Set = None,
+) -> None:
+    """Write the trained ensemble as one folder that predicts anywhere."""
+    from ich.stages import export as stage
+
+    try:
+        numbers = None if folds is None else sorted({int(one) for one in folds.split(",")})
+    except ValueError:
+        raise UserError(f"--folds {folds}: use numbers with commas, such as 0,1") from None
+    stage.run(_plan(recipe, overrides), out, folds=numbers, half=half)
+
+
+command(export)
 
 
 Raw = Annotated[bool, typer.Option("--raw", help="the raw files instead of artifacts")]

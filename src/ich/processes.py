@@ -31,6 +31,11 @@ _taken: list[IO[str]] = []  # locks of the GPUs of this process
 POLL = 0.25  # seconds between two checks that the parent is running
 
 
+def cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Interrupted(BaseException):
     """Ctrl-C or SIGTERM. Not a KeyboardInterrupt, which libraries catch and print."""
 

@@ -28,6 +28,7 @@ from ich.pipeline.chunks import Chunks, split
 from ich.pipeline.engines import Make, Result, Step, attempt
 from ich.pipeline.state import Plan
 from ich.stages import predict, transfer
+from ich.stages.export import needed
 from ich.store.atomic import read_json
 from ich.store.hashes import sha256_bytes
 from ich.store.records import read_record, write_record
@@ -158,7 +159,7 @@ def test_models_that_the_blend_does_not_read_are_not_needed(copy):
     for model in ("bigru", "lgbm", "joint"):
         shutil.rmtree(plan.workspace.model(model))
     plan = plan_of(copy, "blend.inputs=[resnext]", *PLAIN)
-    assert predict.needed(plan) == ["resnext", "blend"]
+    assert needed(plan) == ["resnext", "blend"]
     assert_as_submitted(plan, scored(plan))
 
 
@@ -444,21 +445,27 @@ def test_the_suffix_of_the_output_is_its_format(copy, tmp_path):
     out = tmp_path / "new"
     for name in ("a.csv", "b.parquet", "c.zip"):
         predict.run(plan, file, out / name)
-    names = ["a.csv", "a.files.csv", "a.studies.csv", "b.files.parquet", "b.parquet", "b.studies.parquet", "c.zip"]
-    assert sorted(path.name for path in out.iterdir()) == names
+    parts = ("", ".files", ".series", ".studies")
+    names = [f"{stem}{part}.{suffix}" for stem, suffix in (("a", "csv"), ("b", "parquet")) for part in parts]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*names, "c.zip"])
     with zipfile.ZipFile(out / "c.zip") as archive:
-        assert sorted(archive.namelist()) == ["c.csv", "c.files.csv", "c.studies.csv"]
-        for part in ("", ".files", ".studies"):
+        assert sorted(archive.namelist()) == sorted(f"c{part}.csv" for part in parts)
+        for part in parts:
             assert archive.read(f"c{part}.csv") == (out / f"a{part}.csv").read_bytes()
             parquet = pd.read_parquet(out / f"b{part}.parquet")
             assert parquet.to_csv(index=False) == (out / f"a{part}.csv").read_text()
 
 
-def test_the_study_table_has_the_maximum_of_its_slices(copy):
+def test_the_tables_of_studies_and_series_have_the_maximum_of_their_slices(copy):
     table = scored(plan_of(copy))
-    studies = pd.read_csv(copy / "out.studies.csv", dtype={"study_id": str}).set_index("study_id")
-    pooled = [f"pooled_{name}" for name in CLASSES]
-    assert list(studies.columns) == ["series", "slices", *PROBABILITIES, *POSITIVES, *pooled]
+    studies, series = (pd.read_csv(copy / f"out.{kind}.csv", dtype={"study_id": str}) for kind in ("studies", "series"))
+    keys = ["study_id", "series_id"]
+    assert list(series.columns) == [*keys, "slices", *PROBABILITIES, *POSITIVES]
+    expected = table.groupby(keys, sort=False)[[*PROBABILITIES, *POSITIVES]].max()
+    pd.testing.assert_frame_equal(series.set_index(keys).drop(columns="slices"), expected)
+    studies = studies.set_index("study_id")
+    more = [f"{start}_{name}" for start in ("study_prob", "pooled") for name in CLASSES]
+    assert list(studies.columns) == ["series", "slices", *PROBABILITIES, *POSITIVES, *more]
     assert set(studies.index) == set(table["study_id"])
     for study, part in table.groupby("study_id"):
         assert studies["slices"][study] == len(part)

@@ -13,6 +13,7 @@ from ich.models.images import (
     image_loader,
     image_spec,
     predict_images,
+    saved_network,
     saved_windowing,
     slice_dataset,
     training_dataset,
@@ -21,7 +22,6 @@ from ich.models.images import (
 from ich.models.network import FittedNetwork, fit_on_labels, new_backbone
 from ich.models.slices import Predictions, Shape, Slices
 from ich.networks.cnn import Cnn as Network
-from ich.networks.cnn import CnnSpec
 from ich.training.run import Run
 
 
@@ -44,7 +44,7 @@ class Cnn(Model):
 class FittedCnn(FittedNetwork):
     @staticmethod
     def build(spec: Mapping[str, Any]) -> nn.Module:
-        return Network(CnnSpec(**spec["network"]))
+        return Network(saved_network(spec))
 
     def predict(self, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:
         if not len(slices):  # no test set

@@ -13,6 +13,7 @@ from ich.models.images import (
     image_loader,
     image_spec,
     predict_images,
+    saved_network,
     saved_windowing,
     series_dataset,
     slice_dataset,
@@ -22,7 +23,7 @@ from ich.models.images import (
 from ich.models.network import FittedNetwork, fit_on_labels, new_backbone
 from ich.models.sequence import head_spec
 from ich.models.slices import Predictions, Shape, Slices
-from ich.networks.cnn import Cnn, CnnSpec
+from ich.networks.cnn import Cnn
 from ich.networks.cnn_lstm import EndToEnd as Network
 from ich.networks.layers import HeadSpec
 from ich.networks.sequence import build_head, try_head
@@ -56,7 +57,7 @@ def _joined(cnn: Cnn, spec: Mapping[str, Any]) -> Network:
 class FittedEndToEnd(FittedNetwork):
     @staticmethod
     def build(spec: Mapping[str, Any]) -> nn.Module:
-        return _joined(Cnn(CnnSpec(**spec["network"])), spec)
+        return _joined(Cnn(saved_network(spec)), spec)
 
     def predict(self, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:
         if not len(slices):  # no test set

@@ -1,69 +1,76 @@
-"""All models that a blend reads, with all their folds, as one model: the mean of its folds."""
+"""The models of a bundle applied to slices, fold by fold."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ich.ensemble.calibration import Calibrator
 from ich.ensemble.predictions import sigmoid
 from ich.models.base import Fitted
+from ich.models.bundle import Bundle
 from ich.models.network import FittedNetwork
 from ich.models.slices import Predictions, Slices
 
 
+@dataclass(frozen=True)
+class FoldScores:
+    """Predictions of one fold."""
+
+    logits: NDArray[np.float32]
+    """[n, c] of the blend, one row per slice."""
+    studies: Mapping[str, pd.DataFrame]
+    """Study logits [m, c] by study id, of each model with attention pooling."""
+
+
 @dataclass
 class Ensemble:
-    """Independent of the recipe and of the workspace."""
+    """All models of a bundle. Each fitted fold is read once and then kept in main memory."""
 
-    inputs: Mapping[str, Sequence[str]]
-    """The inputs of each model. A model follows its inputs; the blend is last."""
-    folds: Sequence[int]
-    model: Callable[[str, int], Fitted]
-    """Called once per model and fold. The models are kept in main memory."""
-    calibrators: Mapping[str, Mapping[str, Calibrator]] = field(default_factory=dict)
-    """Of the study logits of models with attention pooling, per class."""
-    workers: Mapping[str, Any] = field(default_factory=dict)
-    """Loader processes of models that read images."""
+    bundle: Bundle
     _fitted: dict[tuple[str, int], Fitted] = field(default_factory=dict)
 
     def predict(
         self, slices: Slices, on_done: Callable[[float], object] = lambda share: None
-    ) -> tuple[NDArray[np.float64], pd.DataFrame | None]:
-        """Return the mean logits [n, c] of the blend over folds, one row per slice.
-
-        The second value holds probabilities of studies [m, c], by study id: the mean over the models with
-        `calibrators`. It is None without such a model. on_done: called with the finished share after each model.
-        """
-        folds, pooled = list[NDArray](), dict[str, list[pd.DataFrame]]()
-        for k in self.folds:
+    ) -> Iterator[tuple[int, FoldScores]]:
+        """Yield the scores of each fold. on_done: called with the finished share after each model."""
+        spec = self.bundle.spec
+        for number, fold in enumerate(spec.folds):
             found: dict[str, Predictions] = {}
-            for done, (name, inputs) in enumerate(self.inputs.items(), start=1):
-                part = replace(slices, workers=self.workers.get(name, 0))
-                found[name] = self._predict(name, k, part, {other: found[other] for other in inputs})
-                if (studies := found[name].studies) is not None and name in self.calibrators:
-                    pooled.setdefault(name, []).append(studies)
-                on_done((len(folds) + done / len(self.inputs)) / len(self.folds))
-            folds.append(found["blend"].logits)
-        likely = [self._calibrated(name, _mean(parts)) for name, parts in pooled.items()]
-        return np.asarray(np.mean(folds, axis=0, dtype=np.float64)), _mean(likely) if likely else None
+            for done, (name, model) in enumerate(spec.models.items(), start=1):
+                part = replace(slices, workers=model.workers)
+                found[name] = self._predict(name, fold, part, {other: found[other] for other in model.inputs})
+                on_done((number + done / len(spec.models)) / len(spec.folds))
+            studies = {name: found[name].studies for name in spec.studies}
+            yield fold, FoldScores(found["blend"].logits, {k: v for k, v in studies.items() if v is not None})
 
     def _predict(self, name: str, fold: int, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:
         if (name, fold) not in self._fitted:
-            self._fitted[name, fold] = self.model(name, fold)
+            self._fitted[name, fold] = self.bundle.load(name, fold)
         fitted = self._fitted[name, fold]
         predictions = fitted.predict(slices, inputs)
         if isinstance(fitted, FittedNetwork):
             fitted.network.cpu()  # a GPU may not hold all networks
         return predictions
 
-    def _calibrated(self, model: str, logits: pd.DataFrame) -> pd.DataFrame:
-        """Return probabilities of the study logits [m, c] of a model."""
-        return logits.apply(lambda column: sigmoid(self.calibrators[model][column.name].apply(column)))
+
+def mean_logits(folds: Sequence[FoldScores]) -> NDArray[np.float64]:
+    """Return the mean logits [n, c] of the blend over folds."""
+    return np.asarray(np.mean([one.logits for one in folds], axis=0, dtype=np.float64))
 
 
-def _mean(tables: list[pd.DataFrame]) -> pd.DataFrame:
+def pooled_probabilities(bundle: Bundle, folds: Sequence[FoldScores]) -> pd.DataFrame | None:
+    """Return probabilities [m, c] by study id: the mean over the models with attention pooling; None without one.
+
+    The logits of a model are averaged over folds, then calibrated.
+    """
+    parts: list[pd.DataFrame] = []
+    for name in folds[0].studies:
+        calibrators, logits = bundle.calibrators(name), _mean([one.studies[name] for one in folds])
+        parts.append(logits.apply(lambda column, by=calibrators: sigmoid(by[column.name].apply(column))))
+    return _mean(parts) if parts else None
+
+
+def _mean(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(tables).astype("float64").groupby(level=0, sort=False).mean()

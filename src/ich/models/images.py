@@ -37,6 +37,11 @@ def saved_windowing(spec: Mapping[str, Any]) -> Windowing:
     return Windowing(**{**spec["view"], "windows": tuple(Window(**window) for window in spec["view"]["windows"])})
 
 
+def saved_network(spec: Mapping[str, Any]) -> CnnSpec:
+    """The Cnn that `image_spec` recorded. It never loads initial weights, whatever the file says."""
+    return CnnSpec(**{**spec["network"], "pretrained": False, "weights": None})
+
+
 def image_spec(settings: Backbone, shape: Shape, *, dropout: float = 0.0) -> tuple[CnnSpec, dict[str, Any]]:
     """The spec of the Cnn to train, and the spec of the fitted model, which rebuilds it without initial weights."""
     view = windowing(settings, shape.values)

@@ -69,6 +69,12 @@ def parameters(path: Path) -> int:
         return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
 
 
+def halved(path: Path) -> bytes:
+    """The content of a file of weights with float16 instead of float32. `FittedNetwork.load` reads both."""
+    tensors = load(path.read_bytes())
+    return save({name: value.half() if value.dtype == torch.float32 else value for name, value in tensors.items()})
+
+
 def new_backbone(spec: CnnSpec, data: FoldData, run: Run) -> Cnn:
     """A new Cnn. Raises UserError if timm has no such backbone or the weights do not fit."""
     torch.manual_seed(run.seed)

@@ -29,12 +29,12 @@ VERSIONS = {
     "smooth": 2,
     "stack": 3,
     "blend": 3,
-    "thresholds": 3,
+    "thresholds": 4,
     "submit": 1,
     "score": 6,
     "explain": 4,
     "report": 9,
-    "predict": 1,
+    "predict": 2,
 }
 # files in the raw folder that training does not read
 NOT_RAW = ("run.json", "solution.csv", "mislabelled.csv", "masks.npz")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from ich.console import detail, duration, say
 from ich.errors import UserError
 from ich.pipeline.graph import CHECKPOINT, HEADERS, VERSIONS, Graph, Task, Upstream
+from ich.processes import cores
 from ich.recipe import Recipe
 from ich.store import raw
 from ich.store.hashes import digest, sha256_file
@@ -308,7 +309,7 @@ class Plan(Graph):
     @property
     def cores(self) -> int:
         """CPU cores that this process may use."""
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cores()
 
     @property
     def gpus(self) -> list[str]:

@@ -1,14 +1,16 @@
-"""`ich predict`: score DICOM files with the trained ensemble.
+"""`ich predict`: score DICOM files with a trained ensemble, that of a workspace or an exported bundle.
 
 Per fold, all models that the blend needs predict by `Fitted.predict`, as in training. The mean over folds gets the
-thresholds and the prevalence of the submission. Three tables are written: slices, files and studies.
+thresholds and the prevalence of the submission. Four tables are written: slices, series, studies and files.
 """
 
+import math
 import shutil
+import time
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,69 +28,143 @@ from ich.data.dicom import Geometry, Reason, Unreadable
 from ich.data.files import INSIDE, below, checked, escaped, image_ids, with_members
 from ich.data.slice_table import Quarantined, read_geometries, slice_table
 from ich.ensemble import thresholds
+from ich.ensemble.calibration import Calibrator
 from ich.ensemble.final import final_probabilities
-from ich.ensemble.predictions import logit_columns, sigmoid
+from ich.ensemble.hierarchy import project_any
+from ich.ensemble.predictions import sigmoid
 from ich.errors import UserError, parsing
+from ich.models.bundle import Bundle, read
+from ich.models.ensemble import Ensemble, mean_logits, pooled_probabilities
 from ich.models.slices import Slices
 from ich.models.table import read_parquet, series_codes
 from ich.pipeline import engines
-from ich.pipeline.chunks import Chunks, ensemble_of, fingerprint, needed, split
-from ich.pipeline.graph import STUDIES, Task
+from ich.pipeline.chunks import Chunks, ChunkScores, split
 from ich.pipeline.state import Made, Plan
+from ich.processes import cores
+from ich.stages.export import of_workspace
 from ich.store import raw
-from ich.store.atomic import atomic, read_json, require_writable, write_text
-from ich.store.records import Record
+from ich.store.atomic import atomic, require_writable, write_text
 
 LISTED = 20  # quarantined files that are listed
+MARGIN = 1.1  # of the time that the next fold is expected to take
+RunSteps = Callable[[Sequence[engines.Step], engines.Make], Iterator[engines.Result]]
 
 
-def run(plan: Plan, source: Path, out: Path, *, fold: int | None = None, engine: str | None = None) -> None:
-    """Score the DICOM files of `source` and write the table `out`, with those of files and studies next to it.
+@dataclass(frozen=True)
+class Scores:
+    """Tables of scored scans, without patients."""
+
+    slices: pd.DataFrame
+    series: pd.DataFrame
+    studies: pd.DataFrame
+    files: pd.DataFrame
+    quarantined: list[Quarantined]
+    folds: Sequence[int]
+    """Folds whose models were used."""
+
+
+def run(
+    plan: Plan,
+    source: Path,
+    out: Path,
+    *,
+    fold: int | None = None,
+    engine: str | None = None,
+    time_limit: float | None = None,
+) -> None:
+    """Score scans with the ensemble of a workspace, or its models of one fold. engine: scores chunks of studies."""
+    run_steps = None
+    if engine is not None:
+        run_on = engines.engine(engine)
+        run_steps = lambda steps, make: run_on(steps, make, plan.recipe, plan.root)
+    require_writable(out)
+    bundle = of_workspace(plan, None if fold is None else [fold])
+    write_scores(bundle, source, out, run_steps=run_steps, time_limit=time_limit)
+
+
+def run_bundle(
+    folder: Path, source: Path, out: Path, *, fold: int | None = None, time_limit: float | None = None
+) -> None:
+    """Score scans with an exported bundle."""
+    require_writable(out)
+    bundle = read(folder)
+    write_scores(bundle if fold is None else bundle.only(fold), source, out, time_limit=time_limit)
+
+
+def write_scores(
+    bundle: Bundle,
+    source: Path,
+    out: Path,
+    *,
+    run_steps: RunSteps | None = None,
+    time_limit: float | None = None,
+) -> None:
+    """Score the DICOM files of `source` and write the table `out`, with those of series, studies and files next to it.
 
     source: a DICOM file, a .zip archive, or a folder of both at any depth. out: .csv, .parquet, or .zip of CSV files.
-    fold: use the models of this fold only, which were not trained on it. engine: scores chunks of studies; this process
-    without one. Finished chunks are kept in `<out>.unfinished` until the tables are written.
+    run_steps: makes the chunks of studies; this process without it. time_limit: seconds for all; as many folds as fit
+    are used, at least one. Finished chunks are kept in `<out>.unfinished` until the tables are written.
     """
-    run_steps = None if engine is None else engines.engine(engine)
-    require_writable(out)
-    plan.require(_task(plan, out, fold))
-    for name in needed(plan):
-        if not plan.settings_of(name).scores_new_scans:
-            raise UserError(f"{name} cannot score new scans. Remove it from blend.inputs")
-    root, real, names, unusable = _files(source)
-    slices, quarantined, headers = _headers(plan, source, root, names)
     folder = out.with_name(f"{out.name}.unfinished")
+    found = score(bundle, source, folder, run_steps=run_steps, time_limit=time_limit)
+    if found.slices.empty:
+        path, first = out.with_suffix(".files.csv"), found.quarantined[0]
+        write_text(path, found.files.to_csv(index=False))
+        why = f"{first.path}: {_why(first)}"
+        raise UserError(f"{source}: no readable slice in {len(found.files)} files; {why}. {path} lists all files")
+    tables = {"files": found.files, "studies": found.studies, "series": found.series, "": found.slices}
+    written = _write(out, tables)
+    shutil.rmtree(folder)
+    _show(found.studies, found.quarantined, bundle.spec.classes)
+    if len(found.folds) < len(bundle.spec.folds):
+        used, all_folds = (", ".join(map(str, folds)) for folds in (found.folds, bundle.spec.folds))
+        warn(f"the time limit allowed the models of folds {used} of {all_folds}")
+    said = f"{len(found.slices)} slices, {len(found.quarantined)} files quarantined"
+    say(f"\npredict: wrote {', '.join(written)}: {said}")
+
+
+def score(
+    bundle: Bundle,
+    source: Path,
+    folder: Path,
+    *,
+    run_steps: RunSteps | None = None,
+    time_limit: float | None = None,
+) -> Scores:
+    """Return the scores of the DICOM files of `source`; arguments as in `write_scores`. folder: of the chunks."""
+    end = None if time_limit is None else time.monotonic() + time_limit
+    root, real, names, unusable = _files(source)
+    slices, quarantined, headers = _headers(bundle, source, root, names)
+    parts, folds = list[ChunkScores](), list[int]()
     if not slices.empty:
-        _warn_of_single_slices(slices, plan.record_of(plan.prepared)["values"])
+        _warn_of_single_slices(slices, bundle.spec.values)
         chunks = Chunks(
-            plan.recipe,
-            plan.root.absolute(),
+            bundle,
             scans=root.absolute(),
+            identities=_identities(root, real),
             folder=folder.absolute(),
-            fold=fold,
-            fingerprint=fingerprint(plan, fold, _identity(root, real)),
-            jobs=plan.cores if engine is None else plan.recipe.compute.threads,
+            jobs=cores() if run_steps is None else bundle.spec.threads,
         )
-        slices, unread = _score(plan, chunks, slices, run_steps)
-        quarantined += unread
-    quarantined += unusable
+        parts = _chunk_scores(chunks, slices, run_steps, end)
+        scored = [part.folds.keys() for part in parts if len(part.slices)]
+        folds = [k for k in bundle.spec.folds if all(k in keys for keys in scored)]
+    quarantined += [item for part in parts for item in part.unread] + unusable
+    read = [part for part in parts if len(part.slices)]
+    slices = pd.concat([part.slices for part in read], ignore_index=True) if read else slices.iloc[:0]
     files = _file_table(headers, slices, quarantined)
     if slices.empty:
-        path, first = out.with_suffix(".files.csv"), quarantined[0]
-        write_text(path, files.to_csv(index=False))
-        shutil.rmtree(folder, ignore_errors=True)
-        why = f"{first.path}: {_why(first)}"
-        raise UserError(f"{source}: no readable slice in {len(files)} files; {why}. {path} lists all files")
-    scored = _scored(plan, slices, slices[logit_columns(_classes(plan))].to_numpy())
-    studies = _study_table(scored)
-    if pooled := [name for name in slices if str(name).startswith("pooled_")]:
-        studies = studies.join(slices.groupby("study_id")[pooled].first(), on="study_id")
+        return Scores(slices, slices, slices, files, quarantined, folds)
+    logits = np.concatenate([mean_logits([part.folds[k] for k in folds]) for part in read])
+    scored = _scored(bundle, slices, logits)
+    studies = _largest(scored, ["study_id"], series=("series_id", "nunique"))
+    studies = studies.join(_study_probabilities(bundle, slices["study_id"], logits), on="study_id")
+    pooled = [pooled_probabilities(bundle, [part.folds[k] for k in folds]) for part in read]
+    if tables := [one for one in pooled if one is not None]:
+        studies = studies.join(pd.concat(tables).add_prefix("pooled_"), on="study_id")
+    series = _largest(scored, ["study_id", "series_id"])
     uids = {path: header.instance_uid for path, header in headers.items() if isinstance(header, Geometry)}
     scored = scored.assign(sop_instance_uid=slices["path"].map(uids), path=slices["path"])
-    written = _write(out, {"files": files, "studies": studies, "": scored})
-    shutil.rmtree(folder)
-    _show(studies, quarantined, _classes(plan))
-    say(f"\npredict: wrote {', '.join(written)}: {len(scored)} slices, {len(quarantined)} files quarantined")
+    return Scores(scored, series, studies, files, quarantined, folds)
 
 
 def run_outside(plan: Plan, *, force: bool = False) -> None:
@@ -98,44 +174,30 @@ def run_outside(plan: Plan, *, force: bool = False) -> None:
         raise UserError(f"image: must be the same as in {plan.recipe.competition.trained_by}")
     if not plan.state(plan.outside).done:
         try:
-            trained.require(_task(trained, path))
+            of_workspace(trained)
         except UserError as error:
             raise UserError(f"{plan.recipe.competition.trained_by}: {error}") from None
 
-    def score(_fingerprint: str) -> Made:
-        folder = plan.prepared.folder
+    def made_scores(_fingerprint: str) -> Made:
+        folder, bundle = plan.prepared.folder, of_workspace(trained)
         table = read_parquet(folder / "slices.parquet")
         table["series"] = series_codes(table)
-        values, images = trained.record_of(trained.prepared)["values"], cache.HuCache.open(folder, table)
-        slices = Slices(table, np.arange(len(table)), _classes(trained), images, values)
-        ensemble, logits = ensemble_of(trained), list[NDArray]()
-        torch.set_num_threads(trained.recipe.compute.threads)
+        images, spec = cache.HuCache.open(folder, table), bundle.spec
+        slices = Slices(table, np.arange(len(table)), list(spec.classes), images, spec.values)
+        ensemble, logits = Ensemble(bundle), list[NDArray]()
+        torch.set_num_threads(spec.threads)
         with progress("predict: ensemble", len(slices)) as work:
-            for rows in split(table["study_id"], trained.recipe.image.size):
+            for rows in split(table["study_id"], spec.image.size):
                 share = partial(_advance, work, rows[0], len(rows))
-                logits.append(ensemble.predict(replace(slices, rows=rows), share)[0])
-        scored = _scored(trained, table, np.concatenate(logits))
+                folds = [scores for _, scores in ensemble.predict(replace(slices, rows=rows), share)]
+                logits.append(mean_logits(folds))
+        scored = _scored(bundle, table, np.concatenate(logits))
         scored.insert(0, "scan", table["path"].map(scan_of))
         write_text(path, scored.to_csv(index=False))
         return {path.name: path}, {"slices": len(scored)}
 
-    made = plan.make(plan.outside, score, force=force)
+    made = plan.make(plan.outside, made_scores, force=force)
     say(f"predict: {'wrote' if made else 'up to date,'} {path}")
-
-
-def _task(plan: Plan, out: Path, fold: int | None = None) -> Task:
-    """Task with the inputs of a prediction: the folds of the blend, and the thresholds if there are any."""
-    upstream = tuple((task, ()) for task in plan.tasks_of("blend", fold=fold))
-    if fold is None:  # their calibration needs all folds
-        names = (name for name in needed(plan) if plan.settings_of(name).writes_studies)
-        upstream += tuple((plan.assembled(name), (STUDIES,)) for name in names)
-    if plan.record_of(plan.thresholds):
-        upstream += ((plan.thresholds, ()),)
-    return Task("predict", "predict", Record(out), {}, upstream)
-
-
-def _classes(plan: Plan) -> list[str]:
-    return plan.record_of(plan.prepared)["classes"]
 
 
 # ---- the slices
@@ -159,18 +221,18 @@ def _files(source: Path) -> tuple[Path, list[str], list[str], list[Quarantined]]
 
 
 def _headers(
-    plan: Plan, source: Path, root: Path, names: Sequence[str]
+    bundle: Bundle, source: Path, root: Path, names: Sequence[str]
 ) -> tuple[pd.DataFrame, list[Quarantined], dict[str, Geometry | Unreadable]]:
     """Read the headers of the files; return their slice table, the quarantined files, and the headers.
 
     The slice table is empty if no file is readable.
     """
-    classes, values = _classes(plan), plan.record_of(plan.prepared)["values"]
+    classes, values = bundle.spec.classes, bundle.spec.values
     ids = image_ids([name.replace(INSIDE, "/") for name in names])
     files = pd.DataFrame({"image_id": ids, "split": "test", "path": list(names)})
     labels = pd.DataFrame({"image_id": pd.Series(dtype="str")} | {name: pd.Series(dtype="float") for name in classes})
     with progress("predict: headers", len(names), "files") as advance:
-        geometries = read_geometries(root, names, plan.cores, advance, values)
+        geometries = read_geometries(root, names, cores(), advance, values)
     try:
         slices, quarantined = slice_table(Raw(files, labels, [], dict.fromkeys(classes, 1.0), "", ()), geometries)
     except ValueError as error:
@@ -185,7 +247,7 @@ def _why(item: Quarantined) -> str:
 # ---- the chunks
 
 
-def _identity(root: Path, files: Sequence[str]) -> dict[str, tuple[int, str]]:
+def _identities(root: Path, files: Sequence[str]) -> dict[str, tuple[int, str]]:
     """Return size and sample of each file."""
     found: dict[str, tuple[int, str]] = {}
     with progress("predict: raw files", len(files), "files", inner=True) as advance:
@@ -195,35 +257,58 @@ def _identity(root: Path, files: Sequence[str]) -> dict[str, tuple[int, str]]:
     return found
 
 
-def _score(
-    plan: Plan, chunks: Chunks, slices: pd.DataFrame, run_steps: engines.Engine | None
-) -> tuple[pd.DataFrame, list[Quarantined]]:
-    """Make the missing chunks; return the scored slices with their logits, and the unreadable ones.
+@dataclass
+class _Clock:
+    """Decides how many folds fit into a time limit, by the time per slice and fold so far."""
+
+    end: float
+    """On the monotonic clock."""
+    most: int
+    """Folds of each earlier chunk; more of a later one would not be used."""
+    begun: float
+    done: int = 0
+    """Slices times folds."""
+
+    def enough(self, size: int, later: int, folds: int) -> bool:
+        """Return whether `folds` are enough for a chunk of `size` slices. later: slices of the chunks after it."""
+        now = time.monotonic()
+        self.done += size
+        pace = MARGIN * (now - self.begun) / self.done
+        if now + pace * (size + later * (folds + 1)) > self.end:
+            self.most = min(self.most, folds)
+        return folds >= self.most
+
+
+def _chunk_scores(
+    chunks: Chunks, slices: pd.DataFrame, run_steps: RunSteps | None, end: float | None
+) -> list[ChunkScores]:
+    """Make the missing chunks and return the scores of all. end: of the time limit, on the monotonic clock.
 
     Raises UserError if a chunk could not be made. The others are kept.
     """
-    sizes = chunks.write(slices)
-    missing = [name for name in sizes if chunks.scores(name) is None]
-    done = len(slices) - sum(sizes[name] for name in missing)
-    if done:
+    sizes, folds = chunks.write(slices), len(chunks.bundle.spec.folds)
+    kept = {name: len(scores.folds) for name in sizes if (scores := chunks.scores(name)) is not None}
+    missing = [name for name in sizes if name not in kept or (end is None and 0 < kept[name] < folds)]
+    left = sum(sizes[name] for name in missing)
+    if left < len(slices):
         say(f"predict: {len(sizes) - len(missing)} of {len(sizes)} chunks are kept from an earlier run")
     failed: dict[str, list[str]] = {}
     with progress("predict: ensemble", len(slices)) as work:
-        work.begin(done)
-
-        results: Iterable[engines.Result] = ()
+        work.begin(len(slices) - left)
         if run_steps is not None:
-            steps = [engines.Step(name, cores=plan.recipe.compute.threads, on_gpu=True) for name in missing]
-            results = run_steps(steps, chunks.make, plan.recipe, plan.root) if steps else ()
-        for name in missing if run_steps is None else ():  # here, an error ends the command
-            chunks.make(name, partial(_advance, work, done, sizes[name]))
-            done += sizes[name]
-        for result in results:
-            if result.error:
-                failed.setdefault(result.error, []).append(result.name)
-            else:
-                done += sizes[result.name]
-                work.at(done)
+            steps = [engines.Step(name, cores=chunks.bundle.spec.threads, on_gpu=True) for name in missing]
+            for result in run_steps(steps, chunks.make) if steps else ():
+                if result.error:
+                    failed.setdefault(result.error, []).append(result.name)
+                    continue
+                left -= sizes[result.name]
+                work.at(len(slices) - left)
+        else:  # here, an error ends the command
+            clock = _Clock(end or math.inf, min([folds, *filter(None, kept.values())]), time.monotonic())
+            for name in missing:
+                share = partial(_advance, work, len(slices) - left, sizes[name])
+                left -= sizes[name]
+                chunks.make(name, share, partial(clock.enough, sizes[name], left))
     found = {name: chunks.scores(name) for name in sizes}
     if missing := [name for name, scores in found.items() if scores is None]:
         reasons = [
@@ -231,8 +316,7 @@ def _score(
         ]
         last = f"{len(missing)} of {len(sizes)} chunks are missing. Rerun the same command to make only these"
         raise UserError("\n".join([*reasons, last]))
-    scored, unread = zip(*(scores for scores in found.values() if scores), strict=True)
-    return pd.concat(scored, ignore_index=True), [item for items in unread for item in items]
+    return [scores for scores in found.values() if scores is not None]
 
 
 def _advance(work: Work, first: int, count: int, share: float) -> None:
@@ -243,23 +327,31 @@ def _advance(work: Work, first: int, count: int, share: float) -> None:
 # ---- the tables
 
 
-def _scored(plan: Plan, slices: pd.DataFrame, logits: NDArray) -> pd.DataFrame:
+def _scored(bundle: Bundle, slices: pd.DataFrame, logits: NDArray) -> pd.DataFrame:
     """Return ids without the patient's, prob_<class> and positive_<class>, equal to those of `ich submit`."""
-    classes, path = _classes(plan), plan.workspace.thresholds
-    probability, positive = sigmoid(logits), None
-    if plan.state(plan.thresholds).done:
-        plan.pull(((plan.thresholds, (path.name,)),))
-        with parsing(path):
-            weights = plan.record_of(plan.prepared)["class_weights"]
-            probability, cuts = final_probabilities(read_json(path), logits, classes, weights)
-            positive = thresholds.apply(probability, cuts)
-    else:
-        say("predict: no thresholds, so no columns positive_<class>. Run `ich thresholds` to tune them")
+    classes, tuned = list(bundle.spec.classes), bundle.spec.thresholds
     scored = slices[["image_id", "study_id", "series_id", "index"]].copy()
+    if tuned is None:
+        say("predict: no thresholds, so no columns positive_<class>. Run `ich thresholds` to tune them")
+        scored[[f"prob_{name}" for name in classes]] = sigmoid(logits)
+        return scored
+    with parsing("thresholds.json", "run `ich thresholds`"):
+        probability, cuts = final_probabilities(tuned, logits, classes, bundle.spec.class_weights)
     scored[[f"prob_{name}" for name in classes]] = probability
-    if positive is not None:
-        scored[[f"positive_{name}" for name in classes]] = positive.astype(int)
+    scored[[f"positive_{name}" for name in classes]] = thresholds.apply(probability, cuts).astype(int)
     return scored
+
+
+def _study_probabilities(bundle: Bundle, studies: pd.Series, logits: NDArray) -> pd.DataFrame:
+    """Return study_prob_<class> by study id: the calibrated maximum over the slices. Without columns if not tuned."""
+    classes, tuned = list(bundle.spec.classes), bundle.spec.thresholds
+    largest = pd.DataFrame(logits, columns=classes).groupby(studies.to_numpy(), sort=False).max()
+    if tuned is None:
+        return largest[[]]
+    with parsing("thresholds.json", "run `ich thresholds`"):
+        found = [Calibrator.from_dict(tuned["studies"][name]).apply(largest[name]) for name in classes]
+    projected = project_any(np.column_stack(found), classes, bundle.spec.class_weights)
+    return pd.DataFrame(sigmoid(projected), largest.index, [f"study_prob_{name}" for name in classes])
 
 
 def _file_table(
@@ -286,12 +378,14 @@ def _file_row(path: str, scored: int, refused: Quarantined | None, ids: Mapping[
     return found | {name: ids.get(key, "") for name, key in names.items()}
 
 
-def _study_table(scored: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per study: series, slices, and the maximum of each prob_<class> and positive_<class>."""
-    studies = scored.groupby("study_id", sort=False)
-    counts = pd.DataFrame({"series": studies["series_id"].nunique(), "slices": studies.size()})
-    largest = studies[[name for name in map(str, scored) if name.startswith(("prob_", "positive_"))]].max()
-    return counts.join(largest).reset_index()
+def _largest(scored: pd.DataFrame, keys: list[str], **more: tuple[str, str]) -> pd.DataFrame:
+    """Return one row per study or series: slices, and the maximum of each prob_<class> and positive_<class>.
+
+    more: further columns, as in `DataFrameGroupBy.agg`.
+    """
+    groups = scored.groupby(keys, sort=False)
+    largest = groups[[name for name in map(str, scored) if name.startswith(("prob_", "positive_"))]].max()
+    return groups.agg(**more, slices=("image_id", "size")).join(largest).reset_index()
 
 
 def _write(out: Path, tables: Mapping[str, pd.DataFrame]) -> list[str]:

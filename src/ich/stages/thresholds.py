@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ich.console import say, table
-from ich.ensemble import metrics, prevalence, thresholds
+from ich.ensemble import calibration, metrics, prevalence, thresholds
 from ich.ensemble.final import final_probabilities, prevalence_factors, shift_all
 from ich.ensemble.intervals import Bootstrap
 from ich.ensemble.predictions import sigmoid
@@ -51,6 +52,7 @@ def _tune_blend(plan: Plan) -> Made:
         folds=labelled["fold"].to_numpy(),
         patients=labelled["patient_id"].to_numpy(),
     )
+    found["studies"] = _study_calibrators(labelled["study_id"], z, slices.labels[rows], slices.classes)
     found["prevalence"] = _prevalence(slices, settings, z, z_test, found["thresholds"])
     if settings.transfer == "quantile":
         folds = [plan.workspace.fold("blend", k) / "test.parquet" for k in plan.fold_numbers]
@@ -60,6 +62,14 @@ def _tune_blend(plan: Plan) -> Made:
         found["transferred"] = dict(zip(slices.classes, moved, strict=True))
     write_json(path, found)
     return {path.name: path}, {}
+
+
+def _study_calibrators(
+    studies: pd.Series, z: np.ndarray, labels: np.ndarray, classes: list[str]
+) -> dict[str, dict[str, Any]]:
+    """Return Platt scaling of each class's largest logit per study, fitted on all folds, for `ich predict`."""
+    largest, known = (pd.DataFrame(one).groupby(studies.to_numpy()).max().to_numpy() for one in (z, labels))
+    return {name: calibration.fit("platt", largest[:, c], known[:, c]).as_dict() for c, name in enumerate(classes)}
 
 
 def _prevalence(

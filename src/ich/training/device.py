@@ -10,6 +10,7 @@ import torch.utils.deterministic
 from torch import Tensor
 
 from ich.errors import UserError
+from ich.processes import cores
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # otherwise cuBLAS may sum in another order
 
@@ -29,8 +30,7 @@ def loader_workers(setting: int | Literal["auto"]) -> int:
         return setting
     if default_device().type == "cpu":
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_LOADER_WORKERS, cores - 1))
+    return max(1, min(MAX_LOADER_WORKERS, cores() - 1))
 
 
 def resolve(precision: Precision, device: torch.device) -> Precision:
