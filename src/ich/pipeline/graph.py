@@ -30,7 +30,7 @@ VERSIONS = {
     "stack": 3,
     "blend": 3,
     "thresholds": 4,
-    "submit": 1,
+    "submit": 2,
     "score": 6,
     "explain": 4,
     "report": 9,

@@ -1,7 +1,7 @@
 """The model card of a recipe, from the records of its run: the README of a bundle and a section of the page."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,17 +14,20 @@ from ich.data.folds import unknown_patients
 from ich.errors import parsing
 from ich.models.network import parameters
 from ich.models.table import SliceTable
+from ich.pipeline.graph import VERSIONS, Task
 from ich.pipeline.state import Plan
 from ich.recipe import Labels, in_yaml
 from ich.report.card import parts
 from ich.report.card.facts import Count, Facts, ModelFacts, Spread
+from ich.report.evidence import Artifact
 from ich.report.sections.provenance import without_folders
-from ich.stages.evidence import artifacts
 from ich.store.atomic import read_json
 
 # settings that are shown even where they have their defaults
 MAIN = ("backbone", "head", "cell", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "weight_decay")
 MAIN += ("precision", "num_iterations", "num_leaves", "neighbours", "method", "calibration", "seed")
+
+ASSEMBLED = ("oof.parquet", "test.parquet")
 
 
 def model_card(plan: Plan, folds: Sequence[int] | None = None, *, half: bool = False) -> str:
@@ -170,3 +173,33 @@ def _initial(settings: Any) -> str:
     if given is not None:
         return str(without_folders(given if isinstance(given, str) else given.package))
     return "pretrained, of timm" if getattr(settings, "pretrained", False) else "random"
+
+
+def artifacts(plan: Plan) -> Iterator[Artifact]:
+    """The artifacts upstream of the page, in the order of the stages."""
+    below: dict[str, Task] = {}
+    todo = [plan.report]
+    while todo:
+        for upstream, _ in todo.pop().upstream:
+            if upstream.name not in below:
+                below[upstream.name] = upstream
+                todo.append(upstream)
+    tasks = [plan.demo] if plan.recipe.demo is not None else []
+    tasks += sorted(below.values(), key=lambda task: (list(VERSIONS).index(task.stage), task.name))
+    assembled = {plan.assembled(model).name for model in plan.models}
+    for task in tasks:
+        record = plan.record_of(task)
+        files = record.get("files", {})
+        if task.name in assembled:
+            files = {name: files[name] for name in ASSEMBLED}
+        elif "/" in task.name or task.stage in ("demo", "score", "explain"):  # folds of a model, and tables for readers
+            files = {}
+        yield Artifact(
+            stage=task.stage,
+            name=f"cache {task.folder.name}" if task.stage == "prepare" else task.name,
+            seconds=record.get("seconds", 0.0),
+            peak_memory_mib=record.get("peak_memory_mib", 0.0),
+            versions=record.get("versions", {}),
+            files=files,
+            machine=record.get("machine", ""),
+        )

@@ -60,7 +60,7 @@ def _use(facts: Facts) -> list[str]:
         if facts.values == "hu"
         else f"Input: {files}.",
         f"Output: the probability of {', '.join(facts.classes)} per slice, and decisions by one threshold per class. A"
-        " study has the maximum probability of its slices.",
+        " study has the maximum probability of its slices, and a calibrated probability.",
         "Users, patients and the place in the care pathway are not defined.",
         *([facts.exported] if facts.exported else []),
     ]
