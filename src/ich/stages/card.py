@@ -100,9 +100,9 @@ def _table(path: Path) -> pd.DataFrame:
 
 
 def _counts(path: Path, *columns: str) -> Counter[tuple[str, str]]:
-    """Count the rows of a CSV file by two columns, the most frequent first."""
+    """Count the rows of a CSV file by two columns."""
     table = _table(path)
-    return Counter(dict(Counter(zip(*(table[name] for name in columns), strict=True)).most_common()))
+    return Counter(zip(*(table[name] for name in columns), strict=True))
 
 
 def _checked(plan: Plan) -> Counter[tuple[str, str]] | None:
@@ -154,7 +154,7 @@ def _model(plan: Plan, name: str) -> ModelFacts:
     if name in plan.recipe.networks:
         if "loss" not in kept:
             kept["loss"] = {"name": settings.loss.name}
-        weights = _initial(settings)
+        weights = _initial(plan, settings)
     return ModelFacts(
         stage=settings.stage,
         inputs=plan.recipe.inputs_of(name),
@@ -165,8 +165,10 @@ def _model(plan: Plan, name: str) -> ModelFacts:
     )
 
 
-def _initial(settings: Any) -> str:
+def _initial(plan: Plan, settings: Any) -> str:
     """Say where the initial weights of a network are from."""
+    if settings.start in plan.recipe.pretrain:
+        return "SimCLR on all slices, those of the test set too, without labels"
     if settings.start is not None:
         return f"those of {settings.start}"
     given = getattr(settings, "weights", None)

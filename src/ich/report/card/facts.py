@@ -15,7 +15,7 @@ class Count(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Percentiles of a quantity over series."""
+    """Percentiles of a quantity over series; NaN where no series has it."""
 
     low: float
     median: float

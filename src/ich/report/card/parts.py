@@ -1,10 +1,11 @@
 """The parts of the model card, for the README of a bundle and for the page."""
 
 from collections.abc import Iterator, Sequence
+from math import isnan
 
 from ich.report import thresholds
 from ich.report.card import checklists
-from ich.report.card.facts import Facts
+from ich.report.card.facts import Facts, Spread
 from ich.report.page import markdown
 from ich.report.page.blocks import Block, Details, Notes, Section, Table
 from ich.report.scores import PLACES, STUDY_SCORES, TITLES, Cell, bracketed, deviation, number
@@ -100,13 +101,14 @@ def _data(facts: Facts) -> Iterator[Block]:
         rows.append(row)
     yield Table("Classes", columns, rows)
     sets = list(next(iter(facts.acquisition.values()), ()))
-    rows = [
-        [name, *(f"{one.median:.4g} ({one.low:.4g} to {one.high:.4g})" for one in spread.values())]
-        for name, spread in facts.acquisition.items()
-    ]
+    rows = [[name, *map(_spread, of_sets.values())] for name, of_sets in facts.acquisition.items()]
     yield Table("Acquisition: median (5th to 95th percentile) over series", ["", *(SETS[name] for name in sets)], rows)
     if facts.labels:
         yield Notes([facts.labels])
+
+
+def _spread(one: Spread) -> str:
+    return "-" if isnan(one.median) else f"{one.median:.4g} ({one.low:.4g} to {one.high:.4g})"
 
 
 def _folds(facts: Facts) -> Iterator[Block]:
