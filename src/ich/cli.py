@@ -327,6 +327,9 @@ def predict(
     time_limit: Annotated[
         str | None, typer.Option(help="use only as many folds as this time allows: 8h, 30m or 90s")
     ] = None,
+    submission: Annotated[
+        Path | None, typer.Option(help="also write this file in the format of the competition")
+    ] = None,
     engine: Annotated[
         str | None, typer.Option(help="score studies in parallel: local, ray or slurm; default: in this process")
     ] = None,
@@ -351,7 +354,8 @@ def predict(
     if bundle is not None:
         if recipe is None or path is not None or out is None or overrides:
             raise UserError("use `ich predict --bundle DIR PATH -o OUT.csv`, without RECIPE and --set")
-        stage.run_bundle(bundle, recipe, out, fold=fold, time_limit=seconds, runtime=runtime, then=then)
+        more = {"runtime": runtime, "submission": submission, "then": then}
+        stage.run_bundle(bundle, recipe, out, fold=fold, time_limit=seconds, **more)
         return
     if runtime != "torch":
         raise UserError("--runtime needs --bundle DIR")
@@ -363,7 +367,8 @@ def predict(
     elif path is None or out is None or plan.recipe.competition.trained_by is not None:
         raise UserError("give PATH and --out OUT.csv, or neither for a recipe with competition.trained_by")
     else:
-        stage.run(plan, path, out, fold=fold, engine=engine, time_limit=seconds, then=then)
+        more = {"submission": submission, "then": then}
+        stage.run(plan, path, out, fold=fold, engine=engine, time_limit=seconds, **more)
 
 
 def _seconds(text: str) -> float:
@@ -411,7 +416,10 @@ command(serve)
 
 def export(
     recipe: RecipePath,
-    out: Annotated[Path, typer.Option("--out", "-o", help="folder to write")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder to write")] = None,
+    kaggle: Annotated[
+        Path | None, typer.Option(help="folder to write instead, with a notebook for Kaggle without internet")
+    ] = None,
     folds: Annotated[str | None, typer.Option(help="folds to include, such as 0,1; default: all")] = None,
     half: Annotated[bool, typer.Option("--half", help="float16 weights: half the size, slightly other scores")] = False,
     onnx: Annotated[
@@ -433,7 +441,11 @@ def export(
         numbers = None if folds is None else sorted({int(one) for one in folds.split(",")})
     except ValueError:
         raise UserError(f"--folds {folds}: use numbers with commas, such as 0,1") from None
-    stage.run(_plan(recipe, overrides), out, folds=numbers, half=half, onnx=onnx, int8=int8)
+    folder = kaggle or out
+    if folder is None or (kaggle and out):
+        raise UserError("give either --out DIR or --kaggle DIR")
+    options = {"half": half, "onnx": onnx, "int8": int8, "kaggle": kaggle is not None}
+    stage.run(_plan(recipe, overrides), folder, folds=numbers, **options)
 
 
 command(export)

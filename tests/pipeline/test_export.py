@@ -76,10 +76,11 @@ def test_a_bundle_predicts_as_its_workspace_to_the_last_digit(trained, bundle, t
 def test_a_bundle_has_only_what_predicting_needs(bundle):
     names = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
     folds = {name for name in names if "/" in name}
-    assert names - folds == {"LICENSE", SPEC, SUMS}
+    assert names - folds == {"LICENSE", "README.md", SPEC, SUMS}
     assert {Path(name).suffix for name in folds} == {".json", ".safetensors", ".txt"}
     assert not {Path(name).name for name in folds} & {"run.json", "studies.json"}
     assert "MIT License" in (bundle / "LICENSE").read_text()
+    assert "# Model card: parts\n" in (bundle / "README.md").read_text()
 
 
 def test_study_probabilities_are_the_calibrated_maximum_over_slices(trained, bundle):

@@ -15,11 +15,14 @@ from ich.models.table import SliceTable
 from ich.pipeline.state import Plan
 from ich.report import gradcam
 from ich.report.evidence import Evidence
+from ich.report.scores import bracketed
 from ich.report.sections import viewer
 from ich.stages import evidence as evidence_stage
 from ich.stages import report
+from ich.stages.card import model_card
 from ich.stages.evidence import read_evidence
 from ich.stages.maps import cams, fold_network, images_of
+from ich.store.atomic import read_json
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -147,6 +150,12 @@ def test_an_unknown_study_id_is_rejected_with_similar_ones(finished, evidence):
         report._report(plan)
 
 
+def test_the_page_has_the_model_card(finished):
+    page = (finished.root / PAGE).read_text()
+    assert page.index(">Errors and suspicious labels<") < page.index(">Model card<") < page.index(">Provenance<")
+    assert ">CLAIM 2024<" in page
+
+
 def test_a_lost_page_is_written_again_with_the_same_bytes_and_needs_scores(clone_copy):
     plan, path = plan_of(clone_copy.root, recipe=RECIPE), clone_copy.root / PAGE
     before = clone_copy.files()
@@ -161,3 +170,26 @@ def test_a_lost_page_is_written_again_with_the_same_bytes_and_needs_scores(clone
     (clone_copy.root / "submissions/tiny/scores.run.json").unlink()
     with pytest.raises(UserError, match=r"report needs score, which is missing\. Run `ich score` first"):
         report.run(plan_of(clone_copy.root, recipe=RECIPE))
+
+
+# ---- the model card
+
+
+def test_the_card_has_the_numbers_of_the_run_and_says_what_was_not_made(clone_copy):
+    plan = plan_of(clone_copy.root, recipe=RECIPE)
+    slices = pd.read_parquet(plan.prepared.folder / "slices.parquet")
+    train = slices[slices["split"] == "train"]
+    scores = read_json(plan.workspace.submissions / "scores.json")
+    text = model_card(plan)
+    counts = [train[name].nunique() for name in ("patient_id", "study_id", "series_id")]
+    assert f"| labelled, for cross-validation | {counts[0]} | {counts[1]} | {counts[2]} | {len(train)} |" in text
+    assert f"| any | {bracketed(scores['models']['blend']['oof']['classes']['any']['auc'])} |" in text
+    assert plan.machine in text
+    held = "This bundle has only folds 1 of 2 and weights as float16."
+    assert held in model_card(plan, [1], half=True)
+    assert held not in text
+    (plan.workspace.submissions / "scores.run.json").unlink()
+    plan.forget()
+    text = model_card(plan)
+    assert "## Performance\n\n- not made: run `ich score`\n" in text
+    assert "confidence" not in text.partition("## TRIPOD")[0]

@@ -19,14 +19,26 @@ def final_probabilities(
     tuned: Mapping[str, Any], logits: NDArray, classes: Sequence[str], class_weights: Sequence[float]
 ) -> tuple[NDArray, list[float]]:
     """Probabilities [n, c] of logits [n, c], and thresholds [c], by the content of thresholds.json (`tuned`)."""
-    cuts = tuned["thresholds"]
     if tuned["prevalence"]["applied"]:
         shifts = tuned["prevalence"]["classes"]
         changes = [(shifts[name]["train"], shifts[name]["test"]) for name in classes]
         logits = shift_all(logits, classes, class_weights, changes)
-        cuts = {name: shift["threshold"] for name, shift in shifts.items()}
+    return sigmoid(logits), final_thresholds(tuned, classes)
+
+
+def final_thresholds(tuned: Mapping[str, Any], classes: Sequence[str]) -> list[float]:
+    """Thresholds [c] of the submission."""
+    shifts = tuned["prevalence"]["classes"] if tuned["prevalence"]["applied"] else {}
+    cuts = {**tuned["thresholds"], **{name: shift["threshold"] for name, shift in shifts.items()}}
     cuts = tuned.get("transferred", cuts)
-    return sigmoid(logits), [cuts[name] for name in classes]
+    return [cuts[name] for name in classes]
+
+
+def final_prevalence(tuned: Mapping[str, Any], classes: Sequence[str]) -> list[float]:
+    """Prevalence [c] that is submitted for images that cannot be read: of the training set, unless it is shifted."""
+    if tuned["prevalence"]["applied"]:
+        return [tuned["prevalence"]["classes"][name]["test"] for name in classes]
+    return [tuned["positives"][name] / tuned["rows"] for name in classes]
 
 
 def shift_all(

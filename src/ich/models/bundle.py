@@ -58,6 +58,8 @@ class Spec(Strict):
     folds: tuple[int, ...] = Field(min_length=1)
     models: dict[Name, BundledModel]
     """The blend is last."""
+    competition: str = ""
+    """Its format, for submissions."""
     thresholds: dict[str, Any] | None = None
     """Content of thresholds.json."""
     studies: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)

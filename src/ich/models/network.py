@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import nn
 
@@ -66,6 +67,13 @@ class FittedNetwork(Fitted):
     def build(spec: Mapping[str, Any]) -> nn.Module:
         """The network that a spec describes, with untrained weights."""
         raise NotImplementedError
+
+
+def parameters(path: Path) -> int:
+    """Return the number of parameters in a file of weights, by its header; running statistics are none."""
+    with safe_open(path, framework="numpy") as file:
+        names = [name for name in file.keys() if ".running_" not in name and ".num_batches" not in name]  # noqa: SIM118
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
 
 
 def new_backbone(spec: CnnSpec, data: FoldData, run: Run) -> Cnn:

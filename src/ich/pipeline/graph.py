@@ -30,10 +30,10 @@ VERSIONS = {
     "stack": 3,
     "blend": 3,
     "thresholds": 4,
-    "submit": 1,
+    "submit": 2,
     "score": 6,
     "explain": 4,
-    "report": 8,
+    "report": 9,
     "predict": 2,
 }
 # files in the raw folder that training does not read

@@ -1,6 +1,7 @@
 """State of the artifacts of a recipe, and how they are made: by one process at a time, with the record last."""
 
 import os
+import platform
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from ich.store.records import read_record, write_record
 from ich.store.remote import OnBytes, Remote
 
 IN_STORE = "in the store"  # why a task is done although not all of its files are here
+CPUS = Path("/proc/cpuinfo")
 NVIDIA = Path("/proc/driver/nvidia/gpus")  # one folder per GPU; importing torch takes seconds
 LIBRARIES = ("torch", "timm", "albumentations", "lightgbm", "optuna", "numpy", "pandas", "scikit-learn", "pydicom")
 Made = tuple[Mapping[str, Path], Mapping[str, Any]]  # files by name, and further entries of the record
@@ -280,6 +282,7 @@ class Plan(Graph):
             seconds=seconds,
             peak_memory_mib=round(peak, 1),
             versions={name: version(name) for name in LIBRARIES},
+            machine=self.machine,
         )
         written = ", ".join(str(task.folder / name) for name in [*files, task.record.path.name])
         detail(f"{task.name}: finished in {duration(seconds)}: {written}")
@@ -314,6 +317,13 @@ class Plan(Graph):
         return [str(number) for number, _ in enumerate(NVIDIA.iterdir())] if NVIDIA.is_dir() else []
 
     @property
+    def machine(self) -> str:
+        """Processor, cores and GPUs that this process may use, for the records."""
+        found = f"{_value(CPUS, 'model name') or platform.machine()}, {self.cores} cores"
+        names = [_value(path / "information", "Model") for path in sorted(NVIDIA.glob("*"))] if self.gpus else []
+        return f"{found}, {len(self.gpus)} x {names[0]}" if names else found
+
+    @property
     def processes(self) -> int:
         """Number of parallel folds: compute.processes, else one per GPU, or one per core without GPUs."""
         default = len(self.gpus) or max(1, self.cores // self.recipe.compute.threads)
@@ -334,6 +344,12 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
             yield from differences(old, new, f"{prefix}{key}.")
         elif old != new:
             yield f"{prefix}{key}", old, new
+
+
+def _value(path: Path, key: str) -> str:
+    """Return the first value of a key in a file of /proc; empty if there is none."""
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
 def _reason(state: State) -> str:

@@ -32,6 +32,7 @@ class Artifact:
     peak_memory_mib: float
     versions: Mapping[str, str]
     files: Mapping[str, str]
+    machine: str = ""
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,13 @@ from ich.ensemble.predictions import sigmoid
 from ich.errors import UserError, parsing
 from ich.models.artifacts import read_logits
 from ich.models.table import SliceTable
-from ich.pipeline.graph import VERSIONS, Task
 from ich.pipeline.state import Plan
-from ich.report.evidence import Artifact, Evidence, Training
+from ich.report.evidence import Evidence, Training
+from ich.stages.card import artifacts
 from ich.stages.maps import cam_model
 from ich.store.atomic import read_json
 
 CORRELATED = 200_000  # maximum number of labelled slices for the correlation of models
-ASSEMBLED = ("oof.parquet", "test.parquet")
 
 
 def read_evidence(plan: Plan) -> Evidence:
@@ -69,7 +68,7 @@ def read_evidence(plan: Plan) -> Evidence:
         audit=_explained(plan, "label_audit.csv"),
         quarantined=_table(plan.prepared.folder / "quarantine.csv")["reason"].tolist(),
         warnings=list(_warnings(plan)),
-        artifacts=list(_artifacts(plan)),
+        artifacts=list(artifacts(plan)),
         privacy=list(_privacy(plan, slices)),
     )
 
@@ -126,32 +125,3 @@ def _privacy(plan: Plan, slices: SliceTable) -> Iterator[str]:
             " must not be shared, lists them."
         )
     yield from filter(None, [plan.record_of(plan.prepared).get("burned_in")])
-
-
-def _artifacts(plan: Plan) -> Iterator[Artifact]:
-    """The artifacts upstream of the page, in the order of the stages."""
-    below: dict[str, Task] = {}
-    todo = [plan.report]
-    while todo:
-        for upstream, _ in todo.pop().upstream:
-            if upstream.name not in below:
-                below[upstream.name] = upstream
-                todo.append(upstream)
-    tasks = [plan.demo] if plan.recipe.demo is not None else []
-    tasks += sorted(below.values(), key=lambda task: (list(VERSIONS).index(task.stage), task.name))
-    assembled = {plan.assembled(model).name for model in plan.models}
-    for task in tasks:
-        record = plan.record_of(task)
-        files = record.get("files", {})
-        if task.name in assembled:
-            files = {name: files[name] for name in ASSEMBLED}
-        elif "/" in task.name or task.stage in ("demo", "score", "explain"):  # folds of a model, and tables for readers
-            files = {}
-        yield Artifact(
-            stage=task.stage,
-            name=f"cache {task.folder.name}" if task.stage == "prepare" else task.name,
-            seconds=record.get("seconds", 0.0),
-            peak_memory_mib=record.get("peak_memory_mib", 0.0),
-            versions=record.get("versions", {}),
-            files=files,
-        )

@@ -21,6 +21,8 @@ from ich.models.registry import NETWORKS, import_onnx, onnx_class
 from ich.pipeline.graph import STUDIES, WEIGHTS, Task
 from ich.pipeline.state import Plan
 from ich.recipe import Model
+from ich.stages import kaggle as for_kaggle
+from ich.stages.card import model_card
 from ich.store.atomic import atomic_folder, read_json, write_json, write_text
 from ich.store.hashes import sha256_file
 from ich.store.records import Record
@@ -37,11 +39,12 @@ def run(
     half: bool = False,
     onnx: bool = False,
     int8: bool = False,
+    kaggle: bool = False,
 ) -> None:
     """Write the bundle of a recipe to the folder `out`, which must not exist.
 
     folds: those to include; all without. half: weights of networks as float16, half the size. onnx: networks also as
-    ONNX. int8: those that read images in int8.
+    ONNX. int8: those that read images in int8. kaggle: write it to out/bundle, next to a notebook for Kaggle.
     """
     if out.exists():
         raise UserError(f"{out} exists. Remove it, or give another folder")
@@ -49,24 +52,36 @@ def run(
         import_onnx("to_onnx")
     bundle = of_workspace(plan, folds)
     with atomic_folder(out) as folder:
-        with progress("export", len(bundle.files), "files") as advance:
-            for name in bundle.files:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                if half and name.endswith(WEIGHTS):
-                    (folder / name).write_bytes(_halved(bundle.root / name))
-                else:
-                    shutil.copyfile(bundle.root / name, folder / name)
-                advance(1)
-        if onnx:
-            _add_onnx(plan, replace(bundle, root=folder), int8=int8)
-        write_json(folder / SPEC, bundle.spec.model_dump(mode="json"))
-        write_text(folder / "LICENSE", distribution("ich").read_text("licenses/LICENSE") or "MIT\n")
-        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        write_text(folder / SUMS, sums_text({name: sha256_file(folder / name) for name in names}))
-        size = sum((folder / name).stat().st_size for name in names)
+        if kaggle:
+            for_kaggle.write(plan, bundle.spec, folder)
+        names = _write(plan, bundle, folder / "bundle" if kaggle else folder, half=half, onnx=onnx, int8=int8)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     numbers = ", ".join(map(str, bundle.spec.folds))
     say(f"export: wrote {out}: folds {numbers}, {len(names) + 1} files, {size / 1e6:.1f} MB")
-    say(f"Score scans: ich predict --bundle {out} PATH -o out.csv")
+    if kaggle:
+        say("Upload it as docs/how-to/kaggle.md says")
+    else:
+        say(f"Score scans: ich predict --bundle {out} PATH -o out.csv")
+
+
+def _write(plan: Plan, bundle: Bundle, folder: Path, *, half: bool, onnx: bool, int8: bool) -> list[str]:
+    """Write a bundle; return the names of its files, without the last one, SHA256SUMS."""
+    with progress("export", len(bundle.files), "files") as advance:
+        for name in bundle.files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if half and name.endswith(WEIGHTS):
+                (folder / name).write_bytes(_halved(bundle.root / name))
+            else:
+                shutil.copyfile(bundle.root / name, folder / name)
+            advance(1)
+    if onnx:
+        _add_onnx(plan, replace(bundle, root=folder), int8=int8)
+    write_json(folder / SPEC, bundle.spec.model_dump(mode="json"))
+    write_text(folder / "README.md", model_card(plan, bundle.spec.folds, half=half))
+    write_text(folder / "LICENSE", distribution("ich").read_text("licenses/LICENSE") or "MIT\n")
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    write_text(folder / SUMS, sums_text({name: sha256_file(folder / name) for name in names}))
+    return names
 
 
 def of_workspace(plan: Plan, folds: Sequence[int] | None = None) -> Bundle:
@@ -106,6 +121,7 @@ def of_workspace(plan: Plan, folds: Sequence[int] | None = None) -> Bundle:
             )
             for name, one in models.items()
         },
+        competition=plan.recipe.competition.format,
         thresholds=_content(plan.workspace.thresholds) if tuned else None,
         studies={task.model: _content(task.folder / STUDIES) for task, files in parts if files == (STUDIES,)},
     )

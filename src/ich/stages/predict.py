@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ich.console import Work, progress, say, table, warn
 from ich.data import cache
-from ich.data.competitions import Raw
+from ich.data.competitions import ADAPTERS, LayoutError, Raw
 from ich.data.competitions.cq500 import scan_of
 from ich.data.competitions.layout import refused
 from ich.data.dicom import Geometry, Reason, Unreadable
@@ -41,6 +41,7 @@ from ich.pipeline.chunks import Chunks, ChunkScores, split
 from ich.pipeline.state import Made, Plan
 from ich.processes import cores
 from ich.stages.export import of_workspace
+from ich.stages.submit import submissions
 from ich.store import raw
 from ich.store.atomic import atomic, require_writable, write_text
 
@@ -72,6 +73,7 @@ def run(
     engine: str | None = None,
     time_limit: float | None = None,
     then: Then | None = None,
+    submission: Path | None = None,
 ) -> None:
     """Score scans with the ensemble of a workspace, or its models of one fold. engine: scores chunks of studies."""
     run_steps = None
@@ -80,7 +82,7 @@ def run(
         run_steps = lambda steps, make: run_on(steps, make, plan.recipe, plan.root)
     require_writable(out)
     bundle = of_workspace(plan, None if fold is None else [fold])
-    write_scores(bundle, source, out, run_steps=run_steps, time_limit=time_limit, then=then)
+    write_scores(bundle, source, out, run_steps=run_steps, time_limit=time_limit, submission=submission, then=then)
 
 
 def run_bundle(
@@ -91,12 +93,14 @@ def run_bundle(
     fold: int | None = None,
     time_limit: float | None = None,
     runtime: str = "torch",
+    submission: Path | None = None,
     then: Then | None = None,
 ) -> None:
     """Score scans with an exported bundle."""
     require_writable(out)
     bundle = read(folder, runtime)
-    write_scores(bundle if fold is None else bundle.only(fold), source, out, time_limit=time_limit, then=then)
+    bundle = bundle if fold is None else bundle.only(fold)
+    write_scores(bundle, source, out, time_limit=time_limit, submission=submission, then=then)
 
 
 def write_scores(
@@ -106,15 +110,20 @@ def write_scores(
     *,
     run_steps: RunSteps | None = None,
     time_limit: float | None = None,
+    submission: Path | None = None,
     then: Then | None = None,
 ) -> None:
     """Score the DICOM files of `source` and write the table `out`, with those of series, studies and files next to it.
 
     source: a DICOM file, a .zip archive, or a folder of both at any depth. out: .csv, .parquet, or .zip of CSV files.
     run_steps: makes the chunks of studies; this process without it. time_limit: seconds for all; as many folds as fit
-    are used, at least one. then: called with bundle, source and scores. Finished chunks are kept in `<out>.unfinished`
-    until all is written.
+    are used, at least one. submission: a file to write in the format of the competition, whose sample submission is in
+    `source` or a folder above it. then: called with bundle, source and scores. Finished chunks are kept in
+    `<out>.unfinished` until all is written.
     """
+    if submission is not None:
+        require_writable(submission)
+    sample = None if submission is None else _sample(bundle, source)
     folder = out.with_name(f"{out.name}.unfinished")
     found = score(bundle, source, folder, run_steps=run_steps, time_limit=time_limit)
     if found.slices.empty:
@@ -124,6 +133,9 @@ def write_scores(
         raise UserError(f"{source}: no readable slice in {len(found.files)} files; {why}. {path} lists all files")
     tables = {"files": found.files, "studies": found.studies, "series": found.series, "": found.slices}
     written = _write(out, tables)
+    if submission is not None and sample is not None:
+        write_text(submission, _submission(bundle, *sample, found).to_csv(index=False))
+        written.append(str(submission))
     if then is not None:
         then(bundle, source, found)
     shutil.rmtree(folder)
@@ -420,6 +432,33 @@ def _write(out: Path, tables: Mapping[str, pd.DataFrame]) -> list[str]:
         else:
             write_text(path, texts[name])
     return [str(path) for path in reversed(paths.values())]
+
+
+def _sample(bundle: Bundle, source: Path) -> tuple[Path, list[str]]:
+    """Return the folder of the sample submission, `source` or up to two folders above it, and its images."""
+    if bundle.spec.thresholds is None:
+        raise UserError("--submission needs thresholds. Run `ich thresholds`, and export the bundle again")
+    errors = list[str]()
+    for root in (source.absolute(), *source.absolute().parents)[:3]:
+        try:
+            return root, ADAPTERS[bundle.spec.competition].submission_ids(root)
+        except LayoutError as error:
+            errors.append(str(error))
+        except KeyError:
+            raise UserError("--submission needs the format of the competition. Export the bundle again") from None
+    raise UserError(errors[0])
+
+
+def _submission(bundle: Bundle, root: Path, image_ids: Sequence[str], found: Scores) -> pd.DataFrame:
+    """Return the submission that `ich submit` writes. image_ids: those of the sample submission in `root`."""
+    classes, adapter = list(bundle.spec.classes), ADAPTERS[bundle.spec.competition]
+    values = found.slices[[f"prob_{name}" for name in classes]].set_axis(classes, axis=1)
+    unread = sorted(set(image_ids) - set(found.slices["image_id"]))
+    if unread:
+        warn(f"{len(unread)} test images could not be read; the training prevalence was predicted")
+    values, tuned = values.assign(image_id=found.slices["image_id"]), bundle.spec.thresholds or {}
+    probabilities, decisions = submissions(adapter, root, values, unread, tuned)
+    return probabilities if adapter.SUBMITS == "probabilities" else decisions
 
 
 # ---- messages

@@ -14,10 +14,12 @@ from ich.data.crop import AIR, resized
 from ich.data.windowing import Window, Windowing, render
 from ich.models.table import SliceTable
 from ich.pipeline.state import Made, Plan
+from ich.report.card import parts
 from ich.report.page import document
 from ich.report.page.blocks import Page
 from ich.report.sections import embeddings, errors, examples, models, per_class, provenance, summary, viewer
 from ich.report.sections.viewer import Images
+from ich.stages.card import read_facts
 from ich.stages.evidence import read_evidence
 from ich.stages.maps import cams
 from ich.store.atomic import write_text
@@ -70,6 +72,7 @@ def _report(plan: Plan) -> Made:
         models.section(evidence),
         embeddings.section(evidence),
         errors.section(evidence, found, greys[len(bleeds) :], card_maps, studies),
+        parts.section(read_facts(plan)),
         provenance.section(evidence),
     ]
     page = Page(

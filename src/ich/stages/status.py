@@ -36,8 +36,11 @@ def _advice(plan: Plan, tasks: Sequence[Task], todo: Sequence[Task], words: str)
     stages = Counter(task.stage for task in todo)
     yield f"Out of date: {', '.join(f'{stage} ({n})' if n > 1 else stage for stage, n in stages.items())}"
     every = len(stages) > 1 and plan.recipe.competition.trained_by is None
-    command = f"bash run_all.sh {words}" if every else " && ".join(f"ich {stage} {words}" for stage in stages)
-    yield f"To make it:  {command}"
+    if every:
+        command = "bash run_all.sh" if (plan.root / "run_all.sh").is_file() else "ich run"
+        yield f"To make it:  {command} {words}"
+    else:
+        yield f"To make it:  {' && '.join(f'ich {stage} {words}' for stage in stages)}"
     seconds, unknown = _estimate(plan, tasks, todo)
     if len(unknown) == len(stages):
         yield "Estimated time: unknown, none of these stages has run yet"

@@ -1,13 +1,15 @@
 """`ich submit`: write submission.csv in the format of the competition, and a second file with 0/1 or probabilities."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from ich.console import say, warn
-from ich.data.competitions import ADAPTERS
+from ich.data.competitions import ADAPTERS, Adapter
 from ich.ensemble import thresholds
-from ich.ensemble.final import final_probabilities
+from ich.ensemble.final import final_prevalence, final_probabilities, final_thresholds
 from ich.errors import UserError, parsing
 from ich.models.artifacts import read_logits
 from ich.models.table import SliceTable
@@ -34,13 +36,10 @@ def _submission(plan: Plan) -> Made:
     slices, adapter = SliceTable.read(plan.workspace, plan.prepared.folder), ADAPTERS[plan.recipe.competition.format]
     classes, ids = slices.classes, slices.ids(slices.test_rows)
     logits = read_logits(plan.workspace.model("blend") / "test.parquet", ids, classes)
-    prior = slices.labels[slices.labelled].mean(axis=0)
     tuned = read_json(plan.workspace.thresholds) or {}
     with parsing(plan.workspace.thresholds):
         probability, cuts = final_probabilities(tuned, logits, classes, slices.class_weights)
         shifted = tuned["prevalence"]["applied"]
-        if shifted:
-            prior = [tuned["prevalence"]["classes"][name]["test"] for name in classes]
     path = plan.prepared.folder / "quarantine.csv"
     with parsing(path):
         quarantine = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -54,24 +53,32 @@ def _submission(plan: Plan) -> Made:
     }
     if not len(ids) and not unread:
         return {}, record
-    values = pd.concat(
-        [
-            pd.DataFrame(probability, columns=pd.Index(classes)).assign(image_id=ids),
-            pd.DataFrame([prior] * len(unread), columns=pd.Index(classes)).assign(image_id=unread),
-        ],
-        ignore_index=True,
-    )
-    decided = values.copy()
-    decided[classes] = thresholds.apply(values[classes].to_numpy(), cuts).astype(int)
-
-    files: dict[str, Path] = {}
-    for name, content in zip(SUBMITTED[adapter.SUBMITS], (values, decided), strict=True):
-        submission = adapter.submission(plan.raw_root, content)
-        check(submission, plan.raw_root)
+    values = pd.DataFrame(probability, columns=pd.Index(classes)).assign(image_id=ids)
+    tables = submissions(adapter, plan.raw_root, values, unread, tuned)
+    files = {name: plan.workspace.submissions / name for name in SUBMITTED[adapter.SUBMITS]}
+    for path, submission in zip(files.values(), tables, strict=True):
         record["rows"] = len(submission)
-        files[name] = plan.workspace.submissions / name
-        write_text(files[name], submission.to_csv(index=False))
+        write_text(path, submission.to_csv(index=False))
     return files, record
+
+
+def submissions(
+    adapter: Adapter, root: Path, values: pd.DataFrame, unread: Sequence[str], tuned: Mapping[str, Any]
+) -> list[pd.DataFrame]:
+    """Return the submissions of probabilities and of decisions. `root`: folder of the sample submission.
+
+    values: image_id and the probability of each class. unread: further images, which get the prevalence. tuned: content
+    of thresholds.json. Raises UserError for an invalid submission.
+    """
+    classes = [name for name in values if name != "image_id"]
+    prior = pd.DataFrame([final_prevalence(tuned, classes)] * len(unread), columns=pd.Index(classes))
+    values = pd.concat([values, prior.assign(image_id=list(unread))], ignore_index=True)
+    decided = values.copy()
+    decided[classes] = thresholds.apply(values[classes].to_numpy(), final_thresholds(tuned, classes)).astype(int)
+    found = [adapter.submission(root, content) for content in (values, decided)]
+    for submission in found:
+        check(submission, root)
+    return found
 
 
 def check(submission: pd.DataFrame, root: Path) -> None:

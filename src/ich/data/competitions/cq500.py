@@ -54,6 +54,11 @@ def raw(root: Path) -> Raw:
     return Raw(files, labels, [], weights, "", notes, select=select, refused=layout.refused(found, "test"))
 
 
+def submission_ids(root: Path) -> list[str]:
+    """Return nothing: there is no sample submission."""
+    return []
+
+
 def solution(root: Path) -> None:
     """None: labels are of scans, not of slices (`reads`)."""
 

@@ -84,6 +84,11 @@ def raw(root: Path) -> Raw:
     return Raw(files, kept, test_ids, weights, "", tuple(notes), **more)
 
 
+def submission_ids(root: Path) -> list[str]:
+    """Return nothing: there is no sample submission."""
+    return []
+
+
 def solution(root: Path) -> pd.DataFrame | None:
     """All complete labels, by image_id or study_id; those of test images are used to score predictions."""
     labels, classes, key, _ = _labels(root, _files(root)[0])

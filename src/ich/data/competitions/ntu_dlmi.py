@@ -22,7 +22,6 @@ def raw(root: Path) -> Raw:
     layout.require_folder(root)
     labels_csv = layout.first_existing(root, LABELS, "label table")
     labels, notes = _labels(labels_csv)
-    sample = layout.first_existing(root, SAMPLES, "sample submission")
     tables, refused = zip(*(_files(root, folder) for folder in ("train1", "train2", "test")), strict=True)
     files = pd.concat(tables, ignore_index=True)
     layout.refuse_same_id(files)
@@ -30,11 +29,14 @@ def raw(root: Path) -> Raw:
     unlabelled = int((in_train1 & ~files["image_id"].isin(labels["image_id"])).sum())
     if unlabelled:
         notes.append(f"train1: {unlabelled} files have no label in {labels_csv.name}; they count as unlabelled")
-    test_ids = list(dict.fromkeys(_sample_rows(sample)["image_id"]))
     weights = dict.fromkeys(SUBTYPES, 1.0)
-    return Raw(
-        files, labels, test_ids, weights, sample.name, tuple(notes), refused=[item for part in refused for item in part]
-    )
+    refused = [item for part in refused for item in part]
+    return Raw(files, labels, submission_ids(root), weights, _sample(root).name, tuple(notes), refused=refused)
+
+
+def submission_ids(root: Path) -> list[str]:
+    """Return the images of the sample submission."""
+    return list(dict.fromkeys(_sample_rows(_sample(root))["image_id"]))
 
 
 def solution(root: Path) -> pd.DataFrame | None:
@@ -50,8 +52,12 @@ def solution(root: Path) -> pd.DataFrame | None:
 
 def submission(root: Path, values: pd.DataFrame) -> pd.DataFrame:
     """`values` (image_id and one column per class) as id,label in the order of the sample submission."""
-    sample = _sample_rows(layout.first_existing(root, SAMPLES, "sample submission"))
+    sample = _sample_rows(_sample(root))
     return layout.in_sample_order(sample, values[["image_id", *SUBTYPES]], "label")
+
+
+def _sample(root: Path) -> Path:
+    return layout.first_existing(root, SAMPLES, "sample submission")
 
 
 def _sample_rows(path: Path) -> pd.DataFrame:

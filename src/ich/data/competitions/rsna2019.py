@@ -21,14 +21,18 @@ def raw(root: Path) -> Raw:
     """Read the competition below `root`: files named stage_2_*, or stage_1_* if there are none."""
     layout.require_folder(root)
     labels, notes = _labels(_named(root, "train.csv", "label table"))
-    sample = _sample(root)
-    test_ids = list(dict.fromkeys(layout.sample_rows(sample, "ID", CLASSES)["image_id"]))
     train = _named(root, "train", "folder of training slices")
     test = _named(root, "test", "folder of test slices")
     (files, refused), (test_files, also_refused) = _files(train, "train"), _files(test, "test")
     files = pd.concat([files, test_files], ignore_index=True)
     weights: dict[str, float] = dict(zip(CLASSES, CLASS_WEIGHTS, strict=True))
-    return Raw(files, labels, test_ids, weights, sample.name, tuple(notes), refused=[*refused, *also_refused])
+    refused = [*refused, *also_refused]
+    return Raw(files, labels, submission_ids(root), weights, _sample(root).name, tuple(notes), refused=refused)
+
+
+def submission_ids(root: Path) -> list[str]:
+    """Return the images of the sample submission."""
+    return list(dict.fromkeys(layout.sample_rows(_sample(root), "ID", CLASSES)["image_id"]))
 
 
 def solution(root: Path) -> pd.DataFrame | None:

@@ -22,13 +22,12 @@ def raw(root: Path) -> Raw:
     """Read the competition below `root`; the tables tell training and test images apart."""
     layout.require_folder(root)
     labels, notes = _joined([layout.first_existing(root, names, "label table") for names in LABELS])
-    sample = layout.first_existing(root, SAMPLES, "sample submission")
-    test_ids = _sample_ids(sample)["id"].tolist()
-    both = sorted(set(test_ids) & set(labels["image_id"]))
+    sample, tested = _sample(root), submission_ids(root)
+    both = sorted(set(tested) & set(labels["image_id"]))
     if both:
         raise LayoutError(f"{sample}: image {both[0]} is in the label tables too; remove it from one of them")
     files, refused = layout.images(root, "", ".png", "train")
-    test, known = files["image_id"].isin(test_ids), files["image_id"].isin(labels["image_id"])
+    test, known = files["image_id"].isin(tested), files["image_id"].isin(labels["image_id"])
     files.loc[test, "split"] = "test"
     unknown = int((~test & ~known).sum())
     if unknown == len(files):
@@ -40,7 +39,12 @@ def raw(root: Path) -> Raw:
         notes.append(f"{unknown} images are in no table and ignored")
     files = files[test | known].reset_index(drop=True)
     layout.refuse_same_id(files)
-    return Raw(files, labels, test_ids, {CLASS: 1.0}, sample.name, tuple(notes), values="grey", refused=refused)
+    return Raw(files, labels, tested, {CLASS: 1.0}, sample.name, tuple(notes), values="grey", refused=refused)
+
+
+def submission_ids(root: Path) -> list[str]:
+    """Return the images of the sample submission."""
+    return _sample_ids(_sample(root))["id"].tolist()
 
 
 def solution(root: Path) -> pd.DataFrame | None:
@@ -51,9 +55,13 @@ def solution(root: Path) -> pd.DataFrame | None:
 
 def submission(root: Path, values: pd.DataFrame) -> pd.DataFrame:
     """`values` (image_id and the class) as id,class in the order of the sample submission."""
-    sample = _sample_ids(layout.first_existing(root, SAMPLES, "sample submission"))
+    sample = _sample_ids(_sample(root))
     table = sample.merge(values.rename(columns={"image_id": "id", CLASS: "class"}), on="id", how="left")
     return table[["id", "class"]]
+
+
+def _sample(root: Path) -> Path:
+    return layout.first_existing(root, SAMPLES, "sample submission")
 
 
 def _sample_ids(path: Path) -> pd.DataFrame:

@@ -67,12 +67,13 @@ def _blend(evidence: Evidence) -> list[Block]:
     if np.allclose(by_fold, 1 / len(models)):
         caption = "All weights are equal: no others are better than by chance."
     folds = [f"fold {k}" for k in evidence.fold_numbers]
-    methods = [[name, *(_method(one["classes"][name]) for one in fitted)] for name in classes]
+    methods = [[name, *(blend_method(one["classes"][name]) for one in fitted)] for name in classes]
     chart = Chart("blend-weights", "Weights in the blend", caption, charts.weights(by_fold, models, classes))
     return [chart, Details("Blend of each fold", [Table("Combination and calibration", ["", *folds], methods)])]
 
 
-def _method(fitted: Mapping[str, Any]) -> str:
+def blend_method(fitted: Mapping[str, Any]) -> str:
+    """Return the combination and calibration of a class of blend.json in words."""
     method, calibration = METHODS[fitted["combination"]["method"]], fitted["calibration"]["method"]
     return method if calibration == "none" else f"{method}, calibrated ({calibration})"
 

@@ -20,24 +20,29 @@ def section(evidence: Evidence) -> Section:
     recipe = yaml.safe_dump(without_folders(evidence.settings), sort_keys=False, default_flow_style=None, width=100)
     files = [[one.name, name, digest] for one in reversed(evidence.artifacts) for name, digest in one.files.items()]
     records = "The run.json of each artifact holds the hashes of all its files."
-    libraries: dict[str, dict[str, None]] = {"ich": {version("ich"): None}}
-    for one in evidence.artifacts:
-        for library, number in one.versions.items():
-            libraries.setdefault(library, {})[number] = None
-    versions = [[library, ", ".join(numbers)] for library, numbers in libraries.items()]
     settings = {key: value for key, value in evidence.settings.items() if key != "ablation"}
     blocks = [
         *([Notes(list(evidence.privacy))] if evidence.privacy else []),
-        _effort(evidence.artifacts),
+        effort(evidence.artifacts),
         Details("Recipe, with all defaults", [Code(recipe)]),
         Details("Hashes", [Table("SHA-256 of the files", ["artifact", "file", "SHA-256"], files), Notes([records])]),
         Details("Seeds", [Table("", ["setting", "seed"], list(_seeds(settings, "")))]),
-        Details("Versions", [Table("", ["library", "version"], versions)]),
+        Details("Versions", [Table("", ["library", "version"], versions(evidence.artifacts))]),
     ]
     return Section("provenance", "Provenance", blocks, lead)
 
 
-def _effort(artifacts: Sequence[Artifact]) -> Table:
+def versions(artifacts: Sequence[Artifact]) -> list[list[str]]:
+    """Return each library with its versions."""
+    libraries: dict[str, dict[str, None]] = {"ich": {version("ich"): None}}
+    for one in artifacts:
+        for library, number in one.versions.items():
+            libraries.setdefault(library, {})[number] = None
+    return [[library, ", ".join(numbers)] for library, numbers in libraries.items()]
+
+
+def effort(artifacts: Sequence[Artifact]) -> Table:
+    """Return the tasks, time and memory of each stage."""
     stages: dict[str, list[Artifact]] = {}
     for one in artifacts:
         stages.setdefault(one.stage, []).append(one)
