@@ -14,6 +14,7 @@ from conftest import CLASSES, plan_of
 from ich import cli
 from ich.data.dicom.results import source_uid
 from ich.errors import UserError
+from ich.pipeline.trained import of_workspace
 from ich.stages import dicom_out, export, predict
 
 TEST = "input/tiny/stage_2_test"
@@ -22,7 +23,7 @@ TEST = "input/tiny/stage_2_test"
 @pytest.fixture(scope="module")
 def results(trained, tmp_path_factory):
     """A folder with the tables and the DICOM results of two studies, and the bundle."""
-    bundle, folder = export.of_workspace(plan_of(trained)), tmp_path_factory.mktemp("dicom")
+    bundle, folder = of_workspace(plan_of(trained)), tmp_path_factory.mktemp("dicom")
     ids = {}
     for path in sorted((trained / TEST).iterdir()):
         ids.setdefault(str(pydicom.dcmread(path, specific_tags=["StudyInstanceUID"]).StudyInstanceUID), []).append(path)

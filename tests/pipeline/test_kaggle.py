@@ -16,8 +16,8 @@ from hatchling import build
 
 from conftest import CLASSES, RECIPE, ROOT, plan_of
 from ich.errors import UserError
+from ich.pipeline.trained import of_workspace
 from ich.stages import export, predict
-from ich.stages.export import of_workspace
 
 TEST, SAMPLE = "stage_2_test", "stage_2_sample_submission.csv"
 EXECUTE = """

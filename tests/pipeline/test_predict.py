@@ -27,8 +27,8 @@ from ich.errors import UserError
 from ich.pipeline.chunks import Chunks, split
 from ich.pipeline.engines import Make, Result, Step, attempt
 from ich.pipeline.state import Plan
+from ich.pipeline.trained import needed
 from ich.stages import predict, transfer
-from ich.stages.export import needed
 from ich.store.atomic import read_json
 from ich.store.hashes import sha256_bytes
 from ich.store.records import read_record, write_record

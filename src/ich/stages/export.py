@@ -3,29 +3,26 @@
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from fnmatch import fnmatch
-from importlib.metadata import distribution, version
+from importlib.metadata import distribution
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import load, save
 
 from ich.console import progress, say
-from ich.errors import UserError, parsing
+from ich.errors import UserError
 from ich.models.base import ONNX
-from ich.models.bundle import SPEC, SUMS, Bundle, BundledModel, Spec, sums_text
+from ich.models.bundle import SPEC, SUMS, Bundle, sums_text
 from ich.models.data import FoldData
 from ich.models.registry import NETWORKS, import_onnx, onnx_class
-from ich.pipeline.graph import STUDIES, WEIGHTS, Task
+from ich.pipeline.graph import WEIGHTS
 from ich.pipeline.state import Plan
-from ich.recipe import Model
+from ich.pipeline.trained import of_workspace
 from ich.stages import kaggle as for_kaggle
 from ich.stages.card import model_card
-from ich.store.atomic import atomic_folder, read_json, write_json, write_text
+from ich.store.atomic import atomic_folder, write_json, write_text
 from ich.store.hashes import sha256_file
-from ich.store.records import Record
 
 CHECKED = 64  # slices on which ONNX Runtime is compared with torch
 CALIBRATED = 128  # training slices for int8
@@ -84,57 +81,6 @@ def _write(plan: Plan, bundle: Bundle, folder: Path, *, half: bool, onnx: bool, 
     return names
 
 
-def of_workspace(plan: Plan, folds: Sequence[int] | None = None) -> Bundle:
-    """Return the trained ensemble of a recipe, or some folds of it, as it is in the workspace.
-
-    Raises UserError if a part of it is missing, out of date or damaged, or cannot score new scans.
-    """
-    numbers = list(plan.fold_numbers if folds is None else folds)
-    for k in numbers:
-        if k not in plan.fold_numbers:
-            raise UserError(f"--fold {k}: no such fold. Choose from 0 to {plan.fold_numbers[-1]}")
-    models = {name: plan.settings_of(name) for name in needed(plan)}
-    parts = [(plan.fold(name, k), (*_files(one), "*.txt")) for name, one in models.items() for k in numbers]
-    pooling = [name for name, one in models.items() if one.writes_studies]
-    if len(numbers) == len(plan.fold_numbers):  # their calibration needs all folds
-        parts += [(plan.assembled(name), (STUDIES,)) for name in pooling]
-    if tuned := plan.record_of(plan.thresholds):
-        parts += [(plan.thresholds, (plan.workspace.thresholds.name,))]
-    plan.require(Task("predict", "predict", Record(plan.workspace.oof), {}, tuple(parts)))
-    for name, one in models.items():
-        if not one.scores_new_scans:
-            raise UserError(f"{name} cannot score new scans. Remove it from blend.inputs")
-    plan.pull(tuple(parts))
-    data = plan.record_of(plan.prepared)
-    spec = Spec(
-        name=plan.recipe.name,
-        version=version("ich"),
-        classes=data["classes"],
-        class_weights=data["class_weights"],
-        values=data["values"],
-        image=plan.recipe.image,
-        threads=plan.recipe.compute.threads,
-        folds=tuple(numbers),
-        models={
-            name: BundledModel(
-                stage=one.stage, inputs=one.input_models(plan.recipe), workers=getattr(one, "workers", 0)
-            )
-            for name, one in models.items()
-        },
-        competition=plan.recipe.competition.format,
-        thresholds=_content(plan.workspace.thresholds) if tuned else None,
-        studies={task.model: _content(task.folder / STUDIES) for task, files in parts if files == (STUDIES,)},
-    )
-    hashes = {
-        f"{task.model}/fold{task.fold}/{name}": sha256
-        for task, patterns in parts
-        if task.fold is not None
-        for name, sha256 in plan.files_of(task).items()
-        if any(fnmatch(name, pattern) for pattern in patterns)
-    }
-    return Bundle(plan.workspace.oof.absolute(), spec, hashes)
-
-
 def _add_onnx(plan: Plan, bundle: Bundle, *, int8: bool) -> None:
     """Write the networks of a bundle as ONNX, and compare them with torch on slices of their folds."""
     to_onnx, largest = import_onnx("to_onnx"), 0.0
@@ -155,27 +101,9 @@ def _add_onnx(plan: Plan, bundle: Bundle, *, int8: bool) -> None:
     say(f"export: logits by ONNX Runtime and by torch differ by at most {largest:.1e} in full precision")
 
 
-def needed(plan: Plan) -> list[str]:
-    """Return the blend and all models that it depends on. Each model follows its inputs."""
-    wanted = {"blend"}
-    for name in reversed(plan.models):
-        wanted |= set(plan.recipe.inputs_of(name)) if name in wanted else set()
-    return [name for name in plan.models if name in wanted]
-
-
-def _files(settings: Model) -> list[str]:
-    """Files of a fold that predicting needs, beside those of LightGBM."""
-    return [name for name in settings.files if name != "history.csv"]
-
-
 def _halved(path: Path) -> bytes:
     """The content of a file of weights with float16 instead of float32. `FittedNetwork.load` reads both."""
     tensors = load(path.read_bytes())
     return save(
         {name: value.astype(np.float16) if value.dtype == np.float32 else value for name, value in tensors.items()}
     )
-
-
-def _content(path: Path) -> Any:
-    with parsing(path):
-        return read_json(path)

@@ -39,8 +39,8 @@ from ich.models.table import read_parquet, series_codes
 from ich.pipeline import engines
 from ich.pipeline.chunks import Chunks, ChunkScores, split
 from ich.pipeline.state import Made, Plan
+from ich.pipeline.trained import of_workspace
 from ich.processes import cores
-from ich.stages.export import of_workspace
 from ich.stages.submit import submissions
 from ich.store import raw
 from ich.store.atomic import atomic, require_writable, write_text
