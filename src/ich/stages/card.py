@@ -111,7 +111,7 @@ def _checked(plan: Plan) -> Counter[tuple[str, str]] | None:
 
 
 def _count(rows: pd.DataFrame) -> Count:
-    return Count(*(rows[name].nunique() for name in ("patient_id", "study_id", "series")), len(rows))
+    return Count(rows["patient_id"].nunique(), rows["study_id"].nunique(), rows["series"].nunique(), len(rows))
 
 
 def _acquisition(table: pd.DataFrame, sets: dict[str, NDArray], values: str) -> dict[str, dict[str, Spread]]:

@@ -30,7 +30,7 @@ from ich.ensemble.final import final_probabilities
 from ich.errors import UserError
 from ich.models.bundle import Bundle, read
 from ich.models.cnn import FittedCnn
-from ich.models.images import saved_windowing, slice_dataset
+from ich.models.images import slice_dataset
 from ich.models.slices import Slices
 from ich.models.table import series_codes
 from ich.networks.cnn import Cnn
@@ -207,7 +207,7 @@ def _shown(slices: pd.DataFrame, classes: Sequence[str]) -> dict[int, str]:
 
 def _cams(fitted: FittedCnn, slices: Slices, indices: NDArray[np.integer], size: int) -> NDArray[np.float32]:
     """Grad-CAM [n, S, S] of slices [n], each of its own class."""
-    network, images = cast(Cnn, fitted.network), slice_dataset(slices, saved_windowing(fitted.spec))
+    network, images = cast(Cnn, fitted.network), slice_dataset(slices, Windowing.from_dict(fitted.spec["view"]))
     layer = network.to(default_device()).eval().feature_layer(size)
     assert layer is not None, "by `cnns`"
     maps = np.empty((len(slices), size, size), np.float32)
