@@ -61,6 +61,7 @@ def test_onnx_predicts_the_same_without_torch(bundle, trained, tmp_path, monkeyp
     networks = {name for name, one in loaded.bundle.spec.models.items() if one.stage in NETWORKS}
     assert networks == {"resnet", "resnext", "small", "joint", "bigru", "lr", "inside"}
     assert {path.parts[-3] for path in bundle.rglob(ONNX)} == networks
+    assert not any(str(trained.parent).encode() in path.read_bytes() for path in bundle.rglob(ONNX))
     monkeypatch.setattr("ich.training.device.resolve", lambda *_: "fp32")
     expected, found = loaded.predict(trained / TEST), pd.read_csv(out)
     np.testing.assert_allclose(logit(found[PROBABILITIES]), logit(expected[PROBABILITIES]), atol=1e-3)

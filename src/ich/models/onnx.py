@@ -49,7 +49,8 @@ class OnnxNetwork(Fitted):
     def run(self, **inputs: NDArray[Any]) -> list[NDArray[np.float32]]:
         """Return the outputs of the network. Inputs that it does not read are not in its file."""
         names = [one.name for one in self.session.get_inputs()]
-        return self.session.run(None, {name: inputs[name] for name in names})
+        outputs: Any = self.session.run(None, {name: inputs[name] for name in names})
+        return outputs
 
 
 @dataclass
@@ -103,7 +104,7 @@ class OnnxSequence(OnnxNetwork):
             series = {"base": base[rows][None], "geometry": places[None], "lengths": np.array([len(rows)])}
             return self.run(features=of_slices[None], **series)[0][0]
 
-        found: list[NDArray[np.float32]] = []
+        found: list[NDArray[np.floating]] = []
         with progress(f"{self.name}: predicting", len(slices), inner=True) as advance:
             for ends in pairwise(slices.offsets):
                 rows = np.arange(*ends)

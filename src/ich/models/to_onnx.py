@@ -76,7 +76,7 @@ class _Recorded(CalibrationDataReader):
         network.predict(slices, {})
         self.rest = iter(batches)
 
-    def get_next(self) -> dict[str, NDArray[Any]] | None:
+    def get_next(self) -> Any:
         return next(self.rest, None)
 
 
