@@ -28,7 +28,7 @@ from ich.stages import serve
 ROOT = Path(__file__).parents[2]
 MODEL = Model("stub", "0.1.0", "ab" * 32)
 SLICES = 5
-QUIET = 1.5  # seconds; a sender must resume within this time
+QUIET = 4.0  # seconds; a sender must resume within this time
 SCORING = 0.5  # seconds per study
 SENDING = 0.2  # seconds per object
 PAUSES = (1.0, 5.0)  # seconds between a start and a kill, and between two studies

@@ -75,6 +75,7 @@ def test_a_study_of_two_patients_gets_no_results(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_files_are_written_by_study(tmp_path):
+def test_files_are_written_by_study_and_nobody_is_named_outside(tmp_path, capsys):
     write_files(tmp_path / "out", scored(tmp_path, [(0.6, 0.9)]))
+    assert "Doe" not in str(capsys.readouterr())
     assert sorted(path.name for path in (tmp_path / "out" / STUDY).iterdir()) == ["heat-map-001.dcm", "sr.dcm"]

@@ -101,6 +101,13 @@ def test_a_study_is_complete_when_nothing_arrives(queue, tmp_path):
     assert files(queue, "receiving") == []
 
 
+def test_a_study_without_slices_is_forgotten(queue, tmp_path):
+    (queue.root / "receiving" / STUDY).mkdir()  # as by a kill before the first slice
+    queue.complete(0)
+    assert not queue.ready()
+    assert queue.add(write_slice(tmp_path / "a.dcm"), STUDY, "1") == SUCCESS
+
+
 def test_after_a_start_senders_have_time_to_resume(queue, tmp_path, monkeypatch):
     queue.add(write_slice(tmp_path / "a.dcm"), STUDY, "1")
     monkeypatch.setattr(serve.time, "time", lambda: (queue.root / "receiving" / STUDY).stat().st_mtime + 1000)

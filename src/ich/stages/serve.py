@@ -105,7 +105,11 @@ class Queue:
         now = time.time()
         with self._lock:
             for folder in _folders(self.root / "receiving"):
-                if now - max(folder.stat().st_mtime, self._started) >= quiet:
+                if now - max(folder.stat().st_mtime, self._started) < quiet:
+                    continue
+                if not _instances(folder):  # killed before the first one was there
+                    _remove(folder)
+                else:
                     folder.rename(self.root / "ready" / folder.name)
                     say(f"serve: study {folder.name} is complete")
         for path in (self.root / "incoming").glob("*.dcm"):
