@@ -231,6 +231,7 @@ def _calibration(facts: Facts) -> Iterator[Block]:
     errors = facts.scores["calibration_error"]
     rows = [[name, *(number(of_rows[name]) for of_rows in errors.values())] for name in facts.classes]
     yield Table("Expected calibration error of the blend", ["class", *(PLACES[where] for where in errors)], rows)
+    yield Notes(["Reliability curves are in report.html (Per class), their points in reliability.csv."])
 
 
 def _thresholds(facts: Facts) -> Iterator[Block]:
