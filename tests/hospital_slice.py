@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 
 from ich.data import dicom
-from plain_slice import HEADER
+from tests.plain_slice import HEADER
 
 STUDY = "1.2.3"
 

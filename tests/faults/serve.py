@@ -20,10 +20,10 @@ import pydicom
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import ComprehensiveSRStorage, CTImageStorage, SecondaryCaptureImageStorage  # pyright: ignore
 
-from hospital_slice import write_slice
 from ich.data.dicom.results import Finding, Model, read_sources, secondary_capture, structured_report
 from ich.processes import interruptible
 from ich.stages import serve
+from tests.hospital_slice import write_slice
 
 ROOT = Path(__file__).parents[2]
 MODEL = Model("stub", "0.1.0", "ab" * 32)

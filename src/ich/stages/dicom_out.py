@@ -46,6 +46,7 @@ BATCH = 8  # slices per gradient computation
 BRAIN = Windowing("windows", (Window(40, 80),))
 SIDE = 512  # pixels, at least: smaller slices are enlarged, so that the legend is readable
 LINE = 22  # pixels of a line of the legend
+CHANGED = "a file changed while it was scored. Rerun the same command"
 
 
 def write(out: Path, bundle: Bundle, source: Path, scores: Scores) -> None:
@@ -141,7 +142,7 @@ class Results:
         try:
             sources = read_sources(self.scans, dict.fromkeys(slices["path"]))
         except Unreadable as error:
-            raise UserError(f"a file changed while it was scored ({error}). Rerun the same command") from None
+            raise UserError(f"{CHANGED} ({error})") from None
         if len({source.PatientID for source in sources.values()}) > 1:
             raise UserError("its files have several PatientIDs")
         frames = slices["image_id"].str.rpartition("#")[2]  # of multi-frame files, as in the slice table
@@ -174,7 +175,7 @@ class Results:
             place, table = Path(temporary), slices.assign(split="test", crc=None)
             table, unread, _ = cache.write_shards(place, table, self.scans, image, 1, lambda count: None)
             if unread:
-                raise UserError("a file changed while it was scored. Rerun the same command")
+                raise UserError(CHANGED)
             table["series"] = series_codes(table)
             inputs = Slices(table, np.array(list(shown)), classes, cache.HuCache.open(place, table), image.values)
             indices = np.array([classes.index(name) for name in shown.values()])
@@ -184,7 +185,7 @@ class Results:
             line = rows[number]
             (hu,) = cache.read_frames(self.scans / line["path"], [line["frame"]], image.values)
             if isinstance(hu, Unreadable):
-                raise UserError("a file changed while it was scored. Rerun the same command")
+                raise UserError(CHANGED)
             scale, left, top = line["crop_side"] / image.size, line["crop_column"], line["crop_row"]
             shift = (scale - 1) / 2  # of pixel centres
             place = np.array([[scale, 0, left + shift], [0, scale, top + shift]])
