@@ -111,7 +111,8 @@ def _checked(plan: Plan) -> Counter[tuple[str, str]] | None:
 
 
 def _count(rows: pd.DataFrame) -> Count:
-    return Count(*(rows[name].nunique() for name in ("patient_id", "study_id", "series")), len(rows))
+    patients, studies, series = (rows[name].nunique() for name in ("patient_id", "study_id", "series"))
+    return Count(patients, studies, series, len(rows))
 
 
 def _acquisition(table: pd.DataFrame, sets: dict[str, NDArray], values: str) -> dict[str, dict[str, Spread]]:

@@ -70,7 +70,7 @@ def submissions(
     values: image_id and the probability of each class. unread: further images, which get the prevalence. tuned: content
     of thresholds.json. Raises UserError for an invalid submission.
     """
-    classes = [name for name in values if name != "image_id"]
+    classes = [str(name) for name in values if name != "image_id"]
     prior = pd.DataFrame([final_prevalence(tuned, classes)] * len(unread), columns=pd.Index(classes))
     values = pd.concat([values, prior.assign(image_id=list(unread))], ignore_index=True)
     decided = values.copy()
