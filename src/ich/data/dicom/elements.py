@@ -111,7 +111,7 @@ def _printable(value: str) -> str:
 
 def _text(header: Header, keyword: str) -> str:
     try:
-        element: Any = header.get_item(TAGS.get(keyword) or tag_for_keyword(keyword))
+        element: Any = header.get_item(TAGS.get(keyword) or int(tag_for_keyword(keyword) or 0))
         value = None if element is None else element.value
         if isinstance(value, bytes) and (value.isascii() or len(value) > LONGEST):
             value = value[: LONGEST + 1].decode("ascii", "replace")
