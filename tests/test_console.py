@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import time
 from types import SimpleNamespace
@@ -178,7 +179,8 @@ def test_a_table_fits_the_terminal(monkeypatch, capsys):
 
 @pytest.mark.parametrize("command", [command.name or command.callback.__name__ for command in app.registered_commands])
 def test_quiet_and_verbose_exclude_each_other(command):
-    words = [command, *([] if command in ("thresholds", "clean") else ["none.yaml"]), "--quiet", "--verbose"]
+    required = {"thresholds": [], "clean": [], "serve": shlex.split("--bundle b --queue q --send-to A@b:1 --allow C")}
+    words = [command, *required.get(command, ["none.yaml"]), "--quiet", "--verbose"]
     with pytest.raises(UserError, match=r"^--quiet and --verbose exclude each other"):
         app(words, standalone_mode=False)
 

@@ -403,7 +403,7 @@ def serve(
     ] = 30,
     disk_limit: Annotated[float, typer.Option(min=0, help="size of the queue in GB; more is refused")] = 20,
 ) -> None:
-    """Receive studies by DICOM C-STORE, score them, and send structured reports and heat maps to a node."""
+    """Score studies that arrive by DICOM; send the results."""
     stage = _dicom("serve", "`ich serve`")
     node = stage.Node.parse(send_to)
     score = _dicom("dicom_out", "`ich serve`").scorer(bundle)
@@ -430,7 +430,7 @@ def export(
     ] = False,
     overrides: Set = None,
 ) -> None:
-    """Write the trained ensemble as one folder that predicts anywhere."""
+    """Write the trained ensemble to one folder, to use anywhere."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the ONNX exporter warns of packed sequences
     from ich.stages import export as stage
 

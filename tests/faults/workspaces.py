@@ -21,7 +21,7 @@ from tests.conftest import copied as copied_into
 from tests.conftest import plan_of as plan_of_recipe
 
 FOLDERS = ("input", "folds", "oof", "submissions")
-MEASURED = ("seconds", "peak_memory_mib")  # record entries that differ between runs
+MEASURED = ("seconds", "peak_memory_mib", "machine")  # record entries that differ between runs
 ENVIRONMENT = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
 
 

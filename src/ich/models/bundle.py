@@ -68,7 +68,7 @@ class Spec(Strict):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained ensemble. Can be pickled; models are read by `load`."""
+    """A trained ensemble. Can be pickled; models are read by `fitted`."""
 
     root: Path
     spec: Spec
@@ -82,7 +82,7 @@ class Bundle:
         """Hash of all that its predictions depend on."""
         return digest([self.runtime, self.spec.model_dump(mode="json"), dict(self.files)])
 
-    def load(self, model: str, fold: int) -> Fitted:
+    def fitted(self, model: str, fold: int) -> Fitted:
         """Load a fitted fold. Raises UserError if a file is malformed."""
         stage, folder = self.spec.models[model].stage, self.root / model / f"fold{fold}"
         return load(stage, folder, f"{model} fold {fold}", self.runtime)

@@ -46,7 +46,7 @@ class Ensemble:
 
     def _predict(self, name: str, fold: int, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:
         if (name, fold) not in self._fitted:
-            self._fitted[name, fold] = self.bundle.load(name, fold)
+            self._fitted[name, fold] = self.bundle.fitted(name, fold)
         fitted = self._fitted[name, fold]
         with fitted.using(self.bundle.spec.threads):
             return fitted.predict(slices, inputs)

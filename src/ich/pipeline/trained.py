@@ -79,6 +79,8 @@ def _files(settings: Model) -> list[str]:
     return [name for name in settings.files if name != "history.csv"]
 
 
-def _content(path: Path) -> Any:
+def _content(path: Path) -> dict[str, Any]:
     with parsing(path):
-        return read_json(path)
+        if not isinstance(content := read_json(path), dict):
+            raise ValueError("an object is required")
+        return content

@@ -74,7 +74,7 @@ def scorer(folder: Path) -> Callable[[Path, Path], None]:
 
 def cnns(bundle: Bundle) -> list[FittedCnn]:
     """Load the CNNs of the first fold that have a layer for Grad-CAM."""
-    models = (bundle.load(name, bundle.spec.folds[0]) for name in bundle.spec.models)
+    models = (bundle.fitted(name, bundle.spec.folds[0]) for name in bundle.spec.models)
     found = [model for model in models if isinstance(model, FittedCnn)]
     return [model for model in found if cast(Cnn, model.network).feature_layer(bundle.spec.image.size) is not None]
 

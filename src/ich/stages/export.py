@@ -93,7 +93,7 @@ def _add_onnx(plan: Plan, bundle: Bundle, *, int8: bool) -> None:
                 "train": data.slices("train").some_series(CALIBRATED),
             }
             data, kind, folder = replace(data, rows=few), onnx_class(models[name]), bundle.root / name / f"fold{k}"
-            difference = to_onnx.write(bundle.load(name, k), kind, folder, data.slices("valid"), data.inputs("valid"))
+            difference = to_onnx.write(bundle.fitted(name, k), kind, folder, data.slices("valid"), data.inputs("valid"))
             largest = max(largest, difference)
             if int8 and plan.settings_of(name).reads_images:
                 to_onnx.to_int8(kind.load(folder), data.slices("train"), folder / ONNX)
