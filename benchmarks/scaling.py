@@ -20,7 +20,7 @@ from ich.pipeline.engines import Step, local, ready
 from ich.pipeline.graph import IN_SAMPLE, SHARDS, Graph, Task
 from ich.pipeline.state import Plan
 from ich.recipe import Recipe, load
-from ich.stages import run
+from ich.stages import demo, run
 
 TEST_SLICES = 121_232  # of RSNA 2019
 RAW_BYTES = 460e9
@@ -206,6 +206,8 @@ def compared(path: str, overrides: Sequence[str]) -> str:
     """Run a recipe with two worker processes in an empty folder; return measured and simulated seconds."""
     recipe = load(path, [*overrides, "compute.processes=2"])
     with TemporaryDirectory(prefix="ich-benchmark-") as folder:
+        if recipe.demo:
+            demo.run(Plan(recipe, Path(folder)))
         steps, _ = run.steps_of(Plan(recipe, Path(folder)))
         make = partial(run.make_step, recipe, Path(folder), False)
         started = time.perf_counter()
