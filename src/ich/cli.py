@@ -316,6 +316,7 @@ def results(
     stage.results(_plan(recipe, overrides), seconds)
 
 
+@command
 def predict(
     recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="YAML file; not with --bundle")] = None,
     path: Annotated[
@@ -379,9 +380,6 @@ def _seconds(text: str) -> float:
     return int(number) * unit
 
 
-command(predict)
-
-
 def _dicom(stage: str, what: str) -> Any:
     """Import a stage that needs the extra `dicom`."""
     try:
@@ -390,6 +388,7 @@ def _dicom(stage: str, what: str) -> Any:
         raise UserError(f"{what} requires {error.name}. Install it: pip install 'ich[dicom]'") from None
 
 
+@command
 def serve(
     bundle: Annotated[Path, typer.Option(help="folder that `ich export` wrote")],
     queue: Annotated[Path, typer.Option(help="folder of the queue")],
@@ -411,9 +410,7 @@ def serve(
     stage.run(score, queue, node, allow, title=title, host=host, port=port, **limits)
 
 
-command(serve)
-
-
+@command
 def export(
     recipe: RecipePath,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="folder to write")] = None,
@@ -446,9 +443,6 @@ def export(
         raise UserError("give either --out DIR or --kaggle DIR")
     options = {"half": half, "onnx": onnx, "int8": int8, "kaggle": kaggle is not None}
     stage.run(_plan(recipe, overrides), folder, folds=numbers, **options)
-
-
-command(export)
 
 
 Raw = Annotated[bool, typer.Option("--raw", help="the raw files instead of artifacts")]
