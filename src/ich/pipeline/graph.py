@@ -387,7 +387,7 @@ class Graph:
             upstream += tuple((self.fold(model, k), settings.files) for k in self.fold_numbers)
             upstream += ((self.assembled(model), ("oof.parquet", "test.parquet")),)
         upstream += ((self.thresholds, (self.workspace.thresholds.name,)), (self.submit, ("submission.csv",)))
-        upstream += ((self.score, ("scores.json", "reliability.csv")),)
+        upstream += ((self.score, ("scores.json", "confusion.csv", "reliability.csv")),)
         upstream += ((self.explain, ("suspicious_labels.csv", "label_audit.csv", "embedding_map.csv")),)
         settings = self.recipe.report.model_dump(mode="json")
         return Task("report", "report", self._submission("report.run.json"), settings, upstream)
