@@ -74,6 +74,9 @@ def test_a_network_reads_the_same_fold_of_the_recipe_that_it_starts_from(copy):
     assert "cnn/resnext/fold2 of parts" in reads(
         plan_of(copy, "name=second", *elsewhere, start(", fold: 2")), "resnext"
     )
+    assert "pretrain/simclr of parts" in reads(
+        plan_of(copy, "name=second", f"cnn.resnext.start={{recipe: {PARTS}, model: simclr}}"), "resnext"
+    )
     assert [graph.recipe.name for graph in plan.graphs] == ["parts", "second"]
 
     plan.require(plan.fold("resnext", 1))
