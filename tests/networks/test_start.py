@@ -103,11 +103,11 @@ def test_other_classes_start_as_usual():
             r"conv1.0.weight has .* \[3, 1, 3, 3\] in the weights, but \[3, 3,",
         ),
         (cnn(3), cnn(2), r"classifier.weight has the shape \[2, 8\] in the weights, but \[3, 8\] is required"),
-        (cnn(3), head("residual", 3), "the network have another architecture: backbone"),
+        (cnn(3), head("residual", 3), "backbone.* is in the network, but not in the weights; both"),
         (
             head("residual", 3),
             head("residual", 3, layers=2),
-            "the weights have .* rnn.bias_hh_l1 is not in the network",
+            "rnn.bias_hh_l1 is in the weights, but not in the network",
         ),
         (head("lrnn", 3), head("lrnn", 3), "the same classes in the same order"),
     ],

@@ -89,6 +89,16 @@ def test_a_network_reads_the_same_fold_of_the_recipe_that_it_starts_from(copy):
         f" Run `ich run {PARTS}` first"
     )
 
+    path = plan.workspace.folds
+    folds = pd.read_csv(path)
+    folds.assign(fold=2 - folds["fold"]).to_csv(path, index=False)
+    path.with_suffix(".run.json").unlink()
+    make(plan_of(copy, "name=second", start()), "folds")
+    with pytest.raises(
+        UserError, match=r"its fold 0 was trained on patients of fold 0\. Use the same section and file"
+    ):
+        plan_of(copy, "name=second", start()).fold("resnext", 0)
+
 
 @pytest.mark.parametrize(
     ("changes", "message"),

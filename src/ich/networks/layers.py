@@ -130,8 +130,8 @@ def copy_state(network: nn.Module, state: Mapping[str, Tensor], classes: SavedCl
             if module.ordered and classes is not None and classes.rows != tuple(range(classes.count)):
                 raise ValueError("a head with lrnn can only start from weights with the same classes in the same order")
     if differing := sorted(own.keys() ^ state.keys()):
-        has, lacks = ("the weights", "the network") if differing[0] in state else ("the network", "the weights")
-        raise ValueError(f"{has} have another architecture: {differing[0]} is not in {lacks}")
+        where, missing = ("the weights", "the network") if differing[0] in state else ("the network", "the weights")
+        raise ValueError(f"{differing[0]} is in {where}, but not in {missing}; both must have the same architecture")
     for name, value in own.items():
         saved, shape = state[name], list(value.shape)
         if classes is None or name not in by_class:

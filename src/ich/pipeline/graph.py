@@ -270,13 +270,18 @@ class Graph:
         if model not in other.recipe.pretrain:
             number = _fold_number(where, start, fold, other.fold_numbers)
             same_data = os.path.normpath(other.raw_root) == os.path.normpath(self.raw_root)
-            if same_data and (number != fold or other.recipe.folds != self.recipe.folds):
+            if same_data and (number != fold or not self._same_folds(other)):
                 raise UserError(
                     f"{where}: {path} has the same competition, so that its fold {number} was trained on patients of"
-                    f" fold {fold}. Use the same section `folds` in both recipes, and no `fold` here"
+                    f" fold {fold}. Use the same section and file of folds in both recipes, and no `fold` here"
                 )
         task = other.fold(model, number)
         return replace(task, name=f"{task.name} of {other.recipe.name}", recipe=path)
+
+    def _same_folds(self, other: Self) -> bool:
+        """Return whether both recipes have the same settings and, once they are written, the same file of folds."""
+        files = [list(self.files_of(graph.folds).values()) for graph in (self, other)]
+        return self.recipe.folds == other.recipe.folds and (not all(files) or files[0] == files[1])
 
     def _other(self, where: str, path: str) -> Self:
         """Graph of another recipe. Raises UserError if it is this one, or one that starts from this one."""
