@@ -134,24 +134,24 @@ def copy_state(network: nn.Module, state: Mapping[str, Tensor], classes: SavedCl
         raise ValueError(f"{differing[0]} is in {where}, but not in {missing}; both must have the same architecture")
     for name, value in own.items():
         saved, shape = state[name], list(value.shape)
-        if classes is None or name not in by_class:
-            to = at = None
-            dimension = 0
-        else:
+        dimension, to, at = 0, None, None  # entries along a dimension; None: all
+        if classes is not None and name in by_class:
             dimension, first = by_class[name]
             known = [(number, row) for number, row in enumerate(classes.rows) if row is not None]
             after, more = range(first + len(classes.rows), shape[dimension]), classes.count - len(classes.rows)
-            to = torch.tensor([*range(first), *(first + number for number, _ in known), *after], dtype=torch.int64)
-            at = torch.tensor([*range(first), *(first + row for _, row in known), *(k + more for k in after)])
-            if not len(to):
-                continue
+            to = [*range(first), *(first + number for number, _ in known), *after]
+            at = [*range(first), *(first + row for _, row in known), *(k + more for k in after)]
             shape[dimension] += more
+        if to == []:
+            continue
         if list(saved.shape) != shape:
             raise ValueError(f"{name} has the shape {list(saved.shape)} in the weights, but {shape} is required")
         if to is None or at is None:
             value.copy_(saved)
         else:
-            value.index_copy_(dimension, to, saved.to(value.dtype).index_select(dimension, at))
+            value.index_copy_(
+                dimension, torch.tensor(to), saved.to(value.dtype).index_select(dimension, torch.tensor(at))
+            )
 
 
 def bidirectional(cell: str, features: int, hidden: int, layers: int = 1, dropout: float = 0.0) -> nn.LSTM | nn.GRU:
