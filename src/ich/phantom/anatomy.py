@@ -44,7 +44,7 @@ def draw_head(rng: np.random.Generator) -> Head:
     ventricle = 0.66 + 0.75 * atrophy + rng.normal(0, 0.1) + (rng.uniform(0.3, 1.2) if rng.random() < 0.06 else 0)
     side = 1 + rng.normal(0, 0.1)
     white = rng.normal(27.5, 1.6)
-    contrast = rng.random() < 0.05  # agent in the vessels
+    contrast = rng.random() < 0.07  # agent in the vessels
     return Head(
         scale=(rng.normal(0.99, 0.035), rng.normal(0.99, 0.035), rng.normal(0.99, 0.035)),
         shear=(rng.normal(0, 0.04), rng.normal(0, 0.03), rng.normal(0, 0.03)),
@@ -64,7 +64,7 @@ def draw_head(rng: np.random.Generator) -> Head:
         leukoaraiosis=max(0.0, rng.normal(3, 4)) * atrophy * 2,
         texture=rng.uniform(0.6, 2.0),
         sinus=rng.uniform(75, 150) if contrast else float(np.clip(rng.normal(53, 7), 40, 75)),
-        dura=float(np.clip(rng.normal(60, 9), 42, 90)) + 15 * contrast,
+        dura=float(np.clip(rng.normal(62, 10), 42, 95)) + 15 * contrast,
         falx=float(np.exp(rng.normal(0.1, 0.3))),
         hyperostosis=rng.uniform(2, 7) if rng.random() < 0.08 else 0.0,
         air=tuple(np.clip(rng.normal(0.85, 0.3, 6), 0, 1).tolist()),
@@ -142,7 +142,7 @@ def cranium(head: Head, frame: Frame) -> Cranium:
     u, v, w = (wide / 67) ** 2, (y / 84) ** 2, w**2
     norm = (1 - head.boxy) * np.sqrt(u + v + w) + head.boxy * np.sqrt(np.sqrt(u * u + v * v + w * w))
     vault = (norm - 1) * 72 + noise * head.dents
-    floor = 12 * np.exp(-(((np.abs(x) - 28) / 15) ** 2) - ((y + 54) / 22) ** 2) - 17 + 2 * noise
+    floor = 12 * np.exp(-(((np.abs(x) - 29) / 14) ** 2) - ((y + 73) / 19) ** 2) - 17 + 2 * noise
     floor -= 8 * smooth_step(-5, 15, y)
     cavity = -smooth_min(-vault, z - floor, 6)
     cavity = smooth_min(cavity, union(frame, CANAL, 4, far=30.0), 5)
@@ -180,8 +180,13 @@ def _cisterns(atrophy: float) -> list[Shape]:
     ]
 
 
-def _sulci(head: Head, bone: Cranium, moved: Coordinates, falx_x: Array, falx: Array) -> tuple[Array, Array, Array]:
-    """Sulci and Sylvian fissure: signed distance to their middle, half width, and the insular cistern."""
+def _sulci(
+    head: Head, bone: Cranium, moved: Coordinates, falx_x: Array, falx: Array, cerebrum: Array
+) -> tuple[Array, Array, Array]:
+    """Sulci and Sylvian fissure: signed distance to their middle, half width, and the insular cistern.
+
+    cerebrum: > 0 above the tentorium and before the petrous bones.
+    """
     x, y, z = moved
     depth, ax = -bone.cavity, np.abs(x)
     # Pulled out along the radius, the noise's sheets meet the surface nearly at right angles.
@@ -202,7 +207,7 @@ def _sulci(head: Head, bone: Cranium, moved: Coordinates, falx_x: Array, falx: A
     width += sheet * (0.7 + 2.2 * head.atrophy - width)
     along, up = np.maximum(np.abs(y + 9) - 15, 0), np.maximum(np.abs(z - 2) - 9, 0)
     island = np.sqrt((insula / 1.6) ** 2 + along**2 + up**2) * 1.6 - (0.6 + 1.8 * head.atrophy)
-    return sulcus, np.where(bone.tentorium < 2, -9.0, width), island
+    return sulcus, np.where(cerebrum < 2, -9.0, width), island
 
 
 def brain(head: Head, frame: Frame, bone: Cranium, moved: Coordinates) -> Brain:
@@ -214,7 +219,8 @@ def brain(head: Head, frame: Frame, bone: Cranium, moved: Coordinates) -> Brain:
     notch = 1 - np.sqrt((x / 17) ** 2 + ((y - 4) / 25) ** 2)
     petrous = 22 - 0.75 * (58 - np.abs(x)) - y
     leaf = np.maximum(notch * 17, petrous)
-    sulcus, width, insula = _sulci(head, bone, moved, falx_x, falx)
+    cerebrum = np.maximum(bone.tentorium, petrous)
+    sulcus, width, insula = _sulci(head, bone, moved, falx_x, falx, cerebrum)
 
     lateral = [
         mirrored(Capsule(start, end, factor * radius, factor * end_radius))[side]
@@ -237,9 +243,9 @@ def brain(head: Head, frame: Frame, bone: Cranium, moved: Coordinates) -> Brain:
     delta = bone.noise * head.texture
     if head.leukoaraiosis > 0.3:
         delta -= head.leukoaraiosis * smooth_step(11, 1, ventricle + 4 * bone.noise) * (bone.tentorium > 0)
-    folia = np.sin(np.sqrt(x * x + (y - 12) ** 2 + (z + 10) ** 2) * (2 * np.pi / 7.5))
+    folia = np.sin(np.sqrt(x * x + (y - 12) ** 2 + (z + 10) ** 2) * (2 * np.pi / 7.5) + bone.noise)
     lobe = smooth_step(22, 30, y + np.abs(x) * 0.25)
-    delta += smooth_step(0, -4, bone.tentorium) * (lobe * (5 + 1.4 * folia) + (1 - lobe) * 2)
+    delta += smooth_step(0, -4, cerebrum) * (lobe * (5 + 2 * folia) + (1 - lobe) * 2)
     return Brain(x, y, z, sulcus, width, cistern, ventricle, nuclei, falx, falx_x, leaf, delta)
 
 

@@ -111,13 +111,13 @@ def draw_subdural(rng: np.random.Generator) -> Bleed:
     side = int(rng.choice((-1, 1)))
     age, clot = rng.random(), _clot(rng)
     density = rng.uniform(48, 76)
-    if age > 0.88:
-        density = rng.uniform(12, 28)
-    elif age > 0.78:
-        density = rng.uniform(30, 46)
-    elif age > 0.62:  # fresh blood settles in old fluid
-        density = rng.uniform(30, 52)
-        clot["settled"] = (rng.uniform(10, 35), rng.uniform(2, 40))
+    if age > 0.9:
+        density = rng.uniform(12, 26)
+    elif age > 0.83:
+        density = rng.uniform(34, 48)
+    elif age > 0.65:  # fresh blood settles in old fluid
+        density = rng.uniform(34, 54)
+        clot["settled"] = (rng.uniform(16, 40), rng.uniform(2, 40))
     site = rng.random()
     if site < 0.74:
         centre = _on_vault(side, rng.uniform(45, 135), rng.uniform(-5, 50))
@@ -166,7 +166,7 @@ def draw_intraparenchymal(rng: np.random.Generator, contusion: bool = False, dee
         reach=(radius * a, radius * b, radius * c),
         thickness=radius,
         density=rng.uniform(38, 54) if rng.random() < 0.15 else rng.uniform(50, 78),
-        rough=rng.uniform(0.1, 0.5),
+        rough=rng.uniform(0.15, 0.6),
         oedema=(rng.uniform(0.1, 1.1) * radius + 1.5, rng.uniform(5, 15)),
         push=rng.uniform(0.1, 0.5) * radius,
         **_clot(rng),
@@ -175,11 +175,11 @@ def draw_intraparenchymal(rng: np.random.Generator, contusion: bool = False, dee
 
 def draw_intraventricular(rng: np.random.Generator) -> Bleed:
     """Draw blood settled in the occipital horns, or casts of whole ventricles."""
-    level = float(rng.choice((rng.uniform(33, 50), rng.uniform(10, 33), rng.uniform(-60, 10)), p=(0.45, 0.3, 0.25)))
+    level = float(rng.choice((rng.uniform(30, 46), rng.uniform(10, 30), rng.uniform(-60, 10)), p=(0.45, 0.3, 0.25)))
     side = float(rng.choice((-1.0, 0.0, 1.0), p=(0.25, 0.5, 0.25)))
     softness, density = (rng.uniform(0.7, 6.0), 0.0, 0.0), rng.uniform(48, 78)
     return Bleed(
-        INTRAVENTRICULAR, "layer", (side, level, 0.0), softness, 0.0, density, share=rng.uniform(0.5, 1), **_clot(rng)
+        INTRAVENTRICULAR, "layer", (side, level, 0.0), softness, 0.0, density, share=rng.uniform(0.7, 1), **_clot(rng)
     )
 
 
@@ -188,7 +188,7 @@ def draw_subarachnoid(rng: np.random.Generator, aneurysm: bool | None) -> Bleed:
     side = int(rng.choice((-1, 1)))
     if aneurysm is None:
         aneurysm = rng.random() < 0.4
-    density, share = rng.uniform(52, 76), rng.uniform(0.45, 1)
+    density, share = rng.uniform(54, 76), rng.uniform(0.6, 1)
     if aneurysm:
         centre = (rng.normal(0, 12), rng.normal(-10, 6), rng.normal(-10, 4))
         reach = _long_tailed(rng, 36, 0.3, 22, 70)

@@ -11,8 +11,9 @@ from ich.phantom.bleeds import Bleed
 from ich.phantom.shapes import Array, Coordinates, Ellipsoid, smooth_step, soft
 from ich.phantom.tissue import Upsampler
 
-CONTRAST = 12.0  # HU by which a bleed must change a pixel to be visible there ...
-COVER = 0.5  # ... unless it fills this share of the pixel's volume (an isodense subdural is visible by its shape)
+# A bleed is visible in a pixel that it changes by CONTRAST HU and that is BRIGHT HU denser than cortex, or that it fills
+# to COVER: an isodense subdural is visible by its shape, isodense fluid is not.
+CONTRAST, BRIGHT, COVER = 12.0, 4.0, 0.5
 
 
 @dataclass
@@ -91,8 +92,8 @@ def shape(bleed: Bleed, bone: Cranium, brain: Brain, gravity: NDArray[np.float64
         case "space":
             # The share of blood in the fluid of sulci and cisterns, patchy in one region; clots widen the sulci there.
             field = smooth_step(1.05, 0.7, np.sqrt(x**2 + y**2 + z**2) / rx + 0.25 * bone.noise)
-            brain.width += np.where(brain.width > -0.5, np.float32(2.6 * bleed.share**2), np.float32(0)) * field
-            brain.cistern -= 1.6 * bleed.share**2 * field
+            brain.width += np.where(brain.width > -0.5, np.float32(1.8 * bleed.share**2), np.float32(0)) * field
+            brain.cistern -= bleed.share**2 * field
             field *= bleed.share
     if bleed.push:
         brain.width -= 0.12 * bleed.push * smooth_step(45, 0, field)
@@ -104,19 +105,27 @@ def shape(bleed: Bleed, bone: Cranium, brain: Brain, gravity: NDArray[np.float64
 
 
 def paint(
-    lesions: Sequence[Lesion], up: Upsampler, hu: Array, spaces: Array, ventricles: Array, skull: Array, edge: float
+    lesions: Sequence[Lesion],
+    up: Upsampler,
+    hu: Array,
+    spaces: Array,
+    ventricles: Array,
+    skull: Array,
+    edge: float,
+    grey: float,
 ) -> NDArray[np.uint8]:
     """Add the lesions to the contents of the skull, in place; returns the mask of the slice.
 
-    hu, and the occupancies of subarachnoid spaces, ventricles and skull: float32 [planes, rows, columns]. Bit k of the
-    mask [rows, columns] is set where a bleed of kind k is visible.
+    hu, and the occupancies of subarachnoid spaces, ventricles and skull: float32 [planes, rows, columns]. edge: mm,
+    the width of sharp edges. grey: HU of the cortex. Bit k of the mask [rows, columns] is set where a bleed of kind k
+    is visible.
     """
     seen: dict[int, Array] = {}
     filled: dict[int, Array] = {}
     for lesion in lesions:
-        form = lesion.bleed.form
-        if form in {"layer", "space"}:
-            weight = up(lesion.field) * (ventricles if form == "layer" else spaces)
+        fluid = {"layer": ventricles, "space": spaces}.get(lesion.bleed.form)
+        if fluid is not None:
+            weight = up(lesion.field) * fluid
         elif up.low(lesion.field) < 1:
             weight = soft(up(lesion.field), edge + lesion.bleed.blur)
         else:  # not in this slice
@@ -128,9 +137,10 @@ def paint(
         seen = {k: before * keep for k, before in seen.items()}
         filled = {k: before * keep for k, before in filled.items()}
         seen[kind] = seen.get(kind, 0) + np.abs(change)
-        filled[kind] = filled.get(kind, 0) + weight
+        filled[kind] = filled.get(kind, 0) + weight * (fluid is None)
     mask = np.zeros(hu.shape[1:], np.uint8)
     for kind, change in seen.items():
-        visible = (change.mean(0) >= CONTRAST) | (filled[kind].mean(0) >= COVER)
+        bright = (change.mean(0) >= CONTRAST) & (hu.mean(0) >= grey + BRIGHT)
+        visible = bright | (filled[kind].mean(0) >= COVER)
         mask |= visible.astype(np.uint8) << np.uint8(kind)
     return mask

@@ -99,8 +99,8 @@ def _vessels(rng: np.random.Generator, head: Head) -> list[tuple[Shape, float]]:
         (Capsule((bend, -6, -38), (bend / 2, -9, -18), 1.9 * width, 1.9 * width), blood + 3),
         (Capsule((0, -16, -8), (0, -36, 2), 1.2 * width, 1.0 * width), blood),  # anterior cerebral arteries
         (Capsule((0, -10, 17), (0, 24, 13), 1.2 * width, 1.6 * width), blood - 2),  # internal cerebral veins
-        (Capsule((0, 26, 10), (0, 38, 12), 2.6 * width, 2.4 * width), blood),  # vein of Galen
-        (Capsule((0, 38, 12), (0, 78, -10), 2.2 * width, 2.6 * width), blood),  # straight sinus
+        (Capsule((0, 26, 10), (0, 38, 12), 2.2 * width, 2.0 * width), blood),  # vein of Galen
+        (Capsule((0, 38, 12), (0, 78, -10), 1.8 * width, 2.4 * width), blood),  # straight sinus
     ]
     for sign in (1, -1):
         clot = rng.uniform(8, 25) if rng.random() < 0.05 else 0

@@ -83,7 +83,7 @@ def render(
             within = skull(bone.cavity)
             occupancy = soft(within, edge)
             content, spaces, ventricles = tissue.inside(skull, head, bone, brain, within, edge)
-            masks[k][skull.fine] = lesions.paint(shaped, skull, content, spaces, ventricles, occupancy, edge)
+            masks[k][skull.fine] = lesions.paint(shaped, skull, content, spaces, ventricles, occupancy, edge, head.grey)
             mix(fine[:, *skull.fine], occupancy, content)
             cavity[skull.fine] = within[scanner.SUBPLANES // 2]
         lookalikes.paint(inserts, fine, planes)
