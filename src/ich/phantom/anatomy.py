@@ -5,7 +5,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from ich.phantom.frame import Frame, Noise, union
-from ich.phantom.shapes import Array, Capsule, Coordinates, Ellipsoid, Point, Shape, mirrored, smooth_min, smooth_step
+from ich.phantom.shapes import (
+    FAR,
+    Array,
+    Capsule,
+    Coordinates,
+    Ellipsoid,
+    Point,
+    Shape,
+    mirrored,
+    smooth_min,
+    smooth_step,
+)
 
 
 @dataclass(frozen=True)
@@ -190,9 +201,10 @@ def _sulci(
     x, y, z = moved
     depth, ax = -bone.cavity, np.abs(x)
     # Pulled out along the radius, the noise's sheets meet the surface nearly at right angles.
-    finer, bend = np.float32(head.gyri), 4 * bone.noise
-    pull = finer / np.maximum(1 + np.clip(bone.cavity, -70, 5) / 100, 0.6)
-    sulcus = head.sulci(x * pull * 0.8 + bend, y * pull - bend, z * pull) / finer
+    finer, within = np.float32(head.gyri), bone.cavity < 6
+    pull, bend = finer / np.maximum(1 + bone.cavity[within] / 100, 0.6), 4 * bone.noise[within]
+    sulcus = np.full_like(x, FAR)
+    sulcus[within] = head.sulci(x[within] * pull * 0.8 + bend, y[within] * pull - bend, z[within] * pull) / finer
     inward = np.minimum(depth, np.abs(falx_x) + np.maximum(falx, 0))
     half = (0.25 + 1.1 * head.atrophy) * (1 + 0.4 * bone.noise)
     width = half * smooth_step(30, 6, inward) - 0.3 * np.maximum(inward - 20, 0)

@@ -11,8 +11,8 @@ from ich.phantom.bleeds import Bleed
 from ich.phantom.shapes import Array, Coordinates, Ellipsoid, smooth_step, soft
 from ich.phantom.tissue import Upsampler
 
-# A bleed is visible in a pixel that it changes by CONTRAST HU and that is BRIGHT HU denser than cortex, or that it fills
-# to COVER: an isodense subdural is visible by its shape, isodense fluid is not.
+# A bleed is visible in a pixel that it changes by CONTRAST HU and that is BRIGHT HU denser than cortex, or of which it
+# fills the share COVER: an isodense subdural is visible by its shape, isodense fluid is not.
 CONTRAST, BRIGHT, COVER = 12.0, 4.0, 0.5
 
 
