@@ -34,7 +34,7 @@ class Bleed:
     share: float = 1.0  # of blood in the fluid of a layer or a space
     blur: float = 1.0  # mm, width of its edge
     rough: float = 0.2  # depth of the irregularities of its outline, relative to its thickness
-    oedema: tuple[float, float] = (0.0, 0.0)  # mm of dark rim, HU
+    oedema: tuple[float, float] = (1.0, 0.0)  # mm of dark rim, HU
     push: float = 0.0  # mm by which the adjacent brain is displaced
     front: float = 0.0  # of a lens: half extent towards the forehead
 
@@ -175,11 +175,11 @@ def draw_intraparenchymal(rng: np.random.Generator, contusion: bool = False, dee
 
 def draw_intraventricular(rng: np.random.Generator) -> Bleed:
     """Draw blood settled in the occipital horns, or casts of whole ventricles."""
-    level = float(rng.choice((rng.uniform(30, 46), rng.uniform(10, 30), rng.uniform(-60, 10)), p=(0.45, 0.3, 0.25)))
+    level = float(rng.choice((rng.uniform(25, 42), rng.uniform(5, 28), rng.uniform(-60, 5)), p=(0.4, 0.3, 0.3)))
     side = float(rng.choice((-1.0, 0.0, 1.0), p=(0.25, 0.5, 0.25)))
-    softness, density = (rng.uniform(0.7, 6.0), 0.0, 0.0), rng.uniform(48, 78)
+    softness, density = (rng.uniform(0.7, 6.0), 0.0, 0.0), rng.uniform(52, 78)
     return Bleed(
-        INTRAVENTRICULAR, "layer", (side, level, 0.0), softness, 0.0, density, share=rng.uniform(0.7, 1), **_clot(rng)
+        INTRAVENTRICULAR, "layer", (side, level, 0.0), softness, 0.0, density, share=rng.uniform(0.75, 1), **_clot(rng)
     )
 
 
@@ -188,7 +188,7 @@ def draw_subarachnoid(rng: np.random.Generator, aneurysm: bool | None) -> Bleed:
     side = int(rng.choice((-1, 1)))
     if aneurysm is None:
         aneurysm = rng.random() < 0.4
-    density, share = rng.uniform(54, 76), rng.uniform(0.6, 1)
+    density, share = rng.uniform(56, 78), rng.uniform(0.7, 1)
     if aneurysm:
         centre = (rng.normal(0, 12), rng.normal(-10, 6), rng.normal(-10, 4))
         reach = _long_tailed(rng, 36, 0.3, 22, 70)
@@ -196,7 +196,7 @@ def draw_subarachnoid(rng: np.random.Generator, aneurysm: bool | None) -> Bleed:
         centre, reach = (0.0, 0.0, -22.0), rng.uniform(18, 28)
     else:
         centre = _on_vault(side, rng.uniform(25, 150), rng.uniform(-4, 58))
-        reach = _long_tailed(rng, 22, 0.4, 12, 55)
+        reach = _long_tailed(rng, 24, 0.4, 13, 55)
     return Bleed(SUBARACHNOID, "space", centre, (reach, reach, reach), 0.0, density, share=share)
 
 

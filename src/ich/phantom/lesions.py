@@ -13,7 +13,7 @@ from ich.phantom.tissue import Upsampler
 
 # A bleed is visible in a pixel that it changes by CONTRAST HU and that is BRIGHT HU denser than cortex, or of which it
 # fills the share COVER: an isodense subdural is visible by its shape, isodense fluid is not.
-CONTRAST, BRIGHT, COVER = 12.0, 4.0, 0.5
+CONTRAST, BRIGHT, COVER = 12.0, 3.0, 0.5
 
 
 @dataclass
@@ -92,8 +92,8 @@ def shape(bleed: Bleed, bone: Cranium, brain: Brain, gravity: NDArray[np.float64
         case "space":
             # The share of blood in the fluid of sulci and cisterns, patchy in one region; clots widen the sulci there.
             field = smooth_step(1.05, 0.7, np.sqrt(x**2 + y**2 + z**2) / rx + 0.25 * bone.noise)
-            brain.width += np.where(brain.width > -0.5, np.float32(1.8 * bleed.share**2), np.float32(0)) * field
-            brain.cistern -= bleed.share**2 * field
+            brain.width += np.where(brain.width > -0.5, np.float32(2.4 * bleed.share**2), np.float32(0)) * field
+            brain.cistern -= 1.2 * bleed.share**2 * field
             field *= bleed.share
     if bleed.push:
         brain.width -= 0.12 * bleed.push * smooth_step(45, 0, field)

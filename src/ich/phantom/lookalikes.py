@@ -16,7 +16,7 @@ class Change:
     outline: Ellipsoid
     hu: float  # added
     widens: float  # mm by which sulci are wider there; < 0: narrower
-    oedema: tuple[float, float] = (0.0, 0.0)  # mm, HU
+    oedema: tuple[float, float] = (1.0, 0.0)  # mm, HU
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def add_to_brain(extras: Extras, frame: Frame, bone: Cranium, brain: Brain) -> N
     for change in extras.changes:
         field = change.outline.distance(brain.x, brain.y, brain.z) + 0.3 * min(change.outline.radii) * bone.noise
         weight = smooth_step(2, -2, field)
-        if change.oedema[0]:
+        if change.oedema[1]:
             darken(bone, brain, field, *change.oedema)
         brain.delta += change.hu * weight
         brain.width += np.where(brain.width > 0, change.widens, min(change.widens, 0)) * weight
