@@ -18,7 +18,7 @@ from ich.phantom.study import CLASSES, make_study
 SEED, COLUMNS = 12, 8
 LEVELS = (0.22, 0.32, 0.4, 0.47, 0.54, 0.62, 0.72, 0.84)  # of the slices without a bleed: base 0, vertex 1
 BLEEDS = (1, 4, 3, 2, 0, 1, 4, 3, 4, 1, 2, 3, 1, 4, 3, 0)  # of the others: numbers in CLASSES
-MIN_AREA = 150  # mm2 of a bleed that is large enough to show
+MIN_AREA = 300  # mm2 of a bleed that is large enough to show
 
 
 def real_tiles(folder: Path) -> list[np.ndarray]:
@@ -36,11 +36,12 @@ def main() -> None:
         tiles.append(tile(hu[int(level * len(hu))], BRAIN, "no bleed"))
     patient = len(LEVELS)
     for kind in BLEEDS:
-        area = np.zeros(1)
-        while area.max() < MIN_AREA:
+        while True:
             study = make_study(SEED, patient, 0, slices=32, size=512, kinds=[kind])
             area = ((study.masks >> kind) & 1).sum(axis=(1, 2)) * study.scan.pixel**2
             patient += 1
+            if area.max() >= MIN_AREA:
+                break
         tiles.append(tile(study.hu[int(area.argmax())], BRAIN, CLASSES[kind]))
     path = Path(__file__).with_suffix(".png")
     if len(sys.argv) > 1:

@@ -175,7 +175,7 @@ def draw_intraparenchymal(rng: np.random.Generator, contusion: bool = False, dee
 
 def draw_intraventricular(rng: np.random.Generator) -> Bleed:
     """Draw blood settled in the occipital horns, or casts of whole ventricles."""
-    level = float(rng.choice((rng.uniform(25, 42), rng.uniform(5, 28), rng.uniform(-60, 5)), p=(0.4, 0.3, 0.3)))
+    level = float(rng.choice((rng.uniform(25, 42), rng.uniform(5, 28), rng.uniform(-60, 5)), p=(0.3, 0.3, 0.4)))
     side = float(rng.choice((-1.0, 0.0, 1.0), p=(0.25, 0.5, 0.25)))
     softness, density = (rng.uniform(0.7, 6.0), 0.0, 0.0), rng.uniform(52, 78)
     return Bleed(

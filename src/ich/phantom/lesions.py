@@ -78,11 +78,13 @@ def shape(bleed: Bleed, bone: Cranium, brain: Brain, gravity: NDArray[np.float64
             field = np.abs(above - thickness / 2) - thickness / 2 * np.clip(1 - u, -1, 1)
             field = np.maximum(field, edge)
         case "blob":
-            # A rough ellipsoid, bounded by the ventricles, that darkens the tissue around it.
+            # A rough ellipsoid on one side, bounded by the ventricles, that darkens the tissue around it.
             field = Ellipsoid(bleed.centre, bleed.reach).distance(bone.x, bone.y, bone.z)
             field += bleed.rough * bleed.thickness * mottle * smooth_step(3 * bleed.thickness, 0, field)
             darken(bone, brain, field, *bleed.oedema)
             field = np.maximum(np.maximum(field, 0.4 - brain.ventricle), 2.5 + bone.cavity)
+            if abs(cx) > 8:
+                field = np.maximum(field, 1 - side * brain.falx_x)
         case "layer":
             # The share of blood in the ventricles' fluid: settled towards the table up to a level.
             height = bone.x * gx + bone.y * gy + bone.z * gz
