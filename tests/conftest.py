@@ -18,10 +18,13 @@ from hypothesis import settings
 
 from ich import cli, console, processes
 from ich.models.data import FoldData
+from ich.pipeline import engines
 from ich.pipeline.graph import MODEL_STAGES
 from ich.pipeline.runner import run_stage
 from ich.pipeline.state import Plan
+from ich.pipeline.trained import of_workspace
 from ich.recipe import load
+from ich.stages import predict
 from ich.store import hashes
 
 settings.register_profile("any machine", deadline=None, max_examples=50)  # a busy machine is slow
@@ -70,6 +73,7 @@ class Clone:
             patch.setattr(processes, "interruptible", lambda _: nullcontext())
             patch.setattr(Plan, "cores", 1)
             patch.setattr("ich.stages.predict.cores", lambda: 1)
+            patch.setattr("ich.stages.scans.cores", lambda: 1)
             with pytest.raises(SystemExit) as end:
                 cli.main()
         said = out.getvalue() + err.getvalue()
@@ -126,6 +130,15 @@ def make(plan: Plan, *stages: str, **options: Any) -> str:
                 import_module(f"ich.stages.{stage}").run(plan, **options)
     plan.forget()
     return printed.getvalue()
+
+
+def score_scans(
+    plan: Plan, source: Path, out: Path, *, fold: int | None = None, engine: str | None = None, **options: Any
+) -> None:
+    """`ich predict RECIPE source -o out`."""
+    run = None if engine is None else engines.engine(engine)
+    steps = None if run is None else lambda steps, make: run(steps, make, plan.recipe, plan.root)
+    predict.run(of_workspace(plan, None if fold is None else [fold]), source, out, run_steps=steps, **options)
 
 
 def built(tmp_path_factory: pytest.TempPathFactory, name: str, recipe: str, *stages: str) -> Path:

@@ -32,7 +32,7 @@ ALLOWED = {
     "pipeline": {"recipe", "models", *BASE, *WORK},
     "stages": {"recipe", "models", "pipeline", *BASE, *WORK},
     "api": {"models", "stages"},
-    "cli": {"recipe", "pipeline", "stages", "errors", "console", "processes"},
+    "cli": {"recipe", "models", "pipeline", "stages", "errors", "console", "processes"},
     "__main__": {"cli"},
 }
 OWNERS = {

@@ -29,7 +29,7 @@ import torch
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, JPEG2000Lossless
 
-from conftest import RECIPE, copied, plan_of
+from conftest import RECIPE, copied, plan_of, score_scans
 from ich.data import cache, slice_table
 from ich.data.competitions import LayoutError, cq500
 from ich.data.dicom import Unreadable
@@ -41,7 +41,7 @@ from ich.pipeline.graph import Task
 from ich.pipeline.runner import assemble, load_fitted, run_stage
 from ich.pipeline.state import Plan
 from ich.recipe import Cnn, RecipeError, load, table_thresholds
-from ich.stages import check, folds, maps, predict, prepare, score, status, submit
+from ich.stages import check, folds, maps, prepare, score, status, submit
 from ich.stages import thresholds as thresholds_stage
 from ich.store.hashes import sha256_file
 from ich.store.records import Record, read_record, write_hashed, write_record
@@ -367,7 +367,7 @@ def slices(plan: Plan) -> SliceTable:
 
 def scored(plan: Plan) -> None:
     """Score one file with the trained ensemble."""
-    predict.run(fresh(plan), sorted(plan.raw_root.rglob("*.dcm"))[0], plan.root / "out.csv")
+    score_scans(fresh(plan), sorted(plan.raw_root.rglob("*.dcm"))[0], plan.root / "out.csv")
 
 
 Case = tuple[Callable[[Plan], Task], str, Callable[[Plan], object]]

@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -344,32 +344,38 @@ def predict(
     force: Force = False,
 ) -> None:
     """Score DICOM files with a trained ensemble. A recipe with trained_by needs neither PATH nor --out."""
+    from ich.models.bundle import read
+    from ich.pipeline import engines
+    from ich.pipeline.trained import of_workspace
     from ich.stages import predict as stage
 
     seconds = None if time_limit is None else _seconds(time_limit)
-    then = None
-    if dicom is not None:
-        then = partial(_dicom("dicom_out", "--dicom").write, dicom)
     if engine is not None and (seconds is not None or bundle is not None):
         raise UserError("--engine needs RECIPE, and no --time-limit")
+    run_steps = None
     if bundle is not None:
         if recipe is None or path is not None or out is None or overrides:
             raise UserError("use `ich predict --bundle DIR PATH -o OUT.csv`, without RECIPE and --set")
-        more = {"runtime": runtime, "submission": submission, "then": then}
-        stage.run_bundle(bundle, recipe, out, fold=fold, time_limit=seconds, **more)
-        return
-    if runtime != "torch":
-        raise UserError("--runtime needs --bundle DIR")
-    if recipe is None:
-        raise UserError("give RECIPE or --bundle DIR")
-    plan = _plan(recipe, overrides)
-    if plan.recipe.competition.trained_by is not None and not any((path, out, engine, dicom)) and fold is None:
-        stage.run_outside(plan, force=force)
-    elif path is None or out is None or plan.recipe.competition.trained_by is not None:
-        raise UserError("give PATH and --out OUT.csv, or neither for a recipe with competition.trained_by")
+        path, trained = recipe, read(bundle, runtime)
+        trained = trained if fold is None else trained.only(fold)
     else:
-        more = {"submission": submission, "then": then}
-        stage.run(plan, path, out, fold=fold, engine=engine, time_limit=seconds, **more)
+        if runtime != "torch":
+            raise UserError("--runtime needs --bundle DIR")
+        if recipe is None:
+            raise UserError("give RECIPE or --bundle DIR")
+        plan = _plan(recipe, overrides)
+        outside = plan.recipe.competition.trained_by is not None
+        if outside and not any((path, out, engine, dicom)) and fold is None:
+            stage.run_outside(plan, force=force)
+            return
+        if path is None or out is None or outside:
+            raise UserError("give PATH and --out OUT.csv, or neither for a recipe with competition.trained_by")
+        if engine is not None:
+            run_on = engines.engine(engine)
+            run_steps = lambda steps, make: run_on(steps, make, plan.recipe, plan.root)
+        trained = of_workspace(plan, None if fold is None else [fold])
+    then = None if dicom is None else _dicom("dicom_out", "--dicom").writer(dicom, trained)
+    stage.run(trained, path, out, run_steps=run_steps, time_limit=seconds, submission=submission, then=then)
 
 
 def _seconds(text: str) -> float:

@@ -152,3 +152,29 @@ def test_a_large_alpha_covers_half_and_a_small_one_all_or_nothing():
     extreme = [cutmix_box(400, 0.01, rng) for _ in range(200)]
     empty = np.mean([bottom == top or left == right for top, bottom, left, right in extreme])
     assert 0.35 < empty < 0.65
+
+
+# ---- masks
+
+GEOMETRY = ["flip", "vertical_flip", "transpose", "crop", "shift", "scale", "rotate", "optical", "grid", "dropout"]
+BLEEDS = np.zeros((32, 32), np.uint8)  # two subtypes, one of them in two bits
+BLEEDS[4:13, 5:11], BLEEDS[18:26, 20:29] = 1 << 1, 1 << 4 | 1
+
+
+@pytest.mark.parametrize("field", GEOMETRY)
+def test_a_mask_is_moved_like_its_image(field: str):
+    augment, white = only(**{field: STRENGTHS.get(field, 0.3)}), np.where(BLEEDS, 255, 0).astype(np.uint8)
+    moved = 0
+    for seed in range(8):
+        shown, mask = augment(white[..., None].repeat(3, axis=2), seed)[..., 0], augment.mask(BLEEDS, seed)
+        inner, outer = shown > 250, shown == 0  # in between, the image is interpolated
+        assert (inner | outer).mean() > 0.85
+        assert (mask[inner] > 0).all()
+        assert not mask[outer].any()
+        assert set(np.unique(mask)) <= set(np.unique(BLEEDS))
+        moved += not np.array_equal(mask, BLEEDS)
+    assert moved >= 2
+
+
+def test_grey_values_do_not_change_a_mask():
+    np.testing.assert_array_equal(only(brightness=0.3, contrast=0.3, noise=0.3).mask(BLEEDS, 3), BLEEDS)

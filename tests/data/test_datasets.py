@@ -1,3 +1,5 @@
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -57,7 +59,7 @@ def test_images_targets_and_rows_belong_together(windowing: Windowing):
         assert batch.images.dtype == torch.uint8
         assert batch.images.shape[1:] == (windowing.channels, 8, 8)
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
-        for image, target, row in zip(*batch, strict=True):
+        for image, target, row in zip(*batch[:3], strict=True):
             np.testing.assert_array_equal(image.permute(1, 2, 0), image_of(int(row), windowing))
             assert target.tolist() == [row] * 6
             seen.append(int(row))
@@ -72,7 +74,7 @@ def test_batches_are_the_same_with_any_number_of_workers(windowing: Windowing):
     )
     assert len(alone) == len(shared) == 3
     for one, other in zip(alone, shared, strict=True):
-        for a, b in zip(one, other, strict=True):
+        for a, b in zip(one[:3], other[:3], strict=True):
             assert torch.equal(a, b)
 
 
@@ -205,3 +207,22 @@ def test_tables_are_moved_to_a_gpu_with_twice_their_size_free(monkeypatch):
     features, base, *_ = studies.tables
     for table, array in zip([*features, base], [*studies.features, studies.base], strict=True):
         assert np.shares_memory(table.numpy(), array)
+
+
+def test_masks_of_a_batch_show_the_same_places_as_its_images():
+    """Of slices that are white where their mask is, flipped and mixed by CutMix; the second slice has no bleed."""
+    bleeds = np.zeros((3, 16, 16), np.uint8)
+    bleeds[0, 2:7, 3:12], bleeds[2, 8:15, 1:5] = 1, 4
+    hu, compressed = np.where(bleeds, 300, -300).astype(np.int16), {k: zlib.compress(bleeds[k]) for k in (0, 2)}
+    augment = Augment(Augmentation(flip=0.5, vertical_flip=0.5, shift=0, scale=0, rotate=0, brightness=0, contrast=0))
+    transform = Transform(Windowing("windows", (Window(0, 100),)), augment, cutmix=1.0, seed=3)
+    around, ids = np.arange(3)[:, None].repeat(3, axis=1), ["a", "b", "c"]
+    slices = SliceDataset(hu, np.arange(3), around, ids, np.eye(3, dtype=np.float32), transform, compressed)
+    mixed = 0
+    for epoch in range(12):
+        batch = slices.__getitems__([(epoch, i) for i in range(3)])
+        assert batch.masks is not None
+        torch.testing.assert_close(batch.masks > 0, batch.images > 0)
+        mixed += int((batch.masks[1] > 0).any())
+    assert mixed, "the slice without a bleed gets those of its partners"
+    assert dataset(WINDOWS).__getitems__([(0, 1)]).masks is None

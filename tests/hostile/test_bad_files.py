@@ -12,14 +12,15 @@ import pandas as pd
 import pydicom
 import pytest
 
-from conftest import ROOT, make
+from conftest import CLASSES, ROOT, make
 from ich.data import dicom, files
 from ich.data.competitions import cq500, folder, ntu_dlmi, rsna2019, unibuc
-from ich.data.slice_table import read_geometries, slice_table
+from ich.data.slice_table import read_geometries
 from ich.errors import UserError
 from ich.pipeline.state import Plan
 from ich.recipe import load
-from ich.stages import check, predict
+from ich.stages import check
+from ich.stages.scans import read_scans
 from ich.store.raw import listing
 from plain_slice import HEADER
 
@@ -109,17 +110,13 @@ def test_prepare_and_check_quarantine_them_and_use_the_others(plan):
 
 def test_predict_quarantines_them_and_finds_the_others(plan):
     expected = add_bad_files(plan.raw_root)
-    _, _, names, refused = predict._files(plan.raw_root)
-    geometries = read_geometries(plan.raw_root, names, 1, lambda _: None)
-    ids = files.image_ids(names)
-    raw = replace(folder.raw(plan.raw_root), files=pd.DataFrame({"image_id": ids, "split": "test", "path": names}))
-    table, quarantined = slice_table(replace(raw, refused=refused), geometries)
-    assert {file.path for file in quarantined if file.path} == expected | {"labels.csv"}
-    assert len(table) == 11
-    assert [len(predict._files(plan.raw_root / name)[2]) for name in ("m.dcm", "some.zip")] == [1, 1]
+    found = read_scans(plan.raw_root, CLASSES, "hu")
+    assert {file.path for file in found.quarantined} == expected | {"labels.csv"}
+    assert len(found.slices) == 11
+    assert [len(read_scans(plan.raw_root / name, CLASSES, "hu").headers) for name in ("m.dcm", "some.zip")] == [1, 1]
     for name in ("cut.zip", "pipe.zip", "a\nb.dcm"):
         with pytest.raises(UserError, match="no files in this archive") as refusal:
-            predict._files(plan.raw_root / name)
+            read_scans(plan.raw_root / name, CLASSES, "hu")
         assert "\n" not in str(refusal.value)
 
 

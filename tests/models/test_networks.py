@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from scipy.special import expit, logit
 from sklearn import metrics
 
-from conftest import LOGITS, fold_data, make, plan_of
+from conftest import CLASSES, LOGITS, fold_data, make, plan_of
 from ich.errors import UserError
 from ich.models import network as network_module
 from ich.models import pretrain as pretrain_module
@@ -20,6 +20,8 @@ from ich.models.cnn import FittedCnn
 from ich.models.registry import build
 from ich.models.slices import Predictions, Shape
 from ich.networks.losses import nt_xent
+from ich.networks.masks import mask_loss
+from ich.phantom.masks import lesion_masks
 from ich.pipeline import runner
 from ich.pipeline.state import Plan
 from ich.store.hashes import seed_of
@@ -200,6 +202,84 @@ def test_label_weights_come_from_the_training_labels_and_class_weights_from_the_
     np.testing.assert_allclose(np.array(loss.label_weight)[:, 1], np.minimum((1 - share) / share, 20), rtol=1e-5)
     plan = plan_of(trained, "cnn.resnext.loss={weight: competition}")
     assert network_module.loss_for(fold_data(plan, "resnext")).class_weight == [1, 1, 1, 1, 1, 2]
+
+
+# ---- masks
+
+MASKS = "cnn.resnet.masks=0.5"
+
+
+def test_masks_of_training_slices_are_added_to_the_loss(trained):
+    still = "cnn.resnet.augment={flip: 0, shift: 0, scale: 0, rotate: 0}"
+    plan = plan_of(trained, MASKS, still)
+    data, found = fold_data(plan, "resnet"), begun(plan, "resnet")
+    (weighted, plain), totals = (
+        (begun(plan_of(trained, still, change), "resnet") for change in (MASKS, "compute={}")),
+        [],
+    )
+    for batch in found.loader.epoch(0):
+        ids = data.table.ids(batch.rows.numpy()).tolist()
+        boxes = data.table.table[["crop_row", "crop_column", "crop_side"]].to_numpy()[batch.rows]
+        for c, name in enumerate(CLASSES):
+            known = lesion_masks(trained / "input/tiny/masks.npz", ids, boxes, 32, name)
+            np.testing.assert_array_equal((batch.masks[:, 0] >> c) & 1, known)
+        totals.append(int(batch.masks.bool().sum()))
+        network = weighted.network.train()
+        cells = network.logits(batch.images)[1]
+        both, alone = weighted.loss_of(network, batch), plain.loss_of(network.cnn, batch)
+        torch.testing.assert_close(both, alone + 0.5 * mask_loss(cells, batch.masks))
+    assert sum(totals) > 0
+    assert next(iter(plain.loader.epoch(0))).masks is None
+
+
+def test_the_head_for_masks_is_trained_resumed_and_dropped(trained, tmp_path, monkeypatch):
+    settings = ["cnn.resnet.ema_decay=0.9", "cnn.resnet.learning_rate=0.03"]
+    plan, run = plan_of(trained, MASKS, *settings), Run("resnet fold 0", seed=3, folder=tmp_path)
+    data, save, heads = fold_data(plan, "resnet"), TrainingState.save, []
+
+    def killed(self: TrainingState, *arguments: Any) -> None:
+        save(self, *arguments)
+        heads.append(self.network.state_dict()["head.weight"].abs().max())
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainingState, "save", killed)
+        build(plan.settings_of("resnet")).fit(data, run)
+    assert heads[0] > 0
+    resumed = build(plan.settings_of("resnet")).fit(data, run)
+    whole = build(plan.settings_of("resnet")).fit(data, replace(run, folder=None))
+    other = plan_of(trained, *settings)
+    plain = build(other.settings_of("resnet")).fit(fold_data(other, "resnet"), replace(run, folder=None))
+    assert same(resumed.network.state_dict(), whole.network.state_dict())
+    assert resumed.history == whole.history
+    assert not same(whole.network.state_dict(), plain.network.state_dict()), "and has the same tensors"
+    whole.save(tmp_path)
+    loaded = registry.load("cnn", tmp_path, "resnet").predict(data.slices("valid"), {})
+    np.testing.assert_array_equal(loaded.logits, whole.predict(data.slices("valid"), {}).logits)
+
+
+def test_folds_depend_on_the_masks_only_if_they_use_them(copy):
+    plan = plan_of(copy)
+    assert plan.state(plan.fold("resnet", 0)).done
+    assert "masks" not in plan.fold("resnet", 0).settings
+    changed = plan_of(copy, MASKS)
+    task = changed.fold("resnet", 0)
+    assert changed.state(task).why == "masks was None, is 0.5"
+    before = changed.fingerprint(task, changed.inputs(task))
+    with (copy / "input/tiny/masks.npz").open("ab") as file:
+        file.write(b"0")
+    assert changed.fingerprint(task, changed.inputs(task)) != before
+    assert plan_of(copy).state(plan.fold("resnet", 0)).done
+
+
+def test_missing_masks_and_backbones_without_maps_are_errors_that_name_the_setting(copy):
+    vit = "{embed_dim: 32, depth: 1, num_heads: 2, patch_size: 16}"
+    changes = ["cnn.resnext.backbone=vit_tiny_patch16_224", f"cnn.resnext.kwargs={vit}", "cnn.resnext.masks=1"]
+    with pytest.raises(UserError, match=r"^cnn.resnext.masks: vit_tiny_patch16_224 has no feature maps"):
+        begun(plan_of(copy, *changes), "resnext")
+    (copy / "input/tiny/masks.npz").unlink()
+    with pytest.raises(UserError, match=r"^cnn.resnet.masks: .*masks.npz is missing. Use masks: 0 for competitions"):
+        begun(plan_of(copy, MASKS), "resnet")
 
 
 # ---- test-time augmentation

@@ -5,8 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from ich.phantom.masks import add_mask, lesion_masks
-from ich.phantom.study import CLASSES
+from ich.phantom.masks import add_mask, class_masks, lesion_masks
 
 
 def test_the_file_contains_the_masks_of_exactly_the_slices_with_a_bleed(written):
@@ -49,24 +48,32 @@ def stored(tmp_path):
         ("subdural", [0, 24, 0]),
         ("intraventricular", [9, 0, 0]),
         ("epidural", [0, 0, 0]),
-        (None, [9, 144, 0]),
+        ("any", [9, 144, 0]),
     ],
 )
-def test_a_subtype_is_one_bit_and_none_is_all_of_them(stored, name, areas):
-    bit = None if name is None else CLASSES.index(name)
-    masks = lesion_masks(stored, ["b", "a", "healthy"], np.array([[0, 0, 40]] * 3), 40, bit)
+def test_a_subtype_is_one_bit_and_any_is_all_of_them(stored, name, areas):
+    masks = lesion_masks(stored, ["b", "a", "healthy"], np.array([[0, 0, 40]] * 3), 40, name)
     assert masks.sum(axis=(1, 2)).tolist() == areas
 
 
 def test_a_pixel_belongs_to_a_bleed_that_covers_half_of_it(stored):
     """At half the size, the rectangle has whole blocks and the 3 x 3 corner partial ones."""
-    first, second = lesion_masks(stored, ["a", "b"], np.array([[0, 0, 40]] * 2), 20, None)
+    first, second = lesion_masks(stored, ["a", "b"], np.array([[0, 0, 40]] * 2), 20, "any")
     assert np.argwhere(first).min(0).tolist() == [4, 6]
     assert first.sum() == (128 + 16) / 4
     assert np.argwhere(second).tolist() == [[0, 0], [0, 1], [1, 0]]  # covered 1, 1/2, 1/2; the last one 1/4
 
 
 def test_a_box_beyond_the_slice_shifts_the_mask(stored):
-    mask = lesion_masks(stored, ["a"], np.array([[-6, -3, 52]]), 52, 1)[0]
+    mask = lesion_masks(stored, ["a"], np.array([[-6, -3, 52]]), 52, "intraparenchymal")[0]
     assert np.argwhere(mask).min(0).tolist() == [14, 15]
     assert mask.sum() == 128
+
+
+def test_the_classes_of_a_slice_are_bits_of_one_mask(stored):
+    names, boxes = ["any", "subdural", "intraparenchymal"], np.array([[0, 0, 40], [2, 4, 30], [0, 0, 40]])
+    ((k, mask),) = class_masks(stored, ["healthy", "a", "other"], boxes, 30, names)
+    assert (k, mask.dtype, mask.shape) == (1, np.uint8, (30, 30))
+    for c, name in enumerate(names):
+        np.testing.assert_array_equal((mask >> c) & 1, lesion_masks(stored, ["a"], boxes[1:], 30, name)[0])
+    assert sorted(np.unique(mask)) == [0, 0b011, 0b101, 0b111]

@@ -3,7 +3,6 @@
 import io
 import shutil
 import sys
-from functools import partial
 
 import pandas as pd
 import pydicom
@@ -30,8 +29,8 @@ def results(trained, tmp_path_factory):
     (folder / "scans").mkdir()
     for path in [path for paths in list(ids.values())[:2] for path in paths]:
         shutil.copy(path, folder / "scans")
-    write = partial(dicom_out.write, folder / "results")
-    predict.write_scores(bundle, folder / "scans", folder / "out.csv", then=write)
+    write = dicom_out.writer(folder / "results", bundle)
+    predict.run(bundle, folder / "scans", folder / "out.csv", then=write)
     return folder, bundle
 
 

@@ -13,13 +13,14 @@ import pytest
 from scipy.special import expit, logit
 
 import ich
-from conftest import CLASSES, plan_of
+from conftest import CLASSES, plan_of, score_scans
 from ich.ensemble.calibration import fit
 from ich.ensemble.hierarchy import project_any
 from ich.errors import UserError
 from ich.models.bundle import SPEC, SUMS, read, sums_text
 from ich.models.ensemble import Ensemble
 from ich.models.slices import Slices
+from ich.pipeline import chunks
 from ich.stages import export, predict
 from ich.store.hashes import sha256_bytes
 
@@ -57,13 +58,13 @@ def signed(folder: Path, **changes: object) -> Path:
 def test_a_bundle_predicts_as_its_workspace_to_the_last_digit(trained, bundle, tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    predict.run(plan_of(trained), trained / TEST, tmp_path / "a/out.csv")
+    score_scans(plan_of(trained), trained / TEST, tmp_path / "a/out.csv")
     moved = shutil.copytree(bundle, tmp_path / "moved")
     monkeypatch.chdir(tmp_path)  # which is no workspace
-    predict.run_bundle(moved, trained / TEST, tmp_path / "b/out.csv")
+    predict.run(read(moved), trained / TEST, tmp_path / "b/out.csv")
     assert texts(tmp_path / "a") == texts(tmp_path / "b")
-    predict.run(plan_of(trained), trained / TEST, tmp_path / "a/out.csv", fold=1)
-    predict.run_bundle(moved, trained / TEST, tmp_path / "b/out.csv", fold=1)
+    score_scans(plan_of(trained), trained / TEST, tmp_path / "a/out.csv", fold=1)
+    predict.run(read(moved).only(1), trained / TEST, tmp_path / "b/out.csv")
     assert texts(tmp_path / "a") == texts(tmp_path / "b")
     loaded = ich.load_bundle(moved)
     assert loaded.classes == tuple(CLASSES)
@@ -164,7 +165,9 @@ def test_a_bundle_cannot_load_initial_weights(copied, trained):
 
 def test_as_many_folds_as_the_time_allows_are_used(trained, bundle, monkeypatch, capsys, tmp_path):
     now, slices = [0.0], len(ich.load_bundle(bundle).predict(trained / TEST, fold=0))
-    monkeypatch.setattr(predict, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(predict, "time", clock)
+    monkeypatch.setattr(chunks, "time", clock)
     monkeypatch.setattr("ich.pipeline.chunks.CHUNK", 1)  # each study is a chunk
     whole = Ensemble.predict
 
@@ -178,7 +181,7 @@ def test_as_many_folds_as_the_time_allows_are_used(trained, bundle, monkeypatch,
     for seconds, expected in ((slices * 10, [0, 1, 2]), (slices * 2.5, [0, 1]), (1, [0])):
         table = ich.load_bundle(bundle).predict(trained / TEST, time_limit=seconds)
         assert table.attrs["folds"] == expected
-    predict.run_bundle(bundle, trained / TEST, tmp_path / "out.csv", time_limit=1)
+    predict.run(read(bundle), trained / TEST, tmp_path / "out.csv", time_limit=1)
     assert "warning: the time limit allowed the models of folds 0 of 0, 1, 2" in capsys.readouterr().out
 
 

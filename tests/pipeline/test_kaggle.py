@@ -91,7 +91,7 @@ def test_test_images_that_cannot_be_read_get_the_prevalence(finished, tmp_path, 
     broken.write_bytes(broken.read_bytes()[:-500])
     lost.unlink()
     bundle = of_workspace(plan_of(finished.root, recipe=RECIPE))
-    predict.write_scores(bundle, tmp_path / TEST, tmp_path / "out.csv", submission=tmp_path / "submission.csv")
+    predict.run(bundle, tmp_path / TEST, tmp_path / "out.csv", submission=tmp_path / "submission.csv")
     assert "2 test images could not be read" in capsys.readouterr().out
     written = pd.read_csv(tmp_path / "submission.csv").set_index("ID")["Label"]
     assert written.index.tolist() == pd.read_csv(source / SAMPLE)["ID"].tolist()
@@ -113,7 +113,7 @@ def test_a_submission_needs_thresholds_a_sample_and_a_format(finished, tmp_path,
     bundle = of_workspace(plan_of(finished.root, recipe=RECIPE))
     bundle = replace(bundle, spec=bundle.spec.model_copy(update=changes))
     with pytest.raises(UserError, match=says):
-        predict.write_scores(bundle, tmp_path, tmp_path / "out.csv", submission=tmp_path / "submission.csv")
+        predict.run(bundle, tmp_path, tmp_path / "out.csv", submission=tmp_path / "submission.csv")
 
 
 def test_kaggle_needs_a_test_set(finished, tmp_path, monkeypatch):

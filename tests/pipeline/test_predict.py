@@ -19,7 +19,7 @@ import pydicom
 import pytest
 from scipy.special import expit, logit
 
-from conftest import CLASSES, copied, plan_of
+from conftest import CLASSES, copied, plan_of, score_scans
 from conftest import make as run
 from ich.ensemble.calibration import Calibrator
 from ich.ensemble.hierarchy import project_any
@@ -28,7 +28,8 @@ from ich.pipeline.chunks import Chunks, split
 from ich.pipeline.engines import Make, Result, Step, attempt
 from ich.pipeline.state import Plan
 from ich.pipeline.trained import needed
-from ich.stages import predict, transfer
+from ich.stages import transfer
+from ich.stages.scans import read_scans
 from ich.store.atomic import read_json
 from ich.store.hashes import sha256_bytes
 from ich.store.records import read_record, write_record
@@ -51,7 +52,7 @@ def root(trained, tmp_path_factory) -> Path:
 def scored(plan: Plan, source: Path | None = None, fold: int | None = None) -> pd.DataFrame:
     """The table of `ich predict` for a source, or for the test folder."""
     out = plan.root / "out.csv"
-    predict.run(plan, plan.root / TEST if source is None else source, out, fold=fold)
+    score_scans(plan, plan.root / TEST if source is None else source, out, fold=fold)
     return pd.read_csv(out, dtype={"study_id": str})
 
 
@@ -250,7 +251,7 @@ def test_circular_links_are_read_once(tmp_path):
         (tmp_path / folder / "1.dcm").touch()
     (tmp_path / "disc/a/up").symlink_to(tmp_path / "disc")
     (tmp_path / "disc/b").symlink_to(tmp_path / "elsewhere")
-    assert predict._files(tmp_path / "disc")[2:] == (["a/1.dcm", "b/1.dcm"], [])
+    assert [*read_scans(tmp_path / "disc", CLASSES, "hu").headers] == ["a/1.dcm", "b/1.dcm"]
 
 
 def test_scans_without_a_patient_are_scored(trained, tmp_path):
@@ -279,7 +280,7 @@ def test_without_thresholds_there_are_probabilities_alone(copy):
 
 def predicted(root: Path, source: Path | None, folder: Path, **options: Any) -> Path:
     """The output of the first fold's models for a source, or for the test folder, which writes to `folder` only."""
-    predict.run(plan_of(root), source or root / TEST, folder / "out.csv", fold=0, **options)
+    score_scans(plan_of(root), source or root / TEST, folder / "out.csv", fold=0, **options)
     return folder / "out.csv"
 
 
@@ -316,7 +317,7 @@ def test_chunks_are_whole_studies_of_bounded_size(monkeypatch):
 
 def test_a_chunk_is_scored_like_a_folder_with_its_studies(trained, whole, made, tmp_path):
     plan, expected = plan_of(trained), whole[0]
-    predict.run(plan, trained / TEST, tmp_path / "all.csv")
+    score_scans(plan, trained / TEST, tmp_path / "all.csv")
     assert made == CHUNKS
     found, studies = (pd.read_csv(tmp_path / f"all.{kind}csv", dtype={"study_id": str}) for kind in ("", "studies."))
     same = [name for name in found if not name.startswith("prob_")]
@@ -327,7 +328,7 @@ def test_a_chunk_is_scored_like_a_folder_with_its_studies(trained, whole, made, 
     (tmp_path / "study").mkdir()
     for file in study_files(trained):
         shutil.copy(file, tmp_path / "study")
-    predict.run(plan, tmp_path / "study", tmp_path / "one.csv")
+    score_scans(plan, tmp_path / "study", tmp_path / "one.csv")
     for kind in ("", ".studies"):
         alone = (tmp_path / f"one{kind}.csv").read_text()
         assert set(alone.splitlines()) <= set((tmp_path / f"all{kind}.csv").read_text().splitlines())
@@ -403,7 +404,7 @@ def test_models_are_read_from_the_store(trained, copy, tmp_path):
     transfer.push(plan_of(trained, store), model=None, raw=False)
     for path in [copy / "oof/parts/thresholds.json", *(copy / "oof/parts").glob("*/*/model*")]:
         path.unlink()
-    predict.run(plan_of(copy, store), trained / TEST, tmp_path / "again.csv", fold=0)
+    score_scans(plan_of(copy, store), trained / TEST, tmp_path / "again.csv", fold=0)
     assert (tmp_path / "again.csv").read_bytes() == expected
 
 
@@ -444,7 +445,7 @@ def test_the_suffix_of_the_output_is_its_format(copy, tmp_path):
     plan, file = plan_of(copy), study_files(copy)[0].parent
     out = tmp_path / "new"
     for name in ("a.csv", "b.parquet", "c.zip"):
-        predict.run(plan, file, out / name)
+        score_scans(plan, file, out / name)
     parts = ("", ".files", ".series", ".studies")
     names = [f"{stem}{part}.{suffix}" for stem, suffix in (("a", "csv"), ("b", "parquet")) for part in parts]
     assert sorted(path.name for path in out.iterdir()) == sorted([*names, "c.zip"])
@@ -510,9 +511,9 @@ def test_a_missing_fold_is_an_error_with_a_remedy(copy):
 @pytest.mark.parametrize("out", ["", "file/out.csv"])
 def test_the_output_path_is_tested_before_the_work(trained, tmp_path, monkeypatch, out):
     (tmp_path / "file").touch()
-    monkeypatch.setattr("ich.stages.predict._files", lambda _: pytest.fail("read the scans first"))
+    monkeypatch.setattr("ich.stages.predict.read_scans", lambda *_: pytest.fail("read the scans first"))
     with pytest.raises(UserError, match=r"(is a folder|is a file, not a folder)\. Give (the|another) path"):
-        predict.run(plan_of(trained), trained / TEST, tmp_path / out)
+        score_scans(plan_of(trained), trained / TEST, tmp_path / out)
 
 
 @pytest.mark.parametrize(
@@ -532,7 +533,7 @@ def test_a_folder_without_a_readable_slice_is_an_error(root, trained, tmp_path, 
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_bytes(study_files(trained)[0].read_bytes()[:-500] if content is None else content)
     with pytest.raises(UserError) as error:
-        predict.run(plan_of(trained), source, tmp_path / "out.csv")
+        score_scans(plan_of(trained), source, tmp_path / "out.csv")
     assert says in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out.csv").exists()

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from conftest import score_scans
 from ich.data import dicom
 from ich.data.cache import HuCache
 from ich.errors import UserError
@@ -201,7 +202,7 @@ def test_unibuc_networks_have_one_channel_and_learn(unibuc):
 
 def test_a_trained_unibuc_recipe_scores_new_images(unibuc, tmp_path):
     shutil.copy(unibuc.raw_root / "data/000040.png", tmp_path / "000040.png")
-    predict.run(unibuc, tmp_path, tmp_path / "out.csv")
+    score_scans(unibuc, tmp_path, tmp_path / "out.csv")
     scored = pd.read_csv(tmp_path / "out.csv", dtype={"image_id": str})
     assert scored["image_id"].tolist() == ["000040"]
 

@@ -69,6 +69,24 @@ def test_two_machines_with_disks_of_their_own_make_the_files_of_one(finished: Cl
     assert sorted(fold) == [False, True], "made once"
 
 
+@pytest.mark.parametrize("name", ["score", "explain", "report"])
+def test_a_step_reads_only_what_it_takes_from_the_store(finished: Clone, tmp_path, monkeypatch, name):
+    """On a machine without files. These steps read files of many others."""
+    store = f"store.remote=file://{tmp_path}/store"
+    pushed = plan_of(finished.root, store, recipe=RECIPE)
+    for task in pushed.all():
+        if task.stage not in ("demo", name):
+            pushed.push(task)
+    (tmp_path / "machine").mkdir()
+    machine = cloned(tmp_path / "machine").root
+    monkeypatch.setenv("ICH_ROOT", str(machine))
+    monkeypatch.setattr(Plan, "cores", 1)
+    plan = run._exchanged(pushed)
+    make_step(plan.recipe, plan.root, True, name)
+    made, wanted = (getattr(plan_of(root, recipe=RECIPE), name) for root in (machine, finished.root))
+    assert made.record.read().keys() == wanted.record.read().keys()
+
+
 def test_a_changed_setting_makes_the_steps_that_depend_on_it(clone_copy):
     steps, _ = steps_of(plan_of(clone_copy.root, "stack.lgbm.num_iterations=7", recipe=RECIPE))
     names = [step.name for step in steps]

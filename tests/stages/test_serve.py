@@ -1,5 +1,7 @@
 """The DICOM server: what it accepts, and the queue of studies. tests/faults/test_serve.py kills it."""
 
+import errno
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,19 @@ def test_a_study_that_cannot_be_scored_is_put_aside(queue, tmp_path, capsys):
     assert files(queue, "failed") == [f"{STUDY}/1.dcm"]
     assert (queue.root / "failed" / f"{STUDY}.txt").read_text() == "no readable slice\n"
     assert queue.add(write_slice(tmp_path / "b.dcm"), STUDY, "2") == LATE
+
+
+def test_a_study_is_tried_again_after_a_fault_of_the_machine(queue, tmp_path, capsys):
+    queue.add(write_slice(tmp_path / "a.dcm"), STUDY, "1")
+    queue.complete(0)
+
+    def score(scans: Path, results: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert not serve._answer(queue, queue.ready()[0], score, NODE, "ICH")
+    assert "No space left on device" in capsys.readouterr().out
+    assert files(queue, "ready") == [f"{STUDY}/1.dcm"]
+    assert not files(queue, "failed")
 
 
 def test_results_are_kept_until_the_node_accepts_them(queue, tmp_path, monkeypatch):

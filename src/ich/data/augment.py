@@ -85,12 +85,22 @@ class Augment:
                 ),
             ),
             (s.noise, A.GaussNoise(std_range=(0, s.noise), p=1)),
-            (s.dropout, A.CoarseDropout((1, 4), (0.05, 0.2), (0.05, 0.2), p=s.dropout)),
+            (s.dropout, A.CoarseDropout((1, 4), (0.05, 0.2), (0.05, 0.2), fill_mask=0, p=s.dropout)),
         ]
         self._transforms = [transform for strength, transform in transforms if strength]
 
     def __call__(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
         """Return an augmented copy of uint8 [H, W, C]; the same seed makes the same change."""
+        return self._changed({"image": image}, seed)["image"]
+
+    def mask(self, mask: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+        """Return a copy of the mask uint8 [H, W] of an image, moved and erased like the image with this seed.
+
+        Each pixel has the value of the nearest one, so a mask may be a bit field.
+        """
+        return self._changed({"image": mask, "mask": mask}, seed)["mask"]
+
+    def _changed(self, arrays: dict[str, NDArray[np.uint8]], seed: int) -> dict[str, NDArray[np.uint8]]:
         for place, transform in enumerate(self._transforms):
             own = (seed + place * SEED_STEP) % 2**64
             if isinstance(transform, A.CoarseDropout | A.GaussNoise):
@@ -98,6 +108,6 @@ class Augment:
             else:  # the others draw nothing from their numpy generator, and to make one costs twice as much
                 transform.py_random.seed(own)
             if isinstance(transform, A.RandomResizedCrop):
-                transform.size = image.shape[:2]
-            image = transform(image=image)["image"]
-        return image
+                transform.size = arrays["image"].shape[:2]
+            arrays = transform(**arrays)
+        return arrays

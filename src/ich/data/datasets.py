@@ -1,7 +1,8 @@
 """Slices of the HU cache as images: the datasets of networks that read single slices."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ class SliceBatch(NamedTuple):
     """float32 [B, c]"""
     rows: torch.Tensor
     """int64 [B]: row numbers in the HU cache"""
+    masks: torch.Tensor | None = None
+    """uint8 [B, 1, S, S], bit c: class c is visible in the pixel"""
 
     @property
     def inputs(self) -> tuple[torch.Tensor, ...]:
@@ -66,7 +69,8 @@ class SliceDataset(Batches[SliceBatch]):
     """Slices of the HU cache as images.
 
     hu: int16 [N, S, S], usually a `HuCache`. rows: int64 [n], the rows of `hu` in this dataset. neighbours: int64
-    [N, 3] of `neighbour_rows`. image_ids: the n ids of `rows`. targets: float32 [n, c] or None.
+    [N, 3] of `neighbour_rows`. image_ids: the n ids of `rows`. targets: float32 [n, c] or None. masks: uint8 [S, S]
+    of the slices with a bleed, as in `SliceBatch`, compressed by zlib, by number in this dataset; None without masks.
     """
 
     drops_last = True
@@ -79,9 +83,10 @@ class SliceDataset(Batches[SliceBatch]):
         image_ids: Sequence[str],
         targets: NDArray[np.float32] | None,
         transform: Transform,
+        masks: Mapping[int, bytes] | None = None,
     ) -> None:
         self.hu, self.rows, self.neighbours, self.image_ids = hu, rows, neighbours, image_ids
-        self.targets, self.transform, self.seed = targets, transform, transform.seed
+        self.targets, self.transform, self.seed, self._masks = targets, transform, transform.seed, masks
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -89,7 +94,8 @@ class SliceDataset(Batches[SliceBatch]):
     def __getitems__(self, items: list[tuple[int, int]]) -> SliceBatch:
         chosen = np.array([i for _, i in items])
         samples = [(epoch, self.image_ids[i]) for epoch, i in items]
-        images = self.images(chosen, [sample_seed(self.seed, *sample) for sample in samples])
+        seeds = [sample_seed(self.seed, *sample) for sample in samples]
+        images, masks = self.images(chosen, seeds), self.masks(chosen, seeds)
         targets = None if self.targets is None else self.targets[chosen]
         if self.transform.cutmix and self.targets is not None and targets is not None:
             n, size, alpha = len(self), self.hu.shape[-1], self.transform.cutmix
@@ -98,15 +104,19 @@ class SliceDataset(Batches[SliceBatch]):
                 for sample, (_, i) in zip(samples, items, strict=True)
             ]
             partners = np.array([partner for partner, _ in draws])
-            others = self.images(partners, [sample_seed(self.seed, *sample, "partner") for sample in samples])
+            seeds = [sample_seed(self.seed, *sample, "partner") for sample in samples]
+            others, other_masks = self.images(partners, seeds), self.masks(partners, seeds)
             for k, (partner, box) in enumerate(draws):
                 paste(images[k], others[k], box)
+                if masks is not None and other_masks is not None:
+                    paste(masks[k], other_masks[k], box)
                 if share := covered(box, size):
                     targets[k] = (1 - share) * targets[k] + share * self.targets[partner]
         return SliceBatch(
             images=as_tensor(images),
             targets=None if targets is None else torch.from_numpy(targets),
             rows=torch.from_numpy(self.rows[chosen]),
+            masks=None if masks is None else as_tensor(masks),
         )
 
     def images(self, chosen: NDArray[np.integer], seeds: Sequence[int]) -> NDArray[np.uint8]:
@@ -118,6 +128,17 @@ class SliceDataset(Batches[SliceBatch]):
             for image, seed in zip(images, seeds, strict=True):
                 image[:] = self.transform.augment(image, seed)
         return images
+
+    def masks(self, chosen: NDArray[np.integer], seeds: Sequence[int]) -> NDArray[np.uint8] | None:
+        """The masks uint8 [m, S, S, 1] of `images`, augmented by the same seeds."""
+        if self._masks is None:
+            return None
+        masks, augment = np.zeros((len(chosen), *self.hu.shape[1:], 1), np.uint8), self.transform.augment
+        for k, (i, seed) in enumerate(zip(chosen.tolist(), seeds, strict=True)):
+            if i in self._masks:
+                mask = np.frombuffer(zlib.decompress(self._masks[i]), np.uint8).reshape(self.hu.shape[1:])
+                masks[k, ..., 0] = mask if augment is None else augment.mask(mask, seed)
+        return masks
 
 
 class TwoViews(Batches[TwoViewBatch]):

@@ -1,5 +1,6 @@
 """Datasets of images from the HU cache, and the loaders and predictions of the networks that read them."""
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
@@ -14,10 +15,12 @@ from ich.data.batches import Batches, epoch_loader
 from ich.data.datasets import SliceDataset, Transform, Views
 from ich.data.series_images import SeriesImages
 from ich.data.windowing import Window, Windowing, neighbour_rows
+from ich.errors import UserError, parsing
 from ich.models.data import FoldData
 from ich.models.network import FittedNetwork
 from ich.models.slices import Shape, Slices, geometry
 from ich.networks.cnn import CnnSpec, sized, try_network
+from ich.phantom.masks import class_masks
 from ich.recipe import Backbone, WeightsPackage
 from ich.training.device import loader_workers
 from ich.training.fit import Loader
@@ -71,7 +74,23 @@ def training_dataset(data: FoldData, split: str, seed: int, *, labels: bool = Tr
     settings = data.settings
     augment = Augment(Augmentation(**settings.augment.model_dump()))
     transform = Transform(windowing(settings, data.table.values), augment, getattr(settings, "cutmix", 0.0), seed)
-    return SliceDataset(*_sources(data.slices(split)), data.targets if labels else None, transform)
+    slices, targets = data.slices(split), data.targets if labels else None
+    masks = _masks(data, slices) if getattr(settings, "masks", 0) else None
+    return SliceDataset(*_sources(slices), targets, transform, masks)
+
+
+def _masks(data: FoldData, slices: Slices) -> dict[int, bytes]:
+    """The masks of slices, as in `SliceDataset`."""
+    path = data.workspace.root / data.recipe.competition.root / "masks.npz"
+    if not path.is_file():
+        raise UserError(
+            f"{data.settings.stage}.{data.model}.masks: {path} is missing. Use masks: 0 for competitions other than"
+            " those that `ich demo` writes"
+        )
+    boxes = slices.frame[["crop_row", "crop_column", "crop_side"]].to_numpy()
+    with parsing(path):
+        found = class_masks(path, slices.ids.tolist(), boxes, data.shape.size, slices.classes)
+        return {k: zlib.compress(mask.tobytes()) for k, mask in found}
 
 
 def slice_dataset(slices: Slices, windows: Windowing) -> SliceDataset:

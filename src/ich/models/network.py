@@ -24,6 +24,7 @@ from ich.models.data import FoldData
 from ich.networks import losses
 from ich.networks.cnn import Cnn, CnnSpec, lr_scales
 from ich.networks.layers import start_from_prevalence
+from ich.networks.masks import MaskedCnn, mask_loss
 from ich.recipe import BETAS, Backbone, Training
 from ich.store.atomic import atomic, write_text
 from ich.training.fit import FitSettings, Loader, Row, fit
@@ -85,6 +86,14 @@ def new_backbone(spec: CnnSpec, data: FoldData, run: Run) -> Cnn:
         raise UserError(f"{data.settings.stage}.{data.model}: {error}") from None
 
 
+def with_masks(network: Cnn, data: FoldData) -> MaskedCnn:
+    """A Cnn with an output for masks. Raises UserError if it has no feature maps."""
+    try:
+        return MaskedCnn(network, data.shape.size)
+    except ValueError as error:
+        raise UserError(f"{data.settings.stage}.{data.model}.masks: {error}") from None
+
+
 def fit_settings(settings: Training, network: nn.Module, **more: Any) -> FitSettings:
     names = {each.name for each in fields(FitSettings)}
     if isinstance(settings, Backbone):
@@ -116,9 +125,12 @@ def fit_on_labels(fitted: FittedNetwork, loader: Loader, data: FoldData, run: Ru
     inputs = {split: data.inputs(split) for split in splits}
     plain = {**fitted.spec, "tta": {}}
     criterion, slice_loss = loss_for(data), getattr(settings, "slice_loss", 0.0)
-    study_loss = getattr(settings, "study_loss", 0.0)
+    study_loss, masks = getattr(settings, "study_loss", 0.0), getattr(settings, "masks", 0.0)
 
     def loss_of(network: Any, batch: Any) -> torch.Tensor:
+        if masks:
+            logits, cells = network.logits(*batch.inputs)
+            return criterion(logits, batch.targets) + masks * mask_loss(cells, batch.masks)
         if study_loss:
             slices, series = batch.real(network(*batch.inputs)).chunk(2, dim=-1)
             of_series = losses.study_loss(series, batch.targets, batch.lengths)
@@ -140,12 +152,14 @@ def fit_on_labels(fitted: FittedNetwork, loader: Loader, data: FoldData, run: Ru
             row[f"{stop_split}_{stop.metric}"] = stopping_metric(stop.metric, data, stop_split, logits[stop_split])
         return row
 
+    network: Any = fitted.network
     if settings.output_bias:
-        start_from_prevalence(fitted.network, data.prevalence)
+        start_from_prevalence(network, data.prevalence)
     if data.start is not None:
-        network: Any = fitted.network
         with parsing(data.start):
             network.start_from(load(data.start.read_bytes()))
+    if masks:  # the saved network, which shares its weights, has no second output
+        network = with_masks(network, data)
     keep: dict[str, Any] = {}
     warnings: list[str] = []
     if data.training is not None and data.recipe.labels is not None:
@@ -167,7 +181,7 @@ def fit_on_labels(fitted: FittedNetwork, loader: Loader, data: FoldData, run: Ru
             )
     if warnings:
         fitted.notes["warnings"] = warnings
-    fitted.history = fit(fitted.network, loader, loss_of, fit_settings(settings, fitted.network, **keep), run, evaluate)
+    fitted.history = fit(network, loader, loss_of, fit_settings(settings, network, **keep), run, evaluate)
 
 
 def stopping_metric(metric: str, data: FoldData, split: str, logits: np.ndarray) -> float:

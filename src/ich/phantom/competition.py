@@ -1,6 +1,6 @@
 """The synthetic competition's files: DICOM slices, label tables and the hidden solution, laid out like RSNA 2019.
 
-masks.npz and mislabelled.csv contain the bleeds and the wrong labels. No training stage reads them.
+masks.npz and mislabelled.csv contain the bleeds and the wrong labels. Only a CNN with `masks` is trained on the former.
 """
 
 import csv

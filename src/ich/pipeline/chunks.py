@@ -7,8 +7,11 @@ of another size: compared with one chunk for all scans, logits may differ in the
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +23,7 @@ import pyarrow
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from ich.console import progress
+from ich.console import Work, progress, say
 from ich.data import cache
 from ich.data.slice_table import Quarantined
 from ich.errors import UserError
@@ -28,6 +31,7 @@ from ich.models.bundle import Bundle
 from ich.models.ensemble import Ensemble, FoldScores
 from ich.models.slices import Slices
 from ich.models.table import series_codes
+from ich.pipeline import engines
 from ich.pipeline.graph import VERSIONS
 from ich.store.hashes import digest
 from ich.store.records import read_hashed, write_hashed
@@ -35,6 +39,8 @@ from ich.store.records import read_hashed, write_hashed
 CHUNK = 4096  # slices: the embeddings of six networks, 2,048 float16 values each, are 100 MB
 PIXELS = 1 << 29  # bytes of pixels, in memory if /tmp is (tmpfs): 4,096 slices of 256 x 256 or 1,024 of 512 x 512
 KEPT = ["image_id", "study_id", "series_id", "index", "path"]
+MARGIN = 1.1  # of the time that the next fold is expected to take
+RunSteps = Callable[[Sequence[engines.Step], engines.Make], Iterator[engines.Result]]
 _ensembles: dict[str, Ensemble] = {}  # of the latest chunk: a process scores several chunks with the same models
 
 
@@ -130,6 +136,74 @@ class Chunks:
             _ensembles.clear()
             _ensembles[key] = Ensemble(self.bundle)
         return _ensembles[key]
+
+
+@dataclass
+class _Clock:
+    """Decides how many folds fit into a time limit, by the time per slice and fold so far."""
+
+    end: float
+    """On the monotonic clock."""
+    most: int
+    """Folds of each earlier chunk; more of a later one would not be used."""
+    begun: float
+    done: int = 0
+    """Slices times folds."""
+
+    def enough(self, size: int, later: int, folds: int) -> bool:
+        """Return whether `folds` are enough for a chunk of `size` slices. later: slices of the chunks after it."""
+        now = time.monotonic()
+        self.done += size
+        pace = MARGIN * (now - self.begun) / self.done
+        if now + pace * (size + later * (folds + 1)) > self.end:
+            self.most = min(self.most, folds)
+        return folds >= self.most
+
+
+def score_chunks(
+    chunks: Chunks, slices: pd.DataFrame, run_steps: RunSteps | None, end: float | None
+) -> list[ChunkScores]:
+    """Make the missing chunks and return the scores of all.
+
+    run_steps: makes them; this process without it. end: of the time limit, on the monotonic clock. Raises
+    UserError if a chunk could not be made. The others are kept.
+    """
+    sizes, folds = chunks.write(slices), len(chunks.bundle.spec.folds)
+    kept = {name: len(scores.folds) for name in sizes if (scores := chunks.scores(name)) is not None}
+    missing = [name for name in sizes if name not in kept or (end is None and 0 < kept[name] < folds)]
+    left = sum(sizes[name] for name in missing)
+    if left < len(slices):
+        say(f"predict: {len(sizes) - len(missing)} of {len(sizes)} chunks are kept from an earlier run")
+    failed: dict[str, list[str]] = {}
+    with progress("predict: ensemble", len(slices)) as work:
+        work.begin(len(slices) - left)
+        if run_steps is not None:
+            steps = [engines.Step(name, cores=chunks.bundle.spec.threads, on_gpu=True) for name in missing]
+            for result in run_steps(steps, chunks.make) if steps else ():
+                if result.error:
+                    failed.setdefault(result.error, []).append(result.name)
+                    continue
+                left -= sizes[result.name]
+                work.at(len(slices) - left)
+        else:  # here, an error ends the command
+            clock = _Clock(end or math.inf, min([folds, *filter(None, kept.values())]), time.monotonic())
+            for name in missing:
+                share = partial(show_share, work, len(slices) - left, sizes[name])
+                left -= sizes[name]
+                chunks.make(name, share, partial(clock.enough, sizes[name], left))
+    found = {name: chunks.scores(name) for name in sizes}
+    if missing := [name for name, scores in found.items() if scores is None]:
+        reasons = [
+            f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {why}" for why, names in failed.items()
+        ]
+        last = f"{len(missing)} of {len(sizes)} chunks are missing. Rerun the same command to make only these"
+        raise UserError("\n".join([*reasons, last]))
+    return [scores for scores in found.values() if scores is not None]
+
+
+def show_share(work: Work, first: int, count: int, share: float) -> None:
+    """Show the progress of a chunk of `count` slices after `first` finished ones."""
+    work.at(first + round(share * count))
 
 
 def _columns(fold: int, scores: FoldScores, studies: pd.Series) -> dict[str, NDArray]:

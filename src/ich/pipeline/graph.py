@@ -36,7 +36,7 @@ VERSIONS = {
     "report": 9,
     "predict": 2,
 }
-# files in the raw folder that training does not read
+# files in the raw folder that `ich prepare` does not read
 NOT_RAW = ("run.json", "solution.csv", "mislabelled.csv", "masks.npz")
 PREDICTED = ("valid.parquet", "test.parquet")
 PREDICTED_STUDIES = ("valid_studies.parquet", "test_studies.parquet")
@@ -207,6 +207,8 @@ class Graph:
         settings = self.settings_of(model)
         values = settings.model_dump(mode="json", exclude=set(settings.fingerprint_ignores))
         sources = {name: self.root / path for name, path in settings.sources().items()} | self._labels(model, fold)
+        if getattr(settings, "masks", 0):
+            sources["masks.npz"] = self.raw_root / "masks.npz"
         upstream = self._prepared(SHARDS) if settings.reads_images else ()
         if start := self.start_of(model, fold):
             upstream += ((start, (WEIGHTS,)),)
@@ -387,7 +389,7 @@ class Graph:
             upstream += tuple((self.fold(model, k), settings.files) for k in self.fold_numbers)
             upstream += ((self.assembled(model), ("oof.parquet", "test.parquet")),)
         upstream += ((self.thresholds, (self.workspace.thresholds.name,)), (self.submit, ("submission.csv",)))
-        upstream += ((self.score, ("scores.json", "reliability.csv")),)
+        upstream += ((self.score, ("scores.json", "confusion.csv", "reliability.csv")),)
         upstream += ((self.explain, ("suspicious_labels.csv", "label_audit.csv", "embedding_map.csv")),)
         settings = self.recipe.report.model_dump(mode="json")
         return Task("report", "report", self._submission("report.run.json"), settings, upstream)

@@ -20,10 +20,12 @@ from ich.pipeline.graph import STUDIES, WEIGHTS, Task
 from ich.pipeline.state import Busy, Made, Plan
 from ich.pipeline.untrainable import untrainable
 from ich.processes import run_parallel
-from ich.recipe import Recipe
+from ich.recipe import Recipe, Training
 from ich.store.atomic import atomic, write_json
 from ich.store.hashes import seed_of
 from ich.training.run import Run, Trackers
+
+SMALL = 100_000  # slices; with fewer, models without a network are fitted faster than a process starts
 
 
 def run_stage(
@@ -71,11 +73,13 @@ def _make_parallel(plan: Plan, todo: list[list[Task]], force: bool) -> Iterator[
         return
     first = todo[0][0]
     processes, threads = min(plan.processes, len(todo)), plan.recipe.compute.threads
+    settings, record = plan.settings_of(first.model), plan.record_of(plan.prepared)
     if first.fold is None:  # one network for all folds may use every core
         processes, threads = 1, plan.cores
+    elif not isinstance(settings, Training) and record["slices"] < SMALL:
+        processes = 1
     advice = "with fewer processes (--set compute.processes=1) or a smaller batch_size"
-    if plan.settings_of(first.model).reads_images and not all(_in_sample(task) for part in todo for task in part):
-        record = plan.record_of(plan.prepared)
+    if settings.reads_images and not all(_in_sample(task) for part in todo for task in part):
         arguments = (plan, len(record["classes"]), record["values"])
         (found,) = run_parallel(untrainable, [arguments], processes, threads=threads, advice=advice)
         if found:

@@ -1,6 +1,7 @@
 """Settings of the networks, and the artifacts that each kind of network reads and writes."""
 
 from importlib.util import find_spec
+from operator import not_
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -160,10 +161,22 @@ class Cnn(Backbone, Supervised):
     labels: float = Field(default=1.0, gt=0, le=1, description="fraction of training patients whose labels are used")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="before the last layer")
     cutmix: NonNegativeFloat = Field(default=0.0, description="alpha of CutMix; 0: off")
+    masks: NonNegativeFloat = Field(
+        default=0.0,
+        exclude_if=not_,  # recipes without it keep their fingerprints
+        description="weight of a second loss, on where each class is visible; requires the masks that `ich demo`"
+        " writes; 0: off",
+    )
     tta: ImageTta = ImageTta()
     epochs: Epochs = 8
     batch_size: BatchSize = 32
     learning_rate: LearningRate = 3e-3
+
+    @model_validator(mode="after")
+    def _masks_train_the_backbone(self) -> "Cnn":
+        if self.masks and self.frozen:
+            raise ValueError("masks: has no effect on a frozen backbone; use frozen: false or masks: 0")
+        return self
 
 
 class Head(Strict):

@@ -279,6 +279,8 @@ class Recipe(Strict):
                 _known(where, settings.input_models(self), known[stage])
         for name, settings in self.cnn.items():
             _starts_from(f"cnn.{name}", settings, settings.start, self.pretrain)
+            if settings.masks and self.labels is not None:  # a table may add test slices, whose masks are the solution
+                raise ValueError(f"cnn.{name}.masks: cannot be used with a table of labels; remove `labels`")
         for name, settings in self.end_to_end.items():
             _starts_from(f"end_to_end.{name}", settings, settings.start, self.cnn)
         for name, settings in self.sequence.items():

@@ -38,7 +38,7 @@ from ich.report import gradcam
 from ich.report.page.images import overlaid
 from ich.stages import predict
 from ich.stages.predict import Scores
-from ich.store.atomic import atomic_folder
+from ich.store.atomic import atomic_folder, require_writable
 from ich.training.device import default_device
 
 HEAT_MAPS = 40  # per study: the positive slices with the highest probabilities
@@ -49,14 +49,20 @@ LINE = 22  # pixels of a line of the legend
 CHANGED = "a file changed while it was scored. Rerun the same command"
 
 
-def write(out: Path, bundle: Bundle, source: Path, scores: Scores) -> None:
-    """Write the results of scored scans to the folder `out`. source: as in `predict.score`."""
-    write_files(out, results_of(bundle, source, scores, cnns(bundle)))
+def writer(out: Path, bundle: Bundle) -> Callable[[Path, Scores], None]:
+    """Return a function that writes the results of scored scans to the folder `out`; arguments as in `predict.run`.
+
+    Raises UserError if this is impossible, before anything is scored.
+    """
+    _require_hu(bundle)
+    require_writable(out / "sr.dcm")
+    return lambda source, scores: write_files(out, results_of(bundle, source, scores, cnns(bundle)))
 
 
 def scorer(folder: Path) -> Callable[[Path, Path], None]:
     """Return a function that scores a folder with one study by a bundle, and writes the results to another folder."""
     bundle = read(folder)
+    _require_hu(bundle)
     networks = cnns(bundle)
 
     def score(scans: Path, out: Path) -> None:
@@ -79,11 +85,14 @@ def cnns(bundle: Bundle) -> list[FittedCnn]:
     return [model for model in found if cast(Cnn, model.network).feature_layer(bundle.spec.image.size) is not None]
 
 
+def _require_hu(bundle: Bundle) -> None:
+    if bundle.spec.values != "hu":
+        raise UserError(f"{bundle.spec.name} is a model of images without Hounsfield units, which are no DICOM files")
+
+
 def results_of(bundle: Bundle, source: Path, scores: Scores, networks: Sequence[FittedCnn]) -> "Results":
-    """The results of scored scans. Raises UserError for a model of images."""
+    """The results of scored scans."""
     spec, tuned = bundle.spec, bundle.spec.thresholds
-    if spec.values != "hu":
-        raise UserError(f"{spec.name} is a model of images without Hounsfield units, which are no DICOM files")
     cuts, prefix = None, "prob_"
     if tuned is not None:
         empty = np.empty((0, len(spec.classes)))

@@ -17,7 +17,6 @@ from ich.models.slices import Slices
 from ich.models.table import SliceTable
 from ich.networks.cnn import Cnn
 from ich.phantom.masks import lesion_masks
-from ich.phantom.study import CLASSES
 from ich.pipeline.runner import load_fitted
 from ich.pipeline.state import Plan
 from ich.report import figures, gradcam
@@ -89,9 +88,8 @@ def _masks(plan: Plan, slices: SliceTable, rows: np.ndarray, name: str) -> np.nd
     if not path.is_file():
         return None
     boxes = slices.table.iloc[rows][["crop_row", "crop_column", "crop_side"]].to_numpy()
-    bit = None if name == "any" else CLASSES.index(name)
     with parsing(path):
-        return lesion_masks(path, slices.ids(rows).tolist(), boxes, plan.recipe.image.size, bit)
+        return lesion_masks(path, slices.ids(rows).tolist(), boxes, plan.recipe.image.size, name)
 
 
 def galleries(plan: Plan, slices: SliceTable, model: str) -> dict[str, Path]:

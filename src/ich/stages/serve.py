@@ -254,7 +254,7 @@ def _stored(queue: Queue, file: Path, instance: str) -> int:
 
 
 def _answer(queue: Queue, scans: Path, score: Score, node: Node, title: str) -> bool:
-    """Score a study unless that is done, and send its results. Return False if they must be sent again."""
+    """Score a study unless that is done, and send its results. Return False if it must be tried again."""
     answers = queue.root / "answers" / scans.name
     if not (queue.root / "done" / f"{scans.name}.json").exists():
         if not answers.exists():
@@ -262,6 +262,9 @@ def _answer(queue: Queue, scans: Path, score: Score, node: Node, title: str) -> 
                 with atomic_folder(answers) as temporary:
                     score(scans, temporary)
             except Exception as error:
+                if isinstance(error.__cause__ or error, OSError | MemoryError):  # a full disk, for example
+                    warn(f"study {scans.name} was not scored: {error}. It is scored again in {RETRY} s")
+                    return False
                 queue.fail(scans, str(error) if isinstance(error, UserError) else type(error).__name__)
                 return True
             queue.measure()
