@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from ich.phantom import anatomy, bleeds, face, lesions, scanner, tissue
-from ich.phantom.study import ANATOMY, AREAS, CLASSES, GRID, SCAN, Study, make_study, stream
+from ich.phantom import anatomy, bleeds, face, lesions, lookalikes, scanner, tissue
+from ich.phantom.study import ANATOMY, AREAS, CLASSES, GRID, SCAN, Study, label_slices, make_study, render, stream
 
 SEED = 11
 STUDIES = 7
@@ -105,13 +105,55 @@ def test_subdural_blood_is_next_to_skull_falx_or_tentorium(bleeding, anatomies):
 
 
 def test_a_crescent_is_longer_than_thick_and_on_one_side():
-    head, bone, brain = healthy(0)
+    _, bone, brain = healthy(0)
     bleed = bleeds.Bleed(bleeds.SUBDURAL, "crescent", (60.0, 0.0, 25.0), (0.0, 60.0, 40.0), 9.0, 60.0)
-    field = lesions.shape(bleed, head, bone, brain, np.array([0.0, 1.0, 0.0])).field
+    field = lesions.shape(bleed, bone, brain, np.array([0.0, 1.0, 0.0])).field
     inside = (field < 0) & (bone.cavity < 0)
     assert (bone.x[inside] > 0).all()
     assert -bone.vault[inside].min() < 11
     assert np.ptp(bone.y[inside]) > 5 * 9
+
+
+def test_settled_blood_is_denser_below_its_level():
+    _, bone, brain = healthy(0)
+    clot = {"texture": 0.0, "settled": (20.0, 1.0)}
+    bleed = bleeds.Bleed(bleeds.INTRAPARENCHYMAL, "blob", (30.0, 0.0, 20.0), (15.0, 15.0, 15.0), 15.0, 50.0, **clot)
+    density = lesions.shape(bleed, bone, brain, np.array([0.0, 1.0, 0.0])).density
+    assert (density[bone.y > 2] == 60).all()
+    assert (density[bone.y < -2] == 40).all()
+
+
+def test_oedema_darkens_white_matter_and_spares_the_cortex():
+    _, bone, brain = healthy(0)
+    before, cortex = brain.delta.copy(), np.abs(brain.sulcus) - brain.width < 1
+    anatomy.darken(bone, brain, np.zeros_like(before), reach=10.0, darker=12.0)
+    change = (before - brain.delta)[bone.cavity < 0]
+    assert (change[cortex[bone.cavity < 0]] == 0).all()
+    assert 8 < np.percentile(change, 90) <= 12
+
+
+@pytest.mark.parametrize(("share", "seen"), [(1.0, True), (0.4, False)])
+def test_fluid_that_is_as_dense_as_brain_is_not_labelled(share, seen):
+    head, scan = draw(SEED, 0, 6, GRID)
+    extras = lookalikes.Extras([], [], None, None, None)
+    blood = bleeds.Bleed(bleeds.SUBARACHNOID, "space", (0.0, -10.0, -10.0), (50.0,) * 3, 0.0, 65.0, share=share)
+    masks = render(head, extras, scan, [blood], np.random.default_rng(0))[1]
+    assert label_slices(masks, scan.pixel)[:, 5].any() == seen
+
+
+def test_scans_without_a_bleed_contain_structures_as_dense_as_blood(anatomies):
+    areas = []
+    for patient, (bone, _) in enumerate(anatomies[:3]):
+        study = make_study(SEED, patient, 0, slices=SLICES, size=GRID)
+        deep = study.hu[middle(bone.cavity) < -9]
+        areas.append(((deep > 50) & (deep < 90)).sum() * study.scan.pixel**2)
+    assert np.mean(areas) > 200  # mm2 per scan
+
+
+def test_a_bleed_without_mass_effect_changes_nothing_elsewhere():
+    without, bleeding = (make_study(SEED, 1, 0, slices=8, size=GRID, kinds=kinds) for kinds in ([], [2]))
+    assert bleeding.labels.any()
+    assert np.mean(without.hu != bleeding.hu) < 0.02
 
 
 def test_ventricular_blood_fills_ventricles_from_below(bleeding, anatomies):

@@ -5,7 +5,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from ich.phantom.frame import Frame, Noise, union
-from ich.phantom.shapes import Array, Capsule, Coordinates, Ellipsoid, Point, Shape, mirrored, smooth_min, smooth_step
+from ich.phantom.shapes import (
+    FAR,
+    Array,
+    Capsule,
+    Coordinates,
+    Ellipsoid,
+    Point,
+    Shape,
+    mirrored,
+    smooth_min,
+    smooth_step,
+)
 
 
 @dataclass(frozen=True)
@@ -14,9 +25,13 @@ class Head:
 
     scale: Point  # of the atlas along x, y, z
     shear: Point  # asymmetry: x by y, x by z, y by z
+    taper: float  # how much wider the back of the head is than its front
+    boxy: float  # 0: elliptic, 1: rectangular outline
+    dents: float  # mm, standard deviation of the irregularities of its outline
     skull: float  # thickness of the vault
     scalp: float
     atrophy: float  # 0: narrow, 1: wide sulci and ventricles
+    gyri: float  # number of gyri per length
     ventricles: tuple[float, float]  # radius factor, patient's left (x > 0) and right
     midline: float  # bow of the falx to one side
     white: float
@@ -24,8 +39,11 @@ class Head:
     csf: float
     diploe: float
     leukoaraiosis: float  # darkening of the white matter around the ventricles
-    sinus: float  # density of the blood in the dural sinuses
+    texture: float  # standard deviation of the brain's uneven density
+    sinus: float  # density of the blood in vessels and dural sinuses
     dura: float  # density of falx and tentorium
+    falx: float  # thickness of the falx relative to the average
+    hyperostosis: float  # mm by which the frontal bone bulges inwards
     air: tuple[float, ...]  # 0..1: air in frontal, ethmoid, sphenoid and maxillary sinuses, mastoid cells, nose
     sulci: Noise
     smooth: Noise
@@ -33,25 +51,33 @@ class Head:
 
 def draw_head(rng: np.random.Generator) -> Head:
     """Draw a patient's head."""
-    atrophy = rng.beta(1.6, 2.0)
-    ventricle = 0.72 + 0.75 * atrophy + rng.normal(0, 0.08)
-    side = 1 + rng.normal(0, 0.09)
-    white = rng.normal(28, 1.0)
+    atrophy = rng.beta(1.4, 1.6)
+    ventricle = 0.66 + 0.75 * atrophy + rng.normal(0, 0.1) + (rng.uniform(0.3, 1.2) if rng.random() < 0.06 else 0)
+    side = 1 + rng.normal(0, 0.1)
+    white = rng.normal(27.5, 1.6)
+    contrast = rng.random() < 0.07  # agent in the vessels
     return Head(
-        scale=(rng.normal(1.0, 0.035), rng.normal(1.0, 0.035), rng.normal(1.0, 0.035)),
-        shear=(rng.normal(0, 0.03), rng.normal(0, 0.02), rng.normal(0, 0.03)),
-        skull=float(np.clip(rng.normal(6.8, 1.2), 4.5, 10.5)),
+        scale=(rng.normal(0.99, 0.035), rng.normal(0.99, 0.035), rng.normal(0.99, 0.035)),
+        shear=(rng.normal(0, 0.04), rng.normal(0, 0.03), rng.normal(0, 0.03)),
+        taper=rng.normal(0.13, 0.05),
+        boxy=rng.uniform(0.05, 0.45),
+        dents=rng.uniform(0.6, 1.8),
+        skull=float(np.clip(rng.normal(5.8, 1.4), 3.5, 10.5)),
         scalp=float(np.clip(rng.normal(5.5, 1.5), 3.0, 10.0)),
         atrophy=atrophy,
+        gyri=rng.uniform(1.25, 1.6),
         ventricles=(ventricle * side, ventricle * (2 - side)),
         midline=rng.normal(0, 1.5),
         white=white,
-        grey=white + rng.normal(8.0, 0.8),
-        csf=rng.normal(7, 1.5),
+        grey=white + max(rng.normal(9.5, 1.5), 5.0),
+        csf=float(np.clip(rng.normal(7, 2.5), 1, 14)),
         diploe=rng.normal(600, 110),
-        leukoaraiosis=max(0.0, rng.normal(2, 4)) * atrophy * 2,
-        sinus=rng.normal(48, 5),
-        dura=rng.normal(52, 4),
+        leukoaraiosis=max(0.0, rng.normal(3, 4)) * atrophy * 2,
+        texture=rng.uniform(0.6, 2.0),
+        sinus=rng.uniform(75, 150) if contrast else float(np.clip(rng.normal(53, 7), 40, 75)),
+        dura=float(np.clip(rng.normal(62, 10), 42, 95)) + 15 * contrast,
+        falx=float(np.exp(rng.normal(0.1, 0.3))),
+        hyperostosis=rng.uniform(2, 7) if rng.random() < 0.08 else 0.0,
         air=tuple(np.clip(rng.normal(0.85, 0.3, 6), 0, 1).tolist()),
         sulci=Noise(rng, 5.2, sheets=True),
         smooth=Noise(rng, 11.0),
@@ -122,12 +148,12 @@ def cranium(head: Head, frame: Frame) -> Cranium:
     """Evaluate the cavity of the skull with its three fossae and the outside of the vault."""
     x, y, z = frame.at()
     noise = head.smooth.on(frame)
-    wide = x / (1 + 0.11 / 85 * y - 0.05 / 85**2 * y * y)
+    wide = x / (1 + head.taper / 85 * y - 0.05 / 85**2 * y * y)
     w = (z - 6) / np.where(z > 6, np.float32(73), np.float32(80))
     u, v, w = (wide / 67) ** 2, (y / 84) ** 2, w**2
-    norm = 0.7 * np.sqrt(u + v + w) + 0.3 * np.sqrt(np.sqrt(u * u + v * v + w * w))
-    vault = (norm - 1) * 72 + noise * 0.9
-    floor = 12 * np.exp(-(((np.abs(x) - 28) / 15) ** 2) - ((y + 54) / 22) ** 2) - 17
+    norm = (1 - head.boxy) * np.sqrt(u + v + w) + head.boxy * np.sqrt(np.sqrt(u * u + v * v + w * w))
+    vault = (norm - 1) * 72 + noise * head.dents
+    floor = 12 * np.exp(-(((np.abs(x) - 29) / 14) ** 2) - ((y + 73) / 19) ** 2) - 17 + 2 * noise
     floor -= 8 * smooth_step(-5, 15, y)
     cavity = -smooth_min(-vault, z - floor, 6)
     cavity = smooth_min(cavity, union(frame, CANAL, 4, far=30.0), 5)
@@ -140,6 +166,8 @@ def cranium(head: Head, frame: Frame) -> Cranium:
     thick *= 1 - 0.68 * smooth_step(3, 11, -vault) * smooth_step(30, 10, z)
     thick *= 1 + 0.9 * np.exp(-((x / 9) ** 2) - ((y - 84) / 9) ** 2 - ((z + 14) / 12) ** 2)
     outer = cavity - np.maximum(thick, 1.9) + 9 * smooth_step(-62, -70, z)
+    if head.hyperostosis > 0:
+        cavity += head.hyperostosis * smooth_step(-42, -66, y) * smooth_step(3, 14, np.abs(x)) * (0.8 + 0.5 * noise)
     apex = np.where(y > 25, 12 - 0.52 * (y - 25), 12.0)
     slope = np.clip(0.76 - 0.009 * (y - 25), 0.15, 0.9)
     return Cranium(x, y, z, noise, vault, cavity, outer, (z - apex + slope * np.abs(x)) * 0.8)
@@ -163,16 +191,23 @@ def _cisterns(atrophy: float) -> list[Shape]:
     ]
 
 
-def _sulci(head: Head, bone: Cranium, moved: Coordinates, falx_x: Array, falx: Array) -> tuple[Array, Array, Array]:
-    """Sulci and Sylvian fissure: signed distance to their middle, half width, and the insular cistern."""
+def _sulci(
+    head: Head, bone: Cranium, moved: Coordinates, falx_x: Array, falx: Array, cerebrum: Array
+) -> tuple[Array, Array, Array]:
+    """Sulci and Sylvian fissure: signed distance to their middle, half width, and the insular cistern.
+
+    cerebrum: > 0 above the tentorium and before the petrous bones.
+    """
     x, y, z = moved
     depth, ax = -bone.cavity, np.abs(x)
-    # Pulled out along the radius, the noise's sheets meet the surface at right angles.
-    pull = 1 / np.maximum(1 + np.clip(bone.cavity, -70, 5) / 82, 0.6)
-    sulcus = head.sulci(x * pull * 0.75, y * pull, z * pull)
+    # Pulled out along the radius, the noise's sheets meet the surface nearly at right angles.
+    finer, within = np.float32(head.gyri), bone.cavity < 6
+    pull, bend = finer / np.maximum(1 + bone.cavity[within] / 100, 0.6), 4 * bone.noise[within]
+    sulcus = np.full_like(x, FAR)
+    sulcus[within] = head.sulci(x[within] * pull * 0.8 + bend, y[within] * pull - bend, z[within] * pull) / finer
     inward = np.minimum(depth, np.abs(falx_x) + np.maximum(falx, 0))
-    half = (0.3 + 1.3 * head.atrophy) * (1 + 0.25 * bone.noise)
-    width = half * smooth_step(28, 4, inward) - 0.6 * np.maximum(inward - 16, 0)
+    half = (0.25 + 1.1 * head.atrophy) * (1 + 0.4 * bone.noise)
+    width = half * smooth_step(30, 6, inward) - 0.3 * np.maximum(inward - 20, 0)
     width -= 0.6 * half * smooth_step(12, 18, depth)  # the medial sulci are the narrow ones
     # The Sylvian fissure: a sheet from the pterion in to the insula, wider than other sulci.
     fissure = z - (0.32 * (y + 20) - 6) + 4 * np.sin(ax / 9)
@@ -184,19 +219,20 @@ def _sulci(head: Head, bone: Cranium, moved: Coordinates, falx_x: Array, falx: A
     width += sheet * (0.7 + 2.2 * head.atrophy - width)
     along, up = np.maximum(np.abs(y + 9) - 15, 0), np.maximum(np.abs(z - 2) - 9, 0)
     island = np.sqrt((insula / 1.6) ** 2 + along**2 + up**2) * 1.6 - (0.6 + 1.8 * head.atrophy)
-    return sulcus, np.where(bone.tentorium < 2, -9.0, width), island
+    return sulcus, np.where(cerebrum < 2, -9.0, width), island
 
 
 def brain(head: Head, frame: Frame, bone: Cranium, moved: Coordinates) -> Brain:
     """Evaluate the brain; `moved`: the coordinates of its tissue before bleeds displaced it."""
     x, y, z = moved
-    falx_x = x - head.midline * (1 - (y / 85) ** 2)
+    falx_x = (x - head.midline * (1 - (y / 85) ** 2)) / (head.falx * (1 + 0.2 * bone.noise))
     falx = 1 - np.sqrt(((y - 4) / 44) ** 2 + ((z - 2) / 31) ** 2)
     falx = np.maximum(falx * 34, 3 - bone.tentorium)
     notch = 1 - np.sqrt((x / 17) ** 2 + ((y - 4) / 25) ** 2)
     petrous = 22 - 0.75 * (58 - np.abs(x)) - y
     leaf = np.maximum(notch * 17, petrous)
-    sulcus, width, insula = _sulci(head, bone, moved, falx_x, falx)
+    cerebrum = np.maximum(bone.tentorium, petrous)
+    sulcus, width, insula = _sulci(head, bone, moved, falx_x, falx, cerebrum)
 
     lateral = [
         mirrored(Capsule(start, end, factor * radius, factor * end_radius))[side]
@@ -216,11 +252,16 @@ def brain(head: Head, frame: Frame, bone: Cranium, moved: Coordinates) -> Brain:
     nuclei = union(frame, NUCLEI, 1.5, moved)
 
     # Differences from white matter: texture, leukoaraiosis, brainstem, and the cerebellum's folia.
-    delta = bone.noise * 0.8
+    delta = bone.noise * head.texture
     if head.leukoaraiosis > 0.3:
-        rim = smooth_step(13, 1, ventricle) * (bone.tentorium > 0)
-        delta -= head.leukoaraiosis * rim * (1 + 0.3 * bone.noise)
-    folia = np.sin(np.sqrt(x * x + (y - 12) ** 2 + (z + 10) ** 2) * (2 * np.pi / 7.5))
+        delta -= head.leukoaraiosis * smooth_step(11, 1, ventricle + 4 * bone.noise) * (bone.tentorium > 0)
+    folia = np.sin(np.sqrt(x * x + (y - 12) ** 2 + (z + 10) ** 2) * (2 * np.pi / 7.5) + bone.noise)
     lobe = smooth_step(22, 30, y + np.abs(x) * 0.25)
-    delta += smooth_step(0, -4, bone.tentorium) * (lobe * (5 + 1.4 * folia) + (1 - lobe) * 2)
+    delta += smooth_step(0, -4, cerebrum) * (lobe * (5 + 2 * folia) + (1 - lobe) * 2)
     return Brain(x, y, z, sulcus, width, cistern, ventricle, nuclei, falx, falx_x, leaf, delta)
+
+
+def darken(bone: Cranium, brain: Brain, distance: Array, reach: float, darker: float) -> None:
+    """Add oedema to the white matter within `reach` mm of a lesion, by `darker` HU, in place; it spares the cortex."""
+    white = smooth_step(1, 4, np.abs(brain.sulcus) - brain.width)
+    brain.delta -= darker * smooth_step(reach, 0.4 * reach, distance + 0.3 * reach * bone.noise) * white

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,12 +29,14 @@ class Bleed:
     reach: Point  # half extents; of a layer: the softness of its level, unused, unused
     thickness: float
     density: float  # HU
-    gradient: float = 0.0  # HU denser at the back than at the front: settled blood cells
+    settled: tuple[float, float] = (0.0, 1.0)  # HU denser below a level than above it, mm over which this changes
     texture: float = 2.0  # HU, uneven density
-    oedema: float = 0.0  # mm of dark rim
+    share: float = 1.0  # of blood in the fluid of a layer or a space
+    blur: float = 1.0  # mm, width of its edge
+    rough: float = 0.2  # depth of the irregularities of its outline, relative to its thickness
+    oedema: tuple[float, float] = (1.0, 0.0)  # mm of dark rim, HU
     push: float = 0.0  # mm by which the adjacent brain is displaced
     front: float = 0.0  # of a lens: half extent towards the forehead
-    offset: float = 0.0  # position of its outline in the noise
 
 
 def draw_kinds(rng: np.random.Generator, bleed_rate: float) -> list[int]:
@@ -94,39 +96,45 @@ def draw_epidural(rng: np.random.Generator) -> Bleed:
         back = min(back, max(lambdoid - y, 9.0))
     thickness = max(_long_tailed(rng, 15, 0.4, 8, 34), 3.5 + max(front, back, 0.8 * reach) ** 2 / 150)
     reach = (reach, back, reach * rng.uniform(0.75, 1.1))
-    density, texture = rng.uniform(60, 78), rng.uniform(1, 6)
-    return Bleed(
-        EPIDURAL, "lens", centre, reach, thickness, density, texture=texture, push=0.5 * thickness, front=front
-    )
+    push = rng.uniform(0.3, 0.8) * thickness
+    return Bleed(EPIDURAL, "lens", centre, reach, thickness, rng.uniform(52, 78), push=push, front=front, **_clot(rng))
+
+
+def _clot(rng: np.random.Generator) -> dict[str, Any]:
+    """Draw how uneven and how sharply bounded a clot is; some have a fluid level."""
+    level = (rng.uniform(8, 30), rng.uniform(1, 6)) if rng.random() < 0.12 else (0.0, 1.0)
+    return {"settled": level, "texture": rng.gamma(2.0, 2.2), "blur": rng.uniform(0.8, 4.0)}
 
 
 def draw_subdural(rng: np.random.Generator) -> Bleed:
     """Draw a crescent over a hemisphere, or a layer along falx or tentorium; acute, mixed, isodense or old."""
     side = int(rng.choice((-1, 1)))
-    age = rng.random()
-    density, gradient = rng.uniform(58, 76), 0.0
-    if age > 0.92:
-        density = rng.uniform(14, 24)
-    elif age > 0.85:
-        density = rng.uniform(32, 42)
-    elif age > 0.7:
-        density, gradient = rng.uniform(38, 52), rng.uniform(12, 30)
+    age, clot = rng.random(), _clot(rng)
+    density = rng.uniform(48, 76)
+    if age > 0.9:
+        density = rng.uniform(12, 26)
+    elif age > 0.83:
+        density = rng.uniform(34, 48)
+    elif age > 0.65:  # fresh blood settles in old fluid
+        density = rng.uniform(34, 54)
+        clot["settled"] = (rng.uniform(16, 40), rng.uniform(2, 40))
     site = rng.random()
     if site < 0.74:
-        centre = _on_vault(side, rng.uniform(55, 125), rng.uniform(0, 45))
-        reach = (0.0, rng.uniform(30, 75), _long_tailed(rng, 28, 0.35, 15, 62))
-        thickness = _long_tailed(rng, 10.5, 0.4, 5.0, 28)
-        texture = rng.uniform(1, 6)
-        return Bleed(SUBDURAL, "crescent", centre, reach, thickness, density, gradient, texture, push=0.5 * thickness)
-    density = max(density, 50.0)
+        centre = _on_vault(side, rng.uniform(45, 135), rng.uniform(-5, 50))
+        reach = (0.0, rng.uniform(25, 75), _long_tailed(rng, 28, 0.35, 15, 62))
+        thickness = _long_tailed(rng, 9.0, 0.5, 3.5, 28)
+        return Bleed(
+            SUBDURAL, "crescent", centre, reach, thickness, density, push=rng.uniform(0.3, 1.0) * thickness, **clot
+        )
+    density = max(density, 46.0)
     if site < 0.9:
         y = float(rng.choice((rng.uniform(-60, -35), rng.uniform(30, 66))))
         centre = (float(side), y, rng.uniform(20, 58))
         reach = (0.0, rng.uniform(18, 45), rng.uniform(13, 30))
-        return Bleed(SUBDURAL, "falcine", centre, reach, _long_tailed(rng, 7.0, 0.35, 4.5, 14), density)
+        return Bleed(SUBDURAL, "falcine", centre, reach, _long_tailed(rng, 6.0, 0.4, 3.5, 14), density, **clot)
     centre = (side * rng.uniform(22, 38), rng.uniform(34, 58), 0.0)
     reach = (rng.uniform(14, 26), rng.uniform(14, 26), 0.0)
-    return Bleed(SUBDURAL, "tentorial", centre, reach, _long_tailed(rng, 7.0, 0.3, 4.5, 12), density)
+    return Bleed(SUBDURAL, "tentorial", centre, reach, _long_tailed(rng, 6.0, 0.35, 3.5, 12), density, **clot)
 
 
 def draw_intraparenchymal(rng: np.random.Generator, contusion: bool = False, deep: bool = False) -> Bleed:
@@ -147,31 +155,32 @@ def draw_intraparenchymal(rng: np.random.Generator, contusion: bool = False, dee
         x, y, z = (3, 2, -34)
     spread = 3.0 if 0.38 <= site < 0.55 or site > 0.96 else 7.0
     centre = (side * (x + rng.normal(0, spread)), y + rng.normal(0, spread), z + rng.normal(0, spread))
-    radius = _long_tailed(rng, 9.5 if contusion else 15, 0.5, 4.5, 34)
+    radius = _long_tailed(rng, 8 if contusion else 14, 0.55, 3.0, 34)
     if site > 0.96 and not contusion:
         radius = min(radius, 11)
-    a, b, c = np.exp(rng.normal(0, 0.2, 3)).tolist()
+    a, b, c = np.exp(rng.normal(0, 0.25, 3)).tolist()
     return Bleed(
         INTRAPARENCHYMAL,
         "blob",
         centre,
         reach=(radius * a, radius * b, radius * c),
         thickness=radius,
-        density=rng.uniform(56, 78),
-        texture=rng.uniform(1, 5),
-        oedema=rng.uniform(0.15, 0.8) * radius + 1.5,
-        push=0.3 * radius,
-        offset=rng.uniform(-60, 60),
+        density=rng.uniform(38, 54) if rng.random() < 0.15 else rng.uniform(50, 78),
+        rough=rng.uniform(0.15, 0.6),
+        oedema=(rng.uniform(0.1, 1.1) * radius + 1.5, rng.uniform(5, 15)),
+        push=rng.uniform(0.1, 0.5) * radius,
+        **_clot(rng),
     )
 
 
 def draw_intraventricular(rng: np.random.Generator) -> Bleed:
     """Draw blood settled in the occipital horns, or casts of whole ventricles."""
-    level = float(rng.choice((rng.uniform(33, 46), rng.uniform(10, 33), rng.uniform(-60, 10)), p=(0.4, 0.33, 0.27)))
+    level = float(rng.choice((rng.uniform(25, 42), rng.uniform(5, 28), rng.uniform(-60, 5)), p=(0.3, 0.3, 0.4)))
     side = float(rng.choice((-1.0, 0.0, 1.0), p=(0.25, 0.5, 0.25)))
-    softness = (rng.uniform(1.0, 4.0), 0.0, 0.0)
-    density, texture = rng.uniform(56, 78), rng.uniform(1, 5)
-    return Bleed(INTRAVENTRICULAR, "layer", (side, level, 0.0), softness, 0.0, density, texture=texture)
+    softness, density = (rng.uniform(0.7, 6.0), 0.0, 0.0), rng.uniform(52, 78)
+    return Bleed(
+        INTRAVENTRICULAR, "layer", (side, level, 0.0), softness, 0.0, density, share=rng.uniform(0.75, 1), **_clot(rng)
+    )
 
 
 def draw_subarachnoid(rng: np.random.Generator, aneurysm: bool | None) -> Bleed:
@@ -179,7 +188,7 @@ def draw_subarachnoid(rng: np.random.Generator, aneurysm: bool | None) -> Bleed:
     side = int(rng.choice((-1, 1)))
     if aneurysm is None:
         aneurysm = rng.random() < 0.4
-    density = rng.uniform(60, 78)
+    density, share = rng.uniform(56, 78), rng.uniform(0.7, 1)
     if aneurysm:
         centre = (rng.normal(0, 12), rng.normal(-10, 6), rng.normal(-10, 4))
         reach = _long_tailed(rng, 36, 0.3, 22, 70)
@@ -187,8 +196,8 @@ def draw_subarachnoid(rng: np.random.Generator, aneurysm: bool | None) -> Bleed:
         centre, reach = (0.0, 0.0, -22.0), rng.uniform(18, 28)
     else:
         centre = _on_vault(side, rng.uniform(25, 150), rng.uniform(-4, 58))
-        reach = _long_tailed(rng, 25, 0.4, 14, 55)
-    return Bleed(SUBARACHNOID, "space", centre, (reach, reach, reach), 0.0, density, offset=rng.uniform(-60, 60))
+        reach = _long_tailed(rng, 24, 0.4, 13, 55)
+    return Bleed(SUBARACHNOID, "space", centre, (reach, reach, reach), 0.0, density, share=share)
 
 
 def followed_up(bleed: Bleed, rng: np.random.Generator) -> Bleed:
@@ -197,10 +206,11 @@ def followed_up(bleed: Bleed, rng: np.random.Generator) -> Bleed:
     rx, ry, rz = bleed.reach
     return replace(
         bleed,
-        density=max(bleed.density - rng.uniform(0, 14), min(bleed.density, 40.0)),
+        density=max(bleed.density - rng.uniform(0, 20), min(bleed.density, 36.0)),
         thickness=bleed.thickness * factor,
         reach=bleed.reach if bleed.form == "layer" else (rx * factor, ry * factor, rz * factor),
-        oedema=bleed.oedema * 1.5,
+        blur=bleed.blur * 1.5,
+        oedema=(bleed.oedema[0] * 1.5, bleed.oedema[1]),
     )
 
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ich.phantom.anatomy import Brain, Cranium, Head
+from ich.phantom.anatomy import Brain, Cranium, darken
 from ich.phantom.bleeds import Bleed
 from ich.phantom.shapes import Array, Coordinates, Ellipsoid, smooth_step, soft
 from ich.phantom.tissue import Upsampler
 
-CONTRAST = 12.0  # HU by which a bleed must change a pixel to be visible there ...
-COVER = 0.5  # ... unless it fills this share of the pixel's volume (an isodense subdural is visible by its shape)
+# A bleed is visible in a pixel that it changes by CONTRAST HU and that is BRIGHT HU denser than cortex, or of which it
+# fills the share COVER: an isodense subdural is visible by its shape, isodense fluid is not.
+CONTRAST, BRIGHT, COVER = 12.0, 3.0, 0.5
 
 
 @dataclass
@@ -45,15 +46,17 @@ def displaced(bleeds: Sequence[Bleed], bone: Cranium) -> Coordinates:
     return x, y, z
 
 
-def shape(bleed: Bleed, head: Head, bone: Cranium, brain: Brain, gravity: NDArray[np.float64]) -> Lesion:
-    """Evaluate the bleed on the coarse frame; adds oedema and widened sulci to `brain`, in place.
+def shape(bleed: Bleed, bone: Cranium, brain: Brain, gravity: NDArray[np.float64]) -> Lesion:
+    """Evaluate the bleed on the coarse frame; adds oedema, compressed and widened sulci to `brain`, in place.
 
     gravity: unit vector in head coordinates that points to the table.
     """
     cx, cy, cz = (np.float32(c) for c in bleed.centre)
     rx, ry, rz = (np.float32(max(r, 1e-3)) for r in bleed.reach)
     x, y, z = bone.x - cx, bone.y - cy, bone.z - cz
-    thickness, offset, side = np.float32(bleed.thickness), np.float32(bleed.offset), np.sign(cx)
+    thickness, side = np.float32(bleed.thickness), np.sign(cx)
+    gx, gy, gz = gravity.astype(np.float32)
+    mottle = 0.7 * bone.noise + 0.7 * np.clip(brain.sulcus * np.float32(0.4), -1.5, 1.5)
     match bleed.form:
         case "lens":
             # Depth under the inner table minus a paraboloid: convex on both sides, and zero at sutures.
@@ -64,7 +67,7 @@ def shape(bleed: Bleed, head: Head, bone: Cranium, brain: Brain, gravity: NDArra
         case "crescent":
             # Of even thickness over a hemisphere, thin at its ends; bounded by falx and tentorium.
             u = (y / ry) ** 2 + (z / rz) ** 2 + 0.08 * bone.noise
-            field = -bone.vault - thickness * (1 - u) / np.sqrt(0.15 + np.abs(1 - u))
+            field = -bone.vault - thickness * (1 + 0.15 * mottle) * (1 - u) / np.sqrt(0.15 + np.abs(1 - u))
             field = np.maximum(field, np.maximum(3 - side * brain.falx_x, 1.5 - bone.tentorium))
         case "falcine" | "tentorial":
             # A layer on one side of the sheet, up to its edge.
@@ -75,47 +78,58 @@ def shape(bleed: Bleed, head: Head, bone: Cranium, brain: Brain, gravity: NDArra
             field = np.abs(above - thickness / 2) - thickness / 2 * np.clip(1 - u, -1, 1)
             field = np.maximum(field, edge)
         case "blob":
-            # A rough ellipsoid, bounded by the ventricles, that darkens the tissue around it.
-            rough = head.smooth(bone.x * 1.8 + offset, bone.y * 1.8, bone.z * 1.8 + offset)
+            # A rough ellipsoid on one side, bounded by the ventricles, that darkens the tissue around it.
             field = Ellipsoid(bleed.centre, bleed.reach).distance(bone.x, bone.y, bone.z)
-            field += 0.22 * bleed.thickness * rough * smooth_step(3 * bleed.thickness, 0, field)
-            brain.delta -= 12 * smooth_step(bleed.oedema, 0, field) * (1 + 0.2 * bone.noise)
+            field += bleed.rough * bleed.thickness * mottle * smooth_step(3 * bleed.thickness, 0, field)
+            darken(bone, brain, field, *bleed.oedema)
             field = np.maximum(np.maximum(field, 0.4 - brain.ventricle), 2.5 + bone.cavity)
+            if abs(cx) > 8:
+                field = np.maximum(field, 1 - side * brain.falx_x)
         case "layer":
             # The share of blood in the ventricles' fluid: settled towards the table up to a level.
-            gx, gy, gz = gravity.astype(np.float32)
             height = bone.x * gx + bone.y * gy + bone.z * gz
-            field = smooth_step(-bleed.reach[0], bleed.reach[0], height - cy + 2 * bone.noise)
+            field = bleed.share * smooth_step(-bleed.reach[0], bleed.reach[0], height - cy + 2 * bone.noise)
             if side:
                 field = field * smooth_step(-3, 3, side * brain.falx_x)
         case "space":
             # The share of blood in the fluid of sulci and cisterns, patchy in one region; clots widen the sulci there.
-            patchy = head.smooth(bone.x + offset, bone.y + offset, bone.z)
-            field = smooth_step(1.05, 0.7, np.sqrt(x**2 + y**2 + z**2) / rx + 0.18 * patchy)
-            brain.width += np.where(brain.width > -0.5, np.float32(2.6), np.float32(0)) * field
-            brain.cistern -= 1.6 * field
-    density = bleed.density + bleed.texture * bone.noise
-    if bleed.gradient:
-        density += bleed.gradient * np.clip(y / ry, -1, 1) * 0.5
+            field = smooth_step(1.05, 0.7, np.sqrt(x**2 + y**2 + z**2) / rx + 0.25 * bone.noise)
+            brain.width += np.where(brain.width > -0.5, np.float32(2.4 * bleed.share**2), np.float32(0)) * field
+            brain.cistern -= 1.2 * bleed.share**2 * field
+            field *= bleed.share
+    if bleed.push:
+        brain.width -= 0.12 * bleed.push * smooth_step(45, 0, field)
+    density = bleed.density + bleed.texture * mottle
+    above, soft_over = bleed.settled
+    if above:
+        density += above * (smooth_step(-soft_over, soft_over, x * gx + y * gy + z * gz) - 0.5)
     return Lesion(bleed, field, density)
 
 
 def paint(
-    lesions: Sequence[Lesion], up: Upsampler, hu: Array, spaces: Array, ventricles: Array, skull: Array, edge: float
+    lesions: Sequence[Lesion],
+    up: Upsampler,
+    hu: Array,
+    spaces: Array,
+    ventricles: Array,
+    skull: Array,
+    edge: float,
+    grey: float,
 ) -> NDArray[np.uint8]:
     """Add the lesions to the contents of the skull, in place; returns the mask of the slice.
 
-    hu, and the occupancies of subarachnoid spaces, ventricles and skull: float32 [planes, rows, columns]. Bit k of the
-    mask [rows, columns] is set where a bleed of kind k is visible.
+    hu, and the occupancies of subarachnoid spaces, ventricles and skull: float32 [planes, rows, columns]. edge: mm,
+    the width of sharp edges. grey: HU of the cortex. Bit k of the mask [rows, columns] is set where a bleed of kind k
+    is visible.
     """
     seen: dict[int, Array] = {}
     filled: dict[int, Array] = {}
     for lesion in lesions:
-        form = lesion.bleed.form
-        if form in {"layer", "space"}:
-            weight = up(lesion.field) * (ventricles if form == "layer" else spaces)
+        fluid = {"layer": ventricles, "space": spaces}.get(lesion.bleed.form)
+        if fluid is not None:
+            weight = up(lesion.field) * fluid
         elif up.low(lesion.field) < 1:
-            weight = soft(up(lesion.field), edge)
+            weight = soft(up(lesion.field), edge + lesion.bleed.blur)
         else:  # not in this slice
             continue
         weight *= skull
@@ -125,9 +139,10 @@ def paint(
         seen = {k: before * keep for k, before in seen.items()}
         filled = {k: before * keep for k, before in filled.items()}
         seen[kind] = seen.get(kind, 0) + np.abs(change)
-        filled[kind] = filled.get(kind, 0) + weight
+        filled[kind] = filled.get(kind, 0) + weight * (fluid is None)
     mask = np.zeros(hu.shape[1:], np.uint8)
     for kind, change in seen.items():
-        visible = (change.mean(0) >= CONTRAST) | (filled[kind].mean(0) >= COVER)
+        bright = (change.mean(0) >= CONTRAST) & (hu.mean(0) >= grey + BRIGHT)
+        visible = bright | (filled[kind].mean(0) >= COVER)
         mask |= visible.astype(np.uint8) << np.uint8(kind)
     return mask

@@ -12,7 +12,7 @@ from ich.phantom.shapes import FAR, mix, soft
 CLASSES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
 GRID = 64  # rows and columns of the coarse frame, for every image size
 # Visible area that makes a slice positive, mm2 per subtype.
-AREAS = (60.0, 60.0, 50.0, 120.0, 90.0)
+AREAS = (50.0, 30.0, 25.0, 70.0, 60.0)
 ANATOMY, BLEEDS, SCAN, NOISE, LABELS, EVOLUTION = range(6)
 
 
@@ -66,7 +66,7 @@ def render(
     lookalikes.add_to_brain(extras, frame, bone, brain)
     gravity = np.linalg.inv(scan.pose)[1]
     gravity = gravity / np.sqrt((gravity**2).sum())
-    shaped = [lesions.shape(bleed, head, bone, brain, gravity) for bleed in drawn]
+    shaped = [lesions.shape(bleed, bone, brain, gravity) for bleed in drawn]
     outer = face.face(head, frame, bone, extras.swelling)
     inserts = lookalikes.inserts(extras, scan.frame(scan.size))
     rest = scanner.head_rest(scan, 95.0 * head.scale[1])
@@ -83,7 +83,7 @@ def render(
             within = skull(bone.cavity)
             occupancy = soft(within, tissue.oblique(within, edge))
             content, spaces, ventricles = tissue.inside(skull, head, bone, brain, within, edge)
-            masks[k][skull.fine] = lesions.paint(shaped, skull, content, spaces, ventricles, occupancy, edge)
+            masks[k][skull.fine] = lesions.paint(shaped, skull, content, spaces, ventricles, occupancy, edge, head.grey)
             mix(fine[:, *skull.fine], occupancy, content)
             cavity[skull.fine] = within[scanner.SUBPLANES // 2]
         lookalikes.paint(inserts, fine, planes)
@@ -110,7 +110,8 @@ def make_study(
     if slices < 4 or size < 32:
         raise ValueError(f"slices must be at least 4 and size at least 32, got {slices} and {size}")
     anatomy_rng, bleed_rng = stream(seed, patient, 0, ANATOMY), stream(seed, patient, 0, BLEEDS)
-    head, extras = anatomy.draw_head(anatomy_rng), lookalikes.draw_extras(anatomy_rng)
+    head = anatomy.draw_head(anatomy_rng)
+    extras = lookalikes.draw_extras(anatomy_rng, head)
     bleed_rng.random(7)  # once used to draw `kinds`; skipped, so that a seed still gives the same study
     drawn = bleeds.draw_bleeds(bleed_rng, kinds)
     if study > 0:
