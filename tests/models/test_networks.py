@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from scipy.special import expit, logit
 from sklearn import metrics
 
-from conftest import CLASSES, LOGITS, fold_data, make, plan_of
+from conftest import CLASSES, LOGITS, PARTS, copied, fold_data, make, plan_of
 from ich.errors import UserError
 from ich.models import network as network_module
 from ich.models import pretrain as pretrain_module
@@ -23,7 +23,9 @@ from ich.networks.losses import nt_xent
 from ich.networks.masks import mask_loss
 from ich.phantom.masks import lesion_masks
 from ich.pipeline import runner
+from ich.pipeline.graph import WEIGHTS
 from ich.pipeline.state import Plan
+from ich.stages import export
 from ich.store.hashes import seed_of
 from ich.training import fit as training
 from ich.training.checkpoint import TrainingState
@@ -114,6 +116,38 @@ def test_a_head_without_the_classifier_of_its_input_is_refused(trained):
         ValueError, match=r"^start: head lrnn_sdl with hidden: 8 cannot .* of resnet; use linear or sdl"
     ):
         build(plan.settings_of("lr")).try_network(Shape(6, "hu", 32), {"resnet": 16})
+
+
+def test_a_network_starts_at_the_predictions_of_another_recipe_a_bundle_or_a_file(copy):
+    """The second recipe has the same slices and folds, and the first one's predictions as its inputs."""
+    second = lambda *changes: plan_of(copy, "name=second", "end_to_end.joint.cutmix=0", *changes)
+    make(second(), "prepare", "folds")
+    (copy / "oof/parts").rename(copy / "oof/second")
+    copied(copy / "oof/second", copy / "oof/parts")
+    export.run(plan_of(copy), copy / "bundle", folds=[1])
+    sources = {f"cnn.resnet.start={{file: oof/parts/resnet/fold2/{WEIGHTS}, classes: [{', '.join(CLASSES)}]}}": 2}
+    for section, model in (("cnn", "resnet"), ("end_to_end", "joint"), ("sequence", "lr"), ("sequence", "bigru")):
+        sources[f"{section}.{model}.start={{recipe: {PARTS}, model: {model}}}"] = 0
+        if model in ("resnet", "bigru"):
+            sources[f"{section}.{model}.start={{bundle: bundle, model: {model}}}"] = 1
+    for change, fold in sources.items():
+        stage, model, _ = change.split(".", 2)
+        found = begun(second(change), model)
+        donor = registry.load(stage, copy / f"oof/parts/{model}/fold{fold}", model).network.eval()
+        batch = next(iter(found.loader.epoch(0)))
+        with torch.no_grad():
+            assert torch.equal(found.network.eval()(*batch.inputs), donor(*batch.inputs)), change
+
+    start = f"cnn.resnext.start={{recipe: {PARTS}, model: resnext}}"
+    for change, message in (
+        ("cnn.resnext.input=windows", "^cnn.resnext: start from .*fold0 requires input: neighbours and windows: "),
+        (
+            "cnn.resnext.kwargs.stem_width=8",
+            r"^cnn.resnext.start: backbone.* has the shape \[3, .*, but \[6, .* is req",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            begun(second(start, change), "resnext")
 
 
 def test_slice_loss_is_added_to_the_loss_of_the_head(trained):

@@ -275,7 +275,7 @@ def classifier() -> nn.Linear:
 def test_a_head_that_starts_from_a_classifier_returns_its_logits_and_learns(name, cell):
     inputs, last = study(5, 6), classifier()
     model = head(name, cell, trained=False)
-    model.start_from({f"classifier.{key}": value for key, value in last.state_dict().items()})
+    model.take_classifier({f"classifier.{key}": value for key, value in last.state_dict().items()})
     logits = model(*inputs, torch.tensor([5]))
     torch.testing.assert_close(logits, last(inputs[0]), rtol=1e-5, atol=1e-6)
     logits.square().sum().backward()
@@ -288,13 +288,13 @@ def test_a_decoder_takes_a_classifier_if_its_states_are_as_wide_as_the_features(
     last, ones = classifier(), torch.eye(CLASSES)
     state = {f"classifier.{key}": value for key, value in last.state_dict().items()}
     model = head(name, "gru", trained=False, hidden=FEATURES)
-    model.start_from(state)
+    model.take_classifier(state)
     weight = model.classifier.weight.view(CLASSES, -1, FEATURES)
     expected = ones[:, :, None] * last.weight[:, None] if name == "lrnn_sdl" else last.weight[:, None]
     assert torch.equal(weight, expected)
     assert torch.equal(model.classifier.bias, last.bias)
     narrow = head(name, "gru", trained=False)
-    narrow.start_from(state)
+    narrow.take_classifier(state)
     assert not narrow.classifier.weight.any()
 
 

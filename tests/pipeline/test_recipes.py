@@ -11,7 +11,8 @@ from conftest import fold_data, make
 from ich.networks.cnn import Cnn, CnnSpec
 from ich.phantom.competition import write_competition
 from ich.pipeline.state import Plan
-from ich.recipe import Recipe, load
+from ich.recipe import Head, Recipe, Start, load
+from ich.recipe.types import SHARED
 from ich.stages import ablate
 from ich.training import fit as training
 from ich.training.checkpoint import TrainingState
@@ -78,6 +79,8 @@ def loaded(path: Path, backbones: str, *more: str) -> Recipe:
                 changes += [f"{group}.{name}.{change}" for change in STAND_IN]
         if group not in ("pretrain", "cnn") and backbones == "small":
             changes.append(f"{group}.{name}.hidden=8")
+        if isinstance(getattr(getattr(recipe, group)[name], "start", None), Start):
+            changes.append(f"{group}.{name}.start=null")
     # needs networks of one fold only
     changes += [f"sequence.{name}.features=in_sample" for name in recipe.sequence]
     return load(path, [*changes, *more])
@@ -124,7 +127,8 @@ def test_backbones_of_a_recipe_can_be_built(name):
 
 
 # recipes whose networks differ from those of others in numbers only
-ALIKE = [name for name in TRAINING if name.endswith("_demo") or name == "seeds/hohoho_grid"]
+OTHERS = ("seeds/hohoho_grid", "phantom", "small_data")
+ALIKE = [name for name in TRAINING if name.endswith("_demo") or name in OTHERS]
 CASES = [(name, "small") for name in TRAINING if name not in ALIKE]
 CASES += [pytest.param(name, "full size", marks=pytest.mark.slow) for name in TRAINING]
 
@@ -145,6 +149,21 @@ def test_every_network_of_a_recipe_trains_two_steps(competitions, steps, name, b
         assert plan.state(task).done
         assert pd.read_csv(task.folder / "history.csv")["loss"].notna().all()
     shutil.rmtree(plan.workspace.oof)
+
+
+STARTS = [
+    pytest.param(settings, id=f"{name}/{model}")
+    for name in TRAINING
+    for model, settings in load(RECIPES[name]).models.items()
+    if isinstance(getattr(settings, "start", None), Start)
+]
+
+
+@pytest.mark.parametrize("settings", STARTS)
+def test_a_network_has_the_architecture_of_the_one_that_it_starts_from(settings):
+    other = load(CONFIGS.parent / settings.start.recipe).models[settings.start.model]
+    same = set(SHARED if settings.stage == "cnn" else [*Head.model_fields, "inputs", "study_loss"])
+    assert settings.model_dump(include=same) == other.model_dump(include=same)
 
 
 @pytest.mark.parametrize("name", OUTSIDE)

@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import CLASSES, Clone, make, plan_of
+from conftest import CLASSES, PARTS, Clone, make, plan_of
 from ich.errors import UserError
 from ich.pipeline.graph import MODEL_STAGES
 from ich.pipeline.state import Plan
+from ich.recipe import load
 from ich.store import raw
 from ich.store.records import write_record
 
@@ -60,6 +61,87 @@ def test_a_network_reads_the_images_and_the_fold_that_it_starts_from(trained):
     assert reads(plan, "resnet", 1) == images
     assert reads(plan, "small", 1) == images | {"pretrain/simclr": ("model.safetensors",)}
     assert reads(plan, "joint", 1) == images | {"cnn/resnet/fold1": ("model.safetensors",)}
+
+
+def test_a_network_reads_the_same_fold_of_the_recipe_that_it_starts_from(copy):
+    start = lambda more="": f"cnn.resnext.start={{recipe: {PARTS}, model: resnext{more}}}"
+    make(plan_of(copy, "name=second", start()), "prepare", "folds")
+    plan = plan_of(copy, "name=second", start())
+    weights = ("model.safetensors", "model.json")
+    assert reads(plan, "resnext", 1)["cnn/resnext/fold1 of parts"] == weights
+    elsewhere = ("competition.root=input/other", "folds.n=5")
+    assert "cnn/resnext/fold1 of parts" in reads(plan_of(copy, "name=second", *elsewhere, start()), "resnext", 4)
+    assert "cnn/resnext/fold2 of parts" in reads(
+        plan_of(copy, "name=second", *elsewhere, start(", fold: 2")), "resnext"
+    )
+    assert "pretrain/simclr of parts" in reads(
+        plan_of(copy, "name=second", f"cnn.resnext.start={{recipe: {PARTS}, model: simclr}}"), "resnext"
+    )
+    assert [graph.recipe.name for graph in plan.graphs] == ["parts", "second"]
+
+    plan.require(plan.fold("resnext", 1))
+    (copy / "oof/parts/resnext/fold1/model.json").write_text("{}")
+    plan.forget()
+    with pytest.raises(UserError) as error:
+        make(plan, "cnn", model="resnext")
+    assert str(error.value) == (
+        "cnn/resnext/fold1 needs cnn/resnext/fold1 of parts, which is stale (model.json was changed)."
+        f" Run `ich run {PARTS}` first"
+    )
+
+    path = plan.workspace.folds
+    folds = pd.read_csv(path)
+    folds.assign(fold=2 - folds["fold"]).to_csv(path, index=False)
+    path.with_suffix(".run.json").unlink()
+    make(plan_of(copy, "name=second", start()), "folds")
+    with pytest.raises(
+        UserError, match=r"its fold 0 was trained on patients of fold 0\. Use the same section and file"
+    ):
+        plan_of(copy, "name=second", start()).fold("resnext", 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["{recipe: tests/part.yaml, model: resnext}"], "part.yaml: no such file. Did you mean .*parts.yaml"),
+        (
+            ["{recipe: tests/parts.yaml, model: joint}"],
+            "no cnn or pretrain model 'joint'. Choose from resnet, resnext, sm",
+        ),
+        (
+            ["{recipe: tests/parts.yaml, model: resnet, fold: 3}", "competition.root=a"],
+            "fold: no such fold 3. .* 0, 1, 2",
+        ),
+        (
+            ["{recipe: tests/parts.yaml, model: resnet, fold: 1}"],
+            "its fold 1 was trained on patients of fold 0. Use the",
+        ),
+        (["{recipe: tests/parts.yaml, model: resnet}", "folds.seed=8"], "its fold 0 was trained on patients of fold 0"),
+        (["{bundle: input, model: resnet}"], "input has no network 'resnet'. Choose from none"),
+        (["{recipe: tests/parts.yaml, model: resnet}", "name=parts"], "cannot start from itself: parts -> parts. Name"),
+    ],
+)
+def test_a_start_that_is_not_there_or_that_leaks_is_an_error(trained, changes, message):
+    plan = plan_of(trained, "name=second", f"cnn.resnext.start={changes[0]}", *changes[1:])
+    with pytest.raises(UserError, match=message):
+        plan.fold("resnext", 0)
+
+
+def test_recipes_may_start_from_one_another_in_a_chain_but_not_in_a_cycle(trained, tmp_path):
+    names = ["one", "two", "three"]
+    for name, other in zip(names, [*names[1:], None], strict=True):
+        start = "" if other is None else f"start: {{recipe: {tmp_path}/{other}.yaml, model: resnext}}"
+        content = (
+            f"base: {trained}/{PARTS}\nname: {name}\ncompetition: {{root: {name}}}\ncnn: {{resnext: {{{start}}}}}\n"
+        )
+        (tmp_path / f"{name}.yaml").write_text(content)
+    one = Plan(load(tmp_path / "one.yaml"), trained)
+    assert [graph.recipe.name for graph in one.graphs] == names[::-1]
+    ((task, _),) = [part for part in one.fold("resnext", 2).upstream if part[0].recipe is not None]
+    assert "cnn/resnext/fold2 of three" in [upstream.name for upstream, _ in task.upstream]
+    (tmp_path / "three.yaml").write_text((tmp_path / "two.yaml").read_text().replace("two", "three"))
+    with pytest.raises(UserError, match="cannot start from itself: one -> two -> three -> three"):
+        Plan(load(tmp_path / "one.yaml"), trained).fold("resnext", 0)
 
 
 def test_a_sequence_model_reads_in_sample_or_out_of_fold_predictions(trained):

@@ -26,6 +26,18 @@ ROWS = 1 << 13  # embeddings that are rotated at a time
 
 
 @dataclass(frozen=True)
+class Start:
+    """Initial weights of a network."""
+
+    weights: Path
+    """.safetensors file"""
+    classes: tuple[str, ...]
+    """Those of its outputs, in order; () if they are not known."""
+    seed: int = 0
+    """Of several seeds in the file, the number of the one to use, modulo their number."""
+
+
+@dataclass(frozen=True)
 class FoldData:
     """Slice table, splits and inputs of one fold, joined by image id.
 
@@ -42,8 +54,7 @@ class FoldData:
     images: HuCache | None
     rows: dict[str, NDArray[np.int64]]
     cache: Path = Path()
-    start: Path | None = None
-    """.safetensors file of the initial weights of the network."""
+    start: Start | None = None
     training: TrainingLabels | None = None
     """Of networks, with `labels` in the recipe."""
 

@@ -20,10 +20,10 @@ from ich.ensemble.predictions import sigmoid
 from ich.errors import UserError, parsing
 from ich.models.artifacts import require_finite
 from ich.models.base import Fitted
-from ich.models.data import FoldData
+from ich.models.data import FoldData, Start
 from ich.networks import losses
 from ich.networks.cnn import Cnn, CnnSpec, lr_scales
-from ich.networks.layers import start_from_prevalence
+from ich.networks.layers import SavedClasses, start_from_prevalence
 from ich.networks.masks import MaskedCnn, mask_loss
 from ich.recipe import BETAS, Backbone, Training
 from ich.store.atomic import atomic, write_text
@@ -94,6 +94,29 @@ def with_masks(network: Cnn, data: FoldData) -> MaskedCnn:
         raise UserError(f"{data.settings.stage}.{data.model}.masks: {error}") from None
 
 
+def start_from(fitted: FittedNetwork, start: Start, data: FoldData) -> None:
+    """Load the initial weights into the network. Raises UserError if they or their windows do not fit."""
+    section = f"{data.settings.stage}.{data.model}"
+    if (path := start.weights.with_name(fitted.FILE)).is_file():
+        with parsing(path):
+            views = fitted.read_spec(path.parent).get("view"), fitted.spec.get("view")
+            used = [(view["kind"], [list(window.values()) for window in view["windows"]]) for view in views if view]
+        if len(set(map(str, used))) > 1 and "grey" not in dict(used):
+            kind, windows = used[0]
+            raise UserError(f"{section}: start from {path.parent} requires input: {kind} and windows: {windows}")
+    with parsing(start.weights):
+        state = load(start.weights.read_bytes())
+    network: Any = fitted.network
+    seeds = {name.partition(".")[0] for name in state}
+    if all(seed.isdigit() for seed in seeds):
+        prefix = f"{start.seed % len(seeds)}."
+        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    try:
+        network.start_from(state, SavedClasses.by_name(data.table.classes, start.classes))
+    except ValueError as error:
+        raise UserError(f"{section}.start: {error}") from None
+
+
 def fit_settings(settings: Training, network: nn.Module, **more: Any) -> FitSettings:
     names = {each.name for each in fields(FitSettings)}
     if isinstance(settings, Backbone):
@@ -156,8 +179,7 @@ def fit_on_labels(fitted: FittedNetwork, loader: Loader, data: FoldData, run: Ru
     if settings.output_bias:
         start_from_prevalence(network, data.prevalence)
     if data.start is not None:
-        with parsing(data.start):
-            network.start_from(load(data.start.read_bytes()))
+        start_from(fitted, data.start, data)
     if masks:  # the saved network, which shares its weights, has no second output
         network = with_masks(network, data)
     keep: dict[str, Any] = {}

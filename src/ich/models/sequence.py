@@ -1,7 +1,7 @@
 """sequence: a network over the slices of a series, on the embeddings and logits of cnn models."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ class Sequence(Model):
         }
         if settings.writes_studies:
             spec["studies"] = True
-        members = [_fit(spec, series, data, one) for one in run.seeds(settings.seeds)]
+        members = [_fit(spec, series, data, one, number) for number, one in enumerate(run.seeds(settings.seeds))]
         if settings.seeds == 1:
             return members[0]
         history = [{"seed": number, **row} for number, one in enumerate(members) for row in one.history]
@@ -51,7 +51,7 @@ class Sequence(Model):
     def try_network(self, shape: Shape, inputs: Mapping[str, int]) -> int:
         settings = self.settings
         head = head_spec(settings, sum(inputs[name] for name in settings.inputs), shape.classes)
-        if settings.start is not None and not head.takes_classifier:
+        if isinstance(settings.start, str) and not head.takes_classifier:
             raise ValueError(
                 f"start: head {head.name} with hidden: {head.hidden} cannot take the classifier of {settings.start};"
                 f" use linear or sdl, or one with lrnn and hidden: {head.features}"
@@ -60,8 +60,10 @@ class Sequence(Model):
         return 0
 
 
-def _fit(spec: dict[str, Any], series: SeriesArrays, data: FoldData, run: Run) -> "FittedSequence":
+def _fit(spec: dict[str, Any], series: SeriesArrays, data: FoldData, run: Run, number: int) -> "FittedSequence":
     """Fit the network of one seed."""
+    if data.start is not None:
+        data = replace(data, start=replace(data.start, seed=number))
     torch.manual_seed(run.seed)
     try:
         fitted = FittedSequence(spec, run.name, network=FittedSequence.build(spec))

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, is_dataclass
 from itertools import zip_longest
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ich.networks.layers import Classifier
+from ich.networks.layers import Classifier, SavedClasses, copy_state
 
 
 def _declare_torchvision_operators() -> None:
@@ -162,10 +162,14 @@ class Cnn(nn.Module):
             self.backbone.train(training)
         return found
 
-    def start_from(self, state: dict[str, Tensor]) -> None:
-        """Load the backbone from the state_dict of a network that has a Cnn as `cnn`, such as SimClr."""
+    def start_from(self, state: Mapping[str, Tensor], classes: SavedClasses | None = None) -> None:
+        """Load the state_dict of a Cnn, or the backbone alone from a network that has a Cnn as `cnn`, such as SimClr.
+
+        classes, errors: see `copy_state`.
+        """
         prefix = "cnn.backbone."
-        self.backbone.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        copy_state(self.backbone if inside else self, inside or state, classes)
 
 
 def lr_scales(network: nn.Module, head_lr: float, layer_decay: float) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """A CNN and a head over the slices of a study, trained together (docs/background/seeds.md, CNN-LSTM)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ich.networks.cnn import Cnn
 from ich.networks.label_rnn import SliceLabelHead
-from ich.networks.layers import Lengths, padding_of
+from ich.networks.layers import Lengths, SavedClasses, copy_state, padding_of
 
 
 class EndToEnd(nn.Module):
@@ -26,11 +26,17 @@ class EndToEnd(nn.Module):
         super().__init__()
         self.cnn, self.head, self.chunk = cnn, head, chunk
 
-    def start_from(self, state: dict[str, Tensor]) -> None:
-        """Load the state_dict of a Cnn; its classifier also into the head, if the head takes it."""
-        self.cnn.load_state_dict(state)
+    def start_from(self, state: Mapping[str, Tensor], classes: SavedClasses | None = None) -> None:
+        """Load the state_dict of such a network or of a Cnn; its classifier also into the head, if the head takes it.
+
+        classes, errors: see `copy_state`.
+        """
+        if any(name.startswith("cnn.") for name in state):
+            copy_state(self, state, classes)
+            return
+        self.cnn.start_from(state, classes)
         if isinstance(self.head, SliceLabelHead):
-            self.head.start_from(state)
+            self.head.take_classifier(self.cnn.state_dict())
 
     def forward(self, images: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
         """Logits float32 [B, T, c] of padded studies, see `logits`."""

@@ -1,12 +1,22 @@
 """Slice dependencies learning and the label decoder, alone and combined (docs/background/seeds.md, SDL + LRNN)."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ich.networks.layers import Classifier, Head, HeadSpec, Lengths, bidirectional, over_slices, padding_of
+from ich.networks.layers import (
+    Classifier,
+    Head,
+    HeadSpec,
+    Lengths,
+    SavedClasses,
+    bidirectional,
+    over_slices,
+    padding_of,
+)
 
 
 class SliceContext(nn.Module):
@@ -89,11 +99,19 @@ class SliceLabelHead(Head):
                 self.parts.append(LabelDecoder(width, spec.classes, spec.hidden))
                 width = spec.classes * spec.hidden
         self.dropout = nn.Dropout(spec.dropout)
+        self.ordered = "lrnn" in spec.name
         self.width = spec.classes * spec.hidden if spec.name.endswith("lrnn") else width
         self.classifier = Classifier(spec.hidden if spec.name.endswith("lrnn") else width, spec.classes)
 
+    def start_from(self, state: Mapping[str, Tensor], classes: SavedClasses | None = None) -> None:
+        """Load the state_dict of such a head, or the classifier of the Cnn whose features are read."""
+        if any(name.startswith("backbone.") for name in state):
+            self.take_classifier(state)
+        else:
+            super().start_from(state, classes)
+
     @torch.no_grad()
-    def start_from(self, state: dict[str, Tensor]) -> None:
+    def take_classifier(self, state: Mapping[str, Tensor]) -> None:
         """Take the classifier from the state_dict of the Cnn whose features are read, if `HeadSpec.takes_classifier`.
 
         linear and sdl then return the logits of the Cnn. After a decoder, each class reads its own states.

@@ -52,10 +52,13 @@ class ResidualHead(Head):
         self.differences = spec.differences
         width = spec.features * (3 if spec.differences else 1) + spec.classes + GEOMETRY
         self.convolution, self.rnn, self.transformer = None, None, None
+        self.base_column, self.base_weights = spec.features, ("rnn.weight_ih_l0", "rnn.weight_ih_l0_reverse")
         if spec.cell == "transformer":
+            self.base_weights = ("transformer.start.weight",)
             self.transformer = SliceTransformer(width, 2 * spec.hidden, spec.layers, spec.dropout)
         else:
             if spec.cell == "conv_gru":
+                self.base_weights = ("convolution.weight",)
                 self.convolution = nn.Conv1d(width, 2 * spec.hidden, kernel_size=3, padding=1)
                 width = 2 * spec.hidden
             self.rnn = bidirectional(spec.cell.removeprefix("conv_"), width, spec.hidden, spec.layers, spec.dropout)

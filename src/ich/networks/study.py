@@ -1,12 +1,11 @@
 """Logits of a whole series, in addition to those of its slices: attention pooling over the states of a head."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ich.networks.layers import Head, Lengths, ZeroLinear, padding_of
+from ich.networks.layers import Head, Lengths, PerClass, SavedClasses, ZeroLinear, copy_state, padding_of
 
 
 class StudyHead(nn.Module):
@@ -19,14 +18,16 @@ class StudyHead(nn.Module):
     def __init__(self, head: Head, classes: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.head = head
-        self.attention = nn.Linear(head.width, classes)
+        self.attention = PerClass(head.width, classes)
         self.dropout = nn.Dropout(dropout)
         self.residual = ZeroLinear(head.width, classes)
 
-    def start_from(self, state: Mapping[str, Tensor]) -> None:
-        """As `SliceLabelHead.start_from`."""
-        head: Any = self.head
-        head.start_from(state)
+    def start_from(self, state: Mapping[str, Tensor], classes: SavedClasses | None = None) -> None:
+        """Load the state_dict of such a network, or the classifier of a Cnn as `SliceLabelHead.start_from` does."""
+        if any(name.startswith("backbone.") for name in state):
+            self.head.start_from(state)
+        else:
+            copy_state(self, state, classes)
 
     def weights(self, states: Tensor, beyond: Tensor) -> Tensor:
         """Attention [B, T, c] of states [B, T, width]: its sum over a series is 1. beyond [B, T, 1]: the padding."""

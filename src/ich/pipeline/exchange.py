@@ -69,7 +69,7 @@ def push_shared(plan: Plan, remote: Remote) -> None:
     hashes = {file: sha256_file(path) for file, path in files.items()}
     remote.push_files({files[file]: sha256 for file, sha256 in hashes.items()})
     remote.write_latest(_sources(plan), json.dumps({**_read_sources(plan, remote), **hashes}).encode())
-    for each in dict.fromkeys((plan.trained, plan)):
+    for each in plan.graphs:
         if each.state(each.prepared).done:
             pointer = {"key": each.prepared.folder.name, "settings": each.image_settings}
             pointer["fingerprint"] = each.record_of(each.prepared)["fingerprint"]
@@ -94,7 +94,7 @@ def pull_shared(plan: Plan, remote: Remote, *, strict: bool = False) -> None:
                 f"{plan.root / file} differs from {remote.url}. Delete it here, then rerun the same command"
             )
     remote.pull({plan.root / file: files[file] for file in files.keys() - set(here)})
-    for each in dict.fromkeys((plan.trained, plan)):
+    for each in plan.graphs:
         _pull_pointer(each, remote)
 
 

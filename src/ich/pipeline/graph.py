@@ -1,8 +1,8 @@
 """The task graph of a recipe: inputs, settings and files of every artifact. Without heavy imports, for `ich status`."""
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -10,7 +10,7 @@ from typing import Any, Self
 from ich.console import progress
 from ich.errors import UserError
 from ich.models.inputs import input_splits
-from ich.recipe import SECTIONS, Model, Recipe, Supervised, load
+from ich.recipe import SECTIONS, Model, Recipe, Start, Supervised, load
 from ich.store import raw
 from ich.store.hashes import digest
 from ich.store.paths import Workspace
@@ -46,7 +46,7 @@ ASSEMBLED_STUDIES = ("oof_studies.parquet", "test_studies.parquet", STUDIES)
 SHARDS = "hu-*.npy"  # pixels of the Hounsfield cache
 SLICES = "slices.parquet"  # its slice table
 HEADERS = "headers.bin"  # what was read from the headers, of an unfinished cache
-WEIGHTS = "model.safetensors"
+WEIGHTS, SPEC = "model.safetensors", "model.json"
 CHECKPOINT = "checkpoint.bin"  # training state after the last finished epoch
 IN_SAMPLE = ("train.parquet", "train_embeddings.npy")
 
@@ -66,6 +66,7 @@ class Task:
     model: str = ""
     fold: int | None = None
     files: tuple[str, ...] = ()  # minimum content of its record
+    recipe: str | None = None  # the file of another recipe that makes it
 
     @property
     def folder(self) -> Path:
@@ -83,6 +84,9 @@ class Graph:
         self.raw_root = root / recipe.competition.root
         self.raw_files: raw.RawFiles = {}
         """Of the latest call of `prepare`."""
+        self.above: tuple[str, ...] = ()
+        """Names of the recipes that start from this one."""
+        self._others: dict[str, Self] = {}
         self._tasks: dict[tuple[str, int | None], Task] = {}
         self._records: dict[Path, dict[str, Any] | None] = {}
 
@@ -210,8 +214,10 @@ class Graph:
         if getattr(settings, "masks", 0):
             sources["masks.npz"] = self.raw_root / "masks.npz"
         upstream = self._prepared(SHARDS) if settings.reads_images else ()
-        if start := self.start_of(model, fold):
-            upstream += ((start, (WEIGHTS,)),)
+        if isinstance(start := self.start_of(model, fold), Task):
+            upstream += ((start, (WEIGHTS,) if start.recipe is None else (WEIGHTS, SPEC)),)
+        elif start is not None:
+            sources |= {f"start/{path.name}": path for path in start}
         name, folder, files = f"{settings.stage}/{model}", self.workspace.model(model), settings.files
         if fold is None:
             upstream = (*self._prepared(SLICES), *upstream)
@@ -231,10 +237,64 @@ class Graph:
             return {}
         return {f"labels.table ({labels.mode}, weight {labels.weight})": self.root / labels.file(fold)}
 
-    def start_of(self, model: str, fold: int | None) -> Task | None:
-        """Task of the weights that initialize a network, or None."""
-        start = getattr(self.settings_of(model), "start", None)
-        return None if start is None else self.fold(start, None if start in self.recipe.pretrain else fold)
+    def start_of(self, model: str, fold: int | None) -> Task | list[Path] | None:
+        """Task of the weights that initialize a network, or files from elsewhere, the weights first; None without."""
+        settings: Any = self.settings_of(model)
+        start = getattr(settings, "start", None)
+        if start is None or fold is None:
+            return None
+        if isinstance(start, str):
+            return self.fold(start, None if start in self.recipe.pretrain else fold)
+        if start.file is not None:
+            return [self.root / start.file]
+        where = f"{settings.stage}.{model}.start"
+        if start.recipe is not None:
+            return self._fold_of_recipe(where, start, settings.starts_from, fold)
+        bundle = self.root / start.bundle
+        parts = [path.parent for path in bundle.glob(f"*/fold*/{WEIGHTS}")]
+        numbers = [part.name.removeprefix("fold") for part in parts if part.parent.name == start.model]
+        folds = sorted(int(number) for number in numbers if number.isdecimal())
+        if not folds:
+            known = ", ".join(sorted({part.parent.name for part in parts})) or "none"
+            raise UserError(f"{where}: {start.bundle} has no network {start.model!r}. Choose from {known}")
+        folder = bundle / start.model / f"fold{_fold_number(where, start, fold, folds)}"
+        return [folder / WEIGHTS, folder / SPEC, bundle / "bundle.json"]
+
+    def _fold_of_recipe(self, where: str, start: Start, stages: Sequence[str], fold: int) -> Task:
+        """Task of a fold of another recipe that a fold of this one starts from."""
+        path, model = str(start.recipe), str(start.model)
+        other = self._other(where, path)
+        models = [name for stage in stages for name in getattr(other.recipe, stage)]
+        if model not in models:
+            known = ", ".join(models) or "none"
+            raise UserError(f"{where}: {path} has no {' or '.join(stages)} model {model!r}. Choose from {known}")
+        number = None
+        if model not in other.recipe.pretrain:
+            number = _fold_number(where, start, fold, other.fold_numbers)
+            same_data = os.path.normpath(other.raw_root) == os.path.normpath(self.raw_root)
+            if same_data and (number != fold or not self._same_folds(other)):
+                raise UserError(
+                    f"{where}: {path} has the same competition, so that its fold {number} was trained on patients of"
+                    f" fold {fold}. Use the same section and file of folds in both recipes, and no `fold` here"
+                )
+        task = other.fold(model, number)
+        return replace(task, name=f"{task.name} of {other.recipe.name}", recipe=path)
+
+    def _same_folds(self, other: Self) -> bool:
+        """Return whether both recipes have the same settings and, once they are written, the same file of folds."""
+        files = [list(self.files_of(graph.folds).values()) for graph in (self, other)]
+        return self.recipe.folds == other.recipe.folds and (not all(files) or files[0] == files[1])
+
+    def _other(self, where: str, path: str) -> Self:
+        """Graph of another recipe. Raises UserError if it is this one, or one that starts from this one."""
+        if path not in self._others:
+            other = self._others[path] = type(self)(load(self.root / path), self.root)
+            other.above = (*self.above, self.recipe.name)
+        other = self._others[path]
+        if other.recipe.name in other.above:
+            names = " -> ".join((*other.above, other.recipe.name))
+            raise UserError(f"{where}: a recipe cannot start from itself: {names}. Name another recipe")
+        return other
 
     def _inputs(self, model: str, fold: int) -> Upstream:
         """Predictions that a fold of a model reads.
@@ -352,7 +412,15 @@ class Graph:
     def trained(self) -> Self:
         """Graph of the recipe whose ensemble an outside validation evaluates."""
         path = self.recipe.competition.trained_by
-        return self if path is None else type(self)(load(self.root / path), self.root)
+        return self if path is None else self._other("competition.trained_by", path)
+
+    @property
+    def graphs(self) -> list[Self]:
+        """Graphs of the recipes that it evaluates or starts from, at any depth, and this one, the last."""
+        starts = (getattr(settings, "start", None) for settings in self.recipe.models.values())
+        paths = {self.recipe.competition.trained_by, *(one.recipe for one in starts if isinstance(one, Start))}
+        others = [self._other("start", path) for path in sorted(filter(None, paths))]
+        return [*(graph for other in others for graph in other.graphs), self]
 
     @cached_property
     def outside(self) -> Task:
@@ -409,6 +477,15 @@ class Graph:
             yield from (self.in_sample(model, k) for k in self.fold_numbers if model in self.read_in_sample)
             yield self.assembled(model)
         yield from (self.thresholds, self.submit, self.score, self.explain, self.report)
+
+
+def _fold_number(where: str, start: Start, fold: int, folds: Sequence[int]) -> int:
+    """The fold that a fold starts from."""
+    if start.fold is None:
+        return folds[fold % len(folds)]
+    if start.fold not in folds:
+        raise UserError(f"{where}.fold: no such fold {start.fold}. Choose from {', '.join(map(str, folds))}")
+    return start.fold
 
 
 MODEL_STAGES = (*SECTIONS, "blend")  # stages that fit models, in order

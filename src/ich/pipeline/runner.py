@@ -13,7 +13,8 @@ from ich.ensemble.predictions import aligned, assemble_oof, mean_test
 from ich.errors import UserError
 from ich.models.artifacts import require_finite, write_predictions
 from ich.models.base import Fitted
-from ich.models.data import FoldData
+from ich.models.bundle import read
+from ich.models.data import FoldData, Start
 from ich.models.registry import build, load
 from ich.models.table import SliceTable, read_parquet
 from ich.pipeline.graph import STUDIES, WEIGHTS, Task
@@ -119,7 +120,7 @@ def make_fold(plan: Plan, task: Task, fingerprint: str) -> Made:
     settings, folder, run = plan.settings_of(task.model), task.record.work, _run(plan, task, fingerprint)
     data = FoldData.read(plan.recipe, plan.workspace, plan.prepared.folder, task.model, task.fold)
     if start := plan.start_of(task.model, task.fold):
-        data = replace(data, start=start.folder / WEIGHTS)
+        data = replace(data, start=_start(plan, task, start))
     fitted = build(settings).fit(data, run)
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: folder / name for name in fitted.save(folder)}
@@ -137,6 +138,18 @@ def make_fold(plan: Plan, task: Task, fingerprint: str) -> Made:
             if split == "valid":
                 metrics["metrics"] = data.table.metrics(data.rows[split], predictions.logits)
     return files, {"classes": data.table.classes, "warnings": [], **fitted.notes, **metrics}
+
+
+def _start(plan: Plan, task: Task, start: Task | list[Path]) -> Start:
+    """The initial weights of a network and their classes. Raises UserError if a file is missing or damaged."""
+    if isinstance(start, Task):
+        return Start(start.folder / WEIGHTS, tuple(plan.record_of(start).get("classes", ())))
+    given: Any = plan.settings_of(task.model)
+    if given.start.bundle is not None:
+        return Start(start[0], read(plan.root / given.start.bundle).spec.classes)
+    if not start[0].is_file():
+        raise UserError(f"{task.stage}.{task.model}.start.file: {start[0]}: no such file")
+    return Start(start[0], given.start.classes)
 
 
 def predict_in_sample(plan: Plan, task: Task, _fingerprint: str) -> Made:

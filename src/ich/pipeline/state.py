@@ -224,13 +224,14 @@ class Plan(Graph):
         for upstream, _ in task.upstream:
             state = self.state(upstream)
             if not state.done:
-                self.require(upstream)
+                if upstream.recipe is None:
+                    self.require(upstream)
                 if self.running(upstream):
                     raise UserError(f"{task.name} needs {upstream.name}, which another process is making. Wait for it")
-                raise UserError(
-                    f"{task.name} needs {upstream.name}, which is {_reason(state)}. Run `ich {upstream.stage}` first,"
-                    " with the same recipe and --set"
-                )
+                command = f"{upstream.stage}` first, with the same recipe and --set"
+                if upstream.recipe is not None:
+                    command = f"run {upstream.recipe}` first"
+                raise UserError(f"{task.name} needs {upstream.name}, which is {_reason(state)}. Run `ich {command}")
 
     def make(self, task: Task, function: Callable[[str], Made], *, force: bool = False) -> bool:
         """Call `function(fingerprint)` unless the task is done, then write its record. Returns whether it was called.

@@ -5,7 +5,7 @@
 
 from ich.recipe.loading import RecipeError, how_to_write, in_yaml, load, table_thresholds
 from ich.recipe.models import BETAS, Blend, Model, Smooth, Stack, beta_of
-from ich.recipe.networks import Backbone, Cnn, Head, Supervised, WeightsPackage
+from ich.recipe.networks import Backbone, Cnn, Head, Start, Supervised, WeightsPackage
 from ich.recipe.training import Training
 from ich.recipe.types import SECTIONS, Ablation, Labels, Recipe, Store, Thresholds
 
@@ -23,6 +23,7 @@ __all__ = [
     "RecipeError",
     "Smooth",
     "Stack",
+    "Start",
     "Store",
     "Supervised",
     "Thresholds",

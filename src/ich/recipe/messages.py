@@ -60,11 +60,13 @@ def explain(model: type[BaseModel], values: Any, faults: Sequence[Mapping[str, A
     root = model.model_json_schema()
     # a list whose items are wrong is too short as well
     own = [fault for fault in faults if fault["type"] != "too_short" or not fault["input"]]
+    # text or a mapping: of a mapping, only its keys can be wrong
+    own = [fault for fault in own if fault["loc"][-1:] != ("str",) or not isinstance(fault["input"], dict)]
     return list(dict.fromkeys(_line(root, values, fault) for fault in own[:20]))
 
 
 def _line(root: Schema, values: Any, fault: Mapping[str, Any]) -> str:
-    location, kind = fault["loc"], fault["type"]
+    location, kind = tuple(part for part in fault["loc"] if not _is_class(root, part)), fault["type"]
     in_union = _setting(root, location[:-1])[0] != location[:-1]
     if kind in ("extra_forbidden", "invalid_key") and not in_union:
         return f"{_dotted(location)} is not a setting. {_meant_by(root, location)}"
@@ -77,6 +79,11 @@ def _line(root: Schema, values: Any, fault: Mapping[str, Any]) -> str:
     if kind == "missing" and place == location:
         return f"{where} is required{_misspelt_model(values, place)}"
     return f"{where}: {_must(root, values, place, fault)}"
+
+
+def _is_class(root: Schema, part: Any) -> bool:
+    """Return whether a part of a location of pydantic names an alternative that is a mapping, not a key."""
+    return str(part).rpartition(", ")[2].removesuffix("]") in root["$defs"]  # Start, or function-after[..., Start]
 
 
 def _must(root: Schema, values: Any, place: Place, fault: Mapping[str, Any]) -> str:
@@ -118,6 +125,7 @@ def _setting(root: Schema, location: Place) -> tuple[Place, Schema]:
 def _resolved(root: Schema, schema: Schema) -> Schema:
     """Return the schema that an optional value or a reference stands for."""
     options = [one for one in schema.get("anyOf", ()) if one.get("type") != "null"]
+    options = [one for one in options if "$ref" in one] or options
     schema = options[0] if len(options) == 1 else schema
     return root["$defs"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
 
@@ -130,7 +138,7 @@ def wanted(root: Schema, schema: Schema) -> str:
     if "properties" in schema:
         key = (schema.get("required") or list(schema["properties"]))[0]
         first = schema["properties"][key]
-        example = first.get("default", first.get("enum", [wanted(root, first)])[0])
+        example = first.get("default") or first.get("enum", [wanted(root, first)])[0]
         return f"{{{key}: {example}, ...}}"
     if isinstance(schema.get("additionalProperties"), dict):
         return f"{{NAME: {wanted(root, schema['additionalProperties'])}}}"

@@ -64,6 +64,38 @@ class WeightsPackage(Strict):
         return next((str(file) for folder in folders for file in Path(folder).glob("models/*.pth")), self.package)
 
 
+class Start(Strict):
+    """Weights from outside of the recipe: of a finished recipe, of a bundle, or a file."""
+
+    recipe: str | None = Field(
+        default=None, description="recipe file, relative to the repository root; its model must be finished"
+    )
+    bundle: str | None = Field(default=None, description="folder that `ich export` wrote")
+    file: str | None = Field(default=None, description="model.safetensors of a network that ich trained")
+    model: str | None = Field(default=None, description="recipe, bundle: name of the model")
+    fold: NonNegativeInt | None = Field(
+        default=None, description="recipe, bundle: its fold; default: the one with the same number, modulo their number"
+    )
+    classes: tuple[str, ...] = Field(
+        default=(), description="file: its classes in order, to start the outputs too; default: they start as usual"
+    )
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> "Start":
+        if sum(one is not None for one in (self.recipe, self.bundle, self.file)) != 1:
+            raise ValueError("use one of recipe, bundle and file")
+        if self.file is None:
+            if self.model is None:
+                raise ValueError("model: is required with recipe and bundle")
+            if self.classes:
+                raise ValueError("classes: only for file; a recipe and a bundle have those of their competition")
+        elif self.model is not None or self.fold is not None:
+            raise ValueError(f"{'fold' if self.model is None else 'model'}: not allowed with file")
+        elif not self.file.endswith(".safetensors"):
+            raise ValueError(f"file: convert {self.file} to .safetensors; other formats may run code")
+        return self
+
+
 class Backbone(Training):
     """A network on images: any timm model."""
 
@@ -155,8 +187,11 @@ class Cnn(Backbone, Supervised):
 
     stage: ClassVar[str] = "cnn"
     writes_embeddings: ClassVar[bool] = True
+    starts_from: ClassVar[tuple[str, ...]] = ("cnn", "pretrain")
 
-    start: str | None = Field(default=None, description="pretrain model that initializes the backbone")
+    start: str | Start | None = Field(
+        default=None, description="pretrain model that initializes the backbone, or weights from outside of the recipe"
+    )
     frozen: bool = Field(default=False, description="train the last layer only (a linear probe)")
     labels: float = Field(default=1.0, gt=0, le=1, description="fraction of training patients whose labels are used")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="before the last layer")
@@ -215,11 +250,12 @@ class EndToEnd(Head, Backbone, Supervised):
     """Train a CNN and a head over the slices as one network, on whole studies."""
 
     stage: ClassVar[str] = "end_to_end"
+    starts_from: ClassVar[tuple[str, ...]] = ("end_to_end", "cnn")
 
-    start: str | None = Field(
+    start: str | Start | None = Field(
         default=None,
         description="cnn model that initializes the network, also the last layer of heads linear and sdl, and of those"
-        " with lrnn if `hidden` is the size of the embedding",
+        " with lrnn if `hidden` is the size of the embedding; or weights from outside of the recipe",
     )
     chunk: PositiveInt = Field(default=8, description="slices whose activations are in memory at a time")
     slice_loss: NonNegativeFloat = Field(default=0.0, description="weight of the loss of the slice network itself")
@@ -241,10 +277,13 @@ class Sequence(Head, Supervised):
 
     stage: ClassVar[str] = "sequence"
     reads_embeddings: ClassVar[bool] = True
+    starts_from: ClassVar[tuple[str, ...]] = ("sequence",)
 
     inputs: tuple[str, ...] = Field(min_length=1, description="cnn models whose embeddings and logits it reads")
-    start: str | None = Field(
-        default=None, description="its only input, whose classifier initializes the head, as in end_to_end"
+    start: str | Start | None = Field(
+        default=None,
+        description="its only input, whose classifier initializes the head, as in end_to_end; or weights from outside"
+        " of the recipe",
     )
     features: Literal["in_sample", "aligned", "oof"] = Field(
         default="in_sample",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from ich.recipe.models import Blend, External, FScore, Model, Smooth, Stack, beta_of, meant
-from ich.recipe.networks import Backbone, Cnn, EndToEnd, Pretrain, Sequence
+from ich.recipe.networks import Backbone, Cnn, EndToEnd, Pretrain, Sequence, Start
 from ich.recipe.training import Metric, Seed, Strict
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -284,7 +284,7 @@ class Recipe(Strict):
         for name, settings in self.end_to_end.items():
             _starts_from(f"end_to_end.{name}", settings, settings.start, self.cnn)
         for name, settings in self.sequence.items():
-            if settings.start is not None and settings.inputs != (settings.start,):
+            if isinstance(settings.start, str) and settings.inputs != (settings.start,):
                 raise ValueError(f"sequence.{name}.start: must be its only input, not {settings.start!r}")
         for title, system in (self.ablation.systems if self.ablation else {}).items():
             _known(f"ablation.systems.{title}.model", [system.model], list(self.models))
@@ -324,8 +324,8 @@ class Recipe(Strict):
 SHARED = ("backbone", "kwargs", "input", "windows")  # equal in two networks that share weights
 
 
-def _starts_from(where: str, settings: Backbone, start: str | None, known: Mapping[str, Backbone]) -> None:
-    if start is None:
+def _starts_from(where: str, settings: Backbone, start: str | Start | None, known: Mapping[str, Backbone]) -> None:
+    if not isinstance(start, str):
         return
     _known(f"{where}.start", [start], list(known))
     for key in SHARED:

@@ -78,7 +78,7 @@ def _needed(recipe: Recipe, names: set[str]) -> set[str]:
     """Return the names and those of all models that these start from or read."""
     known = recipe.models | recipe.pretrain
     starts = (getattr(known[name], "start", None) for name in names & known.keys())
-    below = {start for start in starts if start is not None}
+    below = {start for start in starts if isinstance(start, str)}
     below |= {one for name in names & recipe.models.keys() for one in recipe.inputs_of(name)}
     return names if below <= names else _needed(recipe, names | below)
 

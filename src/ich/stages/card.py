@@ -16,7 +16,7 @@ from ich.models.network import parameters
 from ich.models.table import SliceTable
 from ich.pipeline.graph import VERSIONS, Task
 from ich.pipeline.state import Plan
-from ich.recipe import Labels, in_yaml
+from ich.recipe import Labels, Start, in_yaml
 from ich.report.card import parts
 from ich.report.card.facts import Count, Facts, ModelFacts, Spread
 from ich.report.evidence import Artifact
@@ -169,8 +169,11 @@ def _initial(plan: Plan, settings: Any) -> str:
     """Say where the initial weights of a network are from."""
     if settings.start in plan.recipe.pretrain:
         return "SimCLR on all slices, those of the test set too, without labels"
-    if settings.start is not None:
-        return f"those of {settings.start}"
+    if isinstance(start := settings.start, Start):
+        source = without_folders(next(filter(None, (start.recipe, start.bundle, start.file))))
+        return f"those of {source}" if start.model is None else f"those of {start.model} in {source}"
+    if start is not None:
+        return f"those of {start}"
     given = getattr(settings, "weights", None)
     if given is not None:
         return str(without_folders(given if isinstance(given, str) else given.package))
