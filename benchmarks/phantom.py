@@ -178,7 +178,7 @@ def table(found: Found) -> Iterator[str]:
     for name, real in REAL.items():
         values = np.array(found[name])
         low, median, high = np.percentile(values, LEVELS).tolist()
-        step = 10.0 ** np.floor(np.log10(max(real[2] - real[0], 1e-9)) - 1.5)  # rounding of the real numbers
+        step = 10.0 ** -max(len(str(value).partition(".")[2]) for value in real)  # they are rounded to this
         within = real[1] - 0.41 * (real[1] - real[0]), real[1] + 0.41 * (real[2] - real[1])
         middle = within[0] - step / 2 <= median <= within[1] + step / 2
         common = min(high, real[2]) - max(low, real[0])

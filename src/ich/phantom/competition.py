@@ -22,7 +22,7 @@ from ich.phantom.study import CLASSES, LABELS, make_study, stream
 from ich.processes import run_parallel
 
 REAL_SIZE = 512  # rows of RSNA 2019; files of this size have its two kinds of file meta information
-RATES = {"rsna2019": 0.39, "raised": 0.62}  # share of the patients with a bleed
+RATES = {"rsna2019": 0.37, "raised": 0.62}  # share of the patients with a bleed
 QUOTA = (0.13, 0.26, 0.22, 0.25, 0.27)  # raised: minimum share of the patients, per subtype
 WRONG = 0.035  # rate of wrong labels in bleeding studies
 PLAN = 7  # a random stream that no study uses

@@ -54,8 +54,8 @@ class Ranges:
     porous: Spread = Spread(0.55, 0.82, 2.0)  # above 1: spongy bone is nearly as dense as compact bone
     noise: Spread = Spread(1.6, 2.65, 4.1)  # standard deviation in the brain, HU
     grain: Spread = Spread(0.305, 0.355, 0.43)  # standard deviation of the noise's blur, mm
-    sharpness: Spread = Spread(0.45, 0.65, 1.15)  # standard deviation of the image's blur, mm
-    tail: Spread = Spread(0.03, 0.08, 0.28)  # share of bone's density that the kernel spreads some mm far
+    sharpness: Spread = Spread(0.45, 0.65, 1.25)  # standard deviation of the image's blur, mm
+    tail: Spread = Spread(0.03, 0.08, 0.34)  # share of bone's density that the kernel spreads some mm far
     cupping: Spread = Spread(1, 4, 15)  # HU within 7 mm of the skull: beam hardening
     streaks: Spread = Spread(1, 5, 16)  # HU between the petrous bones
     starved: Spread = Spread(0.1, 0.7, 3)  # HU of horizontal streaks at the skull base
