@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import gpu, harness, prepare, runtimes, sequence, stacker, thresholds, workspace
+from benchmarks import gpu, harness, phantom, prepare, runtimes, sequence, stacker, thresholds, workspace
 from conftest import plan_of
 from ich.cli import app
 from ich.console import set_level
@@ -256,3 +256,32 @@ def test_the_docs_have_the_tables_of_the_saved_results():
     shown = re.search(r"<!-- results -->\n(.*)<!-- end -->", page, re.DOTALL)
     assert shown is not None
     assert shown[1] == harness.document(command.RESULTS, command.SHOWN)
+
+
+# ---- statistics of the phantom
+
+
+def test_statistics_of_a_slice_are_those_of_a_known_head():
+    """A head of 80 mm radius with 8 mm of bone, 30 HU and noise inside, and a head-rest around it."""
+    y, x = np.mgrid[-127.75:128:0.5, -127.75:128:0.5]
+    radius, rng = np.hypot(x, y), np.random.default_rng(0)
+    hu = np.where(radius < 80, np.where(radius < 72, 30.0, 1000.0), -1000.0).astype(np.float32)
+    hu[np.abs(radius - 100) < 1] = 200
+    white = rng.standard_normal(hu.shape).astype(np.float32)
+    noise = white + np.roll(white, 1, axis=1)  # neighbours share a half
+    found = phantom.slice_statistics(hu + noise, 0.5)
+    assert found["head area, cm2"] == pytest.approx(np.pi * 8**2, rel=0.02)
+    assert found["skull thickness, mm"] == pytest.approx(8, abs=0.3)
+    assert found["HU inside: median"] == pytest.approx(30, abs=0.1)
+    assert found["bone: median HU"] == pytest.approx(1000, abs=1)
+    assert found["share above 80 HU"] == 0
+    assert found["noise correlation"] == pytest.approx(0.5, abs=0.1)
+    assert found["aspect of the inside"] == pytest.approx(1, abs=0.02)
+    assert set(found) == set(list(phantom.REAL)[3:])
+
+
+def test_a_phantom_like_the_real_slices_agrees_and_another_does_not():
+    like = {name: [low, low, middle, high, high] for name, (low, middle, high) in phantom.REAL.items()}
+    other = {name: [value + 1000 for value in values] for name, values in like.items()}
+    assert all("| yes | 100% |" in row for row in list(phantom.table(like))[2:])
+    assert all("| no | 0% |" in row for row in list(phantom.table(other))[2:])

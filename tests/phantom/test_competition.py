@@ -116,6 +116,13 @@ def test_implicit_files_of_real_size_have_the_short_meta_information_of_rsna(tmp
     assert kinds == {(True, False), (False, True)}
 
 
+def test_scans_of_another_hospital_have_its_field_of_view(tmp_path):
+    write_competition(tmp_path, train_studies=3, test_studies=1, slices=4, size=32, seed=0, scanners="other")
+    views = {32 * float(pydicom.dcmread(path).PixelSpacing[0]) for path in tmp_path.rglob("*.dcm")}
+    assert len(views) == 4
+    assert all(190 < view < 240 for view in views)
+
+
 def test_files_contain_hounsfield_units_and_positions(written):
     for planned, study in written.studies[:4]:
         paths = [written.root / f"stage_2_{planned.split}" / f"{i}.dcm" for i in study.image_ids]

@@ -39,8 +39,8 @@ def test_an_eighth_of_the_patients_have_two_studies():
     assert max(counts.values()) == 2
 
 
-def test_a_large_competition_has_the_prevalence_of_rsna_2019():
-    plan = [p for p in plan_competition(train_studies=4000, test_studies=1, seed=3) if p.split == "train"]
+def test_a_competition_can_have_the_prevalence_of_rsna_2019():
+    plan = plan_competition(train_studies=4000, test_studies=1, seed=3, prevalence="rsna2019")[:4000]
     assert 0.36 < np.mean([bool(p.kinds) for p in plan]) < 0.46
     prevalence = np.zeros(5)
     for kind in range(5):

@@ -12,10 +12,10 @@ EPIDURAL, INTRAPARENCHYMAL, INTRAVENTRICULAR, SUBARACHNOID, SUBDURAL = range(5)
 
 # Per cause: its share of the bleeding patients, and the probability of each subtype.
 CAUSES = (
-    (0.36, (0.08, 0.45, 0.14, 0.48, 0.68)),  # trauma
-    (0.31, (0.0, 1.0, 0.45, 0.08, 0.03)),  # hypertension
+    (0.36, (0.1, 0.39, 0.17, 0.59, 0.64)),  # trauma
+    (0.31, (0.0, 1.0, 0.55, 0.12, 0.03)),  # hypertension
     (0.13, (0.0, 0.25, 0.60, 1.0, 0.05)),  # aneurysm
-    (0.20, (0.0, 0.05, 0.02, 0.03, 1.0)),  # a fall weeks ago
+    (0.20, (0.0, 0.05, 0.02, 0.1, 1.0)),  # a fall weeks ago
 )
 
 

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -16,17 +17,18 @@ from numpy.typing import NDArray
 from ich.data import dicom
 from ich.phantom.bleeds import draw_kinds
 from ich.phantom.masks import add_mask
+from ich.phantom.scanner import Scanners
 from ich.phantom.study import CLASSES, LABELS, make_study, stream
 from ich.processes import run_parallel
 
 REAL_SIZE = 512  # rows of RSNA 2019; files of this size have its two kinds of file meta information
-LARGE = 1000  # with more training studies, prevalence is that of RSNA 2019 and there is no quota
-REAL_RATE, DEMO_RATE = 0.39, 0.62  # share of the patients with a bleed
-QUOTA = (0.13, 0.26, 0.22, 0.25, 0.27)  # minimum share of a small competition's patients, per subtype
+RATES = {"rsna2019": 0.37, "raised": 0.62}  # share of the patients with a bleed
+QUOTA = (0.13, 0.26, 0.22, 0.25, 0.27)  # raised: minimum share of the patients, per subtype
 WRONG = 0.035  # rate of wrong labels in bleeding studies
 PLAN = 7  # a random stream that no study uses
 
 Labels = NDArray[np.uint8]
+Prevalence = Literal["raised", "rsna2019"]
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,16 @@ class PlannedStudy:
     kinds: tuple[int, ...]
 
 
-def plan_competition(*, train_studies: int, test_studies: int, seed: int) -> list[PlannedStudy]:
+def plan_competition(
+    *, train_studies: int, test_studies: int, seed: int, prevalence: Prevalence = "raised"
+) -> list[PlannedStudy]:
     """Plan the studies and bleeds of each patient; no patient is in both splits.
 
-    About an eighth of the patients have two studies. With more than LARGE training studies, subtypes are as frequent
-    as in RSNA 2019; otherwise QUOTA raises the rare ones, so that every class has patients in each of a few folds.
+    About an eighth of the patients have two studies. prevalence: rsna2019 makes subtypes as frequent as in RSNA 2019;
+    raised makes the rare ones more frequent, so that every class has patients in each of a few folds.
     """
     if train_studies < 1 or test_studies < 1:
         raise ValueError(f"train_studies and test_studies must be at least 1, got {train_studies} and {test_studies}")
-    large = train_studies > LARGE
     planned: list[PlannedStudy] = []
     patient = 0
     for split, count in (("train", train_studies), ("test", test_studies)):
@@ -56,8 +59,8 @@ def plan_competition(*, train_studies: int, test_studies: int, seed: int) -> lis
             twice = stream(seed, patient + len(sizes), 0, PLAN).random() < 0.13
             sizes.append(2 if twice and sum(sizes) + 2 <= count else 1)
         streams = [stream(seed, patient + p, 1, PLAN) for p in range(len(sizes))]
-        kinds = [draw_kinds(rng, REAL_RATE if large else DEMO_RATE) for rng in streams]
-        if not large:
+        kinds = [draw_kinds(rng, RATES[prevalence]) for rng in streams]
+        if prevalence == "raised":
             # More patients get the rare subtypes: first those that bleed already, last the healthy ones.
             for kind, share in enumerate(QUOTA):
                 missing = int(np.ceil(share * len(kinds))) - sum(kind in k for k in kinds)
@@ -91,11 +94,12 @@ def wrong_labels(labels: Labels, rng: np.random.Generator) -> Labels:
 
 
 def _write_study(
-    root: Path, planned: PlannedStudy, seed: int, slices: int, size: int
+    root: Path, planned: PlannedStudy, seed: int, slices: int, size: int, scanners: Scanners
 ) -> tuple[tuple[str, ...], Labels, Labels, dict[str, NDArray[np.uint8]]]:
     """Make and write one study; returns image ids, written labels, true labels, masks of the slices with a bleed."""
     cv2.setNumThreads(1)  # studies are made in parallel
-    study = make_study(seed, planned.patient, planned.study, slices=slices, size=size, kinds=planned.kinds)
+    of = planned.patient, planned.study
+    study = make_study(seed, *of, slices=slices, size=size, kinds=planned.kinds, scanners=scanners)
     scan = study.scan
     for image_id, hu, (x, y, z) in zip(study.image_ids, study.hu, scan.positions.tolist(), strict=True):
         header = dicom.SliceHeader(
@@ -120,7 +124,7 @@ def _write_study(
         dicom.write(root / f"stage_2_{planned.split}" / f"{image_id}.dcm", stored, header)
     written = study.labels
     if planned.split == "train":
-        written = wrong_labels(study.labels, stream(seed, planned.patient, planned.study, LABELS))
+        written = wrong_labels(study.labels, stream(seed, *of, LABELS))
     masks = {study.image_ids[k]: study.masks[k] for k in np.flatnonzero(study.labels[:, 5])}
     return study.image_ids, written, study.labels, masks
 
@@ -133,12 +137,15 @@ def write_competition(
     slices: int,
     size: int,
     seed: int,
+    prevalence: Prevalence = "raised",
+    scanners: Scanners = "usual",
     jobs: int = 1,
     on_progress: Callable[[int], object] = lambda _: None,
 ) -> None:
     """Write a competition into the new or empty folder `root`; the same bytes with any number of `jobs`.
 
-    slices: mean number per study. size: rows and columns. `on_progress(1)` is called after each study.
+    slices: mean number per study. size: rows and columns. prevalence: see `plan_competition`. scanners: see
+    `ich.phantom.scanner.draw_scan`. `on_progress(1)` is called after each study.
     Raises ValueError if `root` is not empty.
     """
     root.mkdir(parents=True, exist_ok=True)
@@ -146,8 +153,8 @@ def write_competition(
         raise ValueError(f"{root} is not empty; choose a new folder for the competition")
     for split in ("train", "test"):
         (root / f"stage_2_{split}").mkdir()
-    planned = plan_competition(train_studies=train_studies, test_studies=test_studies, seed=seed)
-    made = run_parallel(_write_study, [(root, p, seed, slices, size) for p in planned], jobs)
+    planned = plan_competition(train_studies=train_studies, test_studies=test_studies, seed=seed, prevalence=prevalence)
+    made = run_parallel(_write_study, [(root, p, seed, slices, size, scanners) for p in planned], jobs)
     slices_of: dict[str, list[tuple[str, list[int], list[int]]]] = {"train": [], "test": []}
     with zipfile.ZipFile(root / "masks.npz", "w") as archive:
         for p, (image_ids, written, true, masks) in zip(planned, made, strict=True):

@@ -134,10 +134,10 @@ def face(head: Head, frame: Frame, bone: Cranium, swelling: tuple[Point, float] 
     air = np.maximum(air, -orbit)
 
     # Below the skull base, sheets of fat separate the muscles. Planes are sorted upwards.
-    flesh = np.maximum(skin + (9 + 2 * bone.noise), bone.z + 16)
+    flesh = np.maximum(skin + (6.5 + 2 * bone.noise), bone.z + 16)
     low = frame.origins[:, 2] < (abs(frame.row[2]) + abs(frame.column[2])) * frame.size / 2 - 5
     sheets = head.sulci.on(replace(frame, origins=frame.origins[low]), (0.7, 0.7, 0.45))
-    flesh[low] = np.maximum(flesh[low], 1.3 - np.abs(sheets))
+    flesh[low] = np.maximum(flesh[low], 0.8 - np.abs(sheets))
     flesh = np.maximum(flesh, -orbit)
     muscle = np.minimum(np.minimum(union(frame, MUSCLES, 1.0), flesh), haematoma)
     eye = union(frame, EYES)

@@ -86,9 +86,9 @@ def smooth_step(low: float, high: float, value: Array) -> Array:
     return t * t * (3 - 2 * t)
 
 
-def soft(distance: Array, edge: float) -> Array:
+def soft(distance: Array, edge: float | Array) -> Array:
     """Occupancy in [0, 1] of a signed distance: a linear step of `edge` mm around zero."""
-    step = distance * np.float32(-1 / edge)
+    step = distance * (np.float32(-1) / edge)
     step += 0.5
     return np.clip(step, 0, 1, out=step)
 

@@ -81,7 +81,7 @@ def render(
             fine[:, *body.fine] = tissue.outside(body, head, bone, outer, edge)
         if skull := tissue.Upsampler(planes, size, around=bone.cavity):
             within = skull(bone.cavity)
-            occupancy = soft(within, edge)
+            occupancy = soft(within, tissue.oblique(within, edge))
             content, spaces, ventricles = tissue.inside(skull, head, bone, brain, within, edge)
             masks[k][skull.fine] = lesions.paint(shaped, skull, content, spaces, ventricles, occupancy, edge, head.grey)
             mix(fine[:, *skull.fine], occupancy, content)
@@ -92,11 +92,20 @@ def render(
     return hu, masks
 
 
-def make_study(seed: int, patient: int, study: int, *, slices: int, size: int, kinds: Sequence[int] = ()) -> Study:
+def make_study(
+    seed: int,
+    patient: int,
+    study: int,
+    *,
+    slices: int,
+    size: int,
+    kinds: Sequence[int] = (),
+    scanners: scanner.Scanners = "usual",
+) -> Study:
     """Make the study with these numbers; every call gives the same bytes.
 
-    slices: mean number per study. size: rows and columns. kinds: the subtypes that bleed (indices into CLASSES). A
-    patient's second study shows the same head, with the bleeds some days older.
+    slices: mean number per study. size: rows and columns. kinds: the subtypes that bleed (indices into CLASSES).
+    scanners: see `draw_scan`. A patient's second study shows the same head, with the bleeds some days older.
     """
     if slices < 4 or size < 32:
         raise ValueError(f"slices must be at least 4 and size at least 32, got {slices} and {size}")
@@ -108,7 +117,7 @@ def make_study(seed: int, patient: int, study: int, *, slices: int, size: int, k
     if study > 0:
         evolution = stream(seed, patient, study, EVOLUTION)
         drawn = [bleeds.followed_up(bleed, evolution) for bleed in drawn]
-    scan = scanner.draw_scan(stream(seed, patient, study, SCAN), head, slices, size)
+    scan = scanner.draw_scan(stream(seed, patient, study, SCAN), head, slices, size, scanners)
     hu, masks = render(head, extras, scan, drawn, stream(seed, patient, study, NOISE))
     number = patient * 16 + study
     return Study(

@@ -7,7 +7,7 @@ from ich.phantom.anatomy import Brain, Cranium, Head
 from ich.phantom.face import Face
 from ich.phantom.shapes import FAR, Array, mix, soft
 
-AIR, FAT, SKIN, MUSCLE, CORTICAL = -1000.0, -95.0, 25.0, 58.0, 1350.0
+AIR, FAT, SKIN, MUSCLE, CORTICAL = -1000.0, -95.0, 45.0, 58.0, 1350.0
 
 
 class Upsampler:
@@ -45,6 +45,11 @@ class Upsampler:
         return float(field[self.coarse].min())
 
 
+def oblique(distance: Array, edge: float) -> Array:
+    """Width of the soft edge [rows, columns] that makes an oblique surface continuous between the sub-planes, mm."""
+    return np.maximum(np.abs(distance[-1] - distance[0]) / (len(distance) - 1), np.float32(edge))
+
+
 def outside(up: Upsampler, head: Head, bone: Cranium, face: Face, edge: float) -> Array:
     """Hounsfield units outside the cavity of the skull, float32 [planes, rows, columns]."""
     skin = up(face.skin)
@@ -54,11 +59,11 @@ def outside(up: Upsampler, head: Head, bone: Cranium, face: Face, edge: float) -
     if up.low(face.muscle) < 1:
         mix(hu, soft(up(face.muscle), 2 * edge) * body, MUSCLE)
     mix(hu, soft(np.abs(skin + 1.4) - 1.3, edge) * body, SKIN)
-    table = np.maximum(up(bone.outer), -up(bone.cavity))
-    density = np.clip((table + 2.6) * (1 / 1.4), 0, 1)
+    outer = up(bone.outer)
+    density = np.clip((np.maximum(outer, -up(bone.cavity)) + 2.6) * (1 / 1.4), 0, 1)
     density *= CORTICAL - head.diploe
     density += head.diploe
-    mix(hu, soft(table, edge), density)
+    mix(hu, soft(outer, oblique(outer, edge)), density)  # filled: `inside` replaces the cavity
     if up.low(face.bone) < 1:
         base = up(face.bone)
         mix(hu, soft(base, edge), np.clip(1250 + base * 120, 600, 1250))

@@ -38,6 +38,15 @@ class Demo(Strict):
     test_studies: PositiveInt = Field(default=40, description="studies of the hidden test set")
     slices: PositiveInt = Field(default=24, description="mean number of slices per study")
     size: PositiveInt = Field(default=256, description="rows and columns of a slice")
+    prevalence: Literal["raised", "rsna2019"] = Field(
+        default="raised",
+        description="raised: every class has patients in each of a few folds; rsna2019: as in RSNA 2019",
+    )
+    scanners: Literal["usual", "wide", "other"] = Field(
+        default="usual",
+        description="usual: noise, kernel, contrast and geometry differ between scans as in RSNA 2019; wide: more than"
+        " that, for pre-training; other: another hospital, with its own protocol",
+    )
     seed: Seed = 7
 
 
