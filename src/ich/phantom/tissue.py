@@ -95,9 +95,11 @@ def inside(
         sinus = np.abs(falx_x) - 0.75 * cavity - (3.0 + up(bone.noise))
         sinuses.append(np.maximum(sinus, falx + 8))
     if up.low(brain.leaf) < 1:
-        sheet, leaf = np.abs(up(bone.tentorium)), up(brain.leaf)
+        tent, leaf = up(bone.tentorium), up(brain.leaf)
+        sheet, half = np.abs(tent), oblique(tent, edge) / 2
         np.minimum(pia, sheet - 1.2 + np.clip(leaf + 1, 0, FAR), out=pia)
-        np.maximum(dura, soft(sheet - 0.9, edge) * soft(leaf, 2.0), out=dura)
+        thin = (np.clip(tent + half, -0.9, 0.9) - np.clip(tent - half, -0.9, 0.9)) / (2 * half)
+        np.maximum(dura, thin * soft(leaf, 2.0), out=dura)
         sinuses.append(np.maximum(sheet - 0.75 * cavity - (3.2 + up(bone.noise)), leaf + 2))
 
     grey = soft(pia - 3.0, 3.0)
