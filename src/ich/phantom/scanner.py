@@ -59,7 +59,7 @@ class Ranges:
     cupping: Spread = Spread(1, 4, 15)  # HU within 7 mm of the skull: beam hardening
     streaks: Spread = Spread(1, 5, 16)  # HU between the petrous bones
     starved: Spread = Spread(0.1, 0.7, 3)  # HU of horizontal streaks at the skull base
-    shell: Spread = Spread(-150, 150, 600)  # HU of the head-rest
+    rest: Spread = Spread(-150, 150, 600)  # HU of the head-rest
     moves: float = 0.07  # share of the scans with motion
 
 
@@ -78,7 +78,7 @@ RANGES: dict[Scanners, Ranges] = {
         tail=Spread(0.01, 0.02, 0.05),
         cupping=Spread(0.2, 1, 3),
         starved=Spread(0.5, 2, 6),
-        shell=Spread(-500, -300, 0),
+        rest=Spread(-500, -300, 0),
     ),
 }
 
@@ -195,7 +195,7 @@ def draw_scan(rng: np.random.Generator, head: Head, slices: int, size: int, scan
             rng.uniform(96, 122),
             rng.uniform(5, 16),
             float(rng.choice((40, 160))) * rng.uniform(0.5, 1.1),
-            drawn(ranges.shell),
+            drawn(ranges.rest),
         ),
         signed=signed,
         intercept=0.0 if signed and rng.random() < 0.3 else -1024.0,
@@ -226,7 +226,7 @@ def head_rest(scan: Scan, behind: float) -> Array:
     u = scan.offsets
     x = u[None, :] + np.float32(scan.centres[0, 0])
     y = u[:, None] * np.float32(np.cos(scan.tilt)) + np.float32(scan.centres[0, 1])
-    radius, gap, walls, shell = scan.rest
+    radius, gap, walls, rest = scan.rest
     bottom = np.float32(behind + gap)
     depth = np.maximum(y - (bottom - radius), 0)
     outer = np.sqrt(x * x + depth * depth) - np.float32(radius + 3)
@@ -234,7 +234,7 @@ def head_rest(scan: Scan, behind: float) -> Array:
     table = np.maximum(np.abs(y - (bottom + 24 - x * x / 900) - 10) - 10, np.abs(x) - 190)
     hu = np.full(outer.shape, -1000, np.float32)
     hu += soft(np.maximum(outer, above), 1.5) * 40
-    hu += soft(np.maximum(np.abs(outer + 1.4) - 1.4, above), 1.2) * (960 + shell)
+    hu += soft(np.maximum(np.abs(outer + 1.4) - 1.4, above), 1.2) * (960 + rest)
     hu += soft(table, 1.5) * 90 + soft(np.abs(table + 1) - 1, 1.5) * 640
     return hu
 
