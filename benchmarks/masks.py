@@ -1,7 +1,7 @@
 """`python -m benchmarks.masks`: CNNs with and without `masks`, on their own and on another synthetic competition.
 
-configs/masks_demo.yaml with each of its seeds: macro AUC on the hidden test set, and on that of a competition with
-other patients, thinner slices and another matrix; share of Grad-CAM maxima inside the bleed (`ich explain`).
+configs/masks_demo.yaml with each of its seeds: macro AUC on the hidden test set, and on that of another hospital's
+competition; share of Grad-CAM maxima inside the bleed (`ich explain`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ RECIPE = "configs/masks_demo.yaml"
 OTHER = (
     "name=masks_other",
     "competition.root=input/masks_other",
-    "demo={train_studies: 1, test_studies: 40, slices: 36, size: 320, seed: 8}",
+    "demo={train_studies: 1, test_studies: 40, slices: 36, size: 320, scanners: other, seed: 8}",
 )
 COLUMNS = ("own AUC", "other AUC", "pointing game")
 
