@@ -1,4 +1,4 @@
-"""`python -m benchmarks.masks`: CNNs with and without `masks`, on their own and on another synthetic competition.
+"""`python -m benchmarks.masks`: CNNs with and without `masks`, and of wide scanners, on their own and on other scans.
 
 configs/masks_demo.yaml with each of its seeds: macro AUC on the hidden test set, and on that of another hospital's
 competition; share of Grad-CAM maxima inside the bleed (`ich explain`).
@@ -26,13 +26,13 @@ RECIPE = "configs/masks_demo.yaml"
 OTHER = (
     "name=masks_other",
     "competition.root=input/masks_other",
-    "demo={train_studies: 1, test_studies: 40, slices: 36, size: 320, scanners: other, seed: 8}",
+    "demo={train_studies: 1, test_studies: 80, slices: 36, size: 320, scanners: other, seed: 8}",
 )
 COLUMNS = ("own AUC", "other AUC", "pointing game")
 
 
 def measured(root: Path, changes: Sequence[str] = ()) -> pd.DataFrame:
-    """Train the ablation; return model, COLUMNS and one row per seed and model, seeds in order."""
+    """Train the ablation; return system, COLUMNS and one row per seed and system, seeds in order."""
     ablate.run(root / RECIPE, [*changes], root)
     other = Plan(load(root / RECIPE, [*changes, *OTHER]), root)
     demo.run(other)
@@ -41,7 +41,7 @@ def measured(root: Path, changes: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def scored(plan: Plan, other: Plan) -> Iterator[dict[str, float | str]]:
-    """The scores of each CNN of one seed."""
+    """The scores of each CNN of a run."""
     table = SliceTable.read(other.workspace, other.prepared.folder)
     images = HuCache.open(other.prepared.folder, table.table)
     slices = Slices(table.table, table.test_rows, table.classes, images, table.values)
@@ -51,18 +51,19 @@ def scored(plan: Plan, other: Plan) -> Iterator[dict[str, float | str]]:
     explain.run(plan)
     hits = pd.read_csv(plan.explain.folder / "pointing_game.csv").groupby("model")["rate"].mean()
     own = pd.read_csv(plan.workspace.submissions / "scores.csv").query("rows == 'test'").set_index("model")["auc"]
+    assert plan.recipe.demo is not None, "the recipe has one"
     for model in plan.recipe.cnn:
         folds = [load_fitted(plan, model, fold).predict(slices, {}).logits for fold in plan.fold_numbers]
         auc = metrics.macro(metrics.class_auc(truth, np.mean(folds, axis=0)))
-        yield {"model": model, **dict(zip(COLUMNS, (own[model], auc, hits[model]), strict=True))}
+        system = f"{model}, {plan.recipe.demo.scanners} scanners"
+        yield {"system": system, **dict(zip(COLUMNS, (own[model], auc, hits[model]), strict=True))}
 
 
 if __name__ == "__main__":
-    found = measured(ROOT).groupby("model", sort=False)
-    (_, without), *others = found
+    (first, without), *others = measured(ROOT).groupby("system", sort=False)
     for column in COLUMNS:
         mean, half_width = summary(without[column].tolist())
-        print(f"{column}, without masks: {mean:.4f} ± {half_width:.4f}")
-        for model, scores in others:
+        print(f"{column}, {first}: {mean:.4f} ± {half_width:.4f}")
+        for system, scores in others:
             difference, half_width, verdict = order(scores[column].tolist(), without[column].tolist())
-            print(f"{column}, {model}: {difference:+.4f} ± {half_width:.4f}, {verdict}")
+            print(f"{column}, {system}: {difference:+.4f} ± {half_width:.4f}, {verdict}")

@@ -102,8 +102,6 @@ ABLATION = "ablation={metric: f2, systems: {a: {model: resnet}, b: {model: blend
             ["cnn.resnet.schedule=constant", "cnn.resnet.decay_epochs=2"],
             "cnn.resnet: decay_epochs: steps replace sched",
         ),
-        (["cnn.resnet.masks=0.5", "cnn.resnet.frozen=true"], "cnn.resnet: masks: has no effect on a frozen backbone"),
-        (["cnn.resnet.masks=0.5", "labels.table=a.csv"], "cnn.resnet.masks: cannot be used with a table of labels"),
         (["end_to_end.joint.labels=0.5"], "end_to_end.joint.labels is not a setting"),
         (["sequence.bigru.inputs=[joint]"], "sequence.bigru.inputs: unknown name 'joint'"),
         (["competition.format=unibuc", "cnn.resnext.input=windows"], "end_to_end: unibuc has single images"),

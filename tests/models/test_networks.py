@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from scipy.special import expit, logit
 from sklearn import metrics
 
-from conftest import CLASSES, LOGITS, PARTS, copied, fold_data, make, plan_of
+from conftest import CLASSES, LOGITS, PARTS, RECIPE, ROOT, copied, fold_data, make, plan_of
 from ich.errors import UserError
 from ich.models import network as network_module
 from ich.models import pretrain as pretrain_module
@@ -25,6 +25,7 @@ from ich.phantom.masks import lesion_masks
 from ich.pipeline import runner
 from ich.pipeline.graph import WEIGHTS
 from ich.pipeline.state import Plan
+from ich.recipe import load
 from ich.stages import export
 from ich.store.hashes import seed_of
 from ich.training import fit as training
@@ -306,14 +307,17 @@ def test_folds_depend_on_the_masks_only_if_they_use_them(copy):
     assert plan_of(copy).state(plan.fold("resnet", 0)).done
 
 
-def test_missing_masks_and_backbones_without_maps_are_errors_that_name_the_setting(copy):
+@pytest.mark.parametrize("change", ["demo=null", "labels.table=a.csv", "cnn.resnet.frozen=true"])
+def test_masks_have_no_effect_without_a_demo_with_labels_and_on_a_frozen_backbone(change):
+    assert load(ROOT / RECIPE, [MASKS]).cnn["resnet"].masks == 0.5
+    assert load(ROOT / RECIPE, [MASKS, change]).cnn["resnet"] == load(ROOT / RECIPE, [change]).cnn["resnet"]
+
+
+def test_masks_with_a_backbone_without_maps_are_an_error_that_names_the_setting(copy):
     vit = "{embed_dim: 32, depth: 1, num_heads: 2, patch_size: 16}"
     changes = ["cnn.resnext.backbone=vit_tiny_patch16_224", f"cnn.resnext.kwargs={vit}", "cnn.resnext.masks=1"]
     with pytest.raises(UserError, match=r"^cnn.resnext.masks: vit_tiny_patch16_224 has no feature maps"):
         begun(plan_of(copy, *changes), "resnext")
-    (copy / "input/tiny/masks.npz").unlink()
-    with pytest.raises(UserError, match=r"^cnn.resnet.masks: .*masks.npz is missing. Use masks: 0 for competitions"):
-        begun(plan_of(copy, MASKS), "resnet")
 
 
 # ---- test-time augmentation

@@ -15,7 +15,7 @@ from ich.data.batches import Batches, epoch_loader
 from ich.data.datasets import SliceDataset, Transform, Views
 from ich.data.series_images import SeriesImages
 from ich.data.windowing import Window, Windowing, neighbour_rows
-from ich.errors import UserError, parsing
+from ich.errors import parsing
 from ich.models.data import FoldData
 from ich.models.network import FittedNetwork
 from ich.models.slices import Shape, Slices, geometry
@@ -82,11 +82,6 @@ def training_dataset(data: FoldData, split: str, seed: int, *, labels: bool = Tr
 def _masks(data: FoldData, slices: Slices) -> dict[int, bytes]:
     """The masks of slices, as in `SliceDataset`."""
     path = data.workspace.root / data.recipe.competition.root / "masks.npz"
-    if not path.is_file():
-        raise UserError(
-            f"{data.settings.stage}.{data.model}.masks: {path} is missing. Use masks: 0 for competitions other than"
-            " those that `ich demo` writes"
-        )
     boxes = slices.frame[["crop_row", "crop_column", "crop_side"]].to_numpy()
     with parsing(path):
         found = class_masks(path, slices.ids.tolist(), boxes, data.shape.size, slices.classes)

@@ -199,19 +199,13 @@ class Cnn(Backbone, Supervised):
     masks: NonNegativeFloat = Field(
         default=0.0,
         exclude_if=not_,  # recipes without it keep their fingerprints
-        description="weight of a second loss, on where each class is visible; requires the masks that `ich demo`"
-        " writes; 0: off",
+        description="weight of a second loss, on where each class is visible, which only the section demo knows; no"
+        " effect without it, with the section labels, or if frozen; 0: off",
     )
     tta: ImageTta = ImageTta()
     epochs: Epochs = 8
     batch_size: BatchSize = 32
     learning_rate: LearningRate = 3e-3
-
-    @model_validator(mode="after")
-    def _masks_train_the_backbone(self) -> "Cnn":
-        if self.masks and self.frozen:
-            raise ValueError("masks: has no effect on a frozen backbone; use frozen: false or masks: 0")
-        return self
 
 
 class Head(Strict):

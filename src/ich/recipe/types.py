@@ -5,7 +5,15 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ich.recipe.models import Blend, External, FScore, Model, Smooth, Stack, beta_of, meant
 from ich.recipe.networks import Backbone, Cnn, EndToEnd, Pretrain, Sequence, Start
@@ -259,6 +267,16 @@ class Recipe(Strict):
                 raise ValueError(f"model name {name!r}: use lower-case letters, digits and _, not {' or '.join(TAKEN)}")
         return models
 
+    @field_validator("cnn")
+    @classmethod
+    def _masks_without_effect(cls, models: dict[str, Cnn], info: ValidationInfo) -> dict[str, Cnn]:
+        """Set masks to 0 if there are none, if nothing is trained on them, or if `labels` may add test slices."""
+        usable = info.data.get("demo") is not None and info.data.get("labels") is None
+        return {
+            name: one if usable and not one.frozen else one.model_copy(update={"masks": 0.0})
+            for name, one in models.items()
+        }
+
     @model_validator(mode="after")
     def _inputs_exist(self) -> "Recipe":
         names = [name for section in SECTIONS for name in getattr(self, section)]
@@ -279,8 +297,6 @@ class Recipe(Strict):
                 _known(where, settings.input_models(self), known[stage])
         for name, settings in self.cnn.items():
             _starts_from(f"cnn.{name}", settings, settings.start, self.pretrain)
-            if settings.masks and self.labels is not None:  # a table may add test slices, whose masks are the solution
-                raise ValueError(f"cnn.{name}.masks: cannot be used with a table of labels; remove `labels`")
         for name, settings in self.end_to_end.items():
             _starts_from(f"end_to_end.{name}", settings, settings.start, self.cnn)
         for name, settings in self.sequence.items():
