@@ -59,13 +59,13 @@ def test_rate_and_remaining_time_ignore_items_of_an_earlier_run(clock, capsys):
 @pytest.mark.parametrize("seconds", [0.0, 1e-9])
 def test_estimates_never_divide_by_zero(total, first, done, seconds):
     work = Estimate("work", total, "files", done=min(done, total), first=first, started=time.monotonic() - seconds)
-    overall = Overall("all", ["work"])
+    overall = Overall("all", {"work": 1})
     overall.update(work)
     assert work.state() + work.closing() + overall.state()
 
 
 def test_overall_remaining_time(clock):
-    overall = Overall("cnn", ["a", "b", "c"])
+    overall = Overall("cnn", {"a": 1, "b": 1, "c": 1})
     assert overall.pace() == ""
     started = clock.now
     clock.now += 60
@@ -82,6 +82,14 @@ def test_overall_remaining_time(clock):
     overall.update(Estimate("c", 100, "slices", done=10, started=clock.now - 30))
     assert overall.left == pytest.approx(270), "not less than what the running fold needs"
     assert overall.state() == "70%, 4 min 30 s left in total, 2 of 3 folds"
+
+
+def test_overall_remaining_time_with_parts_that_take_less_time(clock):
+    overall = Overall("run", {"long": 2, "short": 0.5, "other": 0.5})
+    clock.now += 60
+    overall.finish("long")
+    assert overall.left == pytest.approx(30)
+    assert overall.state() == "67%, 30 s left in total, 1 of 3 folds"
 
 
 # ---- lines in a file
@@ -113,7 +121,7 @@ def test_short_inner_operations_have_no_bar(clock, monkeypatch):
 
 
 def test_each_fold_and_all_folds_have_lines(clock, capsys):
-    with console.whole("cnn", ["a", "b"]) as finished:
+    with console.whole("cnn", {"a": 1, "b": 1}) as finished:
         for name in ("a", "b"):
             with console.progress(name, 100, inner=True) as advance:
                 for _ in range(100):
@@ -147,7 +155,7 @@ def test_each_level_prints_its_lines(level, printed, capsys):
     console.warn("careful")
     console.table(["x"], [], always=True)
     console.table(["y"], [])
-    with console.whole("cnn", ["a", "b"]), console.progress("work", 1) as advance:
+    with console.whole("cnn", {"a": 1, "b": 1}), console.progress("work", 1) as advance:
         advance(1)
     assert capsys.readouterr().out.partition(" in 0 s")[0] == printed
 

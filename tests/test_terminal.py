@@ -59,7 +59,7 @@ def fold(k):
     return k
 if __name__ == "__main__":
     n, jobs = map(int, sys.argv[1:])
-    with whole("cnn", [f"net [b]fold {k}" for k in range(n)]) as finished:
+    with whole("cnn", {f"net [b]fold {k}": 1 for k in range(n)}) as finished:
         for k in run_parallel(fold, [(k,) for k in range(n)], jobs, ordered=False):
             finished(f"net [b]fold {k}")
             say(f"cnn: net fold {k} finished")

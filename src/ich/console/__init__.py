@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any, Literal
@@ -166,12 +166,13 @@ def progress(what: str, total: int, unit: str = "slices", *, inner: bool = False
 
 
 @contextmanager
-def whole(what: str, parts: Sequence[str]) -> Iterator[Callable[[str], None]]:
+def whole(what: str, times: Mapping[str, float]) -> Iterator[Callable[[str], None]]:
     """Show the progress of all parts together. Yields a function to call with the name of each finished part.
 
-    The progress of a running part is that of the operation of the same name in any process.
+    times: expected time of each part, in any unit. The progress of a running part is that of the operation of the same
+    name in any process.
     """
-    overall = Overall(what, parts)
+    overall = Overall(what, times)
 
     def finished(part: str) -> None:
         with _here.lock:
@@ -190,7 +191,7 @@ def whole(what: str, parts: Sequence[str]) -> Iterator[Callable[[str], None]]:
 def time_left() -> str:
     """Return `, 25 min left in total` while the parts of a `whole` are running, if known."""
     overall = _here.overall
-    return overall.pace() if overall is not None and len(overall.finished) < overall.total else ""
+    return overall.pace() if overall is not None and len(overall.finished) < len(overall.parts) else ""
 
 
 def _show(work: Estimate) -> None:
@@ -200,7 +201,11 @@ def _show(work: Estimate) -> None:
             _here.overall.update(work)
             _show(_here.overall)
         now, of_all = time.monotonic(), isinstance(work, Overall)
-        if _here.level == "quiet" or (of_all and work.total < 2) or (work.inner and now - work.started < BRIEF):
+        if (
+            _here.level == "quiet"
+            or (isinstance(work, Overall) and len(work.parts) < 2)
+            or (work.inner and now - work.started < BRIEF)
+        ):
             return
         live = _here.parent is not None or _terminal()
         pause = LIVE_EVERY if live else min(300.0, max(60.0 if of_all else 15.0, (now - work.started) / 40))

@@ -1,7 +1,7 @@
 """Rate and remaining time of long operations."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -25,7 +25,7 @@ class Estimate:
     """Progress of an operation: `done` of `total` items, `first` of them in earlier runs."""
 
     what: str
-    total: int
+    total: float
     unit: str
     inner: bool = False  # part of another operation
     done: float = 0
@@ -68,11 +68,11 @@ class Estimate:
 
 
 class Overall(Estimate):
-    """Progress of several parts, such as folds. `done` is the sum of their shares."""
+    """Progress of several parts, such as folds. times: expected time of each, in any unit."""
 
-    def __init__(self, what: str, parts: Sequence[str]) -> None:
-        super().__init__(what, len(parts), "folds")
-        self.parts = {name: Estimate(name, 1, what) for name in parts}
+    def __init__(self, what: str, times: Mapping[str, float]) -> None:
+        super().__init__(what, sum(times.values()), "folds")
+        self.times, self.parts = times, {name: Estimate(name, 1, what) for name in times}
         self.finished: set[str] = set()
 
     def update(self, part: Estimate) -> None:
@@ -87,8 +87,8 @@ class Overall(Estimate):
         self._sum()
 
     def _sum(self) -> None:
-        self.done = sum(part.share for part in self.parts.values())
-        self.first = sum(part.first / part.total for part in self.parts.values())
+        self.done = sum(self.times[name] * part.share for name, part in self.parts.items())
+        self.first = sum(self.times[name] * part.first / part.total for name, part in self.parts.items())
 
     @property
     def left(self) -> float | None:
@@ -102,7 +102,7 @@ class Overall(Estimate):
         return "" if left is None else f", {duration(left)} left in total"
 
     def count(self) -> str:
-        return f"{len(self.finished)} of {self.total} {self.unit}"
+        return f"{len(self.finished)} of {len(self.parts)} {self.unit}"
 
 
 def _number(rate: float) -> str:

@@ -87,7 +87,7 @@ def _make_parallel(plan: Plan, todo: list[list[Task]], force: bool) -> Iterator[
             raise UserError("\n".join(f"{where}: {why}" for where, why in found.items()))
     detail(f"{first.stage}: {len(todo)} folds, {processes} in parallel, {threads} CPU threads each")
     jobs = ((plan.recipe, plan.root, [task.name for task in part], label(part[0]), force) for part in todo)
-    with whole(first.stage, [label(part[0]) for part in todo]) as finished:
+    with whole(first.stage, {label(part[0]): 1 for part in todo}) as finished:
         for name, busy in run_parallel(
             _make, jobs, processes, ordered=False, threads=threads, gpus=plan.gpus, advice=advice
         ):
