@@ -26,13 +26,15 @@ def main() -> None:
     tables = [longest_series(path) for path in sys.argv[1:3]]
     figure, axes = plt.subplots(2, 3, sharex=True, sharey=True, figsize=(9, 4.6), dpi=100, layout="constrained")
     for ax, name in zip(axes.flat, ("any", *CLASSES[:-1]), strict=True):
-        means = []
+        means, others = [], []
         for table, (label, colour) in zip(tables, ENSEMBLES, strict=True):
             values = table[f"prob_{name}"].to_numpy()
             ax.plot(range(1, len(values) + 1), values, color=colour, label=label, lw=1.8)
             means.append(f"{values.mean():.2f}")
+            others.append(f"largest {values.max():.2f}, {table[f'positive_{name}'].sum()} slices positive")
         ax.set_title(f"{name}: mean {' → '.join(means)}", fontsize=10)
-        ax.set(ylim=(0, 1), yticks=(0, 0.5, 1), xlim=(1, len(tables[0])))
+        print(f"{name}: mean {' → '.join(means)}; {' → '.join(others)}")
+        ax.set(ylim=(0, 1.03), yticks=(0, 0.5, 1), xlim=(1, len(tables[0])))
         ax.grid(color="0.9")
         ax.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
