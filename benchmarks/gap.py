@@ -34,17 +34,18 @@ Features = NDArray[np.float64]  # [slices, features], from base to vertex
 
 class Series(NamedTuple):
     statistics: Features  # of slices with at least 40 cm2 inside the skull
-    texture: Features  # of slices with at least 40 cm2 of head
+    grey: Features  # of slices with at least 40 cm2 of head
+    detail: Features
 
 
-def texture(hu: Image, pixel: float) -> list[float]:
-    """Grey levels and filter responses within the head: in the brain window, at 1 mm per pixel."""
+def pixel_features(hu: Image, pixel: float) -> tuple[Features, Features]:
+    """Shares of grey levels, and logarithms of filter responses, in the head: in the brain window at 1 mm per pixel."""
     size = round(hu.shape[1] * pixel), round(hu.shape[0] * pixel)
     head = cv2.resize(head_mask(hu, pixel).astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
-    grey = np.clip(cv2.resize(hu, size, interpolation=cv2.INTER_AREA) / 80, 0, 1)
-    responses = [np.abs(cv2.filter2D(grey, -1, kernel)[head]) for kernel in FILTERS]
+    image = np.clip(cv2.resize(hu, size, interpolation=cv2.INTER_AREA) / 80, 0, 1)
+    responses = [np.abs(cv2.filter2D(image, -1, kernel)[head]) for kernel in FILTERS]
     found = [level for one in responses for level in (one.mean(), np.sqrt(np.mean(one**2)))]
-    return [*np.log(np.array(found) + 1e-3), *(np.histogram(grey[head], GREYS)[0] / head.sum())]
+    return np.histogram(image[head], GREYS)[0] / head.sum(), np.log(np.array(found) + 1e-3)
 
 
 def read(root: Path) -> list[Series]:
@@ -55,17 +56,17 @@ def read(root: Path) -> list[Series]:
         files[found.patient_id][found.series_id].append((found.position or 0.0, found.row_spacing, path))
     measured = []
     for of_patient in files.values():
-        statistics, textures = [], []
+        statistics, pixels = [], []
         for _, pixel, path in sorted(max(of_patient.values(), key=len)):
             hu = dicom.hounsfield(path).astype(np.float32)
             found = slice_statistics(hu, pixel)
             if found["head area, cm2"] >= LEAST:
-                textures.append(texture(hu, pixel))
+                pixels.append(pixel_features(hu, pixel))
             if all(name in found for name in STATISTICS):
                 statistics.append([found[name] for name in STATISTICS])
         if len(statistics) >= SHORTEST:
-            measured.append(Series(np.array(statistics), np.array(textures)))
-    return sorted(measured, key=lambda series: -len(series.texture))
+            measured.append(Series(np.array(statistics), *map(np.array, zip(*pixels, strict=True))))
+    return sorted(measured, key=lambda series: -len(series.grey))
 
 
 def splits(count: int) -> Iterator[tuple[Mask, Mask]]:
@@ -109,8 +110,8 @@ def compared(measure: Callable, real: Features, phantoms: Sequence[Features]) ->
 
 
 def tables(real: Series, phantoms: Sequence[Series]) -> Iterator[str]:
-    """Both classifiers, that of statistics also without the most telling one; then each statistic on its own."""
-    yield f"{len(real.texture)} real slices, {len(real.statistics)} with a brain; {len(phantoms)} phantom series\n"
+    """The classifiers, that of statistics also without the most telling one; then each statistic on its own."""
+    yield f"{len(real.grey)} real slices, {len(real.statistics)} with a brain; {len(phantoms)} phantom series\n"
     rows = {
         name: list(compared(single, real.statistics[:, k], [p.statistics[:, k] for p in phantoms]))
         for k, name in enumerate(STATISTICS)
@@ -122,7 +123,8 @@ def tables(real: Series, phantoms: Sequence[Series]) -> Iterator[str]:
     for name, of in {
         "statistics": lambda series: series.statistics,
         f"without {ordered[0]}": lambda series: series.statistics[:, rest],
-        "pixels": lambda series: series.texture,
+        "grey levels": lambda series: series.grey,
+        "fine detail": lambda series: series.detail,
     }.items():
         yield f"| {name} | {' | '.join(compared(separation, of(real), [of(p) for p in phantoms]))} |"
     yield "\n| one statistic | AUC | phantoms: 5, 50, 95 % | as high |\n|---|--:|--:|--:|"

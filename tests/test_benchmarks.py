@@ -314,7 +314,7 @@ def test_series_are_read_in_order_and_one_with_shifted_hu_is_found(tmp_path):
             header = replace(HEADER, image_id=f"1.{patient}.{k}", **of)
             dicom.write(tmp_path / f"{7 * k % 13}-{patient}.dcm", hu.astype(np.int16), header)
     shifted, *others = sorted(gap.read(tmp_path), key=lambda series: -series.statistics[:, 2].mean())
-    assert [len(others), len(shifted.texture), len(shifted.statistics)] == [4, 12, 12]
+    assert [len(others), len(shifted.grey), len(shifted.statistics)] == [4, 12, 12]
     assert (np.diff(shifted.statistics[:, 0]) < 0).all()
     for k in range(2):
         auc, distance = gap.separation(shifted[k], [one[k] for one in others])
@@ -326,13 +326,13 @@ def test_series_are_read_in_order_and_one_with_shifted_hu_is_found(tmp_path):
 def test_the_table_names_the_statistic_that_tells_and_finds_no_difference_without_it():
     rng = np.random.default_rng(1)
     real, *phantoms = (
-        gap.Series(rng.normal(size=(24, len(gap.STATISTICS))), rng.normal(size=(24, 4))) for _ in "123456"
+        gap.Series(rng.normal(size=(24, len(gap.STATISTICS))), *rng.normal(size=(2, 24, 4))) for _ in "123456"
     )
     real.statistics[:, gap.STATISTICS.index("local noise, HU")] -= 6
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in gap.tables(real, phantoms) if "|" in line]
     found = {row[0]: row[1:] for row in rows}
     assert found["statistics"][::2][:2] == found["local noise, HU"][::2] == ["1.00", "0"]
-    for name in ("without local noise, HU", "pixels"):
+    for name in ("without local noise, HU", "grey levels", "fine detail"):
         assert 0.35 < float(found[name][0]) < 0.65
         assert 0.4 < float(found[name][1].split()[1]) < 0.6
-    assert rows[6][0] == "local noise, HU"
+    assert rows[7][0] == "local noise, HU"
