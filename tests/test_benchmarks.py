@@ -323,6 +323,11 @@ def test_series_are_read_in_order_and_one_with_shifted_hu_is_found(tmp_path):
         assert gap.separation(others[0][k], [one[k] for one in others[1:]])[1] < 2
 
 
+def test_each_phantom_is_measured_against_the_other_phantoms():
+    cells = gap.compared(lambda one, others: (one - np.mean(others),), 2.5, [1.0, 2.0, 3.0])
+    assert list(cells) == ["0.50", "-1.35 0.00 1.35", "1"]
+
+
 def test_the_table_names_the_statistic_that_tells_and_finds_no_difference_without_it():
     rng = np.random.default_rng(1)
     real, *phantoms = (
