@@ -48,14 +48,18 @@ Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 
+def head_mask(hu: Image, pixel: float) -> Mask:
+    """The largest object above -300 HU after opening by 2.5 mm, holes filled."""
+    return _filled(_largest(_morphology(hu > AIR, cv2.MORPH_OPEN, OPENING / pixel)))
+
+
 def slice_statistics(hu: Image, pixel: float) -> dict[str, float]:
     """Measure one slice, `hu` [rows, columns] with square pixels of `pixel` mm.
 
-    Head: the largest object above -300 HU after opening by 2.5 mm, holes filled. Bone: above 300 HU in the head. Skull:
-    the largest object of bone after closing by 6 mm. Inside: the largest hole of the skull. All its pixels count, also
-    bleeds and the partial volume next to bone.
+    Bone: above 300 HU in the head. Skull: the largest object of bone after closing by 6 mm. Inside: the largest hole of
+    the skull. All its pixels count, also bleeds and the partial volume next to bone.
     """
-    head = _filled(_largest(_morphology(hu > AIR, cv2.MORPH_OPEN, OPENING / pixel)))
+    head = head_mask(hu, pixel)
     found = {"head area, cm2": _area(head, pixel)}
     bone = head & (hu > BONE)
     skull = _largest(_morphology(bone, cv2.MORPH_CLOSE, CLOSING / pixel))

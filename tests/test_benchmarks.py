@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from contextlib import chdir
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +15,13 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import gpu, harness, phantom, prepare, runtimes, sequence, stacker, thresholds, workspace
+from benchmarks import gap, gpu, harness, phantom, prepare, runtimes, sequence, stacker, thresholds, workspace
 from conftest import plan_of
 from ich.cli import app
 from ich.console import set_level
+from ich.data import dicom
 from ich.data.series import series_batch
+from tests.plain_slice import HEADER
 
 ROOT = Path(__file__).parents[1]
 
@@ -285,3 +288,56 @@ def test_a_phantom_like_the_real_slices_agrees_and_another_does_not():
     other = {name: [value + 1000 for value in values] for name, values in like.items()}
     assert all("| yes | 100% |" in row for row in list(phantom.table(like))[2:])
     assert all("| no | 0% |" in row for row in list(phantom.table(other))[2:])
+
+
+# ---- a classifier of real and phantom series
+
+
+@pytest.mark.parametrize("count", [12, 13, 40])
+def test_blocks_of_slices_are_tested_once_and_apart_from_those_trained_on(count):
+    parts = list(gap.splits(count))
+    assert (np.sum([test for _, test in parts], axis=0) == 1).all()
+    for train, test in parts:
+        distance = np.abs(np.subtract.outer(np.flatnonzero(train), np.flatnonzero(test)))
+        assert distance.min() == 2
+        assert np.flatnonzero(test).size == np.ptp(np.flatnonzero(test)) + 1
+
+
+def test_series_are_read_in_order_and_one_with_shifted_hu_is_found(tmp_path):
+    """Heads that become smaller towards the vertex; one is 5 HU denser. A shorter series of its patient is ignored."""
+    rng, (y, x) = np.random.default_rng(0), np.mgrid[-55.5:56, -55.5:56]
+    for patient, brain in enumerate((35, 30, 30, 30, 30)):
+        for k in range(12 + (patient == 0)):
+            radius = np.hypot(x, y) * (1 + k / 300)
+            hu = np.where(radius < 50, np.where(radius < 44, brain, 1000), -1000) + rng.normal(0, 3, x.shape)
+            of = {"patient_id": f"{patient}", "series_id": f"{patient}.{k == 12}", "position": (0.0, 0.0, float(k))}
+            header = replace(HEADER, image_id=f"1.{patient}.{k}", **of)
+            dicom.write(tmp_path / f"{7 * k % 13}-{patient}.dcm", hu.astype(np.int16), header)
+    shifted, *others = sorted(gap.read(tmp_path), key=lambda series: -series.statistics[:, 2].mean())
+    assert [len(others), len(shifted.grey), len(shifted.statistics)] == [4, 12, 12]
+    assert (np.diff(shifted.statistics[:, 0]) < 0).all()
+    for k in range(2):
+        auc, distance = gap.separation(shifted[k], [one[k] for one in others])
+        assert auc == 1
+        assert distance > 5
+        assert gap.separation(others[0][k], [one[k] for one in others[1:]])[1] < 2
+
+
+def test_each_phantom_is_measured_against_the_other_phantoms():
+    cells = gap.compared(lambda one, others: (one - np.mean(others),), 2.5, [1.0, 2.0, 3.0])
+    assert list(cells) == ["0.50", "-1.35 0.00 1.35", "1"]
+
+
+def test_the_table_names_the_statistic_that_tells_and_finds_no_difference_without_it():
+    rng = np.random.default_rng(1)
+    real, *phantoms = (
+        gap.Series(rng.normal(size=(24, len(gap.STATISTICS))), *rng.normal(size=(2, 24, 4))) for _ in "123456"
+    )
+    real.statistics[:, gap.STATISTICS.index("local noise, HU")] -= 6
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in gap.tables(real, phantoms) if "|" in line]
+    found = {row[0]: row[1:] for row in rows}
+    assert found["statistics"][::2][:2] == found["local noise, HU"][::2] == ["1.00", "0"]
+    for name in ("without local noise, HU", "grey levels", "fine detail"):
+        assert 0.35 < float(found[name][0]) < 0.65
+        assert 0.4 < float(found[name][1].split()[1]) < 0.6
+    assert rows[7][0] == "local noise, HU"
