@@ -23,6 +23,7 @@ ONE_MODEL = [
     *(f"{section}=null" for section in ("sequence", "smooth", "stack")),
     *(f"cnn.{model}=null" for model in ("resnext", "seresnet", "densenet")),
     "blend.inputs=[resnet]",
+    "cnn.resnet.masks=0",  # with a table of labels they have no effect
 ]
 
 
