@@ -37,9 +37,9 @@ from ich.errors import UserError
 from ich.models.network import new_backbone
 from ich.models.table import SliceTable, read_parquet
 from ich.networks.cnn import CnnSpec
-from ich.pipeline.graph import Task
 from ich.pipeline.runner import assemble, load_fitted, run_stage
 from ich.pipeline.state import Plan
+from ich.pipeline.tasks import Task
 from ich.recipe import Cnn, RecipeError, load, table_thresholds
 from ich.stages import check, folds, maps, prepare, score, status, submit
 from ich.stages import thresholds as thresholds_stage

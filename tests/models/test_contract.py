@@ -13,8 +13,8 @@ from ich.errors import UserError
 from ich.models import registry
 from ich.models.artifacts import read_predictions
 from ich.pipeline import runner
-from ich.pipeline.graph import CHECKPOINT
 from ich.pipeline.state import Plan
+from ich.pipeline.tasks import CHECKPOINT
 
 MODELS = {
     "pretrain": "simclr",

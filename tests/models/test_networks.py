@@ -23,8 +23,8 @@ from ich.networks.losses import nt_xent
 from ich.networks.masks import mask_loss
 from ich.phantom.masks import lesion_masks
 from ich.pipeline import runner
-from ich.pipeline.graph import WEIGHTS
 from ich.pipeline.state import Plan
+from ich.pipeline.tasks import WEIGHTS
 from ich.stages import export
 from ich.store.hashes import seed_of
 from ich.training import fit as training

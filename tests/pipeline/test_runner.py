@@ -14,8 +14,8 @@ from ich.models.cnn import FittedCnn
 from ich.models.slices import Predictions
 from ich.models.smooth import FittedSmooth
 from ich.pipeline import runner
-from ich.pipeline.graph import CHECKPOINT, Task
 from ich.pipeline.state import Busy, Plan
+from ich.pipeline.tasks import CHECKPOINT, Task
 from ich.pipeline.untrainable import untrainable
 from ich.store.locks import hold
 from ich.training import fit as training

@@ -9,8 +9,8 @@ import pytest
 
 from conftest import CLASSES, PARTS, Clone, make, plan_of
 from ich.errors import UserError
-from ich.pipeline.graph import MODEL_STAGES
 from ich.pipeline.state import Plan
+from ich.pipeline.tasks import MODEL_STAGES
 from ich.recipe import load
 from ich.store import raw
 from ich.store.records import write_record

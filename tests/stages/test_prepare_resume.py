@@ -14,8 +14,8 @@ from pydicom.uid import RLELossless
 
 from ich.data import cache, dicom, slice_table
 from ich.errors import UserError
-from ich.pipeline.graph import HEADERS
 from ich.pipeline.state import Plan
+from ich.pipeline.tasks import HEADERS
 from ich.stages import prepare
 from ich.store import atomic
 from ich.store.records import Record

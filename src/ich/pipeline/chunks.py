@@ -32,7 +32,7 @@ from ich.models.ensemble import Ensemble, FoldScores
 from ich.models.slices import Slices
 from ich.models.table import series_codes
 from ich.pipeline import engines
-from ich.pipeline.graph import VERSIONS
+from ich.pipeline.tasks import VERSIONS
 from ich.store.hashes import digest
 from ich.store.records import read_hashed, write_hashed
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from ich.errors import UserError, parsing
 from ich.models.bundle import Bundle, BundledModel, Spec
-from ich.pipeline.graph import STUDIES, Task
 from ich.pipeline.state import Plan
+from ich.pipeline.tasks import STUDIES, Task
 from ich.recipe import Model
 from ich.store.atomic import read_json
 from ich.store.records import Record

@@ -14,8 +14,8 @@ from ich.data.folds import unknown_patients
 from ich.errors import parsing
 from ich.models.network import parameters
 from ich.models.table import SliceTable
-from ich.pipeline.graph import VERSIONS, Task
 from ich.pipeline.state import Plan
+from ich.pipeline.tasks import VERSIONS, Task
 from ich.recipe import Labels, Start, in_yaml
 from ich.report.card import parts
 from ich.report.card.facts import Count, Facts, ModelFacts, Spread
