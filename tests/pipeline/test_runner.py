@@ -286,14 +286,6 @@ def test_an_unknown_model_or_fold_is_an_error(trained, option, says):
         make(plan_of(trained), "cnn", **option)
 
 
-def test_a_damaged_model_is_refused_with_a_remedy(copy):
-    plan = plan_of(copy)
-    path = plan.workspace.fold("lgbm", 1) / "model_any.txt"
-    path.write_bytes(path.read_bytes() + b" ")
-    with pytest.raises(UserError, match=r"stack/lgbm/fold1/model_any.txt was changed. Run `ich stack`"):
-        runner.load_fitted(plan, "lgbm", 1)
-
-
 # ---- networks that cannot be trained
 
 VIT = "{backbone: vit_tiny_patch16_224, kwargs: {embed_dim: 24, depth: 1, num_heads: 2}, epochs: 1, batch_size: 16}"
