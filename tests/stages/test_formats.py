@@ -1,6 +1,5 @@
 """Every competition format from raw files to a submission, on small competitions."""
 
-import io
 import json
 import shutil
 import zipfile
@@ -370,32 +369,7 @@ def test_an_outside_recipe_has_no_folds_and_a_second_run_is_up_to_date(outside, 
     assert "predict: up to date" in capsys.readouterr().out
 
 
-def test_outside_scans_are_scored_in_chunks_of_studies(outside, monkeypatch):
-    path, names = outside.workspace.submissions / "slices.csv", [f"prob_{name}" for name in CLASSES]
-    before = path.read_bytes()
-    monkeypatch.setattr("ich.pipeline.chunks.CHUNK", 1)
-    predict.run_outside(Plan(outside.recipe, outside.root), force=True)
-    found, expected = pd.read_csv(path), pd.read_csv(io.BytesIO(before))
-    np.testing.assert_allclose(found[names], expected[names], atol=1e-5)
-    pd.testing.assert_frame_equal(found.drop(columns=names), expected.drop(columns=names))
-    monkeypatch.undo()
-    predict.run_outside(Plan(outside.recipe, outside.root), force=True)
-    assert path.read_bytes() == before
-
-
 # ---- errors
-
-
-def test_a_malformed_table_is_one_line_and_writes_nothing(tmp_path):
-    root = tmp_path / "input/unibuc"
-    write_unibuc(root)
-    path = root / "train_labels.txt"
-    path.write_text(path.read_text()[:-2] + "2\n")
-    with pytest.raises(UserError, match=r"train_labels\.txt: row 29") as error:
-        prepare.run(small(tmp_path, "unibuc", sequence={}))
-    assert "\n" not in str(error.value)
-    left = [p for p in (tmp_path / "input/cache").rglob("*") if p.is_file() and ".locks" not in p.parts]
-    assert not left
 
 
 @pytest.mark.parametrize("name", ["ntu_dlmi", "unibuc", "folder"])
