@@ -39,6 +39,8 @@ RECIPES = {
             "!!binary",
             "!",
             "!x",
+            "!!python/object/apply:os.system [ls]",
+            "!!python/name:os.system",
         )
     },
     "tag of a mapping": (f"{VALID}folds: !!set {{n}}", "line 4: tags are not allowed"),
@@ -91,7 +93,15 @@ def test_a_hostile_recipe_is_refused_within_a_second(tmp_path: Path, name: str):
 
 
 @pytest.mark.parametrize(
-    "override", ["name=!!int x", "folds={[]: 1}", 'name="x\\n"', f"folds.seed={DIGITS}", f"name={'[' * 20_000}"]
+    "override",
+    [
+        "name=!!int x",
+        "cnn=!!python/name:os.system",
+        "folds={[]: 1}",
+        'name="x\\n"',
+        f"folds.seed={DIGITS}",
+        f"name={'[' * 20_000}",
+    ],
 )
 def test_a_hostile_override_is_refused(tmp_path: Path, override: str):
     (tmp_path / "x.yaml").write_text(VALID)
