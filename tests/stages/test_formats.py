@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,7 @@ from ich.pipeline.runner import run_stage
 from ich.pipeline.state import Plan
 from ich.recipe import load
 from ich.stages import demo, explain, folds, predict, prepare, report, score, score_outside, submit, thresholds
+from plain_slice import HEADER
 
 SUBTYPES = CLASSES[:5]
 STAGES = (prepare, folds, "cnn", "sequence", "stack", "blend", thresholds, submit, score)
@@ -68,17 +70,12 @@ def write_study(folder: Path, study: Study, names: list[str] | None = None, gap:
     for k, image_id in enumerate(study.image_ids):
         x, y, z = study.scan.positions[k] * gap
         ids = {"patient_id": study.patient_id, "study_id": study.study_id, "series_id": study.series_id} | identity
-        header = dicom.SliceHeader(
+        header = replace(
+            HEADER,
             image_id=image_id,
             position=(float(x), float(y), float(z)),
             orientation=study.scan.orientation,
             pixel_spacing=(study.scan.pixel, study.scan.pixel),
-            bits_stored=16,
-            signed=True,
-            slope=1.0,
-            intercept=0.0,
-            window_center=(40.0,),
-            window_width=(80.0,),
             explicit_vr=study.scan.explicit_vr,
             **ids,
         )
