@@ -92,8 +92,6 @@ def test_an_end_to_end_network_starts_from_the_network_of_its_own_fold(trained):
     ("model", "changes"),
     [
         ("joint", ["end_to_end.joint.head=residual", "end_to_end.joint.cell=gru"]),
-        ("joint", ["end_to_end.joint.head=sdl"]),
-        ("lr", ["sequence.lr.head=linear", "sequence.lr.start=resnet"]),
         ("lr", ["sequence.lr.head=sdl", "sequence.lr.start=resnet"]),
     ],
 )
