@@ -55,8 +55,7 @@ class Scores:
     studies: pd.DataFrame
     files: pd.DataFrame
     quarantined: list[Quarantined]
-    folds: Sequence[int]
-    """Folds whose models were used."""
+    folds: Sequence[int]  # folds whose models were used
 
 
 def run(
