@@ -73,8 +73,7 @@ def options(
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file, such as configs/demo.yaml")]
 Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="override a setting, such as cnn.resnet.epochs=8"),
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a setting, such as cnn.resnet.epochs=8")
 ]
 Force = Annotated[bool, typer.Option("--force", help="run again, even if up to date")]
 Model = Annotated[str | None, typer.Option("--model", help="only this model")]

@@ -32,8 +32,7 @@ def series(length: int, seed: int) -> list[torch.Tensor]:
 @pytest.mark.parametrize(("name", "cell"), HEADS)
 @settings(max_examples=8)
 @given(
-    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=3),
-    fill=st.sampled_from([0.0, -100.0, 1e30, float("nan")]),
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=3), fill=st.sampled_from([0.0, -100.0, 1e30, float("nan")])
 )
 def test_padding_does_not_change_the_logits_of_slices_and_series(name, cell, lengths, fill):
     model = network(name, cell)

@@ -473,11 +473,7 @@ def test_the_tables_of_studies_and_series_have_the_maximum_of_their_slices(copy)
 
 
 @pytest.mark.parametrize(
-    ("file", "stage"),
-    [
-        ("resnet/fold0/model.safetensors", "cnn"),
-        ("thresholds.json", "thresholds"),
-    ],
+    ("file", "stage"), [("resnet/fold0/model.safetensors", "cnn"), ("thresholds.json", "thresholds")]
 )
 def test_a_changed_model_is_refused(copy, file, stage):
     path = copy / "oof/parts" / file

@@ -165,12 +165,7 @@ def test_transferred_thresholds_keep_the_positives_of_single_folds(root):
 
 
 @pytest.mark.parametrize(
-    ("average", "metric", "recall"),
-    [
-        ("macro", "f2", 0.0),
-        ("micro", "f0.5", 0.9),
-        ("samples", "f1", 0.9),
-    ],
+    ("average", "metric", "recall"), [("macro", "f2", 0.0), ("micro", "f0.5", 0.9), ("samples", "f1", 0.9)]
 )
 def test_the_recorded_score_is_that_of_the_tuning_rows(root, average, metric, recall):
     values = {"metric": metric, "average": average, "min_recall": recall or "null", "trials": 30}

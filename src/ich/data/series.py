@@ -71,13 +71,7 @@ class SeriesArrays:
 
 
 def series_loader(
-    series: SeriesArrays,
-    batch_size: int,
-    *,
-    shuffle: bool,
-    seed: int = 0,
-    epoch: int = 0,
-    reverse: bool = False,
+    series: SeriesArrays, batch_size: int, *, shuffle: bool, seed: int = 0, epoch: int = 0, reverse: bool = False
 ) -> Iterator[SeriesBatch]:
     """Yield batches of all series."""
     for batch in EpochBatches(len(series), batch_size, seed, epoch, shuffle=shuffle, drop_last=False):

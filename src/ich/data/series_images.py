@@ -41,11 +41,7 @@ class SeriesImages(Batches[SeriesImagesBatch]):
     """
 
     def __init__(
-        self,
-        slices: SliceDataset,
-        offsets: NDArray[np.int64],
-        series_ids: Sequence[str],
-        geometry: NDArray[np.float32],
+        self, slices: SliceDataset, offsets: NDArray[np.int64], series_ids: Sequence[str], geometry: NDArray[np.float32]
     ) -> None:
         self.slices, self.offsets, self.series_ids, self.geometry = slices, offsets, series_ids, geometry
         self.seed = slices.seed
