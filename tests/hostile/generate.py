@@ -58,8 +58,7 @@ class Slow(BaseException):
 class Outcome(NamedTuple):
     number: int
     strategy: str
-    kind: str
-    """read | quarantined | refused | failed"""
+    kind: str  # read | quarantined | refused | failed
     detail: str
     seconds: float
     mebibytes: float
