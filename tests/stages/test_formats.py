@@ -203,15 +203,11 @@ def test_a_trained_unibuc_recipe_scores_new_images(unibuc, tmp_path):
     assert scored["image_id"].tolist() == ["000040"]
 
 
-def test_unibuc_images_have_maps(unibuc):
-    explain.run(unibuc)
+def test_unibuc_has_maps_and_a_report_of_single_images(unibuc):
+    ran(unibuc, explain, report)
     folder = unibuc.explain.folder
     assert {"grad_cam.png", "saliency.png", "suspicious_labels.csv"} <= {path.name for path in folder.iterdir()}
     assert set(pd.read_csv(folder / "embedding_map.csv")["group"]) == {"no bleed", "hemorrhage", "test"}
-
-
-def test_unibuc_has_a_report_of_single_images(unibuc):
-    ran(unibuc, explain, report)
     page = (unibuc.workspace.submissions / "report.html").read_text()
     assert "labelled images." in page
     assert "Grad-CAM for hemorrhage" in page
