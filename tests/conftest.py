@@ -19,9 +19,9 @@ from hypothesis import settings
 from ich import cli, console, processes
 from ich.models.data import FoldData
 from ich.pipeline import engines
-from ich.pipeline.graph import MODEL_STAGES
 from ich.pipeline.runner import run_stage
 from ich.pipeline.state import Plan
+from ich.pipeline.tasks import MODEL_STAGES
 from ich.pipeline.trained import of_workspace
 from ich.recipe import load
 from ich.stages import predict

@@ -7,12 +7,6 @@ from ich.ensemble import blend, calibration
 from ich.recipe import Blend, RecipeError, load, table_thresholds
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("configs/seeds/*.yaml"), *(ROOT / "tests").rglob("*.yaml")])
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_every_shipped_recipe_loads(path):
-    assert load(path).cnn
 
 
 @pytest.fixture
@@ -23,28 +17,18 @@ def demo():
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("cnn.resnet.epoch=3", "cnn.resnet.epoch is not a setting. Did you mean epochs?"),
-        ("sequence.bigru.inputs=[resnt]", "sequence.bigru.inputs: unknown name 'resnt'. Did you mean resnet?"),
-        ("cnn.resnet.epochs=0", "cnn.resnet.epochs: must be an integer > 0 (got 0)"),
         ("cnn.resnet.loss.gamma_neg=0.5", "cnn.resnet.loss.gamma_neg: must be 0 or at least 1, not 0.5"),
         ("name=../x", "name: must be at most 64 lower-case letters, digits and _ (got '../x')"),
-        (
-            "competition.format=rsna",
-            "competition.format: must be rsna2019, ntu_dlmi, unibuc, folder or cq500 (got 'rsna')",
-        ),
         ("cnn.a/b.backbone=resnet18", "model name 'a/b'"),
         ("stack.resnet.neighbours=1", "model name 'resnet' is used twice"),
         ("pretrain.blend.backbone=resnet18", "model name 'blend'"),
         ("sequence.bigru.cell=conv", "sequence.bigru: cell: conv requires a head with sdl, not residual"),
-        ("sequence.bigru.seeds=0", "sequence.bigru.seeds: must be an integer > 0 (got 0)"),
         ("cnn.resnet.start=simclr", "cnn.resnet.start: unknown name 'simclr'. Choose from none"),
         ("sequence.bigru.start=resnet", "sequence.bigru.start: must be its only input, not 'resnet'"),
         ("folds.by=slice", "folds.by: slice allows cnn models only"),
         ("image.crop=edges", "cnn.resnext.input: neighbours requires image.crop"),
-        ("blend.metric=auc", "blend.metric: must be log_loss, f1, f2, f0.5, ... (got 'auc')"),
         ("blend.metric=f0.0", "blend.metric: beta must be positive and finite; use f0.5, f1, f2"),
         ("thresholds={average: samples, prevalence: apply}", "prevalence: not defined for average: samples"),
-        ("smooth.gauss.inputs=[bigru, nobody]", "smooth.gauss.inputs: unknown name 'nobody'"),
         ("smooth.gauss.inputs=[]", "smooth.gauss.inputs: must not be empty. Choose from resnet"),
         ("blend.inputs=[bigru, bigru]", "blend.inputs: 'bigru' is listed twice"),
         ("smooth.gauss.widths=[inf]", "smooth.gauss.widths.0: must be a finite number"),
@@ -87,10 +71,7 @@ ABLATION = "ablation={metric: f2, systems: {a: {model: resnet}, b: {model: blend
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["end_to_end.joint.start=resnt"], "end_to_end.joint.start: unknown name 'resnt'. Did you mean resnet?"),
         (["end_to_end.joint.backbone=resnet18"], "end_to_end.joint.backbone: must be the same as in resnet"),
-        (["end_to_end.joint.windows=[[40, 80]]"], "end_to_end.joint.windows: must be the same as in resnet"),
-        (["end_to_end.joint.cell=conv"], "end_to_end.joint: cell: conv requires a head with sdl"),
         (["end_to_end.joint.cell=conv_gru", "end_to_end.joint.head=plain"], "joint: cell: conv_gru requires head: res"),
         (
             ["sequence.bigru.cell=transformer", "sequence.bigru.head=sdl"],

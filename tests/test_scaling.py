@@ -8,8 +8,8 @@ import pytest
 from benchmarks import scaling
 from benchmarks.scaling import Disks, Slot, critical_path, remaining, simulate
 from ich.pipeline.engines import Step
-from ich.pipeline.graph import SHARDS
 from ich.pipeline.state import Plan
+from ich.pipeline.tasks import SHARDS
 from ich.recipe import load
 
 ROOT = Path(__file__).parents[1]

@@ -402,5 +402,5 @@ def test_the_error_for_a_damaged_shard_names_it(opened, content):
     path = hu.folder / "hu-00002.npy"
     path.unlink()
     path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
-    with pytest.raises(UserError, match=r"hu-00002.npy: damaged shard \(.*`ich prepare`"):
+    with pytest.raises(UserError, match=r"hu-00002.npy is malformed \(.*`ich prepare`"):
         hu[6]

@@ -8,13 +8,11 @@ from dataclasses import replace
 
 import imagecodecs
 import numpy as np
-import pandas as pd
 import pytest
 
 import plain_slice
 from compressed_slice import JPEG_LS, write_compressed
-from ich.data import cache, decoders, dicom, slice_table
-from ich.data.competitions import Raw
+from ich.data import decoders, dicom
 from ich.data.dicom import Reason, Unreadable
 
 CRASHING, HANGING, GREEDY, FAULTY = 11, 22, 33, 44
@@ -56,8 +54,8 @@ def folder(tmp_path, monkeypatch):
     decoders.stop()
 
 
-def written(folder, value: int, z: float = 0.0):
-    header = replace(plain_slice.HEADER, signed=False, image_id=str(value), position=(0.0, 0.0, z))
+def written(folder, value: int):
+    header = replace(plain_slice.HEADER, signed=False, image_id=str(value))
     stream = bytes(imagecodecs.jpegls_encode(np.full((16, 16), value, np.uint16)))
     return write_compressed(folder / f"{value}.dcm", JPEG_LS, [stream], (16, 16), header)
 
@@ -76,23 +74,6 @@ def test_a_crashing_or_hanging_decoder_refuses_the_file_and_the_next_one_is_read
         assert refused.value.reason is expected
         assert time.monotonic() - start < 10
         assert (dicom.hounsfield(good) == 40).all()
-
-
-def test_a_series_is_prepared_without_such_files(folder):
-    values = [40, CRASHING, 41, HANGING, 42]
-    for z, value in enumerate(values):
-        written(folder, value, z)
-    files = pd.DataFrame({"image_id": list(map(str, values)), "split": "test", "path": [f"{v}.dcm" for v in values]})
-    labels = pd.DataFrame({"image_id": pd.Series(dtype="str"), "bleed": pd.Series(dtype="float")})
-    raw = Raw(files, labels, [], {"bleed": 1.0}, "", ())
-    headers = slice_table.read_geometries(folder, files["path"].tolist(), 1, lambda _: None)
-    table, refused = slice_table.slice_table(raw, headers)
-    assert not refused
-    table, refused, _ = cache.write_shards(folder, table, folder, cache.ImageFormat(16), 1, lambda _: None)
-    assert table["image_id"].tolist() == ["40", "41", "42"]
-    assert cache.HuCache.open(folder, table)[:][:, 0, 0].tolist() == [40, 41, 42]
-    reasons = {q.image_id: q.reason for q in refused}
-    assert reasons == {str(CRASHING): "decoder_crashed", str(HANGING): "decoder_hung"}
 
 
 def test_an_installation_without_decoders_is_an_error_and_blames_no_file(folder, monkeypatch):

@@ -7,11 +7,7 @@ from hypothesis import strategies as st
 from ich.data.windowing import Window, Windowing, neighbour_rows, render
 
 BRAIN, SUBDURAL, BONE = Window(40, 80), Window(80, 200), Window(600, 2800)
-KINDS = [
-    ("windows", (BRAIN, SUBDURAL, Window(40, 380))),
-    ("neighbours", (SUBDURAL, BRAIN)),
-    ("grey", ()),
-]
+KINDS = [("windows", (BRAIN, SUBDURAL, Window(40, 380))), ("neighbours", (SUBDURAL, BRAIN)), ("grey", ())]
 
 
 def grey_of(hu: int, window: Window) -> float:

@@ -22,11 +22,7 @@ def broken(check) -> list[list[str]]:
 
 @pytest.mark.parametrize(
     ("table", "expected"),
-    [
-        (rows("bca"), []),
-        (rows("abcx"), [["x"]]),
-        (rows("ab").assign(logit_any=[np.inf, np.nan]), [["c"], ["a", "b"]]),
-    ],
+    [(rows("bca"), []), (rows("abcx"), [["x"]]), (rows("ab").assign(logit_any=[np.inf, np.nan]), [["c"], ["a", "b"]])],
 )
 def test_each_image_has_one_row_of_finite_logits(table, expected):
     assert broken(invariants.predictions(table, IDS, CLASSES, FOLDS)) == expected

@@ -1,4 +1,4 @@
-"""`python -m tests.faults [kills|flips|full_disk|two_runs|one_fold ...]`: faults injected into runs of the tiny recipe.
+"""`python -m tests.faults [kills|flips|full_disk|two_runs ...]`: faults injected into runs of the tiny recipe.
 
 Default: all topics. Their results are written to one JSON file; those of other topics in it are kept. Exit code 1 if
 anything failed. The workspace of a failed trial is kept.
@@ -13,21 +13,20 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from tests.faults import flips, full_disk, kills, one_fold, trials, two_runs
+from tests.faults import flips, full_disk, kills, trials, two_runs
 from tests.faults.trials import Outcome, conducted, run_parallel
 from tests.faults.workspaces import Reference, reference
 
-COUNTS = {"kills": 100, "flips": 600, "full_disk": full_disk.REAL, "two_runs": 20, "one_fold": one_fold.CASES}
+COUNTS = {"kills": 100, "flips": 600, "full_disk": full_disk.REAL, "two_runs": 20}
 
-TRIALS = {module.__name__.rpartition(".")[2]: module.trial for module in (kills, flips, full_disk, two_runs, one_fold)}
+TRIALS = {module.__name__.rpartition(".")[2]: module.trial for module in (kills, flips, full_disk, two_runs)}
 
 
 def outcomes(topic: str, given: argparse.Namespace, folder: Path, whole: Reference) -> Iterable[Outcome]:
     """Yield the outcomes of a topic."""
     numbers = range(given.count or COUNTS[topic]) if given.only is None else [given.only]
     finished = folder / "finished"
-    shared = {"folder": folder, "reference": whole}
-    shared |= {"seed": given.seed} if topic != "one_fold" else {}
+    shared = {"folder": folder, "reference": whole, "seed": given.seed}
     shared |= {"targets": flips.targets(finished, folder)} if topic == "flips" else {"finished": finished}
     found = run_parallel(partial(TRIALS[topic], **shared), numbers, given.jobs)
     if topic != "full_disk" or (given.only is not None and given.only < full_disk.FIRST):

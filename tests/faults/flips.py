@@ -19,8 +19,8 @@ from random import Random
 
 from ich.errors import UserError
 from ich.pipeline import verify
-from ich.pipeline.graph import CHECKPOINT, HEADERS, Task
 from ich.pipeline.state import Plan
+from ich.pipeline.tasks import CHECKPOINT, HEADERS, Task
 from ich.store import hashes
 from tests.conftest import Clone
 from tests.faults.trials import Outcome

@@ -44,12 +44,7 @@ INJECTED = Path(__file__).parent / "injected"
 
 
 def writes(
-    *,
-    seed: int,
-    folder: Path,
-    finished: Path,
-    other: tuple[str, ...] = OTHER,
-    names: tuple[str, ...] | None = None,
+    *, seed: int, folder: Path, finished: Path, other: tuple[str, ...] = OTHER, names: tuple[str, ...] | None = None
 ) -> Iterator[Outcome]:
     """Run commands with other settings in a finished workspace. Each write fails once, then the command is repeated.
 

@@ -14,13 +14,7 @@ HEAD_START = 5.0  # maximum, seconds
 
 
 def trial(
-    number: int,
-    *,
-    seed: int,
-    folder: Path,
-    finished: Path,
-    reference: Reference,
-    names: tuple[str, ...] | None = None,
+    number: int, *, seed: int, folder: Path, finished: Path, reference: Reference, names: tuple[str, ...] | None = None
 ) -> Outcome:
     """Start two runs, one shortly after the other. names: their stages; default: random."""
     random, root = Random(f"{seed} two_runs {number}"), folder / f"two_runs{number}"

@@ -58,8 +58,7 @@ class Slow(BaseException):
 class Outcome(NamedTuple):
     number: int
     strategy: str
-    kind: str
-    """read | quarantined | refused | failed"""
+    kind: str  # read | quarantined | refused | failed
     detail: str
     seconds: float
     mebibytes: float
@@ -379,6 +378,8 @@ def read_file(path: Path) -> Sequence[Quarantined]:
             refused.append(Quarantined("0", "train", path.name, one.reason.name.lower(), one.detail))
         else:
             assert (one.dtype, one.shape) == (np.int16, (header.rows, header.columns))
+            assert dicom.HU_LOW <= one.min() <= one.max() <= dicom.HU_HIGH
+    assert all(one.detail.isprintable() for one in refused)
     return refused
 
 

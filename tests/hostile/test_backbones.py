@@ -27,39 +27,17 @@ def refused(match: str, **spec: Any) -> None:
     assert "\n" not in str(error.value)
 
 
-LOADING = {
-    "pretrained": True,
-    "pretrained_cfg": {"url": "http://127.0.0.1:9/evil.pth", "architecture": "resnet10t"},
-    "pretrained_cfg_overlay": {"file": "evil.pth"},
-    "pretrained_strict": False,
-    "pretrained_filter_fn": "x",
-    "pretrained_model_args": {"in_chans": 3},
-    "checkpoint_path": "evil.pth",
-    "cache_dir": "cache",
-    "num_classes": 0,
-    "in_chans": 3,
-    "features_only": False,
-    "out_indices": [1],
-    "feature_cfg": {},
-    "model_cfg": {},
-    "kwargs_filter": ["channels"],
-    "kwargs": {},
-    "scriptable": True,
-    "exportable": True,
-    "no_jit": True,
-    "pruned": False,
-    "device": "meta",
-    "dtype": "x",
-    "variant": "resnet18",
-    "model_name": "resnet18",
-}
+LOADING = ["pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn"]
+LOADING += ["pretrained_model_args", "checkpoint_path", "cache_dir", "num_classes", "in_chans", "features_only"]
+LOADING += ["out_indices", "feature_cfg", "model_cfg", "kwargs_filter", "kwargs", "scriptable", "exportable"]
+LOADING += ["no_jit", "pruned", "device", "dtype", "variant", "model_name"]
 
 
 @pytest.mark.parametrize("name", LOADING)
 def test_only_architecture_arguments_reach_timm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("timm.create_model", lambda *_, **__: pytest.fail("timm was called"))
-    refused(rf"does not take kwargs\.{name}\b", kwargs={**SHAPE, name: LOADING[name]})
+    refused(rf"does not take kwargs\.{name}\b", kwargs={**SHAPE, name: "x"})
     assert not list(tmp_path.iterdir())
 
 

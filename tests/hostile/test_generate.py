@@ -11,7 +11,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")
 
 
 def test_each_input_is_read_quarantined_or_refused_with_one_line():
-    found = generate.summary(generate.run(100, seed=3), seed=3)
+    found = generate.summary(generate.run(200, seed=3), seed=3)
     assert found["failed"] == []
     assert set(found["strategies"]) == set(generate.STRATEGIES)
 

@@ -64,7 +64,3 @@ def test_long_ids_are_shortened(capsys, way: str, name: str):
 def test_an_id_cannot_add_a_row_to_a_table(capsys):
     console.table(["study", "state"], [["a\nb  done", "missing"]], always=True)
     assert [line.split() for line in capsys.readouterr().out.splitlines()[2:]] == [[r"a\nb", "done", "missing"]]
-
-
-def test_an_id_cannot_add_an_error(capsys):
-    assert printed("error", "no file a\x85all is well", capsys) == "error: no file a\\x85all is well\n"

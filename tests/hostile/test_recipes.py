@@ -15,7 +15,6 @@ LAUGHS = ["k0: &k0 [x, x]", *(f"k{i}: &k{i} [{', '.join([f'*k{i - 1}'] * 10)}]" 
 MERGES = ["k0: &k0 {x: 1}", *(f"k{i}: &k{i} {{<<: [{', '.join([f'*k{i - 1}'] * 10)}]}}" for i in range(1, 10))]
 RECIPES = {
     "digits": (f"{VALID}folds: {{seed: {DIGITS}}}", "line 4: a text of more than 1,000 characters"),
-    "digits of a list": (f"{VALID}report: {{studies: [{DIGITS}]}}", "line 4: a text of more than 1,000 characters"),
     "900 digits": (f"{VALID}folds: {{seed: {DIGITS[:900]}}}", "this number is too large"),
     "30 digits": (f"{VALID}folds: {{seed: {DIGITS[:30]}}}", "folds.seed: must be an integer"),
     "900 quoted digits": (f'{VALID}folds: {{seed: "{DIGITS[:900]}"}}', "must be an integer of at most 18 digits"),
@@ -28,37 +27,15 @@ RECIPES = {
     "octal": (f"{VALID}folds: {{n: 00000000000000000009_}}", "folds.n: must be an integer"),
     **{
         tag: (f"{VALID}folds: {{n: {tag} abc}}", "line 4: tags are not allowed; quote text that starts with !")
-        for tag in (
-            "!!int",
-            "!!int ''  #",
-            "!!float",
-            "!!bool",
-            "!!timestamp",
-            "!!null",
-            "!!str",
-            "!!binary",
-            "!",
-            "!x",
-        )
+        for tag in ("!!int", "!!int ''  #", "!", "!x", "!!python/object/apply:os.system [ls]")
     },
     "tag of a mapping": (f"{VALID}folds: !!set {{n}}", "line 4: tags are not allowed"),
     "tag of a key": (f"{VALID}!!int abc: 1", "line 4: tags are not allowed"),
     "open brackets": (f"a: {'[' * 20_000}", "line 1: more than 32 levels"),
-    "brackets": (f"a: {'[' * 20_000}{']' * 20_000}", "line 1: more than 32 levels"),
-    "braces": (f"a: {'{a: ' * 20_000}", "line 1: more than 32 levels"),
     "dashes": ("- " * 20_000, "line 1: more than 32 levels"),
-    "nested argument": (
-        f"{HEAD}cnn: {{a: {{backbone: a, kwargs: {{x: {'[' * 90}{']' * 90}}}}}}}",
-        "more than 32 levels",
-    ),
     "circular list": (f"{VALID}folds: &a [*a]", "line 4: *a is part of itself"),
-    "circular argument": (f"{HEAD}cnn: {{a: {{backbone: a, kwargs: &a {{x: *a}}}}}}", "line 3: *a is part of itself"),
     "circular merge": (f"{VALID}folds: &a {{<<: *a}}", "line 4: *a is part of itself"),
     "laughs": ("\n".join(LAUGHS), "more than 3,000 values"),
-    "laughs in an argument": (
-        f"{HEAD}cnn: {{a: {{backbone: a, kwargs: {{{', '.join(LAUGHS)}}}}}}}",
-        "line 3: more than 3,000 values",
-    ),
     "merged laughs": ("\n".join(MERGES), "more than 3,000 values"),
     "many values": (f"{VALID}report: {{studies: [{'a, ' * 20_000}]}}", "line 4: more than 3,000 values"),
     "number as a key": (f"{VALID}50: 1", "x.yaml: 50 is not a setting"),
@@ -90,9 +67,7 @@ def test_a_hostile_recipe_is_refused_within_a_second(tmp_path: Path, name: str):
     assert len(str(error.value).splitlines()) == (20 if name == "many keys" else 1)
 
 
-@pytest.mark.parametrize(
-    "override", ["name=!!int x", "folds={[]: 1}", 'name="x\\n"', f"folds.seed={DIGITS}", f"name={'[' * 20_000}"]
-)
+@pytest.mark.parametrize("override", ["name=!!int x", "folds={[]: 1}", 'name="x\\n"', f"name={'[' * 20_000}"])
 def test_a_hostile_override_is_refused(tmp_path: Path, override: str):
     (tmp_path / "x.yaml").write_text(VALID)
     with pytest.raises(RecipeError, match=r"^--set .*: invalid YAML in line 1") as error:

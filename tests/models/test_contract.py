@@ -13,8 +13,8 @@ from ich.errors import UserError
 from ich.models import registry
 from ich.models.artifacts import read_predictions
 from ich.pipeline import runner
-from ich.pipeline.graph import CHECKPOINT
 from ich.pipeline.state import Plan
+from ich.pipeline.tasks import CHECKPOINT
 
 MODELS = {
     "pretrain": "simclr",
@@ -91,9 +91,7 @@ def test_a_series_is_predicted_the_same_alone_and_no_slices_give_no_rows(trained
     for at in (np.flatnonzero(slices.frame["series"] == slices.frame["series"].max()), np.arange(0)):
         part = {
             name: replace(
-                found,
-                logits=found.logits[at],
-                embeddings=None if found.embeddings is None else found.embeddings[at],
+                found, logits=found.logits[at], embeddings=None if found.embeddings is None else found.embeddings[at]
             )
             for name, found in inputs.items()
         }

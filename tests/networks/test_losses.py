@@ -12,8 +12,7 @@ RNG = np.random.default_rng(0)
 LOGITS = torch.from_numpy(RNG.normal(0, 2, (7, 6)))
 TARGETS = torch.from_numpy((RNG.random((7, 6)) < 0.4).astype(np.float64))
 LABEL_WEIGHT = [(1.0, 3.0), (1.0, 1.0), (0.6, 2.0), (2.0, 1.0), (1.0, 0.5), (0.5, 0.5)]
-SOFT = TARGETS * 0.7 + 0.1
-"""Targets of slices mixed by CutMix."""
+SOFT = TARGETS * 0.7 + 0.1  # targets of slices mixed by CutMix
 NAMES = ["bce", "focal", "asymmetric"]
 SETTINGS = [
     {"name": "bce"},

@@ -9,8 +9,8 @@ from ich.networks.layers import HeadSpec, padding_of
 from ich.networks.losses import study_loss
 from ich.networks.sequence import build_head
 from ich.networks.study import StudyHead
+from tests.networks.test_heads import CLASSES, FEATURES, LENGTHS, PADDING, assert_padding_changes_nothing, study
 
-FEATURES, CLASSES = 8, 3
 HEADS = [("residual", "gru"), ("plain", "lstm"), ("shortcut", "gru"), ("sdl", "conv"), ("sdl_lrnn", "gru")]
 
 
@@ -24,30 +24,11 @@ def network(name: str, cell: str, *, trained: bool = True) -> StudyHead:
     return model.eval()
 
 
-def series(length: int, seed: int) -> list[torch.Tensor]:
-    draws = torch.Generator().manual_seed(seed)
-    return [torch.randn(1, length, width, generator=draws) for width in (FEATURES, CLASSES, 2)]
-
-
 @pytest.mark.parametrize(("name", "cell"), HEADS)
 @settings(max_examples=8)
-@given(
-    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=3),
-    fill=st.sampled_from([0.0, -100.0, 1e30, float("nan")]),
-)
-def test_padding_does_not_change_the_logits_of_slices_and_series(name, cell, lengths, fill):
-    model = network(name, cell)
-    padded = [torch.full((len(lengths), max(lengths) + 1, width), fill) for width in (FEATURES, CLASSES, 2)]
-    alone = []
-    for place, length in enumerate(lengths):
-        parts = series(length, seed=place)
-        alone.append(model(*parts, torch.tensor([length])))
-        for whole, part in zip(padded, parts, strict=True):
-            whole[place, :length] = part[0]
-    together = model(*padded, torch.tensor(lengths))
-    assert together.shape == (*padded[0].shape[:2], 2 * CLASSES)
-    for place, length in enumerate(lengths):
-        torch.testing.assert_close(together[place, :length], alone[place][0], rtol=1e-5, atol=1e-5)
+@given(lengths=LENGTHS, padding=PADDING)
+def test_padding_does_not_change_the_logits_of_slices_and_series(name, cell, lengths, padding):
+    assert_padding_changes_nothing(network(name, cell), lengths, padding, 2 * CLASSES)
 
 
 @given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4), seed=st.integers(0, 99))
@@ -62,7 +43,7 @@ def test_the_attention_of_a_series_sums_to_1_and_is_0_beyond_it(lengths, seed):
 
 @pytest.mark.parametrize(("name", "cell"), HEADS)
 def test_an_untrained_pooling_is_the_maximum_over_slices_and_a_trained_one_reads_the_states(name, cell):
-    inputs, length = series(5, seed=1), torch.tensor([5])
+    inputs, length = study(5, seed=1), torch.tensor([5])
     slices, pooled = network(name, cell, trained=False)(*inputs, length).chunk(2, dim=-1)
     torch.testing.assert_close(pooled, slices.amax(dim=1, keepdim=True).expand_as(slices))
     torch.testing.assert_close(slices, network(name, cell).head(*inputs, length), msg="the head is as without pooling")

@@ -29,13 +29,6 @@ def ablated(trained, tmp_path_factory) -> tuple[Path, str]:
     return root, run(root)
 
 
-def made(root: Path) -> dict[str, int]:
-    """Modification times of the artifacts of all runs."""
-    folders = [root / below / run for below in ("oof", "submissions") for run in RUNS]
-    files = [path for folder in folders for path in folder.rglob("*") if path.suffix != ".lock" and path.is_file()]
-    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in files}
-
-
 def test_the_table_has_the_scores_of_one_run_per_variant_and_seed(ablated):
     root, said = ablated
     assert sorted(path.name for path in (root / "oof").glob("parts_*")) == RUNS
@@ -66,21 +59,6 @@ def test_seeds_change_folds_and_networks(ablated):
     assert len(set(weights)) == 4
     settings = json.loads((root / "oof/parts_s2/resnext/fold0/run.json").read_text())["settings"]
     assert settings["seed"] == 2
-
-
-def test_an_interrupted_ablation_resumes(ablated, tmp_path):
-    root = copied(ablated[0], tmp_path)
-    before, table = made(root), (root / "submissions/parts/ablation.csv").read_bytes()
-    gone = ["oof/parts_s2/resnext/fold1/run.json", "submissions/parts_random_s1/scores.run.json"]
-    for name in [*gone, "submissions/parts/ablation.csv"]:
-        (root / name).unlink()
-    run(root)
-    after = made(root)
-    assert (root / "submissions/parts/ablation.csv").read_bytes() == table
-    remade = {name for name in after if after[name] != before.get(name)}
-    assert set(gone) <= remade
-    scores = [f"submissions/parts_random_s1/{name}" for name in ("score", "confusion.csv", "reliability.csv")]
-    assert all(name.startswith(("oof/parts_s2/resnext/fold1/", *scores)) for name in remade), remade
 
 
 def test_a_variant_without_the_model_of_a_system_is_an_error(trained):

@@ -6,15 +6,12 @@ import shlex
 import signal
 from importlib.metadata import version
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from conftest import ROOT, Clone, make, plan_of
 from ich import cli
 from ich.cli import GROUPS, app
 from ich.console import duration
-from ich.data.cache import HuCache
 from ich.errors import UserError
 from ich.pipeline.state import Plan
 from ich.stages import status
@@ -45,18 +42,6 @@ def test_run_all_on_a_finished_workspace_writes_nothing_and_ends_with_the_result
     folder = clone_copy.root / "submissions/tiny"
     assert last[:2] == [f"Submit: {folder / 'submission.csv'}", f"Open:   {folder / 'report.html'}"]
     assert last[2] == "Time:   7 s"
-
-
-def test_the_slice_table_has_one_row_per_cached_slice(finished):
-    folder = tiny(finished).prepared.folder
-    slices = pd.read_parquet(folder / "slices.parquet")
-    hu = HuCache.open(folder, slices)[:]
-    assert (hu.dtype, hu.shape) == (np.int16, (len(slices), 32, 32))
-    assert -1024 <= hu.min() <= hu.max() <= 3071
-    series = slices.groupby(["split", "series_id"])
-    assert (series["position"].diff().dropna() > 0).all()
-    assert (series["index"].diff().dropna() == 1).all()
-    assert slices.loc[slices["split"] == "test", "any"].isna().all()
 
 
 @pytest.mark.slow

@@ -52,15 +52,6 @@ def test_reports_have_the_probabilities_of_the_tables(results):
         assert f"SHA-256 of the bundle: {bundle.identity}".encode() in content
 
 
-def test_positive_slices_have_heat_maps(results):
-    folder, _ = results
-    slices = pd.read_csv(folder / "out.csv")
-    for study, part in slices.groupby("study_id"):
-        count = int(part[[f"positive_{name}" for name in CLASSES]].any(axis=1).sum())
-        found = list((folder / "results" / source_uid(str(study))).glob("heat-map-*.dcm"))
-        assert len(found) == min(count, dicom_out.HEAT_MAPS)
-
-
 def test_a_serving_process_makes_the_same_files(results, tmp_path, trained):
     folder, _ = results
     study = pd.read_csv(folder / "out.csv")["study_id"][0]

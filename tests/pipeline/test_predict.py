@@ -29,7 +29,6 @@ from ich.pipeline.engines import Make, Result, Step, attempt
 from ich.pipeline.state import Plan
 from ich.pipeline.trained import needed
 from ich.stages import transfer
-from ich.stages.scans import read_scans
 from ich.store.atomic import read_json
 from ich.store.hashes import sha256_bytes
 from ich.store.records import read_record, write_record
@@ -89,8 +88,9 @@ def test_predictions_of_the_test_folder_equal_the_submission(trained, whole):
     assert_as_submitted(plan_of(trained), whole[0])
 
 
-@pytest.mark.parametrize("model", ["small", "joint", "bigru", "lr", "inside", "gauss", "lgbm"])
+@pytest.mark.parametrize("model", ["gauss", "lgbm"])
 def test_predictions_of_each_kind_equal_the_submission(root, model):
+    """lgbm reads networks of all kinds."""
     plan = remade(root, f"blend.inputs=[{model}]", *PLAIN)
     assert_as_submitted(plan, scored(plan))
 
@@ -243,15 +243,6 @@ def test_one_file_is_scored_like_a_folder_with_that_file(copy, tmp_path_factory,
     assert f"warning: 1 series with a single slice, such as {file.name}." in capsys.readouterr().out
     pd.testing.assert_frame_equal(alone, scored(plan, one))
     assert not list(between.glob("ich-*")), "the cache in between is removed"
-
-
-def test_circular_links_are_read_once(tmp_path):
-    for folder in ("disc/a", "elsewhere"):
-        (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "1.dcm").touch()
-    (tmp_path / "disc/a/up").symlink_to(tmp_path / "disc")
-    (tmp_path / "disc/b").symlink_to(tmp_path / "elsewhere")
-    assert [*read_scans(tmp_path / "disc", CLASSES, "hu").headers] == ["a/1.dcm", "b/1.dcm"]
 
 
 def test_scans_without_a_patient_are_scored(trained, tmp_path):
@@ -478,22 +469,11 @@ def test_the_tables_of_studies_and_series_have_the_maximum_of_their_slices(copy)
         )
 
 
-def test_progress_is_in_slices(whole):
-    table, printed, _ = whole
-    assert f"predict: ensemble: {len(table)} slices in " in printed
-
-
 # ---- refused
 
 
 @pytest.mark.parametrize(
-    ("file", "stage"),
-    [
-        ("resnet/fold0/model.safetensors", "cnn"),
-        ("lgbm/fold1/model_any.txt", "stack"),
-        ("blend/fold0/blend.json", "blend"),
-        ("thresholds.json", "thresholds"),
-    ],
+    ("file", "stage"), [("resnet/fold0/model.safetensors", "cnn"), ("thresholds.json", "thresholds")]
 )
 def test_a_changed_model_is_refused(copy, file, stage):
     path = copy / "oof/parts" / file

@@ -14,8 +14,8 @@ from ich.models.cnn import FittedCnn
 from ich.models.slices import Predictions
 from ich.models.smooth import FittedSmooth
 from ich.pipeline import runner
-from ich.pipeline.graph import CHECKPOINT, Task
 from ich.pipeline.state import Busy, Plan
+from ich.pipeline.tasks import CHECKPOINT, Task
 from ich.pipeline.untrainable import untrainable
 from ich.store.locks import hold
 from ich.training import fit as training
@@ -284,14 +284,6 @@ def test_a_record_has_settings_inputs_files_metrics_and_versions(trained):
 def test_an_unknown_model_or_fold_is_an_error(trained, option, says):
     with pytest.raises(UserError, match=says):
         make(plan_of(trained), "cnn", **option)
-
-
-def test_a_damaged_model_is_refused_with_a_remedy(copy):
-    plan = plan_of(copy)
-    path = plan.workspace.fold("lgbm", 1) / "model_any.txt"
-    path.write_bytes(path.read_bytes() + b" ")
-    with pytest.raises(UserError, match=r"stack/lgbm/fold1/model_any.txt was changed. Run `ich stack`"):
-        runner.load_fitted(plan, "lgbm", 1)
 
 
 # ---- networks that cannot be trained

@@ -3,14 +3,13 @@
 import os
 import shutil
 
-import numpy as np
 import pandas as pd
 import pytest
 
-from conftest import CLASSES, PARTS, Clone, make, plan_of
+from conftest import PARTS, Clone, make, plan_of
 from ich.errors import UserError
-from ich.pipeline.graph import MODEL_STAGES
 from ich.pipeline.state import Plan
+from ich.pipeline.tasks import MODEL_STAGES
 from ich.recipe import load
 from ich.store import raw
 from ich.store.records import write_record
@@ -286,22 +285,3 @@ def test_moved_raw_files_need_no_new_cache(copy):
     assert plan.state(plan.prepare()).done
     make(plan, "prepare")
     assert out_of_date(plan) == NOT_RUN
-
-
-# ---- the tables
-
-
-@pytest.mark.parametrize("model", STAGES)
-def test_the_tables_of_a_model_are_complete(trained, model):
-    logits = [f"logit_{name}" for name in CLASSES]
-    slices = pd.read_parquet(plan_of(trained).prepared.folder / "slices.parquet").set_index("image_id")
-    fold_of = pd.read_csv(trained / "folds/parts.csv").set_index("study_id")["fold"]
-    folder = trained / "oof/parts" / model
-    oof, test = pd.read_parquet(folder / "oof.parquet"), pd.read_parquet(folder / "test.parquet")
-    assert sorted(oof["image_id"]) == sorted(slices.index[slices["split"] == "train"])
-    assert (oof["fold"].to_numpy() == fold_of[slices.loc[oof["image_id"], "study_id"]].to_numpy()).all()
-    parts = [pd.read_parquet(folder / f"fold{k}/test.parquet").set_index("image_id")[logits] for k in FOLDS]
-    mean = np.mean([part.loc[test["image_id"]].to_numpy("float64") for part in parts], axis=0)
-    np.testing.assert_allclose(test[logits], mean, atol=1e-6)
-    for table in (oof, test):
-        assert np.isfinite(table[logits]).all(axis=None)

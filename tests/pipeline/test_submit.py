@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,6 @@ from sklearn.metrics import fbeta_score
 from conftest import CLASSES, LOGITS, copied, make, plan_of
 from ich.ensemble import prevalence
 from ich.ensemble.hierarchy import project_any
-from ich.ensemble.thresholds import search
 from ich.pipeline.state import Plan
 from ich.store.atomic import read_json
 
@@ -54,14 +52,6 @@ def test_the_submission_has_the_ids_and_order_of_the_sample(trained, root):
     assert probabilities["Label"].between(0, 1).all()
     cut = probabilities["ID"].str.rsplit("_", n=1).str[1].map(cuts)
     assert ((probabilities["Label"] >= cut).astype(int) == binary["Label"]).all()
-
-
-def test_any_is_at_least_as_probable_as_every_subtype(trained):
-    wide = submitted(trained)
-    assert (wide["any"] >= wide[CLASSES[:-1]].max(axis=1)).all()
-    for path in sorted(trained.glob("oof/parts/blend/fold*/*.parquet")):
-        logits = pd.read_parquet(path)[LOGITS]
-        assert (logits["logit_any"] >= logits[LOGITS[:-1]].max(axis=1)).all()
 
 
 def test_a_new_sample_and_an_unreadable_test_file_change_the_submission(copy):
@@ -174,34 +164,8 @@ def test_transferred_thresholds_keep_the_positives_of_single_folds(root):
     assert (decided.to_numpy() == (submitted(root) >= pd.Series(moved)).to_numpy()).all()
 
 
-def test_a_killed_search_restarts_to_the_same_bytes(root, monkeypatch):
-    plan = plan_of(root)
-    make(plan, "thresholds", force=True)
-    path = plan.workspace.thresholds
-    whole, real, calls = path.read_bytes(), search.search, []
-    path.unlink()
-
-    def killed(*arguments: Any) -> Any:
-        calls.append(arguments)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(search, "search", killed)
-        make(plan_of(root), "thresholds")
-    assert not path.exists()
-    make(plan_of(root), "thresholds")
-    assert path.read_bytes() == whole
-
-
 @pytest.mark.parametrize(
-    ("average", "metric", "recall"),
-    [
-        ("macro", "f2", 0.0),
-        ("micro", "f0.5", 0.9),
-        ("samples", "f1", 0.9),
-    ],
+    ("average", "metric", "recall"), [("macro", "f2", 0.0), ("micro", "f0.5", 0.9), ("samples", "f1", 0.9)]
 )
 def test_the_recorded_score_is_that_of_the_tuning_rows(root, average, metric, recall):
     values = {"metric": metric, "average": average, "min_recall": recall or "null", "trials": 30}

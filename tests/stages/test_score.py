@@ -117,25 +117,31 @@ def test_scores_equal_those_of_scikit_learn(plan):
         assert row["f2_half_micro"] == pytest.approx(fbeta_score(y, p >= 0.5, beta=2, average="micro"), abs=6e-5)
 
 
-def test_thresholds_are_cross_fitted_and_use_all_folds_on_the_test_set(plan):
-    scores = read(plan, "scores.csv").set_index(["model", "rows"])["f2"]
-    in_sample = read(plan, "scores.csv").set_index(["model", "rows"])["f2_in_sample"]["resnet", "oof"]
-    y, p, folds = truth_and_probability(plan, "resnet", "oof")
-    goal = thresholds.Goal(2.0)
+def decisions(plan: Plan, model: str, where: str) -> np.ndarray:
+    """Decisions by the thresholds of the other folds; on the test set, by those of all folds."""
+    y, p, folds = truth_and_probability(plan, model, "oof")
 
-    def f2(y: np.ndarray, decided: np.ndarray) -> float:
-        return pytest.approx(fbeta_score(y, decided, beta=2, average="macro"), abs=6e-5)
+    def tuned(rows: np.ndarray) -> list[float]:
+        found = thresholds.tune(y[rows], p[rows], CLASSES, thresholds.Goal(2.0)).thresholds
+        return [found[name] for name in CLASSES]
 
+    if where == "test":
+        return thresholds.apply(truth_and_probability(plan, model, where)[1], tuned(folds >= 0))
     decided = np.zeros(y.shape, dtype=bool)
     for k in range(3):
-        others = thresholds.tune(y[folds != k], p[folds != k], CLASSES, goal)
-        decided[folds == k] = thresholds.apply(p[folds == k], [others.thresholds[c] for c in CLASSES])
-    assert scores["resnet", "oof"] == f2(y, decided)
-    tuned = thresholds.tune(y, p, CLASSES, goal)
-    assert in_sample == pytest.approx(tuned.score, abs=6e-5)
-    assert in_sample > scores["resnet", "oof"], "in-sample scores are optimistic"
-    y, p, _ = truth_and_probability(plan, "resnet", "test")
-    assert scores["resnet", "test"] == f2(y, thresholds.apply(p, [tuned.thresholds[c] for c in CLASSES]))
+        decided[folds == k] = thresholds.apply(p[folds == k], tuned(folds != k))
+    return decided
+
+
+def test_thresholds_are_cross_fitted_and_use_all_folds_on_the_test_set(plan):
+    scores = read(plan, "scores.csv").set_index(["model", "rows"])
+    for where in ("test", "oof"):
+        y, p, _ = truth_and_probability(plan, "resnet", where)
+        f2 = fbeta_score(y, decisions(plan, "resnet", where), beta=2, average="macro")
+        assert scores["f2"]["resnet", where] == pytest.approx(f2, abs=6e-5)
+    in_sample = scores["f2_in_sample"]["resnet", "oof"]
+    assert in_sample == pytest.approx(thresholds.tune(y, p, CLASSES, thresholds.Goal(2.0)).score, abs=6e-5)
+    assert in_sample > f2, "in-sample scores are optimistic"
 
 
 def test_in_sample_scores_and_warnings_of_folds_are_listed(plan):
@@ -237,20 +243,12 @@ def test_scores_per_study_equal_those_of_scikit_learn(plan, capsys):
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     for model in plan.models:
         for where in ("oof", "test"):
-            y, p, folds = truth_and_probability(plan, model, where)
+            y, p, _ = truth_and_probability(plan, model, where)
             ids = pd.read_parquet(plan.workspace.model(model) / f"{where}.parquet")["image_id"]
-            decided, whole = (
-                np.zeros(y.shape, dtype=bool),
-                thresholds.tune(*truth_and_probability(plan, model, "oof")[:2], CLASSES, thresholds.Goal(2.0)),
+            of_slices = (
+                pd.DataFrame(x).groupby(studies[ids].to_numpy()) for x in (y, p, decisions(plan, model, where))
             )
-            for k in np.unique(folds):
-                cuts = (
-                    whole
-                    if where == "test"
-                    else thresholds.tune(y[folds != k], p[folds != k], CLASSES, thresholds.Goal(2.0))
-                )
-                decided[folds == k] = thresholds.apply(p[folds == k], [cuts.thresholds[c] for c in CLASSES])
-            y, p, decided = (pd.DataFrame(x).groupby(studies[ids].to_numpy()).max().to_numpy() for x in (y, p, decided))
+            y, p, decided = (one.max().to_numpy() for one in of_slices)
             means = scores.loc[model, where, "macro"]
             assert means["auc"] == pytest.approx(roc_auc_score(y, p, average="macro"), abs=6e-5)
             for c, name in enumerate(CLASSES):

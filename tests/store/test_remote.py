@@ -15,9 +15,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from ich import processes
 from ich.errors import UserError
-from ich.processes import run_parallel
 from ich.store import failures, remote
 from ich.store.hashes import digest, sha256_bytes
 from ich.store.remote import Damaged, Remote
@@ -178,25 +176,6 @@ def test_large_files_are_sent_and_read_in_parts(s3, tmp_path):
     store.pull({tmp_path / "there": sha256})
     assert store.fs.calls["cat_file"] == 3
     assert (tmp_path / "there").read_bytes() == content
-
-
-def push_from(url: str, folder: str, name: str) -> None:
-    record, files = artifact(Path(folder), model=name.encode())
-    Remote(url).push(name, record, files)
-
-
-@pytest.mark.slow
-def test_objects_of_worker_processes_are_seen(s3, tmp_path):
-    url, names = f"{s3}/workers", ["oof/a/run.json", "oof/b/run.json"]
-    store = Remote(url)
-    assert not any(store.read_record(name, FINGERPRINT) for name in names)
-    processes._end_workers()  # those of other tests have no credentials
-    list(run_parallel(push_from, ((url, str(tmp_path / name[4]), name) for name in names), 2))
-    for name in names:
-        record = store.read_record(name, FINGERPRINT)
-        assert record is not None
-        store.pull({tmp_path / "there" / file: sha256 for file, sha256 in record["files"].items()})
-        assert (tmp_path / "there" / "model").read_text() == name
 
 
 # ---- several pushers

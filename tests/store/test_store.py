@@ -95,8 +95,7 @@ def test_an_array_is_written_as_by_numpy(tmp_path, shape):
 # ---- hashes
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
-    lambda v: st.lists(v) | st.dictionaries(st.text(), v),
+    st.none() | st.booleans() | st.integers() | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v)
 )
 
 

@@ -26,32 +26,19 @@ class Augmentation:
 
     crop: float = 0.0
     """Smallest share of the image's area in a random crop of nearly its shape, which is resized to the whole."""
-    flip: float = 0.5
-    """Probability of a left-right mirror."""
-    vertical_flip: float = 0.0
-    """Probability of an upside-down mirror."""
-    transpose: float = 0.0
-    """Probability of swapping rows and columns."""
-    shift: float = 0.06
-    """Largest shift in each direction, as a share of the image's side."""
-    scale: float = 0.1
-    """Largest change of size, as a share."""
-    rotate: float = 15.0
-    """Largest rotation, degrees."""
-    optical: float = 0.0
-    """Largest coefficient of a lens distortion, barrel or pincushion; 0.05 is usual."""
-    grid: float = 0.0
-    """Largest stretch of the cells of a 5 x 5 grid, as a share; 0.3 is usual."""
-    brightness: float = 0.1
-    """Largest change of brightness, as a share of the grey scale."""
-    contrast: float = 0.1
-    """Largest change of contrast, as a share."""
-    jitter: float = 1.0
-    """Probability that brightness and contrast change."""
-    noise: float = 0.0
-    """Largest standard deviation of Gaussian noise, as a share of the grey scale."""
-    dropout: float = 0.0
-    """Probability of blacking out one to four rectangles of up to a fifth of the side."""
+    flip: float = 0.5  # probability of a left-right mirror
+    vertical_flip: float = 0.0  # probability of an upside-down mirror
+    transpose: float = 0.0  # probability of swapping rows and columns
+    shift: float = 0.06  # largest shift in each direction, as a share of the image's side
+    scale: float = 0.1  # largest change of size, as a share
+    rotate: float = 15.0  # largest rotation, degrees
+    optical: float = 0.0  # largest coefficient of a lens distortion, barrel or pincushion; 0.05 is usual
+    grid: float = 0.0  # largest stretch of the cells of a 5 x 5 grid, as a share; 0.3 is usual
+    brightness: float = 0.1  # largest change of brightness, as a share of the grey scale
+    contrast: float = 0.1  # largest change of contrast, as a share
+    jitter: float = 1.0  # probability that brightness and contrast change
+    noise: float = 0.0  # largest standard deviation of Gaussian noise, as a share of the grey scale
+    dropout: float = 0.0  # probability of blacking out one to four rectangles of up to a fifth of the side
 
 
 class Augment:

@@ -57,8 +57,7 @@ class Batches(Dataset[Batch]):
     """A dataset that makes whole batches of (epoch, i)."""
 
     seed: int
-    drops_last = False
-    """A shuffled epoch leaves out an incomplete last batch, whose batch statistics would be noisy."""
+    drops_last = False  # a shuffled epoch leaves out an incomplete last batch, whose batch statistics would be noisy
 
     def __len__(self) -> int:
         raise NotImplementedError

@@ -296,18 +296,11 @@ class HuCache:
     def _map(self, number: int) -> NDArray[np.int16]:
         if number not in self._mapped:
             path, (_, side, _) = self.folder / shard_name(number), self.shape
-            try:
+            with errors.parsing(path, "delete it and run `ich prepare` again"):
                 found = np.load(path, mmap_mode="r", allow_pickle=False)
                 rows, size = self._counts[number], side or found.shape[-1]
                 if found.dtype != np.int16 or found.shape != (rows, size, size):
                     raise ValueError(f"{found.dtype} {list(found.shape)}, not int16 [{rows}, {size}, {size}]")
-            except (OSError, MemoryError):
-                raise
-            except Exception as error:  # numpy's own errors have no common base
-                why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-                raise errors.UserError(
-                    f"{path}: damaged shard ({why}); delete it and run `ich prepare` again"
-                ) from None
             self._mapped[number] = np.asarray(found)
         return self._mapped[number]
 

@@ -17,14 +17,10 @@ from ich.data.windowing import HuArray, Windowing, render_rows
 
 
 class SliceBatch(NamedTuple):
-    images: torch.Tensor
-    """uint8 [B, C, S, S], in channels_last memory"""
-    targets: torch.Tensor | None
-    """float32 [B, c]"""
-    rows: torch.Tensor
-    """int64 [B]: row numbers in the HU cache"""
-    masks: torch.Tensor | None = None
-    """uint8 [B, 1, S, S], bit c: class c is visible in the pixel"""
+    images: torch.Tensor  # uint8 [B, C, S, S], in channels_last memory
+    targets: torch.Tensor | None  # float32 [B, c]
+    rows: torch.Tensor  # int64 [B]: row numbers in the HU cache
+    masks: torch.Tensor | None = None  # uint8 [B, 1, S, S], bit c: class c is visible in the pixel
 
     @property
     def inputs(self) -> tuple[torch.Tensor, ...]:
@@ -35,12 +31,9 @@ class SliceBatch(NamedTuple):
 
 
 class TwoViewBatch(NamedTuple):
-    first: torch.Tensor
-    """uint8 [B, C, S, S], in channels_last memory"""
-    second: torch.Tensor
-    """the same slices with another augmentation"""
-    rows: torch.Tensor
-    """int64 [B]: row numbers in the HU cache"""
+    first: torch.Tensor  # uint8 [B, C, S, S], in channels_last memory
+    second: torch.Tensor  # the same slices with another augmentation
+    rows: torch.Tensor  # int64 [B]: row numbers in the HU cache
     targets: None = None
 
     @property
@@ -202,8 +195,7 @@ def sample_seed(seed: int, epoch: int, image_id: str, use: str = "") -> int:
 
 # ---- CutMix
 
-Box = tuple[int, int, int, int]
-"""top, bottom, left, right; the ends exclusive"""
+Box = tuple[int, int, int, int]  # top, bottom, left, right; the ends exclusive
 
 
 def cutmix_draw(seed: int, i: int, n: int, size: int, alpha: float) -> tuple[int, Box]:

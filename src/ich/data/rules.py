@@ -33,8 +33,7 @@ MAY_LACK = ("position", "tilt", "row_spacing", "column_spacing")
 class Fault(NamedTuple):
     """A broken rule."""
 
-    rows: NDArray[np.intp]
-    """numbers of the rows that break it; empty if it is about the column as a whole"""
+    rows: NDArray[np.intp]  # numbers of the rows that break it; empty if it is about the column as a whole
     column: str
     expected: str
 

@@ -15,18 +15,14 @@ from ich.data.batches import EpochBatches, real_slices
 class SeriesBatch(NamedTuple):
     """B series with n slices in total, padded to the T slices of the longest."""
 
-    features: torch.Tensor
-    """float32 [B, T, D], zero-padded"""
-    base: torch.Tensor
-    """float32 [B, T, c]: the logits that are refined"""
+    features: torch.Tensor  # float32 [B, T, D], zero-padded
+    base: torch.Tensor  # float32 [B, T, c]: the logits that are refined
     geometry: torch.Tensor
     """float32 [B, T, 2]: the gap to the next slice, 0 at the last; the position in the series, -1..1"""
     lengths: NDArray[np.int64]
     """[B]: slices per series; not a tensor, since the network needs them without waiting for a GPU"""
-    targets: torch.Tensor | None
-    """float32 [n, c]: of the real slices, one series after the other"""
-    rows: torch.Tensor
-    """int64 [n]: row numbers in the packed arrays"""
+    targets: torch.Tensor | None  # float32 [n, c]: of the real slices, one series after the other
+    rows: torch.Tensor  # int64 [n]: row numbers in the packed arrays
 
     @property
     def inputs(self) -> tuple[torch.Tensor | NDArray[np.int64], ...]:
@@ -75,13 +71,7 @@ class SeriesArrays:
 
 
 def series_loader(
-    series: SeriesArrays,
-    batch_size: int,
-    *,
-    shuffle: bool,
-    seed: int = 0,
-    epoch: int = 0,
-    reverse: bool = False,
+    series: SeriesArrays, batch_size: int, *, shuffle: bool, seed: int = 0, epoch: int = 0, reverse: bool = False
 ) -> Iterator[SeriesBatch]:
     """Yield batches of all series."""
     for batch in EpochBatches(len(series), batch_size, seed, epoch, shuffle=shuffle, drop_last=False):

@@ -14,16 +14,12 @@ from ich.data.datasets import SliceDataset, as_tensor, covered, cutmix_draw, pas
 class SeriesImagesBatch(NamedTuple):
     """B series with n slices in total; the longest has T slices."""
 
-    images: torch.Tensor
-    """uint8 [n, C, S, S], in channels_last memory, one series after the other, without padding"""
-    geometry: torch.Tensor
-    """float32 [B, T, 2], 0 beyond a series's end"""
+    images: torch.Tensor  # uint8 [n, C, S, S], in channels_last memory, one series after the other, without padding
+    geometry: torch.Tensor  # float32 [B, T, 2], 0 beyond a series's end
     lengths: NDArray[np.int64]
     """[B]: slices per series; not a tensor, since the network needs them without waiting for a GPU"""
-    targets: torch.Tensor | None
-    """float32 [n, c]"""
-    rows: torch.Tensor
-    """int64 [n]: row numbers in the HU cache"""
+    targets: torch.Tensor | None  # float32 [n, c]
+    rows: torch.Tensor  # int64 [n]: row numbers in the HU cache
 
     @property
     def inputs(self) -> tuple[torch.Tensor | NDArray[np.int64], ...]:
@@ -45,11 +41,7 @@ class SeriesImages(Batches[SeriesImagesBatch]):
     """
 
     def __init__(
-        self,
-        slices: SliceDataset,
-        offsets: NDArray[np.int64],
-        series_ids: Sequence[str],
-        geometry: NDArray[np.float32],
+        self, slices: SliceDataset, offsets: NDArray[np.int64], series_ids: Sequence[str], geometry: NDArray[np.float32]
     ) -> None:
         self.slices, self.offsets, self.series_ids, self.geometry = slices, offsets, series_ids, geometry
         self.seed = slices.seed

@@ -132,11 +132,7 @@ def fit(method: Method, z: ArrayLike, y: ArrayLike, copies: NDArray | None = Non
 
 
 def choose_calibrator(
-    z: ArrayLike,
-    y: ArrayLike,
-    fold: ArrayLike,
-    bootstrap: Bootstrap,
-    method: Method | Literal["auto"] = "auto",
+    z: ArrayLike, y: ArrayLike, fold: ArrayLike, bootstrap: Bootstrap, method: Method | Literal["auto"] = "auto"
 ) -> CalibratorChoice:
     """Choose the calibrator of logits z [n] of a class with labels y [n] by cross-fitted log loss.
 
@@ -165,10 +161,7 @@ def choose_calibrator(
     }
     draws = {name: bootstrap.means(values) for name, values in row_losses.items()}
     differences = {
-        name: (
-            losses[name]["cross_fitted"] - losses["none"]["cross_fitted"],
-            *interval(draws[name] - draws["none"]),
-        )
+        name: (losses[name]["cross_fitted"] - losses["none"]["cross_fitted"], *interval(draws[name] - draws["none"]))
         for name in names[1:]
     }
     best = simplest(draws) if method == "auto" else names[-1]

@@ -19,11 +19,7 @@ Broken = Iterator[tuple[Sequence[str] | pd.Series | pd.Index, str]]
 
 
 def predictions(
-    table: pd.DataFrame,
-    wanted: pd.Index,
-    classes: Sequence[str],
-    folds: pd.Series | None = None,
-    key: str = "image_id",
+    table: pd.DataFrame, wanted: pd.Index, classes: Sequence[str], folds: pd.Series | None = None, key: str = "image_id"
 ) -> Broken:
     """Each wanted id once and no other, finite logits, and the fold of each id as in `folds` (by id)."""
     columns = logit_columns(classes)

@@ -39,11 +39,7 @@ class Decisions(NamedTuple):
 
 
 def all_scores(
-    bootstrap: Bootstrap,
-    y: NDArray,
-    p: NDArray,
-    decisions: Mapping[str, Decisions],
-    weights: Sequence[float],
+    bootstrap: Bootstrap, y: NDArray, p: NDArray, decisions: Mapping[str, Decisions], weights: Sequence[float]
 ) -> dict[str, Score]:
     """log_loss (over all classes: weighted), auc, ap (macro means), and the macro F-beta of each of the `decisions`.
 

@@ -27,17 +27,12 @@ ONNX = "model.onnx"  # file of a network for ONNX Runtime
 class Fitted(ABC):
     """One fitted fold, independent of the recipe and of the paths of the workspace."""
 
-    FILE: ClassVar[str]
-    """JSON file of `spec`."""
-    KEYS: ClassVar[frozenset[str]] = frozenset()
-    """Required keys of `spec`."""
+    FILE: ClassVar[str]  # JSON file of `spec`
+    KEYS: ClassVar[frozenset[str]] = frozenset()  # required keys of `spec`
 
-    spec: dict[str, Any]
-    """JSON values from which `load` rebuilds the model, together with its other files."""
-    name: str = ""
-    """For messages, such as "resnet fold 0"."""
-    notes: dict[str, Any] = field(default_factory=dict)
-    """Further entries of the run record."""
+    spec: dict[str, Any]  # JSON values from which `load` rebuilds the model, together with its other files
+    name: str = ""  # for messages, such as "resnet fold 0"
+    notes: dict[str, Any] = field(default_factory=dict)  # further entries of the run record
 
     @abstractmethod
     def predict(self, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:

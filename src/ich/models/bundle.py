@@ -28,10 +28,8 @@ Name = Annotated[str, Field(pattern=NAME)]
 
 class BundledModel(Strict):
     stage: str
-    inputs: tuple[str, ...] = ()
-    """The models whose predictions it reads; they come before it."""
-    workers: int | Literal["auto"] = 0
-    """Loader processes for images."""
+    inputs: tuple[str, ...] = ()  # the models whose predictions it reads; they come before it
+    workers: int | Literal["auto"] = 0  # loader processes for images
 
     @field_validator("stage")
     @classmethod
@@ -45,23 +43,17 @@ class Spec(Strict):
     """Content of bundle.json."""
 
     format: Literal[1] = FORMAT
-    name: Name
-    """Of the recipe."""
-    version: str
-    """Of the package ich that wrote it."""
+    name: Name  # of the recipe
+    version: str  # of the package ich that wrote it
     classes: tuple[str, ...] = Field(min_length=1)
     class_weights: tuple[float, ...]
     values: Literal["hu", "grey"]
     image: Image
-    threads: int = Field(ge=1)
-    """CPU threads. Another number may change the last digits of predictions."""
+    threads: int = Field(ge=1)  # CPU threads. Another number may change the last digits of predictions.
     folds: tuple[int, ...] = Field(min_length=1)
-    models: dict[Name, BundledModel]
-    """The blend is last."""
-    competition: str = ""
-    """Its format, for submissions."""
-    thresholds: dict[str, Any] | None = None
-    """Content of thresholds.json."""
+    models: dict[Name, BundledModel]  # the blend is last
+    competition: str = ""  # its format, for submissions
+    thresholds: dict[str, Any] | None = None  # content of thresholds.json
     studies: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
     """Calibrators of study logits, by model and class."""
 
@@ -72,10 +64,8 @@ class Bundle:
 
     root: Path
     spec: Spec
-    files: Mapping[str, str]
-    """SHA-256 of each file of a fold, by its path in `root`."""
-    runtime: str = "torch"
-    """Runs its networks."""
+    files: Mapping[str, str]  # SHA-256 of each file of a fold, by its path in `root`
+    runtime: str = "torch"  # runs its networks
 
     @property
     def identity(self) -> str:

@@ -29,12 +29,9 @@ ROWS = 1 << 13  # embeddings that are rotated at a time
 class Start:
     """Initial weights of a network."""
 
-    weights: Path
-    """.safetensors file"""
-    classes: tuple[str, ...]
-    """Those of its outputs, in order; () if they are not known."""
-    seed: int = 0
-    """Of several seeds in the file, the number of the one to use, modulo their number."""
+    weights: Path  # .safetensors file
+    classes: tuple[str, ...]  # those of its outputs, in order; () if they are not known
+    seed: int = 0  # of several seeds in the file, the number of the one to use, modulo their number
 
 
 @dataclass(frozen=True)
@@ -55,8 +52,7 @@ class FoldData:
     rows: dict[str, NDArray[np.int64]]
     cache: Path = Path()
     start: Start | None = None
-    training: TrainingLabels | None = None
-    """Of networks, with `labels` in the recipe."""
+    training: TrainingLabels | None = None  # of networks, with `labels` in the recipe
 
     @classmethod
     def read(cls, recipe: Recipe, workspace: Workspace, cache: Path, model: str, fold: int | None) -> Self:

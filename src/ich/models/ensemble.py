@@ -17,10 +17,8 @@ from ich.models.slices import Predictions, Slices
 class FoldScores:
     """Predictions of one fold."""
 
-    logits: NDArray[np.float32]
-    """[n, c] of the blend, one row per slice."""
-    studies: Mapping[str, pd.DataFrame]
-    """Study logits [m, c] by study id, of each model with attention pooling."""
+    logits: NDArray[np.float32]  # [n, c] of the blend, one row per slice
+    studies: Mapping[str, pd.DataFrame]  # study logits [m, c] by study id, of each model with attention pooling
 
 
 @dataclass

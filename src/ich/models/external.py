@@ -102,8 +102,7 @@ class FittedExternal(Fitted):
     FILE: ClassVar[str] = "external.json"
     KEYS: ClassVar[frozenset[str]] = frozenset({"classes"})
 
-    logits: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """one column per class, by image_id"""
+    logits: pd.DataFrame = field(default_factory=pd.DataFrame)  # one column per class, by image_id
 
     def predict(self, slices: Slices, inputs: Mapping[str, Predictions]) -> Predictions:
         rows = self.logits.index.get_indexer(slices.ids)

@@ -23,12 +23,9 @@ EMPTY = ("", "nan", "na", "none", "<na>")  # as spreadsheets, pandas, R and Parq
 class TrainingLabels:
     """Labels on which the networks of a fold are trained. Nothing else reads them."""
 
-    labels: NDArray[np.float32]
-    """[N, c], 0..1, NaN where unlabelled; rows as in the slice table"""
-    weights: NDArray[np.float32]
-    """[N, c], of the loss; 0 where unlabelled"""
-    added: NDArray[np.bool_]
-    """[N]: slices that only the table labels"""
+    labels: NDArray[np.float32]  # [N, c], 0..1, NaN where unlabelled; rows as in the slice table
+    weights: NDArray[np.float32]  # [N, c], of the loss; 0 where unlabelled
+    added: NDArray[np.bool_]  # [N]: slices that only the table labels
 
     @classmethod
     def read(cls, path: Path, settings: Labels, slices: SliceTable, cache: Path) -> Self:

@@ -15,10 +15,8 @@ USUAL_GAP = 5.0  # mm between slices; networks read gaps as multiples of it
 class Predictions:
     """Predictions of one fold of a model, rows as in the slices that were asked for."""
 
-    logits: NDArray[np.floating]
-    """[n, c], kept as float32"""
-    embeddings: NDArray[np.float16] | None = None
-    """[n, d], of networks on single slices"""
+    logits: NDArray[np.floating]  # [n, c], kept as float32
+    embeddings: NDArray[np.float16] | None = None  # [n, d], of networks on single slices
     studies: pd.DataFrame | None = None
     """Logits [m, c] of the m studies of the slices, by study id; of models with `writes_studies`"""
 
@@ -49,8 +47,7 @@ class Slices:
     classes: list[str]
     images: Any = None
     values: str = "hu"
-    workers: int | Literal["auto"] = "auto"
-    """loader processes for the images"""
+    workers: int | Literal["auto"] = "auto"  # loader processes for the images
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -59,8 +59,7 @@ class FittedStack(Fitted):
     FILE: ClassVar[str] = "stack.json"
     KEYS: ClassVar[frozenset[str]] = frozenset({"inputs", "neighbours", "classes"})
 
-    boosters: dict[str, str] = field(default_factory=dict)
-    """LightGBM's text format, by file"""
+    boosters: dict[str, str] = field(default_factory=dict)  # LightGBM's text format, by file
     threads: int = 1
 
     @property

@@ -33,10 +33,8 @@ class SliceTable:
 
     table: pd.DataFrame
     classes: list[str]
-    class_weights: list[float]
-    """Weights of the classes in the competition's log loss."""
-    values: str
-    """hu | grey: what the cache holds"""
+    class_weights: list[float]  # weights of the classes in the competition's log loss
+    values: str  # hu | grey: what the cache holds
     pseudonyms: Pseudonyms
 
     @classmethod

@@ -46,16 +46,13 @@ from timm.models import build_model_with_cfg  # noqa: E402
 class CnnSpec:
     """Everything needed to rebuild a Cnn, except its weights."""
 
-    backbone: str
-    """A name of `timm.list_models()`, or of `timm.list_models(include_tags=True)`."""
+    backbone: str  # a name of `timm.list_models()`, or of `timm.list_models(include_tags=True)`
     in_channels: int
     classes: int
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Architecture arguments of the backbone, such as channels or growth_rate; lists are passed as tuples."""
-    dropout: float = 0.0
-    """Dropout probability of the embedding before the output layer."""
-    pretrained: bool = False
-    """Start from timm's weights, downloaded once to the Hugging Face cache, as .safetensors."""
+    dropout: float = 0.0  # dropout probability of the embedding before the output layer
+    pretrained: bool = False  # start from timm's weights, downloaded once to the Hugging Face cache, as .safetensors
     weights: str | None = None
     """Start from this file instead, for machines without internet: .safetensors in timm's layout, or .pth."""
 

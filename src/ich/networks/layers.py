@@ -49,17 +49,13 @@ class HeadSpec:
 
     name: str
     """residual, plain, shortcut, linear, sdl, lrnn, sdl_lrnn or lrnn_sdl; see `ich.networks.sequence.build_head`."""
-    features: int
-    """Size of the embedding of a slice."""
+    features: int  # size of the embedding of a slice
     classes: int
-    cell: str = "gru"
-    """gru or lstm; for sdl also conv; for residual also conv_gru and transformer."""
-    hidden: int = 64
-    """Units per direction."""
+    cell: str = "gru"  # gru or lstm; for sdl also conv; for residual also conv_gru and transformer
+    hidden: int = 64  # units per direction
     layers: int = 1
     dropout: float = 0.0
-    differences: bool = False
-    """residual: the network also reads the differences to the two neighbouring slices."""
+    differences: bool = False  # residual: the network also reads the differences to the two neighbouring slices
 
     @property
     def takes_classifier(self) -> bool:
@@ -73,13 +69,11 @@ class Head(nn.Module):
     Features [B, T, D], base logits [B, T, c], geometry [B, T, 2] and lengths int64 [B] are as in `build_head`.
     """
 
-    width: int
-    """Values in the state of a slice."""
+    width: int  # values in the state of a slice
     base_weights: tuple[str, ...] = ()
     """Weights that read the base logits, one column per class, and the first of these columns."""
     base_column: int = 0
-    ordered: bool = False
-    """True if other weights depend on the order of the classes."""
+    ordered: bool = False  # True if other weights depend on the order of the classes
 
     def states(self, features: Tensor, base: Tensor, geometry: Tensor, lengths: Lengths) -> Tensor:
         """States [B, T, width], or [B, T, c, width / c] if each class has its own."""
@@ -104,8 +98,7 @@ class SavedClasses:
 
     rows: tuple[int | None, ...]
     """For each class of the network, its number among those of the weights; None: it starts as usual."""
-    count: int
-    """Number of classes of the weights."""
+    count: int  # number of classes of the weights
 
     @classmethod
     def by_name(cls, own: Sequence[str], saved: Sequence[str]) -> Self:

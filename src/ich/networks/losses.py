@@ -12,8 +12,7 @@ from torch import Tensor
 RAREST = 1e-6
 """Smallest frequency of a label in `pos_weight` and `balanced`: weights stay finite where a class has one label."""
 
-TINY = 1e-12
-"""Divisor where a weight is 0."""
+TINY = 1e-12  # divisor where a weight is 0
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,10 @@ class Loss:
     """
 
     name: Literal["bce", "focal", "asymmetric"]
-    gamma: float = 2.0
-    """focal"""
-    gamma_pos: float = 0.0
-    """asymmetric, of positives"""
-    gamma_neg: float = 4.0
-    """asymmetric, of negatives"""
-    clip: float = 0.05
-    """asymmetric: probability below which negatives do not count"""
+    gamma: float = 2.0  # focal
+    gamma_pos: float = 0.0  # asymmetric, of positives
+    gamma_neg: float = 4.0  # asymmetric, of negatives
+    clip: float = 0.05  # asymmetric: probability below which negatives do not count
     label_weight: Sequence[tuple[float, float]] | None = None
     """Weights of a negative and a positive label, one pair per class; see `pos_weight` and `balanced`."""
     class_weight: Sequence[float] | None = None

@@ -15,9 +15,7 @@ class SimClr(nn.Module):
         super().__init__()
         self.cnn = cnn
         self.projection = nn.Sequential(
-            nn.Linear(cnn.embedding_size, cnn.embedding_size),
-            nn.ReLU(),
-            nn.Linear(cnn.embedding_size, width),
+            nn.Linear(cnn.embedding_size, cnn.embedding_size), nn.ReLU(), nn.Linear(cnn.embedding_size, width)
         )
 
     def forward(self, images: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from ich.models.ensemble import Ensemble, FoldScores
 from ich.models.slices import Slices
 from ich.models.table import series_codes
 from ich.pipeline import engines
-from ich.pipeline.graph import VERSIONS
+from ich.pipeline.tasks import VERSIONS
 from ich.store.hashes import digest
 from ich.store.records import read_hashed, write_hashed
 
@@ -62,8 +62,7 @@ def split(studies: pd.Series, size: int) -> list[NDArray[np.intp]]:
 class ChunkScores:
     """Scores of the readable slices of a chunk, and its unreadable slices."""
 
-    slices: pd.DataFrame
-    """image_id, study_id, series_id, index and path."""
+    slices: pd.DataFrame  # image_id, study_id, series_id, index and path
     folds: Mapping[int, FoldScores]
     unread: list[Quarantined]
 
@@ -73,13 +72,10 @@ class Chunks:
     """Chunks of scans in a folder that all machines share: the slices and, once made, the scores of each chunk."""
 
     bundle: Bundle
-    scans: Path
-    """Folder that the paths of the slices are relative to."""
-    identities: Mapping[str, Any]
-    """Of the files of the scans, which change with their content."""
+    scans: Path  # folder that the paths of the slices are relative to
+    identities: Mapping[str, Any]  # of the files of the scans, which change with their content
     folder: Path
-    jobs: int
-    """Processes that read pixels."""
+    jobs: int  # processes that read pixels
 
     @property
     def fingerprint(self) -> str:
@@ -142,13 +138,10 @@ class Chunks:
 class _Clock:
     """Decides how many folds fit into a time limit, by the time per slice and fold so far."""
 
-    end: float
-    """On the monotonic clock."""
-    most: int
-    """Folds of each earlier chunk; more of a later one would not be used."""
+    end: float  # on the monotonic clock
+    most: int  # folds of each earlier chunk; more of a later one would not be used
     begun: float
-    done: int = 0
-    """Slices times folds."""
+    done: int = 0  # slices times folds
 
     def enough(self, size: int, later: int, folds: int) -> bool:
         """Return whether `folds` are enough for a chunk of `size` slices. later: slices of the chunks after it."""

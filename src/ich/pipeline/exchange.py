@@ -11,8 +11,8 @@ from typing import Any
 from ich.console import warn
 from ich.errors import UserError, parsing
 from ich.models.pseudonyms import Pseudonyms
-from ich.pipeline.graph import Task
 from ich.pipeline.state import Plan
+from ich.pipeline.tasks import Task
 from ich.store.hashes import sha256_file
 from ich.store.records import Record, read_record, record_text, record_value, write_record
 from ich.store.remote import Remote, plain, plain_files

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -10,68 +10,27 @@ from typing import Any, Self
 from ich.console import progress
 from ich.errors import UserError
 from ich.models.inputs import input_splits
-from ich.recipe import SECTIONS, Model, Recipe, Start, Supervised, load
+from ich.pipeline.starts import files_of_bundle, fold_number
+from ich.pipeline.tasks import (
+    ASSEMBLED,
+    ASSEMBLED_STUDIES,
+    IN_SAMPLE,
+    NOT_RAW,
+    PREDICTED,
+    PREDICTED_STUDIES,
+    SHARDS,
+    SLICES,
+    SPEC,
+    VERSIONS,
+    WEIGHTS,
+    Task,
+    Upstream,
+)
+from ich.recipe import Model, Recipe, Start, Supervised, load
 from ich.store import raw
 from ich.store.hashes import digest
 from ich.store.paths import Workspace
 from ich.store.records import Record, read_record
-
-# Increased by hand when the results of a stage change, so that old artifacts become stale.
-VERSIONS = {
-    "demo": 2,
-    "prepare": 2,
-    "folds": 2,
-    "pretrain": 3,
-    "cnn": 2,
-    "end_to_end": 3,
-    "sequence": 3,
-    "external": 1,
-    "smooth": 2,
-    "stack": 3,
-    "blend": 3,
-    "thresholds": 4,
-    "submit": 2,
-    "score": 6,
-    "explain": 4,
-    "report": 9,
-    "predict": 2,
-}
-# files in the raw folder that `ich prepare` does not read
-NOT_RAW = ("run.json", "solution.csv", "mislabelled.csv", "masks.npz")
-PREDICTED = ("valid.parquet", "test.parquet")
-PREDICTED_STUDIES = ("valid_studies.parquet", "test_studies.parquet")
-ASSEMBLED = ("oof.parquet", "test.parquet")
-STUDIES = "studies.json"  # calibration of the study logits
-ASSEMBLED_STUDIES = ("oof_studies.parquet", "test_studies.parquet", STUDIES)
-SHARDS = "hu-*.npy"  # pixels of the Hounsfield cache
-SLICES = "slices.parquet"  # its slice table
-HEADERS = "headers.bin"  # what was read from the headers, of an unfinished cache
-WEIGHTS, SPEC = "model.safetensors", "model.json"
-CHECKPOINT = "checkpoint.bin"  # training state after the last finished epoch
-IN_SAMPLE = ("train.parquet", "train_embeddings.npy")
-
-Upstream = tuple[tuple["Task", tuple[str, ...]], ...]
-
-
-@dataclass(frozen=True)
-class Task:
-    """An artifact with its record and its inputs: files of other tasks (`upstream`) and other files (`sources`)."""
-
-    name: str
-    stage: str
-    record: Record
-    settings: Mapping[str, Any]
-    upstream: Upstream = ()
-    sources: Mapping[str, Path] = field(default_factory=dict)
-    model: str = ""
-    fold: int | None = None
-    files: tuple[str, ...] = ()  # minimum content of its record
-    recipe: str | None = None  # the file of another recipe that makes it
-
-    @property
-    def folder(self) -> Path:
-        """Folder of the finished files; they are written in `record.work`."""
-        return self.record.path.parent
 
 
 class Graph:
@@ -250,15 +209,7 @@ class Graph:
         where = f"{settings.stage}.{model}.start"
         if start.recipe is not None:
             return self._fold_of_recipe(where, start, settings.starts_from, fold)
-        bundle = self.root / start.bundle
-        parts = [path.parent for path in bundle.glob(f"*/fold*/{WEIGHTS}")]
-        numbers = [part.name.removeprefix("fold") for part in parts if part.parent.name == start.model]
-        folds = sorted(int(number) for number in numbers if number.isdecimal())
-        if not folds:
-            known = ", ".join(sorted({part.parent.name for part in parts})) or "none"
-            raise UserError(f"{where}: {start.bundle} has no network {start.model!r}. Choose from {known}")
-        folder = bundle / start.model / f"fold{_fold_number(where, start, fold, folds)}"
-        return [folder / WEIGHTS, folder / SPEC, bundle / "bundle.json"]
+        return files_of_bundle(where, start, self.root, fold)
 
     def _fold_of_recipe(self, where: str, start: Start, stages: Sequence[str], fold: int) -> Task:
         """Task of a fold of another recipe that a fold of this one starts from."""
@@ -270,7 +221,7 @@ class Graph:
             raise UserError(f"{where}: {path} has no {' or '.join(stages)} model {model!r}. Choose from {known}")
         number = None
         if model not in other.recipe.pretrain:
-            number = _fold_number(where, start, fold, other.fold_numbers)
+            number = fold_number(where, start, fold, other.fold_numbers)
             same_data = os.path.normpath(other.raw_root) == os.path.normpath(self.raw_root)
             if same_data and (number != fold or not self._same_folds(other)):
                 raise UserError(
@@ -477,15 +428,3 @@ class Graph:
             yield from (self.in_sample(model, k) for k in self.fold_numbers if model in self.read_in_sample)
             yield self.assembled(model)
         yield from (self.thresholds, self.submit, self.score, self.explain, self.report)
-
-
-def _fold_number(where: str, start: Start, fold: int, folds: Sequence[int]) -> int:
-    """The fold that a fold starts from."""
-    if start.fold is None:
-        return folds[fold % len(folds)]
-    if start.fold not in folds:
-        raise UserError(f"{where}.fold: no such fold {start.fold}. Choose from {', '.join(map(str, folds))}")
-    return start.fold
-
-
-MODEL_STAGES = (*SECTIONS, "blend")  # stages that fit models, in order

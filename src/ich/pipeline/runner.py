@@ -17,8 +17,8 @@ from ich.models.bundle import read
 from ich.models.data import FoldData, Start
 from ich.models.registry import build, load
 from ich.models.table import SliceTable, read_parquet
-from ich.pipeline.graph import STUDIES, WEIGHTS, Task
 from ich.pipeline.state import Busy, Made, Plan
+from ich.pipeline.tasks import STUDIES, WEIGHTS, Task
 from ich.pipeline.untrainable import untrainable
 from ich.processes import run_parallel
 from ich.recipe import Recipe, Training

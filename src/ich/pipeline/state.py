@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from ich.console import detail, duration, say
 from ich.errors import UserError
-from ich.pipeline.graph import CHECKPOINT, HEADERS, VERSIONS, Graph, Task, Upstream
+from ich.pipeline.graph import Graph
+from ich.pipeline.tasks import CHECKPOINT, HEADERS, VERSIONS, Task, Upstream
 from ich.processes import cores
 from ich.recipe import Recipe
 from ich.store import raw

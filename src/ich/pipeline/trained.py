@@ -8,8 +8,8 @@ from typing import Any
 
 from ich.errors import UserError, parsing
 from ich.models.bundle import Bundle, BundledModel, Spec
-from ich.pipeline.graph import STUDIES, Task
 from ich.pipeline.state import Plan
+from ich.pipeline.tasks import STUDIES, Task
 from ich.recipe import Model
 from ich.store.atomic import read_json
 from ich.store.records import Record
@@ -53,8 +53,8 @@ def of_workspace(plan: Plan, folds: Sequence[int] | None = None) -> Bundle:
             for name, one in models.items()
         },
         competition=plan.recipe.competition.format,
-        thresholds=_content(plan.workspace.thresholds) if tuned else None,
-        studies={task.model: _content(task.folder / STUDIES) for task, files in parts if files == (STUDIES,)},
+        thresholds=content_of(plan.workspace.thresholds) if tuned else None,
+        studies={task.model: content_of(task.folder / STUDIES) for task, files in parts if files == (STUDIES,)},
     )
     hashes = {
         f"{task.model}/fold{task.fold}/{name}": sha256
@@ -79,7 +79,8 @@ def _files(settings: Model) -> list[str]:
     return [name for name in settings.files if name != "history.csv"]
 
 
-def _content(path: Path) -> dict[str, Any]:
+def content_of(path: Path) -> dict[str, Any]:
+    """Read a JSON object."""
     with parsing(path):
         if not isinstance(content := read_json(path), dict):
             raise ValueError("an object is required")

@@ -23,8 +23,8 @@ from ich.ensemble.predictions import aligned
 from ich.models.data import FoldData
 from ich.models.pseudonyms import Pseudonyms
 from ich.models.table import FOLDS_REMEDY, read_folds, read_parquet
-from ich.pipeline.graph import Task
 from ich.pipeline.state import Plan
+from ich.pipeline.tasks import Task
 from ich.store.atomic import read_json
 from ich.store.hashes import digest
 from ich.store.paths import SUBMITTED

@@ -28,31 +28,22 @@ PATTERNS = {
     REMOTE: "s3://bucket/prefix, gs://bucket/prefix or file:///folder, without credentials",
     BLEND_METRIC: "log_loss, f1, f2, f0.5, ...",
 }
-SYNONYMS = {  # words of other tools, and keys of earlier versions
-    "lr": "learning_rate",
-    "bs": "batch_size",
-    "wd": "weight_decay",
-    "name": "backbone",
-    "model": "backbone",
-    "arch": "backbone",
-    "architecture": "backbone",
-    "encoder": "backbone",
-    "n_folds": "n",
-    "n_splits": "n",
-    "k": "n",
-    "random_state": "seed",
-    "grad_clip": "max_grad_norm",
-    "gradient_clip": "max_grad_norm",
-    "floor": "min_lr_ratio",
-    "on": "inputs",
-    "members": "inputs",
-    "n_estimators": "num_iterations",
-    "rounds": "num_iterations",
-    "path": "root",
-    "folder": "root",
-    "beta": "metric",
-    "reverse": "tta",
+WORDS = {  # of other tools, and keys of earlier versions, by setting
+    "learning_rate": "lr",
+    "batch_size": "bs",
+    "weight_decay": "wd",
+    "backbone": "name model arch architecture encoder",
+    "n": "n_folds n_splits k",
+    "seed": "random_state",
+    "max_grad_norm": "grad_clip gradient_clip",
+    "min_lr_ratio": "floor",
+    "inputs": "on members",
+    "num_iterations": "n_estimators rounds",
+    "root": "path folder",
+    "metric": "beta",
+    "tta": "reverse",
 }
+SYNONYMS = {word: setting for setting, words in WORDS.items() for word in words.split()}
 
 
 def explain(model: type[BaseModel], values: Any, faults: Sequence[Mapping[str, Any]]) -> list[str]:

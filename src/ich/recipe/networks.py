@@ -16,17 +16,7 @@ from pydantic import (
 )
 
 from ich.recipe.models import Model
-from ich.recipe.training import (
-    Augment,
-    BatchSize,
-    EarlyStopping,
-    Epochs,
-    LearningRate,
-    Loss,
-    Seeds,
-    Strict,
-    Training,
-)
+from ich.recipe.training import Augment, BatchSize, EarlyStopping, Epochs, LearningRate, Loss, Seeds, Strict, Training
 
 
 class Supervised(Training, Model):

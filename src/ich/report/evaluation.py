@@ -1,7 +1,7 @@
 """Evaluate models on labelled rows: scores with confidence intervals, overall and per class, for scores.json."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -64,13 +64,13 @@ class Evaluated:
     mean over folds of each score and its standard deviation; `micro` the micro F by set of rows and metric.
     """
 
-    scores: dict[str, dict[str, Score]]
-    studies: dict[str, dict[str, Score]]
-    thresholds: dict[str, dict[str, float]]
-    in_sample: dict[str, float]
-    confusion: list[dict[str, Any]]
-    by_fold: dict[str, tuple[float, float]]
-    micro: dict[str, dict[str, float]]
+    scores: dict[str, dict[str, Score]] = field(default_factory=dict)
+    studies: dict[str, dict[str, Score]] = field(default_factory=dict)
+    thresholds: dict[str, dict[str, float]] = field(default_factory=dict)
+    in_sample: dict[str, float] = field(default_factory=dict)
+    confusion: list[dict[str, Any]] = field(default_factory=list)
+    by_fold: dict[str, tuple[float, float]] = field(default_factory=dict)
+    micro: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def evaluate(
@@ -88,13 +88,7 @@ def evaluate(
     thresholds are exact optima, without Optuna, for every model. A study has the maximum probability of its slices, and
     is positive if one of them is by the thresholds for `study_metric`.
     """
-    scores: dict[str, dict[str, Score]] = {}
-    studies: dict[str, dict[str, Score]] = {}
-    cuts: dict[str, dict[str, float]] = {}
-    in_sample: dict[str, float] = {}
-    confusion: list[dict[str, Any]] = []
-    by_fold: dict[str, tuple[float, float]] = {}
-    micro: dict[str, dict[str, float]] = {}
+    found = Evaluated()
     for where, some in rows.items():
         p = probability[where]
         decisions: dict[str, Decisions] = {}
@@ -102,25 +96,26 @@ def evaluate(
             if where == "oof":
                 tuned = thresholds.tune(some.labels, p, classes, goal, fold=fold)
                 assert tuned.decided is not None, "folds are given"
-                cuts[metric], in_sample[metric], decided = tuned.thresholds, tuned.score, tuned.decided
+                found.thresholds[metric], found.in_sample[metric] = tuned.thresholds, tuned.score
+                decided = tuned.decided
             else:
-                decided = thresholds.apply(p, [cuts[metric][name] for name in classes])
+                decided = thresholds.apply(p, [found.thresholds[metric][name] for name in classes])
             decisions[metric] = Decisions(goal.beta, decided)
             decisions[f"{metric}_half"] = Decisions(goal.beta, p >= 0.5)
         for name, positive in {"0.5": p >= 0.5, **{metric: decisions[metric].positive for metric in goals}}.items():
             counts = metrics.confusion(some.labels, positive)
             for c, label in enumerate(classes):
                 line = {"rows": where, "thresholds": name, "class": label}
-                confusion.append(line | {key: column[c].item() for key, column in counts.items()})
+                found.confusion.append(line | {key: column[c].item() for key, column in counts.items()})
         if where == "oof":
-            by_fold = scores_by_fold(some.labels, p, fold, decisions, class_weights)
-        scores[where] = all_scores(some.bootstrap, some.labels, p, decisions, class_weights)
-        micro[where] = {
+            found.by_fold.update(scores_by_fold(some.labels, p, fold, decisions, class_weights))
+        found.scores[where] = all_scores(some.bootstrap, some.labels, p, decisions, class_weights)
+        found.micro[where] = {
             name: metrics.f_beta(some.labels, positive, beta, "micro") for name, (beta, positive) in decisions.items()
         }
         parts = (some.per_study(values) for values in (some.labels, p, decisions[study_metric].positive))
-        studies[where] = study_scores(some.study_bootstrap, *parts)
-    return Evaluated(scores, studies, cuts, in_sample, confusion, by_fold, micro)
+        found.studies[where] = study_scores(some.study_bootstrap, *parts)
+    return found
 
 
 def cells(one: Evaluated, blend: Evaluated, classes: Sequence[str]) -> dict[str, Any]:

@@ -17,8 +17,7 @@ class Training:
     histories: Mapping[int, Sequence[Mapping[str, float]]]
     stopped_by: str | None = None
     """The column of the history whose best epoch was kept; None if the last epoch was kept."""
-    stopped_on_fold: bool = False
-    """True if that column was computed on the validation fold itself."""
+    stopped_on_fold: bool = False  # True if that column was computed on the validation fold itself
     seeds: int = 1
 
 
@@ -39,48 +38,33 @@ class Artifact:
 class Evidence:
     """N slices, of which n are labelled and in a fold; c classes."""
 
-    settings: Mapping[str, Any]
-    """The recipe; for own scans without competition.root."""
+    settings: Mapping[str, Any]  # the recipe; for own scans without competition.root
     synthetic: bool
     folds_by_slice: bool
-    table: pd.DataFrame
-    """The slice table [N], with `fold` (NaN for test slices) and `series`, a number per series."""
+    table: pd.DataFrame  # the slice table [N], with `fold` (NaN for test slices) and `series`, a number per series
     classes: list[str]
     class_weights: list[float]
-    values: str
-    """hu | grey"""
-    probability: NDArray[np.float64]
-    """The blend's out-of-fold probabilities [n, c] of the labelled slices."""
-    test_probability: NDArray[np.float64]
-    """The blend's probabilities [m, c] of the test slices."""
-    scores: Mapping[str, Any]
-    """scores.json"""
-    tuned: Mapping[str, Any]
-    """thresholds.json"""
-    cross_fitted: NDArray[np.float64]
-    """Thresholds [n, c] of the other folds."""
-    beta: float
-    """Of the F-beta that the recipe tunes."""
+    values: str  # hu | grey
+    probability: NDArray[np.float64]  # the blend's out-of-fold probabilities [n, c] of the labelled slices
+    test_probability: NDArray[np.float64]  # the blend's probabilities [m, c] of the test slices
+    scores: Mapping[str, Any]  # scores.json
+    tuned: Mapping[str, Any]  # thresholds.json
+    cross_fitted: NDArray[np.float64]  # thresholds [n, c] of the other folds
+    beta: float  # of the F-beta that the recipe tunes
     reliability: pd.DataFrame
-    blends: Sequence[Mapping[str, Any]]
-    """blend.json of each fold."""
+    blends: Sequence[Mapping[str, Any]]  # blend.json of each fold
     logits: NDArray[np.float64]
     """Out-of-fold logits [models, labelled slices or a part of them, c] of all models, for their correlation."""
     trainings: Mapping[str, Training]
-    mapped_by: str | None
-    """The CNN whose embeddings are mapped; None without a CNN."""
+    mapped_by: str | None  # the CNN whose embeddings are mapped; None without a CNN
     embedding_map: pd.DataFrame | None
-    cam_by: str | None
-    """The CNN of the Grad-CAM maps; None if no CNN of the recipe can make them."""
+    cam_by: str | None  # the CNN of the Grad-CAM maps; None if no CNN of the recipe can make them
     suspicious: pd.DataFrame
     audit: pd.DataFrame | None
-    quarantined: Sequence[str]
-    """The reason of each quarantined file."""
-    warnings: Sequence[str]
-    """Warnings of the stages, besides those in `scores` and `tuned`."""
+    quarantined: Sequence[str]  # the reason of each quarantined file
+    warnings: Sequence[str]  # warnings of the stages, besides those in `scores` and `tuned`
     artifacts: Sequence[Artifact]
-    privacy: Sequence[str] = ()
-    """Sentences about ids and about text in the pixels."""
+    privacy: Sequence[str] = ()  # sentences about ids and about text in the pixels
 
     @cached_property
     def all_labels(self) -> NDArray[np.float64]:

@@ -10,9 +10,9 @@ from pathlib import Path
 from ich.console import say
 from ich.ensemble.ablation import Row, markdown
 from ich.errors import UserError
-from ich.pipeline.graph import MODEL_STAGES
 from ich.pipeline.runner import run_stage
 from ich.pipeline.state import Plan
+from ich.pipeline.tasks import MODEL_STAGES
 from ich.recipe import SECTIONS, Ablation, Recipe, load
 from ich.stages import demo, folds, prepare, score, thresholds
 from ich.store.atomic import write_csv, write_text

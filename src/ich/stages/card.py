@@ -14,14 +14,14 @@ from ich.data.folds import unknown_patients
 from ich.errors import parsing
 from ich.models.network import parameters
 from ich.models.table import SliceTable
-from ich.pipeline.graph import VERSIONS, Task
 from ich.pipeline.state import Plan
+from ich.pipeline.tasks import VERSIONS, Task
+from ich.pipeline.trained import content_of
 from ich.recipe import Labels, Start, in_yaml
 from ich.report.card import parts
 from ich.report.card.facts import Count, Facts, ModelFacts, Spread
 from ich.report.evidence import Artifact
 from ich.report.sections.provenance import without_folders
-from ich.store.atomic import read_json
 
 # settings that are shown even where they have their defaults
 MAIN = ("backbone", "head", "cell", "epochs", "batch_size", "optimizer", "learning_rate", "schedule", "weight_decay")
@@ -73,11 +73,11 @@ def read_facts(plan: Plan) -> Facts:
         pseudonyms=slices.pseudonyms.file is not None,
         burned_in=prepared["burned_in"],
         models={name: _model(plan, name) for name in plan.models},
-        blends=[_content(plan.workspace.fold("blend", k) / "blend.json") for k in plan.fold_numbers],
+        blends=[content_of(plan.workspace.fold("blend", k) / "blend.json") for k in plan.fold_numbers],
         artifacts=list(artifacts(plan)),
-        scores=_content(submissions / "scores.json") if scored else None,
+        scores=content_of(submissions / "scores.json") if scored else None,
         decisions=_decisions(submissions / "confusion.csv", recipe.thresholds.metric) if scored else None,
-        tuned=_content(plan.workspace.thresholds) if tuned else None,
+        tuned=content_of(plan.workspace.thresholds) if tuned else None,
         explained=explained,
     )
 
@@ -87,11 +87,6 @@ def _labels(labels: Labels) -> str:
     return (
         f"The networks are trained on the labels of a table {how} those of the competition, weight {labels.weight:g}."
     )
-
-
-def _content(path: Path) -> Any:
-    with parsing(path):
-        return read_json(path)
 
 
 def _table(path: Path) -> pd.DataFrame:

@@ -14,8 +14,8 @@ from ich.data import checks, examine, findings, folds, rules, slice_table
 from ich.data.competitions import ADAPTERS, LayoutError, Raw
 from ich.data.dicom import Geometry
 from ich.models.pseudonyms import Pseudonyms
-from ich.pipeline.graph import NOT_RAW
 from ich.pipeline.state import Plan
+from ich.pipeline.tasks import NOT_RAW
 from ich.pipeline.untrainable import untrainable
 from ich.store.atomic import write_text
 from ich.store.raw import listing

@@ -132,18 +132,14 @@ def write_files(out: Path, results: "Results") -> None:
 class Results:
     """Scores of scans, from which the DICOM files of a study are made."""
 
-    scans: Path
-    """Folder that the paths of the slices are relative to."""
+    scans: Path  # folder that the paths of the slices are relative to
     slices: pd.DataFrame
     """image_id, study_id, series_id, index, path, prob_<class> and, with thresholds, positive_<class>."""
-    studies: Mapping[str, Mapping[str, float]]
-    """The probability of each class, by study."""
+    studies: Mapping[str, Mapping[str, float]]  # the probability of each class, by study
     thresholds: Mapping[str, float] | None
     model: Model
-    networks: Sequence[FittedCnn]
-    """CNNs, whose Grad-CAM is averaged."""
-    image: cache.ImageFormat
-    """What the networks read."""
+    networks: Sequence[FittedCnn]  # CNNs, whose Grad-CAM is averaged
+    image: cache.ImageFormat  # what the networks read
 
     def of_study(self, study: str) -> dict[str, bytes]:
         """Return sr.dcm and the heat maps. Raises UserError if its files are of several patients, or have changed."""

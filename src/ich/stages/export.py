@@ -16,8 +16,8 @@ from ich.models.base import ONNX
 from ich.models.bundle import SPEC, SUMS, Bundle, sums_text
 from ich.models.data import FoldData
 from ich.models.registry import NETWORKS, import_onnx, onnx_class
-from ich.pipeline.graph import WEIGHTS
 from ich.pipeline.state import Plan
+from ich.pipeline.tasks import WEIGHTS
 from ich.pipeline.trained import of_workspace
 from ich.stages import kaggle as for_kaggle
 from ich.stages.card import model_card

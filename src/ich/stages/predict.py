@@ -32,14 +32,7 @@ from ich.pipeline.state import Made, Plan
 from ich.pipeline.trained import of_workspace
 from ich.processes import cores
 from ich.stages.scans import read_scans
-from ich.stages.score_tables import (
-    file_table,
-    largest_by,
-    reason_of,
-    scored_slices,
-    study_probabilities,
-    write_tables,
-)
+from ich.stages.score_tables import file_table, largest_by, reason_of, scored_slices, study_probabilities, write_tables
 from ich.stages.submit import submissions
 from ich.store.atomic import require_writable, write_text
 
@@ -55,8 +48,7 @@ class Scores:
     studies: pd.DataFrame
     files: pd.DataFrame
     quarantined: list[Quarantined]
-    folds: Sequence[int]
-    """Folds whose models were used."""
+    folds: Sequence[int]  # folds whose models were used
 
 
 def run(
@@ -105,12 +97,7 @@ def run(
 
 
 def score(
-    bundle: Bundle,
-    source: Path,
-    folder: Path,
-    *,
-    run_steps: RunSteps | None = None,
-    time_limit: float | None = None,
+    bundle: Bundle, source: Path, folder: Path, *, run_steps: RunSteps | None = None, time_limit: float | None = None
 ) -> Scores:
     """Return the scores of the DICOM files of `source`; arguments as in `run`. folder: of the chunks."""
     end = None if time_limit is None else time.monotonic() + time_limit

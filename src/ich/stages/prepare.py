@@ -17,8 +17,8 @@ from ich.data.competitions import ADAPTERS, Raw
 from ich.data.files import INSIDE
 from ich.data.slice_table import Quarantined
 from ich.errors import UserError
-from ich.pipeline.graph import HEADERS, Task
 from ich.pipeline.state import Made, Plan
+from ich.pipeline.tasks import HEADERS, Task
 from ich.stages import transfer
 from ich.store.atomic import atomic, write_bytes, write_text
 from ich.store.locks import held

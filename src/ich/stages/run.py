@@ -23,10 +23,8 @@ from ich.pipeline.untrainable import untrainable
 from ich.recipe import Recipe, Training
 from ich.stages import demo, prepare, status, transfer
 
-HEADERS_STEP, PART_STEP = (
-    "prepare/headers",
-    "prepare/part",
-)  # steps of a cluster: the slice table, and parts of the pixels
+HEADERS_STEP = "prepare/headers"  # step of a cluster: the slice table
+PART_STEP = "prepare/part"  # of a cluster: a part of the pixels
 NETWORKS_STEP = "networks"  # step that builds every network once, before the first is trained
 WHOLE = ("prepare", "pretrain", "predict")  # stages that use all cores of a machine
 QUICK = 0.1  # expected time of all other steps; in the demo 0.13 for a fold of a sequence model, less for most

@@ -19,14 +19,10 @@ from ich.store import raw
 
 @dataclass(frozen=True)
 class Scans:
-    root: Path
-    """Folder that all paths are relative to."""
-    files: Sequence[str]
-    """Files and archives."""
-    headers: Mapping[str, Geometry | Unreadable]
-    """Of the files and the members of archives."""
-    slices: pd.DataFrame
-    """The slice table; empty if no header is readable."""
+    root: Path  # folder that all paths are relative to
+    files: Sequence[str]  # files and archives
+    headers: Mapping[str, Geometry | Unreadable]  # of the files and the members of archives
+    slices: pd.DataFrame  # the slice table; empty if no header is readable
     quarantined: list[Quarantined]
 
     def identities(self) -> dict[str, tuple[int, str]]:

@@ -81,11 +81,7 @@ def _scores(plan: Plan) -> Made:
         "one_fold": _one_fold(plan, slices, rows["test"], blend.thresholds[settings.metric]) if "test" in rows else {},
         "submission": _submission(plan, slices, rows["test"]) if "test" in rows else {},
         "calibration_error": errors,
-        "warnings": [
-            *_warnings(plan),
-            *fold_warnings(fold_auc),
-            *evaluation.one_label_warnings(rows, classes),
-        ],
+        "warnings": [*_warnings(plan), *fold_warnings(fold_auc), *evaluation.one_label_warnings(rows, classes)],
     }
     for where, pooled in _pooled(plan, rows, slices, fold, goals[settings.metric]).items():
         if pooled and where in found["studies"]:

@@ -4,8 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from ich.console import duration, say, table, warn
-from ich.pipeline.graph import MODEL_STAGES, Task
 from ich.pipeline.state import Plan
+from ich.pipeline.tasks import MODEL_STAGES, Task
 from ich.recipe import how_to_write, in_yaml
 
 

@@ -22,8 +22,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     scaler: GradScaler
     history: list[dict[str, float]] = field(default_factory=list)
-    best: dict[str, Tensor] | None = None
-    """Weights of the best epoch so far, in main memory."""
+    best: dict[str, Tensor] | None = None  # weights of the best epoch so far, in main memory
 
     def save(self, path: Path, fingerprint: str) -> None:
         buffer = io.BytesIO()

@@ -45,8 +45,7 @@ class FitSettings:
     max_grad_norm: float | None = 1.0
     precision: Precision = "auto"
     accumulate: int = 1
-    keep_best: str | None = None
-    """Metric of `evaluate`: the result is its best epoch; None: the last epoch."""
+    keep_best: str | None = None  # metric of `evaluate`: the result is its best epoch; None: the last epoch
     larger_is_better: bool = True
     patience: int | None = None
     """With keep_best: stop after this many epochs without improvement; None: train all epochs."""
@@ -59,12 +58,9 @@ class Loader:
     """A training set. The batches of an epoch are named tuples of tensors; `rows` has one number per slice."""
 
     epoch: Callable[[int], Iterable[Any]]
-    batches: int
-    """Number of batches per epoch."""
-    samples: int
-    """Slices or studies per epoch."""
-    unit: str
-    """slices or series"""
+    batches: int  # number of batches per epoch
+    samples: int  # slices or studies per epoch
+    unit: str  # slices or series
 
 
 @deterministic()

@@ -12,29 +12,22 @@ from ich.store.hashes import seed_of
 class Trackers:
     """Trackers that receive the training curves, in addition to history.csv."""
 
-    names: tuple[str, ...]
-    """Trackers by accelerate's names: tensorboard, wandb, ..."""
-    folder: Path
-    """Their local files are written below this folder."""
+    names: tuple[str, ...]  # trackers by accelerate's names: tensorboard, wandb, ..
+    folder: Path  # their local files are written below this folder
     project: str
     run: str
-    settings: Mapping[str, Any]
-    """Hyperparameters to show with the curves; may be nested."""
+    settings: Mapping[str, Any]  # hyperparameters to show with the curves; may be nested
 
 
 @dataclass(frozen=True)
 class Run:
     """Seed, threads, checkpoint and trackers of the fit of one model on one fold."""
 
-    name: str
-    """For messages and progress, such as "resnet fold 0"."""
+    name: str  # for messages and progress, such as "resnet fold 0"
     seed: int = 7
-    threads: int = 1
-    """CPU threads."""
-    folder: Path | None = None
-    """Folder of checkpoint.bin while training; None: no checkpoint."""
-    fingerprint: str = ""
-    """A checkpoint with another fingerprint is ignored."""
+    threads: int = 1  # CPU threads
+    folder: Path | None = None  # folder of checkpoint.bin while training; None: no checkpoint
+    fingerprint: str = ""  # a checkpoint with another fingerprint is ignored
     trackers: Trackers | None = None
 
     def seeds(self, n: int) -> list["Run"]:

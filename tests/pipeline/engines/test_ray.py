@@ -1,7 +1,6 @@
 """The Ray engine on a cluster of three nodes, which are processes of this machine."""
 
 import json
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,22 +71,6 @@ def test_a_fold_gets_one_gpu_by_default_if_there_is_any(monkeypatch, capsys, gpu
     found = engine._resources(Step("fold", on_gpu=True), recipe(compute={"gpus_per_fold": wanted}))
     assert found == {"num_cpus": 1, "num_gpus": reserved}
     assert ("no node has a GPU" in capsys.readouterr().out) == (reserved > gpus)
-
-
-@pytest.mark.slow
-def test_a_step_of_a_lost_node_is_made_on_another(cluster, tmp_path):
-    make = Fake(tmp_path)
-    nodes = {node.all_processes["raylet"][0].process.pid: node for node in cluster.worker_nodes}
-
-    def lose() -> None:
-        _, raylet = make.lost()
-        cluster.remove_node(nodes[raylet], allow_graceful=False)
-
-    losing = threading.Thread(target=lose)
-    losing.start()
-    (result,) = engine.run([Step("lost", cores=None)], make, recipe(), tmp_path)
-    losing.join()
-    assert (result.error, make.made) == ("", ["lost"])
 
 
 def test_the_example_of_a_cluster_satisfies_the_schema_of_ray():

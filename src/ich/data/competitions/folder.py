@@ -138,13 +138,10 @@ def _files(root: Path) -> tuple[pd.DataFrame, list[Quarantined]]:
 
 
 class Labels(NamedTuple):
-    table: pd.DataFrame
-    """sorted by its key: ids as text, classes as float32"""
+    table: pd.DataFrame  # sorted by its key: ids as text, classes as float32
     classes: list[str]
-    key: str
-    """image_id or study_id"""
-    ignored: list[str]
-    """other columns"""
+    key: str  # image_id or study_id
+    ignored: list[str]  # other columns
 
 
 def _labels(root: Path, files: pd.DataFrame) -> Labels:

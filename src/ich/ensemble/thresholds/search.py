@@ -152,12 +152,7 @@ def _index(position: float, points: int) -> int:
 def _sampler(seed: int, *, multivariate: bool) -> optuna.samplers.TPESampler:
     """TPE; names every argument whose default differs between versions of Optuna."""
     return optuna.samplers.TPESampler(
-        seed=seed,
-        n_startup_trials=10,
-        n_ei_candidates=24,
-        multivariate=multivariate,
-        group=False,
-        constant_liar=False,
+        seed=seed, n_startup_trials=10, n_ei_candidates=24, multivariate=multivariate, group=False, constant_liar=False
     )
 
 

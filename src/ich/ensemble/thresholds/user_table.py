@@ -25,8 +25,7 @@ class UserTable:
     probabilities: NDArray[np.float64]
     fold: NDArray | None
     patients: NDArray | None
-    unused: tuple[str, ...]
-    """Columns of 0 and 1 without a column prob_<name>: perhaps forgotten classes."""
+    unused: tuple[str, ...]  # columns of 0 and 1 without a column prob_<name>: perhaps forgotten classes
 
 
 def read(source: Path) -> UserTable:

@@ -27,10 +27,8 @@ class Step:
 
     name: str
     needs: tuple[str, ...] = ()
-    cores: int | None = 1
-    """CPU threads; None: all cores of the machine."""
-    on_gpu: bool = False
-    """Uses `compute.gpus_per_fold` of a GPU if there is one."""
+    cores: int | None = 1  # CPU threads; None: all cores of the machine
+    on_gpu: bool = False  # uses `compute.gpus_per_fold` of a GPU if there is one
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,7 @@ class Result:
     name: str
     machine: str
     seconds: float
-    error: str = ""
-    """Empty if the step has finished."""
+    error: str = ""  # empty if the step has finished
 
 
 Engine = Callable[[Sequence[Step], Make, Recipe, Path], Iterator[Result]]

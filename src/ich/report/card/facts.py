@@ -28,59 +28,38 @@ class ModelFacts:
 
     stage: str
     inputs: Sequence[str]
-    settings: str
-    """The main settings and all that differ from the defaults, as YAML."""
-    weights: str
-    """The initial weights of a network; empty for other models."""
-    parameters: int
-    """Of the network of one fold; 0 for other models."""
-    balanced: bool
-    """True if the loss weights the classes."""
+    settings: str  # the main settings and all that differ from the defaults, as YAML
+    weights: str  # the initial weights of a network; empty for other models
+    parameters: int  # of the network of one fold; 0 for other models
+    balanced: bool  # True if the loss weights the classes
 
 
 @dataclass(frozen=True)
 class Facts:
     name: str
-    version: str
-    """Of ich."""
+    version: str  # of ich
     synthetic: bool
-    values: str
-    """hu | grey"""
-    image: str
-    """Size and crop, for a sentence."""
+    values: str  # hu | grey
+    image: str  # size and crop, for a sentence
     classes: Sequence[str]
-    counts: Mapping[str, Count]
-    """By set of slices: labelled, unlabelled, test."""
-    positives: Mapping[str, Count]
-    """Positive labelled slices and their series, studies and patients, by class."""
-    acquisition: Mapping[str, Mapping[str, Spread]]
-    """Quantity, then set of slices."""
-    folds: Mapping[str, Any]
-    """Record of the folds: by, n, seed (settings), studies, slices, positives."""
-    in_several_folds: int
-    """Patients."""
-    in_train_and_test: int
-    """Patients."""
-    unknown_patients: int
-    """Labelled studies without PatientID."""
-    quarantined: Mapping[tuple[str, str], int]
-    """Files by split and reason."""
-    labels: str
-    """A sentence about labels from a table; empty without one."""
+    counts: Mapping[str, Count]  # by set of slices: labelled, unlabelled, test
+    positives: Mapping[str, Count]  # positive labelled slices and their series, studies and patients, by class
+    acquisition: Mapping[str, Mapping[str, Spread]]  # quantity, then set of slices
+    folds: Mapping[str, Any]  # record of the folds: by, n, seed (settings), studies, slices, positives
+    in_several_folds: int  # patients
+    in_train_and_test: int  # patients
+    unknown_patients: int  # labelled studies without PatientID
+    quarantined: Mapping[tuple[str, str], int]  # files by split and reason
+    labels: str  # a sentence about labels from a table; empty without one
     pseudonyms: bool
     burned_in: str
     models: Mapping[str, ModelFacts]
-    blends: Sequence[Mapping[str, Any]]
-    """blend.json of each fold."""
+    blends: Sequence[Mapping[str, Any]]  # blend.json of each fold
     artifacts: Sequence[Artifact]
-    exported: str = ""
-    """What a bundle holds, if that is not everything."""
-    scores: Mapping[str, Any] | None = None
-    """scores.json"""
+    exported: str = ""  # what a bundle holds, if that is not everything
+    scores: Mapping[str, Any] | None = None  # scores.json
     decisions: Mapping[tuple[str, str], Mapping[str, int]] | None = None
     """tp, fp, fn and tn of the blend at the tuned thresholds, by set of rows and class."""
-    tuned: Mapping[str, Any] | None = None
-    """thresholds.json"""
+    tuned: Mapping[str, Any] | None = None  # thresholds.json
     explained: bool = False
-    checked: Mapping[tuple[str, str], int] | None = None
-    """Findings of `ich check` by severity and rule."""
+    checked: Mapping[tuple[str, str], int] | None = None  # findings of `ich check` by severity and rule

@@ -70,10 +70,7 @@ def roc(curves: Curves) -> Figure:
 
 
 def precision_recall(curves: Curves, prevalence: float) -> Figure:
-    layout = {
-        "xaxis": traces.axis("recall (sensitivity)", range=UNIT),
-        "yaxis": traces.axis("precision", range=UNIT),
-    }
+    layout = {"xaxis": traces.axis("recall (sensitivity)", range=UNIT), "yaxis": traces.axis("precision", range=UNIT)}
     drawn = curves.traces("recall %{x:.3f}<br>precision %{y:.3f}")
     return {"data": [traces.reference([0, 1], [prevalence] * 2, "prevalence"), *drawn], "layout": layout}
 

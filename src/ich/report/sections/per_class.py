@@ -76,11 +76,8 @@ def _curves(evidence: Evidence, c: int) -> list[Chart]:
         ]
         return f"{title} per fold: {', '.join(values)}."
 
-    metric, cut, f = (
-        scores["metric"],
-        evidence.tuned["thresholds"][name],
-        partial(f_beta, beta=evidence.beta, average="macro"),
-    )
+    metric, cut = scores["metric"], evidence.tuned["thresholds"][name]
+    f = partial(f_beta, beta=evidence.beta, average="macro")
     title, in_sample = metric.upper(), f(y[:, None], p[:, None] >= cut)
     f_points = drawn(partial(curves.f_by_threshold, beta=evidence.beta))
     error = number(scores["calibration_error"]["oof"][name])

@@ -89,10 +89,7 @@ def rank_studies(
 
 
 def section(
-    evidence: Evidence,
-    studies: Sequence[Study],
-    images: Sequence[Images],
-    maps: Sequence[NDArray[np.uint8]] | None,
+    evidence: Evidence, studies: Sequence[Study], images: Sequence[Images], maps: Sequence[NDArray[np.uint8]] | None
 ) -> Section:
     """Make the section from the images and the Grad-CAM maps uint8 [n, c, h, w] of each study."""
     data = {
