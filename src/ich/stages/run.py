@@ -86,8 +86,9 @@ def _exchanged(plan: Plan) -> Plan:
 def time_of(plan: Plan, step: str) -> float:
     """Expected time of a step, relative to a fold of a network that reads images."""
     stage, *rest = step.split("/")
-    trained = stage == "pretrain" or (len(rest) == 2 and plan.settings_of(rest[0]).reads_images)
-    return 1.0 if trained or stage in ("prepare", "predict") else QUICK
+    fitted = len(rest) == 2 or (len(rest) == 1 and rest[0] in plan.recipe.pretrain)
+    slow = plan.settings_of(rest[0]).reads_images if fitted else stage in ("prepare", "predict")
+    return 1.0 if slow else QUICK
 
 
 # ---- the steps
