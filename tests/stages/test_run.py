@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from conftest import RECIPE, Clone, cloned, plan_of
+from conftest import PARTS, RECIPE, Clone, cloned, plan_of
 from ich.errors import UserError
 from ich.pipeline import engines
 from ich.pipeline.state import Plan
@@ -28,6 +28,16 @@ def test_a_fold_needs_only_the_folds_that_it_reads(clone):
     assert inside == {f"cnn/{model}/fold1{part}" for model in ("resnet", "small") for part in ("", "/train")}
     assert steps["stack/lgbm/fold0"].needs[-1] != "networks"
     assert list(steps)[-1] == "report"
+
+
+def test_steps_that_read_images_are_expected_to_take_longest(clone):
+    plan = plan_of(clone.root, recipe=PARTS)
+    steps = [step.name for step in steps_of(plan)[0]]
+    slow = [step for step in steps if run.time_of(plan, step) == 1]
+    folds = [
+        f"{model}/fold{k}" for model in ("cnn/resnet", "cnn/resnext", "cnn/small", "end_to_end/joint") for k in range(3)
+    ]
+    assert sorted(slow) == sorted(["prepare", "pretrain/simclr", *folds])
 
 
 def test_run_makes_missing_files_of_every_stage_with_the_same_bytes_and_nothing_twice(clone_copy, finished: Clone):
