@@ -453,19 +453,24 @@ def export(
 Raw = Annotated[bool, typer.Option("--raw", help="the raw files instead of artifacts")]
 
 
-def _transfer(name: str, text: str) -> None:
-    """Register a command of stages/transfer.py."""
-
-    def run(recipe: RecipePath, model: Model = None, raw: Raw = False, overrides: Set = None) -> None:
-        if raw and model is not None:
-            raise UserError("--raw and --model exclude each other; use one")
-        getattr(import_module("ich.stages.transfer"), name)(_plan(recipe, overrides), model=model, raw=raw)
-
-    command(run, name, text)
+@command
+def push(recipe: RecipePath, model: Model = None, raw: Raw = False, overrides: Set = None) -> None:
+    """Copy finished artifacts to the object store of the recipe."""
+    _transfer("push", recipe, model, raw, overrides)
 
 
-_transfer("push", "Copy finished artifacts to the object store of the recipe.")
-_transfer("pull", "Copy artifacts that fit the recipe from its object store.")
+@command
+def pull(recipe: RecipePath, model: Model = None, raw: Raw = False, overrides: Set = None) -> None:
+    """Copy artifacts that fit the recipe from its object store."""
+    _transfer("pull", recipe, model, raw, overrides)
+
+
+def _transfer(name: str, recipe: Path, model: str | None, raw: bool, overrides: list[str] | None) -> None:
+    if raw and model is not None:
+        raise UserError("--raw and --model exclude each other; use one")
+    from ich.stages import transfer
+
+    getattr(transfer, name)(_plan(recipe, overrides), model=model, raw=raw)
 
 
 @command
