@@ -8,40 +8,106 @@ from collections.abc import Mapping
 from ich.report.card.facts import Facts
 from ich.report.page.blocks import Block, Notes, Table
 
-
-def _items(text: str) -> dict[str, str]:
-    """The topic of each item by its number."""
-    return dict(item.split(" ", 1) for item in text.split("; "))
-
-
-TRIPOD = _items(
-    "1 title; 2 abstract; 3a healthcare context; 3b target population, purpose and users; 3c health inequalities; "
-    "4 objectives; 5a sources of data; 5b dates; 6a setting and centres; 6b eligibility criteria; 6c treatments; "
-    "7 data preparation; 8a outcome definition; 8b outcome assessors; 8c blinding of outcome assessment; "
-    "9a choice of predictors; 9b definition of predictors; 9c predictor assessors; 10 sample size; 11 missing data; "
-    "12a use of the data; 12b handling of predictors; 12c model, building steps and internal validation; "
-    "12d heterogeneity across clusters; 12e performance measures; 12f model updating; "
-    "12g calculation of predictions; 13 class imbalance; 14 fairness; 15 model output and thresholds; "
-    "16 training versus evaluation data; 17 ethical approval; 18a funding; 18b conflicts of interest; 18c protocol; "
-    "18d registration; 18e data sharing; 18f code sharing; 19 patient and public involvement; "
-    "20a flow of participants; 20b characteristics of participants; 20c comparison with the development data; "
-    "21 numbers in each analysis; 22 model specification; 23a performance with confidence intervals; "
-    "23b heterogeneity of performance; 24 results of model updating; 25 interpretation; 26 limitations; "
-    "27a input data of poor quality; 27b interaction and expertise of users; 27c next steps"
-)
-CLAIM = _items(
-    "1 title; 2 abstract; 3 background; 4 objectives; 5 prospective or retrospective design; 6 study goal; "
-    "7 data sources; 8 inclusion and exclusion criteria; 9 preprocessing; 10 selection of data subsets; "
-    "11 de-identification; 12 missing data; 13 image acquisition; 14 definition of the reference standard; "
-    "15 rationale of the reference standard; 16 annotators; 17 annotation of test data; "
-    "18 variability of annotation; 19 assignment to partitions; 20 level of disjoint partitions; "
-    "21 intended sample size; 22 model description; 23 software; 24 initialization; 25 training; "
-    "26 selection of the final model; 27 ensembling; 28 metrics; 29 uncertainty; 30 robustness; 31 explainability; "
-    "32 internal testing; 33 external testing; 34 trial registration; 35 numbers of included and excluded cases; "
-    "36 demographic and clinical characteristics; 37 performance; 38 diagnostic accuracy with confidence intervals; "
-    "39 failure analysis; 40 limitations; 41 implications for practice; 42 protocol; "
-    "43 availability of software, model and data; 44 funding"
-)
+TRIPOD = {
+    "1": "title",
+    "2": "abstract",
+    "3a": "healthcare context",
+    "3b": "target population, purpose and users",
+    "3c": "health inequalities",
+    "4": "objectives",
+    "5a": "sources of data",
+    "5b": "dates",
+    "6a": "setting and centres",
+    "6b": "eligibility criteria",
+    "6c": "treatments",
+    "7": "data preparation",
+    "8a": "outcome definition",
+    "8b": "outcome assessors",
+    "8c": "blinding of outcome assessment",
+    "9a": "choice of predictors",
+    "9b": "definition of predictors",
+    "9c": "predictor assessors",
+    "10": "sample size",
+    "11": "missing data",
+    "12a": "use of the data",
+    "12b": "handling of predictors",
+    "12c": "model, building steps and internal validation",
+    "12d": "heterogeneity across clusters",
+    "12e": "performance measures",
+    "12f": "model updating",
+    "12g": "calculation of predictions",
+    "13": "class imbalance",
+    "14": "fairness",
+    "15": "model output and thresholds",
+    "16": "training versus evaluation data",
+    "17": "ethical approval",
+    "18a": "funding",
+    "18b": "conflicts of interest",
+    "18c": "protocol",
+    "18d": "registration",
+    "18e": "data sharing",
+    "18f": "code sharing",
+    "19": "patient and public involvement",
+    "20a": "flow of participants",
+    "20b": "characteristics of participants",
+    "20c": "comparison with the development data",
+    "21": "numbers in each analysis",
+    "22": "model specification",
+    "23a": "performance with confidence intervals",
+    "23b": "heterogeneity of performance",
+    "24": "results of model updating",
+    "25": "interpretation",
+    "26": "limitations",
+    "27a": "input data of poor quality",
+    "27b": "interaction and expertise of users",
+    "27c": "next steps",
+}
+CLAIM = {
+    "1": "title",
+    "2": "abstract",
+    "3": "background",
+    "4": "objectives",
+    "5": "prospective or retrospective design",
+    "6": "study goal",
+    "7": "data sources",
+    "8": "inclusion and exclusion criteria",
+    "9": "preprocessing",
+    "10": "selection of data subsets",
+    "11": "de-identification",
+    "12": "missing data",
+    "13": "image acquisition",
+    "14": "definition of the reference standard",
+    "15": "rationale of the reference standard",
+    "16": "annotators",
+    "17": "annotation of test data",
+    "18": "variability of annotation",
+    "19": "assignment to partitions",
+    "20": "level of disjoint partitions",
+    "21": "intended sample size",
+    "22": "model description",
+    "23": "software",
+    "24": "initialization",
+    "25": "training",
+    "26": "selection of the final model",
+    "27": "ensembling",
+    "28": "metrics",
+    "29": "uncertainty",
+    "30": "robustness",
+    "31": "explainability",
+    "32": "internal testing",
+    "33": "external testing",
+    "34": "trial registration",
+    "35": "numbers of included and excluded cases",
+    "36": "demographic and clinical characteristics",
+    "37": "performance",
+    "38": "diagnostic accuracy with confidence intervals",
+    "39": "failure analysis",
+    "40": "limitations",
+    "41": "implications for practice",
+    "42": "protocol",
+    "43": "availability of software, model and data",
+    "44": "funding",
+}
 Answers = Mapping[str, tuple[str, str]]  # answer and evidence, by item
 
 
