@@ -1,5 +1,10 @@
 import errno
 import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pydicom
@@ -171,6 +176,36 @@ def test_a_kill_at_any_write_is_resumed(workspace, monkeypatch):
                 prepare.make_part(workspace.plan(), part)
             prepare.run(workspace.plan())
         assert workspace.prepare() == whole
+
+
+def test_finished_shards_survive_a_sigkill(workspace, capsys):
+    whole = workspace.prepare()
+    workspace.forget()
+    script = """
+import time
+from pathlib import Path
+from ich.data import cache
+from ich.recipe import load
+from ich.stages import prepare
+from ich.pipeline.state import Plan
+Plan.cores = 2
+real = cache.run_parallel
+cache.run_parallel = lambda *arguments: (time.sleep(0.1) or result for result in real(*arguments))
+prepare.run(Plan(load(Path("configs/small.yaml")), Path.cwd()))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=workspace.root, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    until = time.monotonic() + 60
+    while not cache.notes(workspace.folder) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.6))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert cache.notes(workspace.folder)
+    capsys.readouterr()
+    assert workspace.prepare() == whole
+    assert "prepare: resumed, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("killed_at", ["its record", "the removal of its notes"])
