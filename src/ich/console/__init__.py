@@ -166,13 +166,13 @@ def progress(what: str, total: int, unit: str = "slices", *, inner: bool = False
 
 
 @contextmanager
-def whole(what: str, times: Mapping[str, float]) -> Iterator[Callable[[str], None]]:
+def whole(what: str, times: Mapping[str, float], unit: str = "folds") -> Iterator[Callable[[str], None]]:
     """Show the progress of all parts together. Yields a function to call with the name of each finished part.
 
-    times: expected time of each part, in any unit. The progress of a running part is that of the operation of the same
+    times: expected time of each part, on any scale. The progress of a running part is that of the operation of the same
     name in any process.
     """
-    overall = Overall(what, times)
+    overall = Overall(what, times, unit)
 
     def finished(part: str) -> None:
         with _here.lock:

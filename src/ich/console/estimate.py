@@ -68,10 +68,10 @@ class Estimate:
 
 
 class Overall(Estimate):
-    """Progress of several parts, such as folds. times: expected time of each, in any unit."""
+    """Progress of several parts, such as folds. times: expected time of each, on any scale."""
 
-    def __init__(self, what: str, times: Mapping[str, float]) -> None:
-        super().__init__(what, sum(times.values()), "folds")
+    def __init__(self, what: str, times: Mapping[str, float], unit: str = "folds") -> None:
+        super().__init__(what, sum(times.values()), unit)
         self.times, self.parts = times, {name: Estimate(name, 1, what) for name in times}
         self.finished: set[str] = set()
 

@@ -189,8 +189,8 @@ class Cnn(Backbone, Supervised):
     masks: NonNegativeFloat = Field(
         default=0.0,
         exclude_if=not_,  # recipes without it keep their fingerprints
-        description="weight of a second loss, on where each class is visible, which only the section demo knows; no"
-        " effect without it, with the section labels, or if frozen; 0: off",
+        description="weight of a second loss, on the outlines of the bleeds that `ich demo` writes; no effect without"
+        " the section demo, with the section labels or with frozen; 0: off",
     )
     tta: ImageTta = ImageTta()
     epochs: Epochs = 8

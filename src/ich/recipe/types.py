@@ -270,7 +270,7 @@ class Recipe(Strict):
     @field_validator("cnn")
     @classmethod
     def _masks_without_effect(cls, models: dict[str, Cnn], info: ValidationInfo) -> dict[str, Cnn]:
-        """Set masks to 0 if there are none, if nothing is trained on them, or if `labels` may add test slices."""
+        """Set masks to 0 without a demo, which has them; with labels, which may add test slices; and if frozen."""
         usable = info.data.get("demo") is not None and info.data.get("labels") is None
         return {
             name: one if usable and not one.frozen else one.model_copy(update={"masks": 0.0})

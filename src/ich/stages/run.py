@@ -27,7 +27,7 @@ HEADERS_STEP = "prepare/headers"  # step of a cluster: the slice table
 PART_STEP = "prepare/part"  # of a cluster: a part of the pixels
 NETWORKS_STEP = "networks"  # step that builds every network once, before the first is trained
 WHOLE = ("prepare", "pretrain", "predict")  # stages that use all cores of a machine
-QUICK = 0.1  # expected time of all other steps; in the demo 0.13 for a fold of a sequence model, less for most
+QUICK = 0.1  # expected time of a step that is not slow; in the demo 0.13 for a fold of a sequence model, less for most
 
 
 def run(plan: Plan, engine: str, recipe: str) -> None:
@@ -46,7 +46,7 @@ def run(plan: Plan, engine: str, recipe: str) -> None:
         say("run: everything is up to date")
     make = partial(make_step, plan.recipe, plan.root.absolute(), engine != "local")
     done, failed = set[str](), list[str]()
-    with whole("run", {label: time_of(plan, name) for name, label in labels.items()}) as finished:
+    with whole("run", {label: time_of(plan, name) for name, label in labels.items()}, "steps") as finished:
         for result in run_steps(steps, make, plan.recipe, plan.root) if steps else ():
             if result.error:
                 failed.append(result.name)
@@ -84,7 +84,7 @@ def _exchanged(plan: Plan) -> Plan:
 
 
 def time_of(plan: Plan, step: str) -> float:
-    """Expected time of a step, relative to a fold of a network that reads images."""
+    """Expected time of a step; 1 for slow ones: folds of networks that read images, and stages that read all images."""
     stage, *rest = step.split("/")
     fitted = len(rest) == 2 or (len(rest) == 1 and rest[0] in plan.recipe.pretrain)
     slow = plan.settings_of(rest[0]).reads_images if fitted else stage in ("prepare", "predict")

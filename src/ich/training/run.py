@@ -12,7 +12,7 @@ from ich.store.hashes import seed_of
 class Trackers:
     """Trackers that receive the training curves, in addition to history.csv."""
 
-    names: tuple[str, ...]  # trackers by accelerate's names: tensorboard, wandb, ..
+    names: tuple[str, ...]  # trackers by accelerate's names: tensorboard, wandb, ...
     folder: Path  # their local files are written below this folder
     project: str
     run: str
