@@ -30,7 +30,9 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID, JPEG2000Lossless
 
 from conftest import RECIPE, copied, plan_of, score_scans
+from ich.data import cache, slice_table
 from ich.data.competitions import LayoutError, cq500
+from ich.data.dicom import Unreadable
 from ich.errors import UserError
 from ich.models.network import new_backbone
 from ich.models.table import SliceTable, read_parquet
@@ -42,7 +44,8 @@ from ich.recipe import Cnn, RecipeError, load, table_thresholds
 from ich.stages import check, folds, maps, prepare, score, status, submit
 from ich.stages import thresholds as thresholds_stage
 from ich.store.hashes import sha256_file
-from ich.store.records import Record, read_record, write_record
+from ich.store.records import Record, read_record, write_hashed, write_record
+from ich.training.checkpoint import TrainingState
 from ich.training.run import Run
 
 SOURCE = Path(__file__).parents[1] / "src" / "ich"
@@ -123,6 +126,25 @@ def test_the_payloads_run_if_unpickled(form):
 
 
 # ---- recipes
+
+
+TAGS = [
+    f"!!python/object/apply:os.system ['{COMMAND}']",
+    f"!!python/object/new:os.system ['{COMMAND}']",
+    "!!python/name:os.system",
+    f"!!python/object/new:tuple [!!python/object/new:map [!!python/name:eval , [\"open('{MARKER}','w')\"]]]",
+    "!payload {a: 1}",
+]
+
+
+@pytest.mark.parametrize("tag", TAGS, ids=range(len(TAGS)))
+def test_a_yaml_tag_in_a_recipe_its_base_or_an_override_is_refused(tmp_path, tag):
+    (tmp_path / "evil.yaml").write_text(f"name: x\ncompetition: {tag}\n")
+    (tmp_path / "base.yaml").write_text("base: evil.yaml\nname: y\n")
+    (tmp_path / "good.yaml").write_text("name: x\ncompetition: {format: rsna2019, root: input/x}\n")
+    for name in ("evil.yaml", "base.yaml"):
+        refused(lambda name=name: load(tmp_path / name), "evil.yaml: invalid YAML")
+    refused(lambda: load(tmp_path / "good.yaml", [f"cnn={tag}"]), "--set")
 
 
 def test_other_files_than_recipes_are_refused(tmp_path):
@@ -243,6 +265,15 @@ def test_the_labels_of_cq500_are_text(tmp_path):
         (tmp_path / "reads.csv").write_bytes(data)
         with pytest.raises(LayoutError, match=r"reads\.csv"):
             cq500.reads(tmp_path)
+
+
+def test_payloads_in_png_files_are_quarantined(tmp_path):
+    head = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x10\0\0\0\x10\x08\0\0\0\0\0\0\0\0"
+    for data in PICKLES.values():
+        (tmp_path / "a.png").write_bytes(data)
+        (tmp_path / "b.png").write_bytes(head + data + b"\0\0\0\0IEND\xaeB`\x82")
+        assert isinstance(slice_table.read_geometries(tmp_path, ["a.png"], 1, lambda _: None, "grey")[0], Unreadable)
+        assert isinstance(next(cache.read_frames(tmp_path / "b.png", [0], "grey")), Unreadable)
 
 
 # ---- ich thresholds --table
@@ -383,6 +414,15 @@ def test_other_types_in_json_are_refused(plan, put, case):
     for text in OTHER_TYPES[:: 3 if reader is score.run else 1]:  # scoring takes longer
         put(task_of(plan), name, text.encode())
         refused(lambda: reader(fresh(plan)))
+
+
+def test_a_checkpoint_is_never_unpickled(tmp_path):
+    for data in PICKLES.values():
+        write_hashed(tmp_path / "checkpoint.bin", "fingerprint", data)
+        network = torch.nn.Linear(1, 1)
+        optimizer, scaler = torch.optim.SGD(network.parameters()), torch.amp.GradScaler(enabled=False)
+        state = TrainingState(network, None, optimizer, scaler)
+        refused(lambda state=state: state.load(tmp_path / "checkpoint.bin", "fingerprint"), "checkpoint.bin")
 
 
 def test_masks_that_are_objects_are_refused(plan):
