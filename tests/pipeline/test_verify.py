@@ -20,6 +20,7 @@ from conftest import plan_of as plan_of_recipe
 from ich.data.cache import shard_name
 from ich.pipeline import verify
 from ich.pipeline.state import Plan
+from ich.stages import submit
 from ich.store import hashes
 from ich.store.atomic import read_json, write_json
 from ich.store.locks import hold
@@ -110,6 +111,32 @@ def test_a_flipped_bit_in_any_file_or_record_is_detected(root):
     code, lines = verified(root)
     assert code == 2
     assert set(errors(lines)) == {os.path.relpath(path, root) for path in records}
+
+
+def test_truncated_and_missing_files_are_detected(root):
+    paths = recorded(root)
+    for path in paths[::2]:
+        os.truncate(path, path.stat().st_size - 1)
+    for path in paths[1::2]:
+        path.unlink()
+    code, lines = verified(root)
+    found = errors(lines)
+    assert code == 2
+    assert all("was changed" in found[os.path.relpath(path, root)] for path in paths[::2])
+    assert all("is missing" in found[os.path.relpath(path, root)] for path in paths[1::2])
+
+
+def test_the_remedy_restores_the_file(root):
+    path = root / "submissions/tiny/submission.csv"
+    content = path.read_bytes()
+    path.write_bytes(b"")
+    code, lines = verified(root)
+    assert code == 2
+    assert list(errors(lines).values()) == ["was changed; delete it, then run `ich submit`"]
+    path.unlink()
+    submit.run(plan_of(root))
+    assert path.read_bytes() == content
+    assert verified(root)[0] == 0
 
 
 def test_size_and_time_of_large_files_are_not_trusted(root):
@@ -239,6 +266,7 @@ BROKEN = {
     "a patient in two folds": ("folds", "tiny.csv", table(one_study_elsewhere), "all studies of a patient in one fold"),
     "a slice less": (FOLD_TASK, "valid.parquet", table(lambda t: t[1:]), "is missing"),
     "a row fewer": (FOLD_TASK, "test_embeddings.npy", array(lambda e: e[1:]), "is malformed"),
+    "no table": (FOLD_TASK, "valid.parquet", lambda path: path.write_text("fold,any"), "is malformed"),
     "a training row less": (
         lambda plan: plan.in_sample("resnet", 0),
         "train.parquet",
@@ -262,6 +290,12 @@ BROKEN = {
         "valid_studies.parquet",
         put(0, "fold", 1),
         "has another fold than in the folds file",
+    ),
+    "a study less": (
+        lambda plan: plan.fold("bigru", 0),
+        "test_studies.parquet",
+        table(lambda t: t[1:]),
+        "is missing",
     ),
     "no mean": (lambda plan: plan.assembled("lgbm"), "test.parquet", put(0, "logit_any", 7.0), "than the mean over"),
     "a threshold of 1.5": ("thresholds", "thresholds.json", thresholds_of(any=1.5), "any has a threshold outside 0..1"),
