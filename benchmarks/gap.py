@@ -1,14 +1,16 @@
-"""`python -m benchmarks.gap REAL PHANTOM`: how well can a classifier tell a real series from phantom series?
+"""`python -m benchmarks.gap REAL`: how well can a classifier tell a real series from phantom series?
 
-REAL, PHANTOM: folders of DICOM files. Any patient can be told from others. So each phantom series is told from the
-other phantom series in the same way, and the table shows whether the real one, the longest in REAL, stands out more.
+REAL: a folder of DICOM files. Any patient can be told from others. So each phantom series is told from the other
+phantom series in the same way, and the table shows whether the real one, the longest in REAL, stands out more.
 """
 
 import argparse
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import cv2
 import numpy as np
@@ -21,8 +23,15 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.phantom import LEAST, REAL, Image, Mask, head_mask, slice_statistics
 from ich.data import dicom
+from ich.phantom.anatomy import draw_head
+from ich.phantom.bleeds import draw_bleeds
+from ich.phantom.competition import plan_competition
+from ich.phantom.lookalikes import draw_extras
+from ich.phantom.scanner import Scanners, draw_scan
+from ich.phantom.study import ANATOMY, BLEEDS, NOISE, SCAN, render, stream
 
 STATISTICS = list(REAL)[3:-1]  # not those of the series, and not the aspect, which fewer slices have
+SLICES, SIZE = 36, 512  # of a phantom series
 SHORTEST = 12  # slices with statistics
 BLOCKS = 4  # of slices along a head; each is tested by a classifier that was trained on the others
 SIDE = 6  # pixels of 1 mm: the filters are the 6 x 6 cosines but the constant one
@@ -48,25 +57,45 @@ def pixel_features(hu: Image, pixel: float) -> tuple[Features, Features]:
     return np.histogram(image[head], GREYS)[0] / head.sum(), np.log(np.array(found) + 1e-3)
 
 
-def read(root: Path) -> list[Series]:
-    """The longest series of each patient, the longest first."""
-    files = defaultdict[str, dict[str, list[tuple[float, float, Path]]]](lambda: defaultdict(list))
+def read(root: Path) -> Series | None:
+    """Measure the longest series of a patient, in the order of its positions."""
+    files = defaultdict[str, list[tuple[float, float, Path]]](list)
     for path in sorted(root.rglob("*.dcm")):
         found = dicom.geometry(path)
-        files[found.patient_id][found.series_id].append((found.position or 0.0, found.row_spacing, path))
-    measured = []
-    for of_patient in files.values():
-        statistics, pixels = [], []
-        for _, pixel, path in sorted(max(of_patient.values(), key=len)):
-            hu = dicom.hounsfield(path).astype(np.float32)
-            found = slice_statistics(hu, pixel)
-            if found["head area, cm2"] >= LEAST:
-                pixels.append(pixel_features(hu, pixel))
-            if all(name in found for name in STATISTICS):
-                statistics.append([found[name] for name in STATISTICS])
-        if len(statistics) >= SHORTEST:
-            measured.append(Series(np.array(statistics), *map(np.array, zip(*pixels, strict=True))))
-    return sorted(measured, key=lambda series: -len(series.grey))
+        files[found.series_id].append((found.position or 0.0, found.row_spacing, path))
+    longest = sorted(max(files.values(), key=len, default=[]))
+    return measured((dicom.hounsfield(path), pixel) for _, pixel, path in longest)
+
+
+def rendered(count: int, seed: int, scanners: Scanners, enhanced: bool, changes: dict[str, float]) -> Iterator[Series]:
+    """Measure phantom series with bleeds as in RSNA 2019. enhanced: with a contrast agent. changes: of their scans."""
+    plan = plan_competition(train_studies=50 * count, test_studies=1, seed=seed, prevalence="rsna2019")
+    for planned in plan:
+        patient = planned.patient
+        rng = stream(seed, patient, 0, ANATOMY)
+        head = draw_head(rng)
+        if planned.study == 0 and (head.agent > 0 or not enhanced):
+            scan = draw_scan(stream(seed, patient, 0, SCAN), head, SLICES, SIZE, scanners)
+            scan = replace(scan, **changes)
+            drawn = draw_bleeds(stream(seed, patient, 0, BLEEDS), planned.kinds)
+            hu, _ = render(head, draw_extras(rng, head), scan, drawn, stream(seed, patient, 0, NOISE))
+            if series := measured((image, scan.pixel) for image in hu):
+                yield series
+
+
+def measured(slices: Iterable[tuple[NDArray[np.int16], float]]) -> Series | None:
+    """Measure slices in Hounsfield units, each with its pixel size in mm; None if too few of them have a brain."""
+    statistics, pixels = [], []
+    for image, pixel in slices:
+        hu = image.astype(np.float32)
+        found = slice_statistics(hu, pixel)
+        if found["head area, cm2"] >= LEAST:
+            pixels.append(pixel_features(hu, pixel))
+        if all(name in found for name in STATISTICS):
+            statistics.append([found[name] for name in STATISTICS])
+    if len(statistics) < SHORTEST:
+        return None
+    return Series(np.array(statistics), *map(np.array, zip(*pixels, strict=True)))
 
 
 def splits(count: int) -> Iterator[tuple[Mask, Mask]]:
@@ -134,13 +163,20 @@ def tables(real: Series, phantoms: Sequence[Series]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gap", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("real", type=Path, help="DICOM files of a patient")
-    parser.add_argument("phantom", type=Path, help="DICOM files of phantoms, such as input/demo/stage_2_train")
+    parser.add_argument("--series", type=int, default=40, help="number of phantom series")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--scanners", choices=get_args(Scanners), default="usual")
+    parser.add_argument("--enhanced", action="store_true", help="only phantoms with a contrast agent")
+    parser.add_argument("--thickness", type=float, help="of all phantom slices, mm")
+    parser.add_argument("--noise", type=float, help="of all phantom slices, HU")
     given = parser.parse_args()
     cv2.setNumThreads(1)
-    real, phantoms = read(given.real), read(given.phantom)
-    if not real or len(phantoms) < 2:
-        parser.error(f"found {len(real)} and {len(phantoms)} patients with {SHORTEST} slices of a brain; give 1 and 2")
-    print("\n".join(tables(real[0], phantoms)))
+    changes = {name: value for name in ("thickness", "noise") if (value := getattr(given, name)) is not None}
+    real = read(given.real)
+    if real is None:
+        parser.error(f"{given.real}: no series has {SHORTEST} slices of a brain")
+    found = rendered(given.series, given.seed, given.scanners, given.enhanced, changes)
+    print("\n".join(tables(real, list(islice(found, given.series)))))
 
 
 if __name__ == "__main__":

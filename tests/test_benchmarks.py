@@ -312,8 +312,9 @@ def test_series_are_read_in_order_and_one_with_shifted_hu_is_found(tmp_path):
             hu = np.where(radius < 50, np.where(radius < 44, brain, 1000), -1000) + rng.normal(0, 3, x.shape)
             of = {"patient_id": f"{patient}", "series_id": f"{patient}.{k == 12}", "position": (0.0, 0.0, float(k))}
             header = replace(HEADER, image_id=f"1.{patient}.{k}", **of)
-            dicom.write(tmp_path / f"{7 * k % 13}-{patient}.dcm", hu.astype(np.int16), header)
-    shifted, *others = sorted(gap.read(tmp_path), key=lambda series: -series.statistics[:, 2].mean())
+            (tmp_path / f"{patient}").mkdir(exist_ok=True)
+            dicom.write(tmp_path / f"{patient}" / f"{7 * k % 13}.dcm", hu.astype(np.int16), header)
+    shifted, *others = [series for k in range(5) if (series := gap.read(tmp_path / f"{k}"))]
     assert [len(others), len(shifted.grey), len(shifted.statistics)] == [4, 12, 12]
     assert (np.diff(shifted.statistics[:, 0]) < 0).all()
     for k in range(2):
@@ -321,6 +322,14 @@ def test_series_are_read_in_order_and_one_with_shifted_hu_is_found(tmp_path):
         assert auc == 1
         assert distance > 5
         assert gap.separation(others[0][k], [one[k] for one in others[1:]])[1] < 2
+
+
+def test_a_series_without_a_brain_is_none_and_phantoms_are_made_with_the_asked_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(gap, "SIZE", 128)
+    assert gap.read(tmp_path) is None
+    few, noisy = (next(gap.rendered(1, 7, "usual", True, {"noise": noise})) for noise in (1.0, 9.0))
+    column = gap.STATISTICS.index("local noise, HU")
+    assert noisy.statistics[:, column].mean() > 5 * few.statistics[:, column].mean()
 
 
 def test_each_phantom_is_measured_against_the_other_phantoms():

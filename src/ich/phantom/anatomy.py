@@ -40,6 +40,7 @@ class Head:
     diploe: float
     leukoaraiosis: float  # darkening of the white matter around the ventricles
     texture: float  # standard deviation of the brain's uneven density
+    agent: float  # Hounsfield units that a contrast agent adds to the blood, 0 without one
     sinus: float  # density of the blood in vessels and dural sinuses
     dura: float  # density of falx and tentorium
     falx: float  # thickness of the falx relative to the average
@@ -55,7 +56,7 @@ def draw_head(rng: np.random.Generator) -> Head:
     ventricle = 0.66 + 0.75 * atrophy + rng.normal(0, 0.1) + (rng.uniform(0.3, 1.2) if rng.random() < 0.06 else 0)
     side = 1 + rng.normal(0, 0.1)
     white = rng.normal(27.5, 1.6)
-    contrast = rng.random() < 0.07  # agent in the vessels
+    agent = rng.uniform(25, 95) if rng.random() < 0.14 else 0.0
     return Head(
         scale=(rng.normal(0.99, 0.035), rng.normal(0.99, 0.035), rng.normal(0.99, 0.035)),
         shear=(rng.normal(0, 0.04), rng.normal(0, 0.03), rng.normal(0, 0.03)),
@@ -68,14 +69,15 @@ def draw_head(rng: np.random.Generator) -> Head:
         gyri=rng.uniform(1.25, 1.6),
         ventricles=(ventricle * side, ventricle * (2 - side)),
         midline=rng.normal(0, 1.5),
-        white=white,
-        grey=white + max(rng.normal(9.5, 1.5), 5.0),
+        agent=agent,
+        white=white + 0.02 * agent,  # the share of blood in its volume, and in that of grey matter
+        grey=white + max(rng.normal(9.5, 1.5), 5.0) + 0.05 * agent,
         csf=float(np.clip(rng.normal(7, 2.5), 1, 14)),
         diploe=rng.normal(600, 110),
         leukoaraiosis=max(0.0, rng.normal(3, 4)) * atrophy * 2,
         texture=rng.uniform(0.6, 2.0),
-        sinus=rng.uniform(75, 150) if contrast else float(np.clip(rng.normal(53, 7), 40, 75)),
-        dura=float(np.clip(rng.normal(62, 10), 42, 95)) + 15 * contrast,
+        sinus=float(np.clip(rng.normal(53, 7), 40, 75)) + agent,
+        dura=float(np.clip(rng.normal(62, 10), 42, 95)) + 0.35 * agent,
         falx=float(np.exp(rng.normal(0.1, 0.3))),
         hyperostosis=rng.uniform(2, 7) if rng.random() < 0.08 else 0.0,
         air=tuple(np.clip(rng.normal(0.85, 0.3, 6), 0, 1).tolist()),

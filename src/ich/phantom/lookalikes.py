@@ -32,7 +32,7 @@ class Extras:
 
 def draw_extras(rng: np.random.Generator, head: Head) -> Extras:
     """Draw the findings of a patient. They do not depend on the bleeds."""
-    dense = _vessels(rng, head) + _plexus(rng) + _calcifications(rng) + _surgery(rng)
+    dense = _vessels(rng, head) + _plexus(rng, head) + _calcifications(rng) + _surgery(rng)
     cyst = None
     if rng.random() < 0.06:
         a, b, c = rng.uniform(8, 22, 3)
@@ -47,6 +47,8 @@ def draw_extras(rng: np.random.Generator, head: Head) -> Extras:
         x, y, z = sign * rng.uniform(3, 30), rng.uniform(-26, -8), rng.uniform(-12, -2)
         metal = (x, y, z), rng.uniform(20, 130)
         dense.append((Capsule((x, y, z), (x + sign * 6, y - 5, z + 2), 1.3, 1.3), 3000.0))
+    if head.agent:
+        dense += _pial_vessels(rng, head)
     return Extras(dense, _changes(rng, head), cyst, swelling, metal)
 
 
@@ -119,14 +121,30 @@ def _vessels(rng: np.random.Generator, head: Head) -> list[tuple[Shape, float]]:
     return found
 
 
-def _plexus(rng: np.random.Generator) -> list[tuple[Shape, float]]:
+def _pial_vessels(rng: np.random.Generator, head: Head) -> list[tuple[Shape, float]]:
+    """Draw vessels on the cortex and in the insula, which a contrast agent shows."""
+    found: list[tuple[Shape, float]] = []
+    for _ in range(60):
+        azimuth, z = rng.uniform(0, 360), rng.uniform(-10, 68)
+        inward, radius = rng.uniform(-22, -3), rng.uniform(0.4, 0.9)
+        start = _on_skull(azimuth, z, inward)
+        end = _on_skull(azimuth + rng.normal(0, 6), z + rng.normal(0, 5), inward + rng.normal(2, 4))
+        found.append((Capsule(start, end, radius, radius), head.sinus - 4))
+    for _ in range(12):
+        x, y, z = float(rng.choice((-1, 1))) * rng.uniform(37, 43), rng.uniform(-26, 14), rng.uniform(-6, 16)
+        end = x + rng.normal(0, 2), y + rng.normal(0, 3), z + rng.normal(6, 4)
+        found.append((Capsule((x, y, z), end, 1.0, 0.8), head.sinus - 4))
+    return found
+
+
+def _plexus(rng: np.random.Generator, head: Head) -> list[tuple[Shape, float]]:
     """Draw the choroid plexus in both atria: grey like brain, often dense, often calcified."""
     found: list[tuple[Shape, float]] = []
     calcified = rng.random() < 0.6
     for sign in (1, -1):
         x, y, z = sign * rng.normal(22, 1.5), rng.normal(32, 2), rng.normal(11, 2)
-        radius = rng.uniform(1.2, 3.2)
-        found.append((Capsule((x, y, z), (x - sign * 9, y - 18, z + 8), radius, 1.2), rng.uniform(32, 55)))
+        radius, density = rng.uniform(1.2, 3.2), rng.uniform(32, 55) + 0.5 * head.agent
+        found.append((Capsule((x, y, z), (x - sign * 9, y - 18, z + 8), radius, 1.2), density))
         if calcified and rng.random() < 0.85:
             for _ in range(int(rng.integers(1, 4))):
                 a, b, c = radius * rng.uniform(0.3, 1.0, 3)

@@ -113,6 +113,8 @@ def inside(
     if up.low(brain.ventricle) < 1:
         ventricles = soft(up(brain.ventricle), edge)
         mix(hu, ventricles, head.csf)
+    if head.agent:  # shows also the dura that lines the skull
+        np.maximum(dura, soft(-cavity - 1, edge), out=dura)
     mix(hu, dura, head.dura)
     for sinus in sinuses:
         mix(hu, soft(sinus, 1.5), head.sinus)
