@@ -245,6 +245,14 @@ def test_one_file_is_scored_like_a_folder_with_that_file(copy, tmp_path_factory,
     assert not list(between.glob("ich-*")), "the cache in between is removed"
 
 
+def test_copies_of_slices_are_a_warning(copy, tmp_path_factory, capsys):
+    files, folder = study_files(copy)[:3], tmp_path_factory.mktemp("copies")
+    for name, file in enumerate((*files, files[1])):
+        shutil.copy(file, folder / f"{name}.dcm")
+    scored(plan_of(copy), folder)
+    assert "warning: 1 slices have the same position as the slice before them, such as " in capsys.readouterr().out
+
+
 def test_scans_without_a_patient_are_scored(trained, tmp_path):
     """Anonymised: PatientID is empty or missing."""
     (tmp_path / "scans").mkdir()
