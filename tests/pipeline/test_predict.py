@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -497,11 +498,12 @@ def test_a_missing_fold_is_an_error_with_a_remedy(copy):
     assert not (copy / "out.csv").exists()
 
 
-@pytest.mark.parametrize("out", ["", "file/out.csv"])
+@pytest.mark.parametrize("out", ["", "file/out.csv", "pipe", "out.csv.gz", "out.xlsx"])
 def test_the_output_path_is_tested_before_the_work(trained, tmp_path, monkeypatch, out):
     (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
     monkeypatch.setattr("ich.stages.predict.read_scans", lambda *_: pytest.fail("read the scans first"))
-    with pytest.raises(UserError, match=r"(is a folder|is a file, not a folder)\. Give (the|another) path"):
+    with pytest.raises(UserError, match=r"(folder|a pipe)\. Give (the|another) path|end with \.csv, \.parquet, \.zip"):
         score_scans(plan_of(trained), trained / TEST, tmp_path / out)
 
 

@@ -37,6 +37,7 @@ from ich.stages.score_tables import file_table, largest_by, reason_of, scored_sl
 from ich.stages.submit import submissions
 from ich.store.atomic import require_writable, write_text
 
+FORMATS = (".csv", ".parquet", ".zip")  # of the output
 LISTED = 20  # quarantined files that are listed
 
 
@@ -70,6 +71,8 @@ def run(
     `source` or a folder above it. then: called with source and scores. Finished chunks are kept in `<out>.unfinished`
     until all is written.
     """
+    if out.suffix.lower() not in ("", *FORMATS):
+        raise UserError(f"{out}: the name must end with {', '.join(FORMATS)}")
     require_writable(out)
     if submission is not None:
         require_writable(submission)
