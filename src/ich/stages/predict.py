@@ -209,7 +209,7 @@ def _warn_of_series(slices: pd.DataFrame, values: str) -> None:
     if len(again):
         warn(
             f"{len(again)} slices have the same position as the slice before them, such as {again['path'].iloc[0]}."
-            " They and their neighbours get less accurate scores. Use a PATH without copies"
+            " Copies of slices change the scores of their neighbours. Use a PATH without copies"
         )
 
 
