@@ -498,7 +498,7 @@ def test_a_missing_fold_is_an_error_with_a_remedy(copy):
     assert not (copy / "out.csv").exists()
 
 
-@pytest.mark.parametrize("out", ["", "file/out.csv", "pipe", "out.csv.gz", "out.xlsx"])
+@pytest.mark.parametrize("out", ["", "file/out.csv", "pipe", "/dev/stdout", "out.csv.gz", "out.xlsx"])
 def test_the_output_path_is_tested_before_the_work(trained, tmp_path, monkeypatch, out):
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe")
