@@ -78,6 +78,9 @@ def test_an_interruption_is_remembered_but_an_error_is_not(tmp_path, error, reme
 def test_a_lock_that_cannot_be_created_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     path = tmp_path / "file" / "a.lock"
-    with pytest.raises(UserError, match=r"file/a\.lock: .*; finished work is kept"), hold(path, on_wait=pytest.fail):
+    with (
+        pytest.raises(UserError, match=r"a\.lock: .*\. Move the file away .* is kept"),
+        hold(path, on_wait=pytest.fail),
+    ):
         pass
     assert (owner(path), held(path)) == (None, False)

@@ -16,6 +16,9 @@ ADVICE = {
     errno.EROFS: "Use a writable folder",
     errno.EACCES: "Check the permissions",
     errno.EPERM: "Check the permissions",
+    errno.EISDIR: "Move this folder away",
+    errno.EEXIST: "Move the file away that is a parent of this path",
+    errno.ENOTDIR: "Move the file away that is a parent of this path",
     errno.EMFILE: "Allow more open files (ulimit -n 4096)",
     errno.ENFILE: "Close other programs to free file handles",
 }

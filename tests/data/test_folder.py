@@ -56,7 +56,8 @@ def test_labels_of_studies_are_noted_as_weak(root):
     [
         (["image_id,any", "a/1,2"], r"labels\.csv: row 2: '2'; expected in column 'any'"),
         (["image_id,any", "a/1,1", "2,0", "b/1,yes"], r"row 4: 'yes'; expected in column 'any' 0, 1 or nothing"),
-        (["image_id,any", "a/1,1", "a/1,1"], r"row 3: 'a/1'; expected each image_id once"),
+        (["image_id,any", "a/1,1", "a/1,1"], r"row 2: 'a/1', row 3: 'a/1'; expected each image_id once$"),
+        (["image_id,any", "1,a/1,1", "2,2,0"], r"3 values in row 2, 2 in the header"),
         (["name,any", "a/1,1"], "no column image_id or study_id; it has 'name', 'any'"),
         (["image_id", "a/1"], "add one column per class"),
         (["image_id,../x", "a/1,1"], r"'\.\./x' cannot be a class"),
@@ -123,6 +124,12 @@ def test_labels_are_read_as_people_write_them(root, form):
     np.testing.assert_array_equal(found.loc[["a/1", "2", "b/1"]], [[1, 0], [0, np.nan], [np.nan, 1]])
     assert found.dtypes.tolist() == ["float32"] * 2
     assert folder.solution(root).values.tolist() == [["a/1", 1, 0]], "of complete labels"
+
+
+def test_separators_at_the_end_of_rows_are_ignored(root, recwarn):
+    labels(root, "image_id,any", "a/1,1,", "2,0,")
+    assert folder.raw(root).labels["any"].tolist() == [0, 1]
+    assert not recwarn.list
 
 
 def test_other_columns_are_listed_and_ignored(root):

@@ -98,7 +98,7 @@ def test_study_probabilities_are_the_calibrated_maximum_over_slices(trained, bun
     np.testing.assert_allclose(table[[f"study_prob_{name}" for name in CLASSES]], expected, rtol=1e-5)
 
 
-def test_some_folds_and_half_precision(trained, tmp_path):
+def test_some_folds_and_half_precision(trained, tmp_path, capsys):
     plan = plan_of(trained)
     export.run(plan, tmp_path / "half", folds=[0, 2], half=True)
     found = read(tmp_path / "half")
@@ -112,8 +112,9 @@ def test_some_folds_and_half_precision(trained, tmp_path):
 
     folds = [logits(found.root, k) for k in (0, 2)]
     np.testing.assert_allclose(logits(found.root), np.mean(folds, axis=0), atol=1e-4)
-    export.run(plan, tmp_path / "full", folds=[0])
-    assert 0 < np.abs(logits(tmp_path / "full") - folds[0]).max() < 0.05
+    export.run(plan, tmp_path / "in full", folds=[0])
+    assert f"ich predict --bundle '{tmp_path / 'in full'}' PATH" in capsys.readouterr().out
+    assert 0 < np.abs(logits(tmp_path / "in full") - folds[0]).max() < 0.05
 
 
 def test_a_flipped_bit_and_a_cut_file_are_refused(copied):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -243,6 +244,14 @@ def test_one_file_is_scored_like_a_folder_with_that_file(copy, tmp_path_factory,
     assert f"warning: 1 series with a single slice, such as {file.name}." in capsys.readouterr().out
     pd.testing.assert_frame_equal(alone, scored(plan, one))
     assert not list(between.glob("ich-*")), "the cache in between is removed"
+
+
+def test_copies_of_slices_are_a_warning(copy, tmp_path_factory, capsys):
+    files, folder = study_files(copy)[:3], tmp_path_factory.mktemp("copies")
+    for name, file in enumerate((*files, files[1])):
+        shutil.copy(file, folder / f"{name}.dcm")
+    scored(plan_of(copy), folder)
+    assert "warning: 1 slices have the same position as the slice before them, such as " in capsys.readouterr().out
 
 
 def test_scans_without_a_patient_are_scored(trained, tmp_path):
@@ -489,11 +498,12 @@ def test_a_missing_fold_is_an_error_with_a_remedy(copy):
     assert not (copy / "out.csv").exists()
 
 
-@pytest.mark.parametrize("out", ["", "file/out.csv"])
+@pytest.mark.parametrize("out", ["", "file/out.csv", "pipe", "/dev/stdout", "out.csv.gz", "out.xlsx"])
 def test_the_output_path_is_tested_before_the_work(trained, tmp_path, monkeypatch, out):
     (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
     monkeypatch.setattr("ich.stages.predict.read_scans", lambda *_: pytest.fail("read the scans first"))
-    with pytest.raises(UserError, match=r"(is a folder|is a file, not a folder)\. Give (the|another) path"):
+    with pytest.raises(UserError, match=r"(folder|a pipe)\. Give (the|another) path|end with \.csv, \.parquet, \.zip"):
         score_scans(plan_of(trained), trained / TEST, tmp_path / out)
 
 

@@ -68,7 +68,7 @@ def _values(path: Path, slices: SliceTable, cache: Path) -> tuple[NDArray[np.flo
     if long:
         expected = f"in column 'class' {layout.one_of(table['class'].astype(str), slices.classes)}"
         layout.refuse_rows(path, ~table["class"].isin(slices.classes), table["class"], expected)
-    layout.refuse_rows(path, table.duplicated(key), ids, f"each {' and '.join(key)} once")
+    layout.refuse_rows(path, table.duplicated(key, keep=False), ids, f"each {' and '.join(key)} once")
 
     values = np.full(slices.labels.shape, np.nan, np.float32)
     given = np.zeros(values.shape, bool)

@@ -45,7 +45,7 @@ def _findings(plan: Plan) -> Iterator[pd.DataFrame]:
         yield findings.layout(str(error))
         return
     if plan.recipe.competition.trained_by is None:
-        faults = untrainable(plan, len(raw.classes), raw.values)
+        faults = untrainable(plan, len(raw.classes) or 1, raw.values)  # 1: without labels
         yield findings.findings("network", faults, list(faults.values()))
     key = slice_table.ID_OF[raw.level]
     yield findings.findings("note", raw.notes)

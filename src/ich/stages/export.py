@@ -1,5 +1,6 @@
 """`ich export`: write the trained ensemble as one folder that predicts anywhere."""
 
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -58,7 +59,7 @@ def run(
     if kaggle:
         say("Upload it as docs/how-to/kaggle.md says")
     else:
-        say(f"Score scans: ich predict --bundle {out} PATH -o out.csv")
+        say(f"Score scans: ich predict --bundle {shlex.quote(str(out))} PATH -o out.csv")
 
 
 def _write(plan: Plan, bundle: Bundle, folder: Path, *, half: bool, onnx: bool, int8: bool) -> list[str]:

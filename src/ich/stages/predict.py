@@ -21,7 +21,8 @@ from ich.data import cache
 from ich.data.competitions import ADAPTERS, LayoutError
 from ich.data.competitions.cq500 import scan_of
 from ich.data.dicom import Geometry
-from ich.data.slice_table import Quarantined
+from ich.data.rules import SAME_PLACE
+from ich.data.slice_table import SERIES, Quarantined
 from ich.errors import UserError
 from ich.models.bundle import Bundle
 from ich.models.ensemble import Ensemble, mean_logits, pooled_probabilities
@@ -36,6 +37,7 @@ from ich.stages.score_tables import file_table, largest_by, reason_of, scored_sl
 from ich.stages.submit import submissions
 from ich.store.atomic import require_writable, write_text
 
+FORMATS = (".csv", ".parquet", ".zip")  # of the output
 LISTED = 20  # quarantined files that are listed
 
 
@@ -69,6 +71,8 @@ def run(
     `source` or a folder above it. then: called with source and scores. Finished chunks are kept in `<out>.unfinished`
     until all is written.
     """
+    if out.suffix.lower() not in ("", *FORMATS):
+        raise UserError(f"{out}: the name must end with {', '.join(FORMATS)}")
     require_writable(out)
     if submission is not None:
         require_writable(submission)
@@ -104,7 +108,7 @@ def score(
     scans = read_scans(source, bundle.spec.classes, bundle.spec.values)
     parts, folds = list[ChunkScores](), list[int]()
     if not scans.slices.empty:
-        _warn_of_single_slices(scans.slices, bundle.spec.values)
+        _warn_of_series(scans.slices, bundle.spec.values)
         jobs = cores() if run_steps is None else bundle.spec.threads
         chunks = Chunks(bundle, scans.root.absolute(), scans.identities(), folder.absolute(), jobs)
         parts = score_chunks(chunks, scans.slices, run_steps, end)
@@ -191,14 +195,21 @@ def _submission(bundle: Bundle, root: Path, image_ids: Sequence[str], found: Sco
 # ---- messages
 
 
-def _warn_of_single_slices(slices: pd.DataFrame, values: str) -> None:
-    """Warn of series of one slice, unless each image is a series of its own, as in training."""
+def _warn_of_series(slices: pd.DataFrame, values: str) -> None:
+    """Warn of single and repeated slices, unless each image is a series of its own, as in training."""
+    if values != "hu":
+        return
     alone = slices[slices["n_slices"] == 1]
-    if values == "hu" and len(alone):
-        first = alone.iloc[0]
+    if len(alone):
         warn(
-            f"{len(alone)} series with a single slice, such as {first['path']}. Slices without neighbours get less"
-            " accurate scores. Use a PATH with the whole series"
+            f"{len(alone)} series with a single slice, such as {alone['path'].iloc[0]}. Slices without neighbours get"
+            " less accurate scores. Use a PATH with the whole series"
+        )
+    again = slices[slices.groupby(SERIES, sort=False)["position"].diff().abs() < SAME_PLACE]
+    if len(again):
+        warn(
+            f"{len(again)} slices have the same position as the slice before them, such as {again['path'].iloc[0]}."
+            " Copies of slices change the scores of their neighbours. Use a PATH without copies"
         )
 
 

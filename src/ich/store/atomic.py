@@ -76,6 +76,9 @@ def require_writable(path: Path) -> None:
     """Raise UserError unless a file can be written at `path`, which is left as it is. For use before long work."""
     if path.is_dir():
         raise UserError(f"{path} is a folder. Give the path of a file in it")
+    # Root would replace /dev/null by the file, and the link /dev/stdout.
+    if (path.exists() and not path.is_file()) or os.path.realpath(path.parent) == "/dev":
+        raise UserError(f"{path} is a device or a pipe. Give the path of a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):

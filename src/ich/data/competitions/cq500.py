@@ -80,7 +80,7 @@ def reads(root: Path) -> pd.DataFrame:
     table = layout.read_columns(path, ("name", *names))
     scans = table["name"].map(lambda name: scan_of(str(name)))
     layout.refuse_rows(path, scans == "", table["name"], "a name CQ500-CT-<number>")
-    layout.refuse_rows(path, scans.duplicated(), table["name"], "each scan once")
+    layout.refuse_rows(path, scans.duplicated(keep=False), table["name"], "each scan once")
     for name in names:
         table[name] = layout.digits(path, table[name], f"in column {name!r}")
     found = pd.DataFrame({"scan": scans})

@@ -4,6 +4,7 @@ import codecs
 import csv
 import difflib
 import io
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,16 +160,22 @@ def read_text(path: Path, *, header: bool = True, separator: str = ",", encoding
         if columns > MOST_COLUMNS:
             raise ValueError(f"{columns:,} columns, more than {MOST_COLUMNS:,}")
         first.detach().seek(0)
-        table = pd.read_csv(
-            data,
-            sep=separator,
-            dtype=str,
-            keep_default_na=False,
-            encoding=encoding,
-            header=0 if header else None,
-            index_col=False,
-            skip_blank_lines=False,
-        )
+        with warnings.catch_warnings(record=True, action="always", category=pd.errors.ParserWarning) as longer:
+            table = pd.read_csv(
+                data,
+                sep=separator,
+                dtype=str,
+                keep_default_na=False,
+                encoding=encoding,
+                header=0 if header else None,
+                index_col=False,
+                skip_blank_lines=False,
+            )
+        if longer:  # the rows are longer than the header; a separator at their end is accepted
+            data.seek(0)
+            rows = csv.reader(io.TextIOWrapper(data, encoding, newline=""), delimiter=separator)
+            if row := next((row for row in rows if any(row[columns:])), None):
+                raise ValueError(f"{len(row)} values in row {rows.line_num}, {columns} in the header")
     except (ValueError, csv.Error) as error:  # of pandas' parser too
         raise LayoutError(f"{path}: not a whole CSV file ({' '.join(str(error).split())}); download it again") from None
     except OSError as error:
@@ -202,10 +209,10 @@ def refuse_rows(path: Path, bad: pd.Series, values: pd.Series, expected: str) ->
 
 
 def require_ids(path: Path, ids: pd.Series, expected: str, *, once: bool = False) -> None:
-    """Raise LayoutError for rows with an empty id, or, with `once`, with the id of an earlier row."""
+    """Raise LayoutError for rows with an empty id, or, with `once`, with the id of another row."""
     refuse_rows(path, ids.isna() | (ids == ""), ids, expected)
     if once:
-        refuse_rows(path, ids.duplicated(), ids, f"each {ids.name} once")
+        refuse_rows(path, ids.duplicated(keep=False), ids, f"each {ids.name} once")
 
 
 def digits(path: Path, values: pd.Series, what: str) -> pd.Series:
@@ -245,7 +252,7 @@ def parts_of(path: Path, ids: pd.Series, classes: Sequence[str]) -> pd.DataFrame
 def sample_rows(path: Path, column: str, classes: Sequence[str]) -> pd.DataFrame:
     """The ids of a sample submission, with image_id and class. Raises LayoutError for duplicates."""
     table = read_columns(path, (column,))
-    refuse_rows(path, table[column].duplicated(), table[column], f"each {column} once")
+    refuse_rows(path, table[column].duplicated(keep=False), table[column], f"each {column} once")
     return pd.concat([table, parts_of(path, table[column], classes)], axis=1)
 
 
