@@ -140,7 +140,9 @@ def folds(table: pd.DataFrame, labelled: pd.DataFrame, n: int, classes: Sequence
     """
     key = fold_key(table)
     if missing := [name for name in (key, "patient_id", "fold", *classes) if name not in table]:
-        yield Fault(np.array([], dtype=np.intp), missing[0], f"this column is missing; it has {', '.join(table.columns)}")
+        yield Fault(
+            np.array([], dtype=np.intp), missing[0], f"this column is missing; it has {', '.join(table.columns)}"
+        )
         return
     yield from _names(table, key, unique=True)
     yield from _where(~table["fold"].isin(range(n)), "fold", f"expected 0 to {n - 1} (folds.n is {n})")
