@@ -4,6 +4,7 @@ import codecs
 import csv
 import difflib
 import io
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,24 +156,30 @@ def read_text(path: Path, *, header: bool = True, separator: str = ",", encoding
     try:
         data = io.BytesIO(content(path, MAX_TABLE))
         first = io.TextIOWrapper(data, encoding, newline="")
-        columns = len(next(csv.reader(first, delimiter=separator), ()))  # pandas takes minutes for 200,000
-        if columns > MOST_COLUMNS:
-            raise ValueError(f"{columns:,} columns, more than {MOST_COLUMNS:,}")
+        columns = next(csv.reader(first, delimiter=separator), [])
+        if len(columns) > MOST_COLUMNS:  # pandas takes minutes for 200,000
+            raise ValueError(f"{len(columns):,} columns, more than {MOST_COLUMNS:,}")
         first.detach().seek(0)
-        table = pd.read_csv(
-            data,
-            sep=separator,
-            dtype=str,
-            keep_default_na=False,
-            encoding=encoding,
-            header=0 if header else None,
-            index_col=False,
-            skip_blank_lines=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # it would drop the last cells
+            table = pd.read_csv(
+                data,
+                sep=separator,
+                dtype=str,
+                keep_default_na=False,
+                encoding=encoding,
+                header=0 if header else None,
+                index_col=False,
+                skip_blank_lines=False,
+            )
+    except pd.errors.ParserWarning:
+        raise LayoutError(f"{path}: row 2 has more cells than the header; remove those without a column") from None
     except (ValueError, csv.Error) as error:  # of pandas' parser too
         raise LayoutError(f"{path}: not a whole CSV file ({' '.join(str(error).split())}); download it again") from None
     except OSError as error:
         raise LayoutError(f"{path}: cannot be read ({error.strerror})") from None
+    if header and (twice := [name for name in columns if name and columns.count(name) > 1]):
+        raise LayoutError(f"{path}: column {twice[0]!r} occurs twice; remove one")  # pandas has renamed it
     if not header:
         table.index = pd.RangeIndex(-1, len(table) - 1)
     table = table.rename(columns=str)
