@@ -373,3 +373,13 @@ def test_a_missing_or_empty_folder_is_an_error(tmp_path, name):
     plan.raw_root.mkdir(parents=True)
     with pytest.raises(UserError, match=f"input/{name}.*(no label table|no DICOM file)"):
         prepare.run(Plan(plan.recipe, tmp_path))
+
+
+def test_a_sample_submission_of_training_slices_is_an_error(tmp_path):
+    plan = small(tmp_path, "ntu_dlmi")
+    write_ntu(plan.raw_root)
+    rows = [line.split(",") for line in (plan.raw_root / "train.csv").read_text().splitlines()]
+    lines = ["id,label", *(f"{image_id}_{name},0" for image_id, name, _ in rows)]
+    (plan.raw_root / "sample_submission.csv").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"sample_submission\.csv: train1/.* is a training slice \(40 such images\)"):
+        prepare.run(plan)
