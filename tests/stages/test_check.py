@@ -310,6 +310,7 @@ def test_the_same_patient_in_all_scans_is_an_error_with_a_remedy(tmp_path):
 
 
 @pytest.mark.usefixtures("alone")
+@pytest.mark.filterwarnings("error")
 def test_scans_without_labels_are_checked_and_not_prepared(tmp_path):
     own = OwnScans(tmp_path, ["p", "q"])
     (own.raw / "labels.csv").unlink()

@@ -383,3 +383,10 @@ def test_a_sample_submission_of_training_slices_is_an_error(tmp_path):
     (plan.raw_root / "sample_submission.csv").write_text("\n".join(lines))
     with pytest.raises(UserError, match=r"sample_submission\.csv: train1/.* is a training slice \(40 such images\)"):
         prepare.run(plan)
+
+
+@pytest.mark.parametrize("root", ["input", "."])
+def test_raw_files_next_to_the_caches_are_refused(tmp_path, root):
+    plan = small(tmp_path, "folder", competition={"format": "folder", "root": root})
+    with pytest.raises(UserError, match=r"contains the caches\. Move the raw files .* such as input/folder"):
+        prepare.run(plan)

@@ -44,7 +44,7 @@ def _findings(plan: Plan) -> Iterator[pd.DataFrame]:
     except LayoutError as error:
         yield findings.layout(str(error))
         return
-    if plan.recipe.competition.trained_by is None:
+    if plan.recipe.competition.trained_by is None and raw.classes:
         faults = untrainable(plan, len(raw.classes), raw.values)
         yield findings.findings("network", faults, list(faults.values()))
     key = slice_table.ID_OF[raw.level]
