@@ -57,7 +57,7 @@ def test_labels_of_studies_are_noted_as_weak(root):
         (["image_id,any", "a/1,2"], r"labels\.csv: row 2: '2'; expected in column 'any'"),
         (["image_id,any", "a/1,1", "2,0", "b/1,yes"], r"row 4: 'yes'; expected in column 'any' 0, 1 or nothing"),
         (["image_id,any", "a/1,1", "a/1,1"], r"row 2: 'a/1', row 3: 'a/1'; expected each image_id once$"),
-        (["image_id,any", "1,a/1,1", "2,2,0"], r"3 values in row 2, 2 in the header"),
+        (["image_id,any", "1,a/1,1", "2,2,0"], r"csv: row 2 has 3 cells, the header 2; remove the surplus"),
         (["name,any", "a/1,1"], "no column image_id or study_id; it has 'name', 'any'"),
         (["image_id", "a/1"], "add one column per class"),
         (["image_id,../x", "a/1,1"], r"'\.\./x' cannot be a class"),

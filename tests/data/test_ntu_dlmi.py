@@ -101,3 +101,12 @@ def test_a_submission_has_the_rows_of_the_sample(root):
     table = ntu_dlmi.submission(root, values)
     assert table.columns.tolist() == ["id", "label"]
     assert table["label"].tolist() == [4, 3, 2, 1, 0]
+
+
+def test_repeated_rows_of_the_solution_are_dropped_and_contradicting_ones_refused(root):
+    lines = ["id,label", *(f"d_{name},1" for name in SUBTYPES), "d_subdural,1"]
+    (root / "solution.csv").write_text("\n".join(lines))
+    assert ntu_dlmi.solution(root)[list(SUBTYPES)].to_numpy().tolist() == [[1] * 5]
+    (root / "solution.csv").write_text("\n".join([*lines, "d_subdural,0"]))
+    with pytest.raises(LayoutError, match=r"solution\.csv: the same ID with Label 0 and 1: d_subdural \(rows 6, 8\)"):
+        ntu_dlmi.solution(root)

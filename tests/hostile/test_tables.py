@@ -36,3 +36,16 @@ def test_a_later_row_with_many_columns_is_refused_within_a_second(tmp_path: Path
     with pytest.raises(LayoutError, match=r"labels\.csv: not a whole CSV file \("):
         layout.read_text(tmp_path / "labels.csv", header=header)
     assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("id,class,class\na,0,1\n", "column 'class' occurs twice; remove one"),
+        ("id,class\na,0,5\n", "row 2 has 3 cells, the header 2; remove the surplus"),
+    ],
+)
+def test_a_column_that_occurs_twice_and_cells_without_a_column_are_refused(tmp_path: Path, text: str, says: str):
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(LayoutError, match=says):
+        layout.read_text(tmp_path / "labels.csv")

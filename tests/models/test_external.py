@@ -85,8 +85,14 @@ def test_columns_named_logit_are_read(fit, slices, logits):
         (lambda t: t.assign(any=[1.0] * 7 + [np.nan]), r"oof\.csv: line 9, image ID_\d\d: a logit is missing"),
         (lambda t: t.assign(any=["?"] + ["1"] * 7), r"oof\.csv: line 2, image ID_\d\d: a logit is missing or not"),
         (lambda t: t.drop(columns="any"), r"oof\.csv: no column any; it has image_id, epidural"),
+        (lambda t: t.assign(logit_any=0.5), r"oof\.csv: columns any and logit_any are both any; remove one"),
+        (
+            lambda t: t.assign(x=0.5).rename(columns={"x": "any"}),
+            r"oof\.csv: columns any and any\.1 are both any; remove one",
+        ),
+        (lambda t: t.rename(columns={"any": "prob_any"}), r"no column any; it has .*, prob_any; values is logit"),
     ],
-    ids=["missing", "twice", "unknown", "NaN", "text", "column"],
+    ids=["missing", "twice", "unknown", "NaN", "text", "column", "two columns", "same columns", "probabilities"],
 )
 def test_faults_name_file_and_line(fit, change, message):
     with pytest.raises(UserError, match=message):

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 from importlib.metadata import version
 
@@ -183,6 +184,10 @@ def test_run_all_begins_with_what_other_settings_made(clone_copy):
     assert said == "warning: thresholds: trials was 20, is 21. thresholds will be made again\n", "--set is as intended"
     (clone_copy.root / "oof/tiny/resnext/fold1/run.json").unlink()
     assert "is bce. 1 fold will be made again" in clone_copy.ich("changes")
+    fold0, fold1 = (clone_copy.root / f"oof/tiny/resnext/fold{k}" for k in (0, 1))
+    shutil.rmtree(fold1)
+    fold0.rename(fold1)
+    assert "resnext" not in clone_copy.ich("changes"), "the number of a fold is no setting"
 
 
 # ---- help

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load, save
 from scipy.special import expit, logit
 
 import ich
@@ -53,6 +54,12 @@ def signed(folder: Path, **changes: object) -> Path:
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != SUMS]
     (folder / SUMS).write_text(sums_text({name: sha256_bytes((folder / name).read_bytes()) for name in names}))
     return folder
+
+
+def unlisted(folder: Path) -> None:
+    """Remove the files of one fold from SHA256SUMS."""
+    lines = [line for line in (folder / SUMS).read_text().splitlines()[:-1] if "resnet/fold0/" not in line]
+    (folder / SUMS).write_text(sums_text({name: sha256 for sha256, name in (line.split("  ") for line in lines)}))
 
 
 def test_a_bundle_predicts_as_its_workspace_to_the_last_digit(trained, bundle, tmp_path, monkeypatch):
@@ -144,6 +151,8 @@ def test_a_flipped_bit_and_a_cut_file_are_refused(copied):
         (lambda folder: signed(folder, models={"a": {"stage": "blend"}}), "blend must be the last model"),
         (lambda folder: signed(folder, class_weights=[1]), "one weight per class"),
         (lambda folder: (folder / "resnet/fold0/model.json").unlink(), "model.json is missing. Copy the bundle again"),
+        (lambda folder: signed(folder, folds=[0, 7]), "fold7 is missing. Copy the bundle again"),
+        (lambda folder: unlisted(folder), f"resnet/fold0/model.json is not in {SUMS}. Remove it, or copy"),
         (lambda folder: (folder / SUMS).unlink(), f"{SUMS} is missing"),
         (lambda folder: (folder / SUMS).write_text(sums_text({"../a": "0"})), "a name leads out of the bundle"),
         (lambda folder: shutil.rmtree(folder), "no such folder. Give the folder that `ich export` wrote"),
@@ -154,6 +163,20 @@ def test_a_bundle_that_cannot_be_used_is_refused_with_the_reason(copied, damage:
     with pytest.raises(UserError) as error:
         ich.load_bundle(copied)
     assert says in str(error.value)
+
+
+def test_predictions_that_are_not_finite_are_refused(copied, trained):
+    path = copied / "resnet/fold0/model.safetensors"
+    weights = load(path.read_bytes())
+    path.write_bytes(save({**weights, "classifier.bias": np.full_like(weights["classifier.bias"], np.nan)}))
+    with pytest.raises(UserError, match="resnet fold 0: the logits of"):
+        ich.load_bundle(signed(copied)).predict(trained / TEST, fold=0)
+
+
+def test_weights_that_float16_cannot_hold_are_refused(tmp_path):
+    (tmp_path / "a").write_bytes(save({"bias": np.array([1, 70_000], np.float32)}))
+    with pytest.raises(UserError, match=r"a: bias has values that float16 cannot hold\. Export it without --half"):
+        export._halved(tmp_path / "a")
 
 
 def test_a_bundle_cannot_load_initial_weights(copied, trained):

@@ -7,6 +7,7 @@ import pytest
 
 from conftest import make, plan_of
 from ich.errors import UserError
+from ich.store.hashes import sha256_file
 from ich.store.records import read_record, write_record
 
 FILE, RECORD = "folds/parts.csv", "folds/parts.run.json"
@@ -90,3 +91,15 @@ def test_folds_by_slice_leak_and_say_so(copy):
         oof = pd.read_parquet(copy / f"oof/sliced/{model}/oof.parquet")
         assert sorted(oof["image_id"]) == sorted(folds["image_id"])
     assert plan_of(copy).state(plan_of(copy).submit).done, "the recipe by patient is untouched"
+
+
+@pytest.mark.parametrize("column", ["study_id", "patient_id", "any"])
+def test_a_fold_file_without_a_column_is_refused_and_one_of_ours_made_anew(copy, column):
+    pd.read_csv(copy / FILE).drop(columns=column).to_csv(copy / FILE, index=False)
+    record = read_record(copy / RECORD) or {}
+    (copy / RECORD).unlink()
+    with pytest.raises(UserError, match=rf"parts\.csv: {column}: this column is missing; it has .*Run `ich folds"):
+        make(plan_of(copy), "folds")
+    write_record(copy / RECORD, record | {"fingerprint": "", "files": {"parts.csv": sha256_file(copy / FILE)}})
+    assert "making new folds" in make(plan_of(copy), "folds")
+    assert column in pd.read_csv(copy / FILE)

@@ -373,3 +373,20 @@ def test_a_missing_or_empty_folder_is_an_error(tmp_path, name):
     plan.raw_root.mkdir(parents=True)
     with pytest.raises(UserError, match=f"input/{name}.*(no label table|no DICOM file)"):
         prepare.run(Plan(plan.recipe, tmp_path))
+
+
+def test_a_sample_submission_of_training_slices_is_an_error(tmp_path):
+    plan = small(tmp_path, "ntu_dlmi")
+    write_ntu(plan.raw_root)
+    rows = [line.split(",") for line in (plan.raw_root / "train.csv").read_text().splitlines()]
+    lines = ["id,label", *(f"{image_id}_{name},0" for image_id, name, _ in rows)]
+    (plan.raw_root / "sample_submission.csv").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"sample_submission\.csv: train1/.* is a training slice \(40 such images\)"):
+        prepare.run(plan)
+
+
+@pytest.mark.parametrize("root", ["input", "."])
+def test_raw_files_next_to_the_caches_are_refused(tmp_path, root):
+    plan = small(tmp_path, "folder", competition={"format": "folder", "root": root})
+    with pytest.raises(UserError, match=r"contains the caches\. Move the raw files .* such as input/folder"):
+        prepare.run(plan)

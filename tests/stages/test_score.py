@@ -349,3 +349,10 @@ def test_without_a_test_set_a_solution_of_other_slices_is_ignored(tmp_path):
     plan = made(tmp_path, test_set=False, solution="others")
     score.run(plan)
     assert set(read(plan)["rows"]) == set(read(plan)["calibration_error"]) == {"oof"}
+
+
+def test_a_solution_without_a_test_slice_is_a_warning(tmp_path):
+    plan = made(tmp_path, solution="others")
+    score.run(plan)
+    assert set(read(plan)["rows"]) == {"oof"}
+    assert any("solution.csv has no image of the test set" in warning for warning in read(plan)["warnings"])

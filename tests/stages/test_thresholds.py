@@ -162,6 +162,8 @@ def spoilt(column, row, value):
         (spoilt("epidural", 4, np.nan), "labels of epidural must be 0 or 1.* 1 row: 4"),
         (spoilt("prob_any", 7, "high"), "column 'prob_any' must hold numbers"),
         (spoilt("fold", 9, np.nan), "column fold is empty in 1 rows, first in row 9"),
+        (spoilt("any", 9, 2), r"labels of any must be 0 or 1; see 1 row: 9 \(counted from 0\)"),
+        (brought()[["any"]], "no column prob_<class>; .* but it has any"),
         (spoilt("patient_id", 9, None), "column patient_id is empty in 1 rows, first in row 9"),
     ],
 )
@@ -170,6 +172,17 @@ def test_an_invalid_table_is_an_error_of_one_line(tmp_path, table, message):
         run_on_table(written(tmp_path, table, "table.csv"), Thresholds(trials=5), None)
     assert "\n" not in str(refused.value)
     assert "table.csv" in str(refused.value)
+
+
+def test_lists_of_patients_are_refused(tmp_path):
+    with pytest.raises(UserError, match="column patient_id must hold numbers or text"):
+        tuned(tmp_path, brought().assign(patient_id=[["p"]] * 300))
+
+
+def test_a_file_of_another_format_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"table\.txt: not a \.csv, \.csv\.gz or \.parquet file"):
+        tuned(tmp_path, brought(), "table.txt")
+    assert tuned(tmp_path, brought(), "TABLE.CSV") == tuned(tmp_path, brought())
 
 
 @pytest.mark.parametrize("content", ["", "no table at all", "\0\1\2"])

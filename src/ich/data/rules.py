@@ -133,12 +133,17 @@ def fold_cells(table: pd.DataFrame, classes: Sequence[str], n: int) -> Faults:
         yield from _among(table, name, [str(k) for k in range(n if name == "fold" else 2)])
 
 
-def folds(table: pd.DataFrame, labelled: pd.DataFrame, n: int) -> Faults:
+def folds(table: pd.DataFrame, labelled: pd.DataFrame, n: int, classes: Sequence[str] = ()) -> Faults:
     """Each labelled study (or slice) in one of `n` folds, and all studies of a patient in the same one.
 
     labelled: the labelled rows of the slice table.
     """
     key = fold_key(table)
+    if missing := [name for name in (key, "patient_id", "fold", *classes) if name not in table]:
+        yield Fault(
+            np.array([], dtype=np.intp), missing[0], f"this column is missing; it has {', '.join(table.columns)}"
+        )
+        return
     yield from _names(table, key, unique=True)
     yield from _where(~table["fold"].isin(range(n)), "fold", f"expected 0 to {n - 1} (folds.n is {n})")
     if empty := sorted(set(range(n)) - set(table["fold"])):

@@ -190,7 +190,8 @@ def refuse_rows(wrong: NDArray[np.bool_], problem: str) -> None:
     numbers = np.flatnonzero(wrong.any(axis=tuple(range(1, wrong.ndim))))
     if numbers.size:
         shown = ", ".join(map(str, numbers[:5])) + (", ..." if numbers.size > 5 else "")
-        raise ValueError(f"{problem}; see {numbers.size} row{'s' if numbers.size > 1 else ''}: {shown}.")
+        rows = f"{numbers.size} row{'s' if numbers.size > 1 else ''}"
+        raise ValueError(f"{problem}; see {rows}: {shown} (counted from 0).")
 
 
 def _checked_decisions(y: ArrayLike, positive: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -6,6 +6,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -110,8 +111,16 @@ def read(folder: Path, runtime: str = "torch") -> Bundle:
         import_onnx("onnx")
         if not any(name.endswith(f"/{ONNX}") for name in hashes):
             raise UserError(f"{folder} has no networks as ONNX. Export it again with --onnx")
+    spec = _spec(folder / SPEC)
+    for model, fold in product(spec.models, spec.folds):
+        part = folder / model / f"fold{fold}"
+        inside = [path.relative_to(folder).as_posix() for path in sorted(part.glob("[!.]*"))]
+        if not inside:
+            raise UserError(f"{part} is missing. Copy the bundle again")
+        if unlisted := [name for name in inside if name not in hashes]:
+            raise UserError(f"{folder / unlisted[0]} is not in {SUMS}. Remove it, or copy the bundle again")
     files = {name: sha256 for name, sha256 in hashes.items() if "/" in name}
-    return Bundle(folder.absolute(), _spec(folder / SPEC), files, runtime)
+    return Bundle(folder.absolute(), spec, files, runtime)
 
 
 def sums_text(hashes: Mapping[str, str]) -> str:

@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ich.ensemble.predictions import sigmoid
+from ich.models.artifacts import require_finite
 from ich.models.base import Fitted
 from ich.models.bundle import Bundle
 from ich.models.slices import Predictions, Slices
@@ -47,7 +48,9 @@ class Ensemble:
             self._fitted[name, fold] = self.bundle.fitted(name, fold)
         fitted = self._fitted[name, fold]
         with fitted.using(self.bundle.spec.threads):
-            return fitted.predict(slices, inputs)
+            found = fitted.predict(slices, inputs)
+        require_finite(fitted.name, slices.ids, found)
+        return found
 
 
 def mean_logits(folds: Sequence[FoldScores]) -> NDArray[np.float64]:

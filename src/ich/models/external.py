@@ -68,10 +68,15 @@ class External(Model):
         except (ValueError, OSError, pyarrow.ArrowException) as error:
             raise UserError(f"{path}: not a CSV or Parquet table ({' '.join(str(error).split())[:200]})") from None
         classes, name = data.table.classes, self.settings.values
-        table.columns = [str(column).removeprefix("logit_").removeprefix("prob_") for column in table.columns]
+        given = table.columns.astype(str)
+        table.columns = given.str.removeprefix("logit_" if name == "logit" else "prob_")
         missing = [column for column in ("image_id", *classes) if column not in table]
         if missing:
-            raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(table.columns)}")
+            raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(given)}; values is {name}")
+        for column in ("image_id", *classes):
+            same = given[table.columns.isin([column, f"{column}.1"])]  # pandas adds .1 to a name that occurs twice
+            if len(same) > 1:
+                raise UserError(f"{path}: columns {' and '.join(same)} are both {column}; remove one")
         ids = pd.Index(table["image_id"].astype(str))
 
         def refuse(bad: NDArray, what: str) -> None:

@@ -77,6 +77,11 @@ class Graph:
 
     def prepare(self) -> Task:
         """Cache task of the current raw files. Later stages use `prepared`."""
+        if self.workspace.cache_root.resolve().is_relative_to(self.raw_root.resolve()):
+            raise UserError(
+                f"competition.root: {self.recipe.competition.root} contains the caches. Move the raw files to a folder"
+                f" of their own, such as input/{self.recipe.name}"
+            )
         if not self.raw_root.is_dir():
             hint = "Run `ich demo` first" if self.recipe.demo else "See input/README.md for its content"
             raise UserError(f"{self.raw_root}: no such folder. {hint}")

@@ -131,6 +131,7 @@ class Plan(Graph):
         record, now = self.record_of(task), self.inputs(task)
         was, inputs = record.get("settings", {}), record.get("inputs", {})
         kept = record.get("fingerprint") == digest([VERSIONS[task.stage], was, inputs])
+        kept &= was.get("fold") == task.settings.get("fold")  # else the folder of another fold was moved here
         kept &= all(now.get(name, sha256) == sha256 for name, sha256 in inputs.items())
         return [*differences(was, task.settings)] if kept else []
 

@@ -149,7 +149,9 @@ class _Rules:
         if faults or plan.recipe.competition.trained_by is not None or not self._is_sound(plan.folds):
             return
         name, n = plan.workspace.folds.name, plan.recipe.folds.n
-        faults = list(_ruled(name, lambda: self.assigned, lambda table: rules.folds(table, self.labelled, n)))
+        faults = list(
+            _ruled(name, lambda: self.assigned, lambda table: rules.folds(table, self.labelled, n, self.classes))
+        )
         yield plan.folds, faults
         if faults:
             return

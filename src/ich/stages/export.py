@@ -105,6 +105,9 @@ def _add_onnx(plan: Plan, bundle: Bundle, *, int8: bool) -> None:
 def _halved(path: Path) -> bytes:
     """The content of a file of weights with float16 instead of float32. `FittedNetwork.load` reads both."""
     tensors = load(path.read_bytes())
-    return save(
-        {name: value.astype(np.float16) if value.dtype == np.float32 else value for name, value in tensors.items()}
-    )
+    for name, value in tensors.items():
+        if value.dtype == np.float32:
+            if not (np.abs(value) <= np.finfo(np.float16).max).all():
+                raise UserError(f"{path}: {name} has values that float16 cannot hold. Export it without --half")
+            tensors[name] = value.astype(np.float16)
+    return save(tensors)

@@ -42,7 +42,7 @@ def _divide(plan: Plan, force: bool) -> Made:
     try:
         text = _text(assigned, pseudonyms)
         same = plan.record_of(plan.folds).get("settings", plan.folds.settings) == plan.folds.settings
-        kept = _kept(plan, labelled, pseudonyms, text) if same and not force and not by_slice else None
+        kept = _kept(plan, labelled, classes, pseudonyms, text) if same and not force and not by_slice else None
     except (ValueError, KeyError) as error:
         raise UserError(f"{path}: {error}. Run `ich folds --force` to make new folds") from None
     if kept is not None:
@@ -73,7 +73,9 @@ def _text(assigned: pd.DataFrame, pseudonyms: Pseudonyms) -> bytes:
     return pseudonyms.hidden(assigned).sort_values(rules.fold_key(assigned)).to_csv(index=False).encode()
 
 
-def _kept(plan: Plan, labelled: pd.DataFrame, pseudonyms: Pseudonyms, written_now: bytes) -> pd.DataFrame | None:
+def _kept(
+    plan: Plan, labelled: pd.DataFrame, classes: list[str], pseudonyms: Pseudonyms, written_now: bytes
+) -> pd.DataFrame | None:
     """Return the existing fold file, since new folds would make scores incomparable. None: write it again.
 
     Raises ValueError for a file that does not fit the studies, unless `ich folds` wrote it.
@@ -92,7 +94,7 @@ def _kept(plan: Plan, labelled: pd.DataFrame, pseudonyms: Pseudonyms, written_no
     with parsing(path, FOLDS_REMEDY):
         assigned = read_folds(path, pseudonyms, labelled)
     try:
-        rules.require(rules.folds(assigned, labelled, plan.recipe.folds.n), assigned, "study_id")
+        rules.require(rules.folds(assigned, labelled, plan.recipe.folds.n, classes), assigned, "study_id")
     except (ValueError, KeyError) as error:
         if not record:
             raise

@@ -144,6 +144,10 @@ def _refuse_empty(plan: Plan, raw: Raw, table: pd.DataFrame, quarantined: Sequen
         if wanted and not (table["split"] == split).any():
             said = next((f"{q.path}: {q.reason}" for q in quarantined if q.split == split and q.path), "no file")
             raise UserError(f"{plan.raw_root}: no readable slice in the {split} set ({said})")
+    trained = raw.files.loc[(raw.files["split"] == "train") & raw.files["image_id"].isin(raw.test_ids), "path"]
+    if len(trained):
+        what = f"{trained.iloc[0]} is a training slice ({len(trained)} such images)"
+        raise UserError(f"{plan.raw_root / raw.template}: {what}; use the sample submission of the test set")
     if not outside and (why := slice_table.without_labels(raw, table)):
         raise UserError(f"{plan.raw_root}: {why}")
 

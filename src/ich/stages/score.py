@@ -83,6 +83,8 @@ def _scores(plan: Plan) -> Made:
         "calibration_error": errors,
         "warnings": [*_warnings(plan), *fold_warnings(fold_auc), *evaluation.one_label_warnings(rows, classes)],
     }
+    if "test" not in rows and len(slices.test_rows) and (solution := plan.raw_root / "solution.csv").is_file():
+        found["warnings"].append(f"{solution} has no image of the test set, so there are no scores of the test set")
     for where, pooled in _pooled(plan, rows, slices, fold, goals[settings.metric]).items():
         if pooled and where in found["studies"]:
             found["studies"][where]["pooled"] = pooled

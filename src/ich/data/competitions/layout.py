@@ -156,9 +156,9 @@ def read_text(path: Path, *, header: bool = True, separator: str = ",", encoding
     try:
         data = io.BytesIO(content(path, MAX_TABLE))
         first = io.TextIOWrapper(data, encoding, newline="")
-        columns = len(next(csv.reader(first, delimiter=separator), ()))  # pandas takes minutes for 200,000
-        if columns > MOST_COLUMNS:
-            raise ValueError(f"{columns:,} columns, more than {MOST_COLUMNS:,}")
+        columns = next(csv.reader(first, delimiter=separator), [])
+        if len(columns) > MOST_COLUMNS:  # pandas takes minutes for 200,000
+            raise ValueError(f"{len(columns):,} columns, more than {MOST_COLUMNS:,}")
         first.detach().seek(0)
         with warnings.catch_warnings(record=True, action="always", category=pd.errors.ParserWarning) as longer:
             table = pd.read_csv(
@@ -174,12 +174,18 @@ def read_text(path: Path, *, header: bool = True, separator: str = ",", encoding
         if longer:  # the rows are longer than the header; a separator at their end is accepted
             data.seek(0)
             rows = csv.reader(io.TextIOWrapper(data, encoding, newline=""), delimiter=separator)
-            if row := next((row for row in rows if any(row[columns:])), None):
-                raise ValueError(f"{len(row)} values in row {rows.line_num}, {columns} in the header")
+            if row := next((row for row in rows if any(row[len(columns) :])), None):
+                raise LayoutError(
+                    f"{path}: row {rows.line_num} has {len(row)} cells, the header {len(columns)}; remove the surplus"
+                )
+    except LayoutError:
+        raise
     except (ValueError, csv.Error) as error:  # of pandas' parser too
         raise LayoutError(f"{path}: not a whole CSV file ({' '.join(str(error).split())}); download it again") from None
     except OSError as error:
         raise LayoutError(f"{path}: cannot be read ({error.strerror})") from None
+    if header and (twice := [name for name in columns if name and columns.count(name) > 1]):
+        raise LayoutError(f"{path}: column {twice[0]!r} occurs twice; remove one")  # pandas has renamed it
     if not header:
         table.index = pd.RangeIndex(-1, len(table) - 1)
     table = table.rename(columns=str)

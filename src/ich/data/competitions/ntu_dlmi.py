@@ -47,7 +47,8 @@ def solution(root: Path) -> pd.DataFrame | None:
     table = layout.read_columns(path, ("id", "label"))
     parts = layout.parts_of(path, table["id"], SUBTYPES)
     label = layout.digits(path, table["label"], "label")
-    return layout.wide(path, parts.assign(image_id=_image_id(parts["image_id"]), label=label), SUBTYPES)
+    long = parts.assign(image_id=_image_id(parts["image_id"]), label=label)
+    return layout.wide(path, layout.agreed(path, long, ["image_id", "class"])[0], SUBTYPES)
 
 
 def submission(root: Path, values: pd.DataFrame) -> pd.DataFrame:

@@ -34,10 +34,13 @@ def read(source: Path) -> UserTable:
     Raises ValueError, naming the column, for missing or duplicate columns, values that are not numbers, and empty cells
     in fold or patient_id. The range of labels and probabilities is not checked.
     """
-    is_csv = source.name.endswith((".csv", ".csv.gz"))
+    file = source.name.lower()
+    if not file.endswith((".csv", ".csv.gz", ".parquet")):
+        raise ValueError("not a .csv, .csv.gz or .parquet file")
+    is_csv = not file.endswith(".parquet")
     with _readable():
         data = content(source, MAX_TABLE)
-        if source.name.endswith(".gz"):
+        if file.endswith(".gz"):
             data = gzip.GzipFile(fileobj=io.BytesIO(data)).read(MAX_TABLE + 1)
             if len(data) > MAX_TABLE:
                 raise ValueError(f"larger than {MAX_TABLE:,} bytes")
@@ -52,7 +55,8 @@ def read(source: Path) -> UserTable:
     classes = [name.removeprefix("prob_") for name in header if name.startswith("prob_")]
     missing = [name for name in classes if name not in header] if classes else ["prob_<class>"]
     if missing:
-        raise ValueError(f"no column {missing[0]}; a table needs <class> (0 or 1) and prob_<class> for each class")
+        needs = "a table needs <class> (0 or 1) and prob_<class> for each class"
+        raise ValueError(f"no column {missing[0]}; {needs}, but it has {', '.join(header[:20])}")
     known = [name for name in ("fold", "patient_id") if name in header]
     table.seek(0)
     with _readable():
@@ -64,9 +68,7 @@ def read(source: Path) -> UserTable:
         raise ValueError("the table has no rows")
     others = [name for name in rows if name not in (*classes, *known) and not str(name).startswith("prob_")]
     for name in known:
-        empty = np.flatnonzero(rows[name].isna())
-        if len(empty):
-            raise ValueError(f"column {name} is empty in {len(empty)} rows, first in row {empty[0]}")
+        _require_ids(rows[name])
     return UserTable(
         classes,
         _numbers(rows, classes),
@@ -75,6 +77,16 @@ def read(source: Path) -> UserTable:
         rows["patient_id"].to_numpy() if "patient_id" in known else None,
         tuple(str(name) for name in others if _is_binary(rows[name])),
     )
+
+
+def _require_ids(column: pd.Series) -> None:
+    empty = np.flatnonzero(column.isna())
+    if len(empty):
+        raise ValueError(
+            f"column {column.name} is empty in {len(empty)} rows, first in row {empty[0]} (counted from 0)"
+        )
+    if not pd.api.types.is_hashable(column.iloc[0]):
+        raise ValueError(f"column {column.name} must hold numbers or text")
 
 
 def _is_binary(column: pd.Series) -> bool:
