@@ -10,7 +10,7 @@ from ich.phantom import anatomy, bleeds, face, lesions, lookalikes, scanner, tis
 from ich.phantom.study import ANATOMY, AREAS, CLASSES, GRID, SCAN, Study, label_slices, make_study, render, stream
 
 SEED = 11
-STUDIES = 7
+STUDIES = 12
 SLICES = 16
 
 
