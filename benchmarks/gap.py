@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -27,7 +27,7 @@ from ich.phantom.anatomy import draw_head
 from ich.phantom.bleeds import draw_bleeds
 from ich.phantom.competition import plan_competition
 from ich.phantom.lookalikes import draw_extras
-from ich.phantom.scanner import Scanners, draw_scan
+from ich.phantom.scanner import draw_scan
 from ich.phantom.study import ANATOMY, BLEEDS, NOISE, SCAN, render, stream
 
 STATISTICS = list(REAL)[3:-1]  # not those of the series, and not the aspect, which fewer slices have
@@ -67,16 +67,14 @@ def read(root: Path) -> Series | None:
     return measured((dicom.hounsfield(path), pixel) for _, pixel, path in longest)
 
 
-def rendered(count: int, seed: int, scanners: Scanners, enhanced: bool, changes: dict[str, float]) -> Iterator[Series]:
+def rendered(count: int, seed: int, enhanced: bool, changes: dict[str, float]) -> Iterator[Series]:
     """Measure phantom series with bleeds as in RSNA 2019. enhanced: with a contrast agent. changes: of their scans."""
     plan = plan_competition(train_studies=50 * count, test_studies=1, seed=seed, prevalence="rsna2019")
     for planned in plan:
-        patient = planned.patient
-        rng = stream(seed, patient, 0, ANATOMY)
+        patient, rng = planned.patient, stream(seed, planned.patient, 0, ANATOMY)
         head = draw_head(rng)
         if planned.study == 0 and (head.agent > 0 or not enhanced):
-            scan = draw_scan(stream(seed, patient, 0, SCAN), head, SLICES, SIZE, scanners)
-            scan = replace(scan, **changes)
+            scan = replace(draw_scan(stream(seed, patient, 0, SCAN), head, SLICES, SIZE), **changes)
             drawn = draw_bleeds(stream(seed, patient, 0, BLEEDS), planned.kinds)
             hu, _ = render(head, draw_extras(rng, head), scan, drawn, stream(seed, patient, 0, NOISE))
             if series := measured((image, scan.pixel) for image in hu):
@@ -165,7 +163,6 @@ def main() -> None:
     parser.add_argument("real", type=Path, help="DICOM files of a patient")
     parser.add_argument("--series", type=int, default=40, help="number of phantom series")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--scanners", choices=get_args(Scanners), default="usual")
     parser.add_argument("--enhanced", action="store_true", help="only phantoms with a contrast agent")
     parser.add_argument("--thickness", type=float, help="of all phantom slices, mm")
     parser.add_argument("--noise", type=float, help="of all phantom slices, HU")
@@ -175,7 +172,7 @@ def main() -> None:
     real = read(given.real)
     if real is None:
         parser.error(f"{given.real}: no series has {SHORTEST} slices of a brain")
-    found = rendered(given.series, given.seed, given.scanners, given.enhanced, changes)
+    found = rendered(given.series, given.seed, given.enhanced, changes)
     print("\n".join(tables(real, list(islice(found, given.series)))))
 
 
