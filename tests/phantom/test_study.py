@@ -150,6 +150,23 @@ def test_scans_without_a_bleed_contain_structures_as_dense_as_blood(anatomies):
     assert np.mean(areas) > 200  # mm2 per scan
 
 
+def test_a_contrast_agent_shows_the_dura_and_pial_vessels():
+    """The same head with and without the agent, but for the density of its blood, which is a property of its own."""
+    patient = next(p for p in range(100) if draw(SEED, p, SLICES, GRID)[0].agent > 40)
+    head, scan = draw(SEED, patient, SLICES, GRID)
+    plain = replace(head, agent=0.0)
+    extras, others = (lookalikes.draw_extras(np.random.default_rng(0), of) for of in (head, plain))
+    same = list(zip(extras.dense, others.dense, strict=False))
+    assert [shape for (shape, _), _ in same] == [shape for _, (shape, _) in same]
+    plexus = sum(enhanced != density for (_, enhanced), (_, density) in same)
+    assert (plexus, {hu for _, hu in extras.dense[len(same) :]}) == (2, {head.sinus - 4})
+    enhanced, usual = (render(of, others, scan, [], np.random.default_rng(0))[0] for of in (head, plain))
+    depth = -middle(anatomy.cranium(head, scan.frame(GRID)).cavity)
+    change = enhanced.astype(int) - usual
+    assert change[(depth > 0.3) & (depth < 1)].mean() > 3
+    assert not change[depth > 20].any()
+
+
 def test_a_bleed_without_mass_effect_changes_nothing_elsewhere():
     without, bleeding = (make_study(SEED, 1, 0, slices=8, size=GRID, kinds=kinds) for kinds in ([], [2]))
     assert bleeding.labels.any()
