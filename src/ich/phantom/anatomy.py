@@ -70,7 +70,7 @@ def draw_head(rng: np.random.Generator) -> Head:
         ventricles=(ventricle * side, ventricle * (2 - side)),
         midline=rng.normal(0, 1.5),
         agent=agent,
-        white=white + 0.02 * agent,  # the share of blood in its volume, and in that of grey matter
+        white=white + 0.02 * agent,  # 2 % of white and 5 % of grey matter is blood
         grey=white + max(rng.normal(9.5, 1.5), 5.0) + 0.05 * agent,
         csf=float(np.clip(rng.normal(7, 2.5), 1, 14)),
         diploe=rng.normal(600, 110),
