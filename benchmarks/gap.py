@@ -31,7 +31,8 @@ from ich.phantom.scanner import draw_scan
 from ich.phantom.study import ANATOMY, BLEEDS, NOISE, SCAN, render, stream
 
 STATISTICS = list(REAL)[3:-1]  # not those of the series, and not the aspect, which fewer slices have
-SLICES, SIZE = 36, 512  # of a phantom series
+SERIES, SLICES, SIZE = 40, 36, 512  # of phantoms
+PATIENTS = 1000  # enough for SERIES with a contrast agent
 SHORTEST = 12  # slices with statistics
 BLOCKS = 4  # of slices along a head; each is tested by a classifier that was trained on the others
 SIDE = 6  # pixels of 1 mm: the filters are the 6 x 6 cosines but the constant one
@@ -67,10 +68,9 @@ def read(root: Path) -> Series | None:
     return measured((dicom.hounsfield(path), pixel) for _, pixel, path in longest)
 
 
-def rendered(count: int, seed: int, enhanced: bool, changes: dict[str, float]) -> Iterator[Series]:
+def rendered(seed: int, enhanced: bool, changes: dict[str, float]) -> Iterator[Series]:
     """Measure phantom series with bleeds as in RSNA 2019. enhanced: with a contrast agent. changes: of their scans."""
-    plan = plan_competition(train_studies=50 * count, test_studies=1, seed=seed, prevalence="rsna2019")
-    for planned in plan:
+    for planned in plan_competition(train_studies=PATIENTS, test_studies=1, seed=seed, prevalence="rsna2019"):
         patient, rng = planned.patient, stream(seed, planned.patient, 0, ANATOMY)
         head = draw_head(rng)
         if planned.study == 0 and (head.agent > 0 or not enhanced):
@@ -161,7 +161,6 @@ def tables(real: Series, phantoms: Sequence[Series]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gap", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("real", type=Path, help="DICOM files of a patient")
-    parser.add_argument("--series", type=int, default=40, help="number of phantom series")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--enhanced", action="store_true", help="only phantoms with a contrast agent")
     parser.add_argument("--thickness", type=float, help="of all phantom slices, mm")
@@ -172,8 +171,8 @@ def main() -> None:
     real = read(given.real)
     if real is None:
         parser.error(f"{given.real}: no series has {SHORTEST} slices of a brain")
-    found = rendered(given.series, given.seed, given.enhanced, changes)
-    print("\n".join(tables(real, list(islice(found, given.series)))))
+    phantoms = list(islice(rendered(given.seed, given.enhanced, changes), SERIES))
+    print("\n".join(tables(real, phantoms)))
 
 
 if __name__ == "__main__":

@@ -324,10 +324,13 @@ def test_series_are_read_in_order_and_one_with_shifted_hu_is_found(tmp_path):
         assert gap.separation(others[0][k], [one[k] for one in others[1:]])[1] < 2
 
 
-def test_a_series_without_a_brain_is_none_and_phantoms_are_made_with_the_asked_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(gap, "SIZE", 128)
+def test_a_folder_without_a_series_is_none(tmp_path):
     assert gap.read(tmp_path) is None
-    few, noisy = (next(gap.rendered(1, 7, True, {"noise": noise})) for noise in (1.0, 9.0))
+
+
+def test_phantoms_have_the_noise_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr(gap, "SIZE", 128)
+    few, noisy = (next(gap.rendered(7, True, {"noise": noise})) for noise in (1.0, 9.0))
     column = gap.STATISTICS.index("local noise, HU")
     assert noisy.statistics[:, column].mean() > 1.5 * few.statistics[:, column].mean()
 

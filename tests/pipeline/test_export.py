@@ -152,7 +152,7 @@ def test_a_flipped_bit_and_a_cut_file_are_refused(copied):
         (lambda folder: signed(folder, class_weights=[1]), "one weight per class"),
         (lambda folder: (folder / "resnet/fold0/model.json").unlink(), "model.json is missing. Copy the bundle again"),
         (lambda folder: signed(folder, folds=[0, 7]), "fold7 is missing. Copy the bundle again"),
-        (lambda folder: unlisted(folder), f"resnet/fold0/model.json is not in {SUMS}. Remove it, or copy"),
+        (unlisted, f"resnet/fold0/model.json is not in {SUMS}. Remove it, or copy"),
         (lambda folder: (folder / SUMS).unlink(), f"{SUMS} is missing"),
         (lambda folder: (folder / SUMS).write_text(sums_text({"../a": "0"})), "a name leads out of the bundle"),
         (lambda folder: shutil.rmtree(folder), "no such folder. Give the folder that `ich export` wrote"),

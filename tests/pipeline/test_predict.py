@@ -251,7 +251,7 @@ def test_copies_of_slices_are_a_warning(copy, tmp_path_factory, capsys):
     for name, file in enumerate((*files, files[1])):
         shutil.copy(file, folder / f"{name}.dcm")
     scored(plan_of(copy), folder)
-    assert "warning: 1 slices have the same position as the slice before them, such as " in capsys.readouterr().out
+    assert "warning: 1 of 4 slices have the position of the slice before, such as " in capsys.readouterr().out
 
 
 def test_scans_without_a_patient_are_scored(trained, tmp_path):

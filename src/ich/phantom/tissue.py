@@ -113,7 +113,7 @@ def inside(
     if up.low(brain.ventricle) < 1:
         ventricles = soft(up(brain.ventricle), edge)
         mix(hu, ventricles, head.csf)
-    if head.agent:  # shows also the dura that lines the skull
+    if head.agent:  # a contrast agent also shows the dura that lines the skull
         np.maximum(dura, soft(-cavity - 1, edge), out=dura)
     mix(hu, dura, head.dura)
     for sinus in sinuses:

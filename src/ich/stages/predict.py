@@ -208,8 +208,8 @@ def _warn_of_series(slices: pd.DataFrame, values: str) -> None:
     again = slices[slices.groupby(SERIES, sort=False)["position"].diff().abs() < SAME_PLACE]
     if len(again):
         warn(
-            f"{len(again)} slices have the same position as the slice before them, such as {again['path'].iloc[0]}."
-            " Copies of slices change the scores of their neighbours. Use a PATH without copies"
+            f"{len(again)} of {len(slices)} slices have the position of the slice before, such as"
+            f" {again['path'].iloc[0]}. Copies change the scores of their neighbours. Use a PATH without copies"
         )
 
 
